@@ -1,0 +1,111 @@
+"""Strict YAML -> frozen dataclasses: an unknown key or a wrong type stops the run, by name."""
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from photozhpc.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read one YAML mapping with the safe loader (no tags that construct objects).
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping.
+    """
+    path = Path(path)
+    try:
+        with open(path, encoding="utf-8") as stream:
+            document = yaml.safe_load(stream)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path}: not valid YAML ({first})") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines, got {type(document).__name__}")
+    return document
+
+
+def from_mapping(cls: type[T], mapping: Any, where: str) -> T:
+    """Build the frozen dataclass `cls` from a mapping, checking every key and type.
+
+    Args:
+        cls: a dataclass; fields may be scalars, tuples, dicts, unions with None, dataclasses.
+        mapping: what the YAML or JSON file held.
+        where: shown in errors: the file and the path of keys so far.
+
+    Raises:
+        ConfigError: unknown key (the nearest valid one is named), missing key, wrong type.
+    """
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{where}: expected 'key: value' pairs, got {_shown(mapping)}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in mapping:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(str(key), fields)}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, field in fields.items():
+        if name in mapping:
+            values[name] = _convert(hints[name], mapping[name], f"{where}: {name}")
+        elif (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        ):
+            raise ConfigError(f"{where}: the key '{name}' is missing")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def to_mapping(config: Any) -> Any:
+    """Turn a config dataclass into plain dicts and lists, ready for YAML or JSON."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_mapping(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, dict):
+        return {key: to_mapping(value) for key, value in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_mapping(value) for value in config]
+    return config
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (inner,) = (arg for arg in args if arg is not type(None))
+        return _convert(inner, value, where)
+    if origin is typing.Literal:
+        if value not in args:
+            raise ConfigError(f"{where}: unknown choice {_shown(value)}{did_you_mean(value, args)}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: expected a list, got {_shown(value)}")
+        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected 'key: value' pairs, got {_shown(value)}")
+        return {str(key): _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return f"{str(value)[:60]!r} ({type(value).__name__})"

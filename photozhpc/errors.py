@@ -1,0 +1,45 @@
+"""The errors that a user can cause and mend. The command line shows each as one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PhotozError(Exception):
+    """Base class: the message says what is wrong and what to do next."""
+
+
+class ConfigError(PhotozError):
+    """An unknown name, an unknown key, or a value of the wrong type in a configuration."""
+
+
+class MosaicError(PhotozError):
+    """A mosaic that is missing, damaged, uncalibrated, or on another grid than its fellows."""
+
+
+class SourceListError(PhotozError):
+    """A source list that is missing, damaged, or lacks a column that is needed."""
+
+
+class StoreError(PhotozError):
+    """A cutout store that is missing, damaged, or made for another survey."""
+
+
+class CheckpointError(PhotozError):
+    """A model file that is missing, damaged, or does not fit the store."""
+
+
+class CatalogError(PhotozError):
+    """A catalogue that is missing, damaged, or belongs to another run."""
+
+
+class RunError(PhotozError):
+    """A run that could not be finished: a full disk, lost workers, parts set aside."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'X'? Known: ..." for an error about an unknown name."""
+    names = sorted(known)
+    lowered = {candidate.lower(): candidate for candidate in names}
+    near = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.5)
+    hint = f"; did you mean '{lowered[near[0]]}'?" if near else "."
+    return f"{hint} Known: {', '.join(names)}"

@@ -1,0 +1,133 @@
+"""Survey and Band: what has to be known of a survey to measure its mosaics."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from photozhpc.config import from_mapping, load_yaml
+from photozhpc.errors import ConfigError, did_you_mean
+
+SURVEY_DIR = Path(__file__).parent / "configs" / "surveys"
+
+AB_ZERO_POINT_NJY = 31.4  # m_AB = 31.4 - 2.5 log10(flux / nJy)
+
+
+@dataclass(frozen=True)
+class Band:
+    """One photometric band.
+
+    Attributes:
+        name: as in file names and catalogue columns, e.g. "F158".
+        zero_point_ab: AB magnitude of one count (per second) of the mosaic; None where the
+            file states its own calibration (a surface-brightness unit, PHOTFLAM, MAGZERO).
+        psf_fwhm_arcsec: full width at half maximum of the mosaic's PSF.
+        extinction_r: R of A = R * E(B-V), in magnitudes.
+    """
+
+    name: str
+    psf_fwhm_arcsec: float
+    extinction_r: float
+    zero_point_ab: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a band needs a name")
+        if not self.psf_fwhm_arcsec > 0:
+            raise ValueError(f"psf_fwhm_arcsec must be positive, got {self.psf_fwhm_arcsec}")
+        if not self.extinction_r >= 0:
+            raise ValueError(f"extinction_r must not be negative, got {self.extinction_r}")
+
+
+@dataclass(frozen=True)
+class SourceColumns:
+    """Names of the columns of a source list. None: the survey's lists do not have it."""
+
+    source_id: str = "source_id"
+    ra: str = "ra"
+    dec: str = "dec"
+    z_spec: str | None = "z_spec"
+    ebv: str | None = "ebv"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A survey: its bands in channel order, its grid, and where its files keep things.
+
+    Attributes:
+        mosaic_pattern: file name of one band of one tile, with {tile} and {band}; matched
+            without regard to case. {band} is the band's name or one of `band_aliases`.
+        source_pattern: file names of source lists beside the mosaics.
+        aperture_radii_arcsec: radii of the forced circular apertures.
+        sky_annulus_arcsec: inner and outer radius of the local-sky annulus; empty: no sky is
+            subtracted.
+        cutout_size: side of the stored cutouts, pixels.
+    """
+
+    name: str
+    bands: tuple[Band, ...]
+    pixel_scale_arcsec: float
+    description: str = ""
+    mosaic_pattern: str = "{tile}_{band}_coadd.asdf"
+    band_aliases: dict[str, str] = field(default_factory=dict)
+    source_pattern: str = "*cat.parquet"
+    source_columns: SourceColumns = SourceColumns()
+    aperture_radii_arcsec: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
+    sky_annulus_arcsec: tuple[float, ...] = (2.4, 2.8)
+    cutout_size: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.bands:
+            raise ValueError("a survey needs at least one band")
+        names = [band.name for band in self.bands]
+        if len(set(names)) != len(names):
+            raise ValueError(f"bands must differ, got {names}")
+        if not self.pixel_scale_arcsec > 0:
+            raise ValueError(f"pixel_scale_arcsec must be positive, got {self.pixel_scale_arcsec}")
+        if not self.aperture_radii_arcsec or min(self.aperture_radii_arcsec) <= 0:
+            raise ValueError("aperture_radii_arcsec must be positive and at least one")
+        if len(self.sky_annulus_arcsec) not in (0, 2):
+            raise ValueError("sky_annulus_arcsec must be [inner, outer] or empty")
+        if self.sky_annulus_arcsec and not (
+            0 < self.sky_annulus_arcsec[0] < self.sky_annulus_arcsec[1]
+        ):
+            raise ValueError(f"sky_annulus_arcsec must grow, got {self.sky_annulus_arcsec}")
+        if self.cutout_size < 8:
+            raise ValueError(f"cutout_size must be at least 8, got {self.cutout_size}")
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        return tuple(band.name for band in self.bands)
+
+    def band(self, name: str) -> Band:
+        """Return the band called `name` (in any case, or by an alias).
+
+        Raises:
+            ConfigError: no such band; the nearest name is suggested.
+        """
+        wanted = self.band_aliases.get(name, name).lower()
+        for band in self.bands:
+            if band.name.lower() == wanted:
+                return band
+        raise ConfigError(
+            f"survey '{self.name}' has no band '{name}'{did_you_mean(name, self.band_names)}"
+        )
+
+
+def survey_names() -> list[str]:
+    """Names of the surveys that come with the package."""
+    return sorted(path.stem for path in SURVEY_DIR.glob("*.yaml"))
+
+
+def load_survey(name_or_yaml_path: str | Path) -> Survey:
+    """Load a survey that comes with the package by its name, or one of your own by its path.
+
+    Raises:
+        ConfigError: unknown name (the nearest is suggested) or a faulty file.
+    """
+    text = str(name_or_yaml_path)
+    if text in survey_names():
+        path = SURVEY_DIR / f"{text}.yaml"
+    elif text.endswith((".yaml", ".yml")) or "/" in text:
+        path = Path(text)
+    else:
+        raise ConfigError(f"unknown survey '{text}'{did_you_mean(text, survey_names())}")
+    return from_mapping(Survey, load_yaml(path), str(path))
