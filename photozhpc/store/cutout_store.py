@@ -1,0 +1,452 @@
+"""CutoutStore: sharded Zarr v3 cutouts with positions and photometry, one group a tile.
+
+This is the only file that knows the schema:
+
+    STORE/zarr.json                     attributes: format, survey, cutout_size, shard_len
+    STORE/TILE/zarr.json                attributes: tile_id, WCS, missing bands
+    STORE/TILE/cutout                   float32 (N, C, S, S) nJy, NaN where there is no pixel;
+                                        one shard file per shard_len sources
+    STORE/TILE/{source_id,ra,dec,y,x,ebv,z_spec}            (N,)
+    STORE/TILE/{flux,flux_err}          float32 (N, C, R) nJy;  flags uint16 (N, C)
+    STORE/.manifests/TILE.json          size and SHA-256 of every file of the tile
+
+A tile exists from the moment its manifest does: it is written under a hidden name, renamed, and
+then declared. Whatever is cut short in between is ignored and made anew.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.array_spec import ArrayConfigLike
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from photozhpc.config import from_mapping, to_mapping
+from photozhpc.errors import ConfigError, StoreError
+from photozhpc.mosaic.sources import Sources
+from photozhpc.survey import Survey
+
+FORMAT = 1
+CHUNK_LEN = 64
+_TILE_ID = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
+# Lossless on the bits; what makes it small is that the pixels were rounded (store/ingest.py).
+# The checksum turns a flipped bit into an error where decompression alone might not notice it.
+_COMPRESSORS = [BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()]
+
+
+@dataclass(frozen=True, order=True)
+class ShardKey:
+    """One shard of one tile: the unit of reading, and of inference."""
+
+    tile_id: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.tile_id}/{self.index:05d}"
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured at each source of a shard.
+
+    Attributes:
+        y_N, x_N: pixel position on the tile, float64.
+        flux_NCR, flux_err_NCR: forced aperture fluxes and errors, nJy, float32.
+        flags_NC: photozhpc.mosaic.photometry.PhotFlag bits, uint16.
+    """
+
+    y_N: NDArray[np.float64]
+    x_N: NDArray[np.float64]
+    flux_NCR: NDArray[np.float32]
+    flux_err_NCR: NDArray[np.float32]
+    flags_NC: NDArray[np.uint16]
+
+
+# array name -> (dtype, trailing axes); N is always first
+_COLUMNS: dict[str, tuple[str, str]] = {
+    "source_id": ("int64", ""),
+    "ra": ("float64", ""),
+    "dec": ("float64", ""),
+    "z_spec": ("float32", ""),
+    "ebv": ("float32", ""),
+    "y": ("float64", ""),
+    "x": ("float64", ""),
+    "flux": ("float32", "CR"),
+    "flux_err": ("float32", "CR"),
+    "flags": ("uint16", "C"),
+}
+
+
+class CutoutStore:
+    """A folder of cutouts of one survey. Make it with `create`, open it with `open`."""
+
+    def __init__(self, path: Path, survey: Survey, size: int, shard_len: int) -> None:
+        self.path = path
+        self.survey = survey
+        self.cutout_size = size
+        self.shard_len = shard_len
+
+    @classmethod
+    def create(
+        cls, path: str | Path, survey: Survey, size: int | None = None, shard_len: int = 2048
+    ) -> "CutoutStore":
+        """Make an empty store, or open the one that is there if it was made the same way.
+
+        Args:
+            path: folder; made with its parents.
+            survey: its bands are the channels, in order.
+            size: side of the cutouts, pixels; default: the survey's.
+            shard_len: sources in a shard; a multiple of 64.
+
+        Raises:
+            StoreError: the folder holds something else, or a store made differently.
+        """
+        path = Path(path)
+        size = survey.cutout_size if size is None else size
+        if size < 1:
+            raise StoreError(f"the cutout size must be positive, got {size}")
+        if shard_len < CHUNK_LEN or shard_len % CHUNK_LEN:
+            raise StoreError(f"shard_len must be a multiple of {CHUNK_LEN}, got {shard_len}")
+        if (path / "zarr.json").exists():
+            store = cls.open(path)
+            wanted = {"survey": survey, "cutout_size": size, "shard_len": shard_len}
+            for name, value in wanted.items():
+                if getattr(store, name) != value:
+                    raise StoreError(
+                        f"{path}: the store there was made with another {name}; "
+                        f"choose another --store or delete that one"
+                    )
+            return store
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StoreError(f"{path}: is there already and is not a store; choose another --store")
+        path.mkdir(parents=True, exist_ok=True)
+        attributes = {
+            "format": FORMAT,
+            "survey": to_mapping(survey),
+            "cutout_size": size,
+            "shard_len": shard_len,
+        }
+        (path / ".manifests").mkdir(exist_ok=True)
+        zarr.create_group(path, attributes={"photozhpc": attributes})
+        return cls(path, survey, size, shard_len)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "CutoutStore":
+        """Open a store for reading, or for adding tiles.
+
+        Raises:
+            StoreError: there is no store, it is damaged, or a newer photozhpc wrote it.
+        """
+        path = Path(path)
+        try:
+            attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]["photozhpc"]
+            if attributes["format"] != FORMAT:
+                raise StoreError(
+                    f"{path}: the store has format {attributes['format']}, "
+                    f"this photozhpc reads format {FORMAT}; upgrade photozhpc"
+                )
+            size, shard_len = attributes["cutout_size"], attributes["shard_len"]
+            survey = from_mapping(Survey, attributes["survey"], f"{path}/zarr.json: survey")
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(
+                f"{path}: no store there; make one with 'photozhpc extract --store {path}'"
+            ) from None
+        except (ValueError, KeyError, TypeError, OSError, ConfigError) as error:
+            raise StoreError(f"{path}: not a photozhpc store, or damaged ({error!r})") from error
+        if not (_is_count(size) and _is_count(shard_len)):
+            raise StoreError(f"{path}: damaged: cutout_size {size!r}, shard_len {shard_len!r}")
+        return cls(path, survey, size, shard_len)
+
+    def tiles(self) -> dict[str, int]:
+        """Return the number of sources of every finished tile, by tile_id, sorted."""
+        return {manifest["tile_id"]: manifest["n_sources"] for _, manifest in self._manifests()}
+
+    def shards(self) -> list[ShardKey]:
+        """Return the keys of all shards, sorted by tile and index."""
+        return list(self.shard_lengths())
+
+    def shard_lengths(self) -> dict[ShardKey, int]:
+        """Return the number of sources of every shard, sorted by tile and index."""
+        return {
+            ShardKey(tile_id, index): min(self.shard_len, n - index * self.shard_len)
+            for tile_id, n in self.tiles().items()
+            for index in range(-(-n // self.shard_len))
+        }
+
+    def __len__(self) -> int:
+        return sum(self.tiles().values())
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over all manifests: equal if and only if all content is equal."""
+        digest = hashlib.sha256()
+        for _, manifest in self._manifests():
+            digest.update(manifest["sha256"].encode())
+        return digest.hexdigest()
+
+    def read_cutouts(self, key: ShardKey, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """Return cutout_NCSS of a shard, or of `rows` of it, nJy per pixel.
+
+        Raises:
+            StoreError: the shard is missing or damaged.
+        """
+        return self._read(key, "cutout", rows)
+
+    def read_sources(self, key: ShardKey) -> Sources:
+        """Return identifiers, positions, z_spec and E(B-V) of a shard.
+
+        Raises:
+            StoreError: the tile is missing or damaged.
+        """
+        names = ("source_id", "ra", "dec", "z_spec", "ebv")
+        return Sources(*(self._read(key, name) for name in names))
+
+    def read_measurements(self, key: ShardKey) -> Measurements:
+        """Return pixel positions and photometry of a shard.
+
+        Raises:
+            StoreError: the tile is missing or damaged.
+        """
+        names = ("y", "x", "flux", "flux_err", "flags")
+        return Measurements(*(self._read(key, name) for name in names))
+
+    def tile_attributes(self, tile_id: str) -> dict[str, Any]:
+        """Return what was noted of a tile: its WCS, missing bands."""
+        return dict(self._group(tile_id).attrs)
+
+    @contextmanager
+    def new_tile(
+        self, tile_id: str, n_sources: int, attributes: dict[str, Any]
+    ) -> Iterator["TileWriter"]:
+        """Write a tile shard by shard; it appears, whole, when the block ends without error.
+
+        Raises:
+            StoreError: the tile_id cannot be a folder name, or the tile exists.
+        """
+        if not _TILE_ID.fullmatch(tile_id):
+            raise StoreError(f"'{tile_id}' cannot be a tile_id: use letters, digits, . _ + -")
+        if self._manifest_path(tile_id).exists():
+            raise StoreError(f"{self.path}: tile '{tile_id}' is there already")
+        partial = self.path / f".{tile_id}.{socket.gethostname()}.{os.getpid()}.partial"
+        final = self.path / tile_id
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            group = zarr.create_group(partial, attributes={"tile_id": tile_id, **attributes})
+            arrays = self._create_arrays(group, n_sources)
+            writer = TileWriter(arrays, n_sources, self.shard_len)
+            yield writer
+            writer.finish()
+            manifest = _make_manifest(partial, tile_id, n_sources)
+            shutil.rmtree(final, ignore_errors=True)  # undeclared remains of a killed run
+            os.rename(partial, final)
+            _write_durably(self._manifest_path(tile_id), json.dumps(manifest).encode())
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def verify(self) -> list[str]:
+        """Return one line for every missing, truncated, altered or stray file; none if sound."""
+        problems = []
+        for path in sorted((self.path / ".manifests").glob("*.json")):
+            try:
+                manifest = _read_manifest(path)
+            except StoreError as error:
+                problems.append(str(error))
+                continue
+            folder = self.path / manifest["tile_id"]
+            for name, expected in manifest["files"].items():
+                problem = _check_file(folder / name, expected)
+                if problem:
+                    problems.append(f"{_describe(manifest['tile_id'], name)}: {problem}")
+            if folder.is_dir():
+                present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+                for name in sorted(present - set(manifest["files"])):
+                    problems.append(f"{_describe(manifest['tile_id'], name)}: not in the manifest")
+        declared = {path.stem for path in (self.path / ".manifests").glob("*.json")}
+        for folder in sorted(p for p in self.path.iterdir() if p.is_dir()):
+            if not folder.name.startswith(".") and folder.name not in declared:
+                problems.append(
+                    f"tile {folder.name}: has no manifest (its manifest was lost, or "
+                    f"a run was killed); extract it again"
+                )
+        return problems
+
+    def _manifest_path(self, tile_id: str) -> Path:
+        return self.path / ".manifests" / f"{tile_id}.json"
+
+    def _manifests(self) -> list[tuple[str, dict[str, Any]]]:
+        paths = sorted((self.path / ".manifests").glob("*.json"))
+        return [(path.stem, _read_manifest(path)) for path in paths]
+
+    def _group(self, tile_id: str) -> zarr.Group:
+        try:
+            return zarr.open_group(self.path / tile_id, mode="r")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path}: tile '{tile_id}' is missing or damaged") from error
+
+    def _read(self, key: ShardKey, name: str, rows: slice = slice(None)) -> NDArray:
+        start = key.index * self.shard_len
+        try:
+            array = self._group(key.tile_id)[name]
+            assert isinstance(array, zarr.Array)
+            stop = min(start + self.shard_len, array.shape[0])
+            first, last, _ = rows.indices(stop - start)
+            # Zarr fills in for a file that it does not find; a store never lacks one.
+            index = key.index if name == "cutout" else 0
+            file = (
+                self.path
+                / key.tile_id
+                / name
+                / "c"
+                / "/".join([f"{index}"] + ["0"] * (array.ndim - 1))
+            )
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} does not exist")
+            return np.asarray(array[start + first : start + last])
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            first_line = " ".join(str(error).split())[:160]
+            raise StoreError(
+                f"{self.path}: shard {key} ('{name}') is missing or damaged ({first_line}); "
+                f"run 'photozhpc verify {self.path}', delete the tile and extract it again"
+            ) from error
+
+    def _create_arrays(self, group: zarr.Group, n_sources: int) -> dict[str, zarr.Array]:
+        axes = {"C": len(self.survey.bands), "R": len(self.survey.aperture_radii_arcsec)}
+        image = (axes["C"], self.cutout_size, self.cutout_size)
+        # Else Zarr drops a file that holds only fill values: a missing file must mean damage.
+        always_write: ArrayConfigLike = {"write_empty_chunks": True}
+        arrays = {
+            "cutout": group.create_array(
+                "cutout",
+                shape=(n_sources, *image),
+                chunks=(CHUNK_LEN, *image),
+                shards=(self.shard_len, *image),
+                dtype="float32",
+                fill_value=np.nan,
+                compressors=_COMPRESSORS,
+                dimension_names=("source", "band", "y", "x"),
+                config=always_write,
+            )
+        }
+        for name, (dtype, trailing) in _COLUMNS.items():
+            shape = tuple(axes[axis] for axis in trailing)
+            arrays[name] = group.create_array(
+                name,
+                shape=(n_sources, *shape),
+                chunks=(max(n_sources, 1), *shape),
+                dtype=dtype,
+                compressors=_COMPRESSORS,
+                config=always_write,
+            )
+        return arrays
+
+
+class TileWriter:
+    """Takes the shards of one tile in order."""
+
+    def __init__(self, arrays: dict[str, zarr.Array], n_sources: int, shard_len: int) -> None:
+        self._arrays = arrays
+        self._n_sources = n_sources
+        self._shard_len = shard_len
+        self._written = 0
+        self._columns: dict[str, list[NDArray]] = {name: [] for name in _COLUMNS}
+
+    def write_shard(
+        self, cutout_NCSS: NDArray[np.float32], sources: Sources, measured: Measurements
+    ) -> None:
+        """Append one shard: shard_len sources, fewer only in the last one of the tile.
+
+        Raises:
+            StoreError: the shard has another length than is due.
+        """
+        due = min(self._shard_len, self._n_sources - self._written)
+        if len(sources) != due or len(cutout_NCSS) != due:
+            raise StoreError(f"a shard of {due} sources is due, got {len(sources)}")
+        self._arrays["cutout"][self._written : self._written + due] = cutout_NCSS
+        for name in _COLUMNS:
+            owner = sources if name in ("source_id", "ra", "dec", "z_spec", "ebv") else measured
+            suffix = {"": "_N", "C": "_NC", "CR": "_NCR"}[_COLUMNS[name][1]]
+            self._columns[name].append(getattr(owner, name + suffix))
+        self._written += due
+
+    def finish(self) -> None:
+        """Write the columns.
+
+        Raises:
+            StoreError: fewer sources were written than were announced.
+        """
+        if self._written != self._n_sources:
+            raise StoreError(f"{self._n_sources} sources were due, {self._written} were written")
+        if self._n_sources:
+            for name, parts in self._columns.items():
+                self._arrays[name][:] = np.concatenate(parts)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+
+
+def _describe(tile_id: str, name: str) -> str:
+    shard = re.fullmatch(r"cutout/c/(\d+)/0/0/0", name)
+    return f"shard {ShardKey(tile_id, int(shard[1]))}" if shard else f"tile {tile_id}, {name}"
+
+
+def _make_manifest(folder: Path, tile_id: str, n_sources: int) -> dict[str, Any]:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
+    manifest: dict[str, Any] = {"tile_id": tile_id, "n_sources": n_sources, "files": files}
+    manifest["sha256"] = _own_digest(manifest)
+    return manifest
+
+
+def _own_digest(manifest: dict[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+        sound = manifest["sha256"] == _own_digest(manifest) and manifest["tile_id"] == path.stem
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: the tile's manifest is damaged ({error!r})") from error
+    if not sound:
+        raise StoreError(f"{path}: the tile's manifest was altered; extract the tile again")
+    return manifest
+
+
+def _check_file(path: Path, expected: dict[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size < expected["bytes"]:
+            return f"truncated: {size} of {expected['bytes']} bytes"
+        with open(path, "rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
+                return "altered: its SHA-256 is not the manifest's"
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error})"
+    return None
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    with open(partial, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, path)
