@@ -1,0 +1,118 @@
+"""Cutout extraction: all bands of many sources in one pass, in Numba without the GIL."""
+
+import math
+import operator
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_MIN_CHUNK_BYTES = 4_000_000
+
+
+def extract_cutouts(
+    image_CHW: ArrayLike,
+    y_N: ArrayLike,
+    x_N: ArrayLike,
+    size: int,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Copy one size x size cutout per source and band; pixels off the tile are NaN.
+
+    The cutout of (y, x) starts at row floor(y + 0.5) - size // 2 and column
+    floor(x + 0.5) - size // 2: the pixel that holds the source is [size // 2, size // 2].
+
+    Args:
+        image_CHW: any real dtype, byte order and layout; not changed.
+        y_N, x_N: pixels, zero-based with pixel centres on integers; scalars are N = 1. A
+            position that is not finite gives a cutout of NaN.
+        out: an array to fill instead of a new one: (N, C, size, size), float32, C-contiguous.
+
+    Returns:
+        cutout_NCSS, float32, in the image's unit.
+
+    Raises:
+        ValueError: shapes that do not fit, or a size that is not a positive integer.
+    """
+    image = np.asarray(image_CHW)
+    if image.ndim != 3:
+        raise ValueError(f"image_CHW must have three axes (C, H, W), got shape {image.shape}")
+    if image.dtype.kind not in "fiub":
+        raise ValueError(f"image_CHW must hold real numbers, got {image.dtype}")
+    try:
+        size = operator.index(size)
+    except TypeError:
+        raise ValueError(f"size must be a positive integer, got {size!r}") from None
+    if size < 1:
+        raise ValueError(f"size must be a positive integer, got {size}")
+    y = np.ascontiguousarray(np.atleast_1d(np.asarray(y_N, dtype=np.float64)))
+    x = np.ascontiguousarray(np.atleast_1d(np.asarray(x_N, dtype=np.float64)))
+    if y.ndim != 1 or y.shape != x.shape:
+        raise ValueError(f"y_N and x_N must be (N,) alike, got {np.shape(y_N)}, {np.shape(x_N)}")
+    shape = (y.size, image.shape[0], size, size)
+    if out is None:
+        cutout = np.empty(shape, np.float32)
+    elif out.shape == shape and out.dtype == np.float32 and out.flags.c_contiguous:
+        cutout = out
+    else:
+        raise ValueError(
+            f"out must be float32, C-contiguous and {shape}, got {out.dtype} {out.shape}"
+        )
+    native = image.dtype in (np.float32, np.float64) and image.dtype.isnative
+    if native:
+        _copy(image, y, x, 0, cutout)
+    else:
+        for c in range(image.shape[0]):  # convert one band at a time: memory for one, not all
+            _copy(image[c : c + 1].astype(np.float32), y, x, c, cutout)
+    return cutout
+
+
+def _copy(
+    image: NDArray[np.floating],
+    y: NDArray[np.float64],
+    x: NDArray[np.float64],
+    first_band: int,
+    cutout: NDArray[np.float32],
+) -> None:
+    """Run the kernel over all sources, on threads where there is work enough."""
+    view = image.view()
+    view.flags.writeable = False  # one compiled variant for writeable and read-only inputs
+    n_sources = y.size
+    n_bytes = image.shape[0] * cutout[:, 0].nbytes
+    n_threads = min(numba.get_num_threads(), math.ceil(n_bytes / _MIN_CHUNK_BYTES), n_sources)
+    if n_threads <= 1:
+        _copy_cutouts(view, y, x, first_band, 0, n_sources, cutout)
+        return
+    edges = np.linspace(0, n_sources, 4 * n_threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(n_threads) as pool:
+        futures = [
+            pool.submit(_copy_cutouts, view, y, x, first_band, start, stop, cutout)
+            for start, stop in zip(edges, edges[1:], strict=False)
+        ]
+        for future in futures:
+            future.result()
+
+
+@numba.njit(nogil=True, cache=True)
+def _copy_cutouts(image_CHW, y_N, x_N, first_band, start, stop, cutout_NCSS):
+    n_bands, height, width = image_CHW.shape
+    size = cutout_NCSS.shape[2]
+    for n in range(start, stop):
+        yc, xc = math.floor(y_N[n] + 0.5), math.floor(x_N[n] + 0.5)
+        # Compared as floats: the integer of a NaN, or of 1e300, is not defined.
+        if not (-size <= yc <= height + size and -size <= xc <= width + size):
+            cutout_NCSS[n, first_band : first_band + n_bands] = np.nan
+            continue
+        top, left = int(yc) - size // 2, int(xc) - size // 2
+        j0, j1 = min(max(0, -left), size), max(min(size, width - left), 0)
+        for c in range(n_bands):
+            for i in range(size):
+                row = cutout_NCSS[n, first_band + c, i]
+                if not 0 <= top + i < height or j0 >= j1:
+                    row[:] = np.nan
+                    continue
+                row[:j0] = np.nan
+                for j in range(j0, j1):
+                    row[j] = image_CHW[c, top + i, left + j]
+                row[j1:] = np.nan

@@ -1,0 +1,457 @@
+"""Forced aperture photometry: exact circle sums and a robust local sky, in Numba.
+
+The kernels release the GIL. Sources are cut into chunks that run on `numba.get_num_threads()`
+plain threads, and not in a `prange`: Numba's fallback threading layer may not be entered from
+two threads and its OpenMP layer not after a fork, and Dask workers do both.
+"""
+
+import enum
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+EDGE = 1
+MASKED = 2
+NON_FINITE = 4
+OFF_TILE = 8
+NO_DATA = 16
+SKY_FEW_PIXELS = 32
+SKY_NO_DATA = 64
+
+# Keeping NaN and infinity meaningful: neither `nnan` nor `ninf`.
+_FASTMATH = {"reassoc", "contract", "nsz"}
+_MIN_OVERLAP = 1e-10  # less is the rounding error of an overlap that is zero
+_MIN_SKY_PIXELS = 10
+_SKY_CLIP_SIGMA = 3.0
+_SKY_CLIP_ROUNDS = 10
+_MIN_CHUNK_PIXELS = 200_000
+
+
+class PhotFlag(enum.IntFlag):
+    """What happened to an aperture. 0: nothing."""
+
+    EDGE = EDGE  # the circle leaves the image; the flux is of the part on it
+    MASKED = MASKED  # a masked pixel is inside; it contributes nothing
+    NON_FINITE = NON_FINITE  # a pixel with a value or error that is NaN or infinite; the same
+    OFF_TILE = OFF_TILE  # the centre is not on the image, or not finite
+    NO_DATA = NO_DATA  # no usable pixel inside: the flux is NaN
+    SKY_FEW_PIXELS = SKY_FEW_PIXELS  # the sky rests on fewer than 10 pixels
+    SKY_NO_DATA = SKY_NO_DATA  # no usable pixel in the annulus: the sky is NaN
+
+
+def sum_circles(
+    image_HW: ArrayLike,
+    y_N: ArrayLike,
+    x_N: ArrayLike,
+    radius_pix: float | Sequence[float] | NDArray[Any],
+    err_HW: ArrayLike | None = None,
+    mask_HW: ArrayLike | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int32]]:
+    """Sum an image in circles, each pixel weighted by the exact area it shares with the circle.
+
+    Masked pixels, and pixels whose value or error is not finite, contribute nothing and set a
+    flag; so does the part of a circle that is off the image. The sum is not scaled up for them
+    (as in photutils; SEP scales masked apertures up by the lost area).
+
+    Args:
+        image_HW: any real dtype, byte order and layout; not changed.
+        y_N, x_N: centres, pixels, zero-based with pixel centres on integers; scalars are N = 1.
+        radius_pix: one radius, or R radii, for which the outputs are (N, R): one pass over the
+            sources visits the neighbourhood of each once.
+        err_HW: 1-sigma error per pixel, in the image's unit.
+        mask_HW: bad where not zero.
+
+    Returns:
+        flux (float64, image unit; NaN where no pixel is usable), its error (float64,
+        sqrt(sum overlap * err^2), pixels taken as independent; NaN without `err_HW`), and
+        `PhotFlag` bits (int32); each (N,), or (N, R).
+
+    Raises:
+        ValueError: shapes that do not fit, or a radius that is not positive and finite.
+    """
+    image = _plane(image_HW, "image_HW")
+    err = None if err_HW is None else _plane(err_HW, "err_HW", image.shape)
+    mask = None if mask_HW is None else _bad_pixels(mask_HW, image.shape)
+    y, x = _positions(y_N, x_N)
+    radius = np.atleast_1d(np.asarray(radius_pix, dtype=np.float64))
+    if radius.ndim != 1 or not np.all((radius > 0) & np.isfinite(radius)):
+        raise ValueError(f"radius_pix must be positive and finite, got {radius_pix}")
+    shape = (y.size, radius.size)
+    flux, flux_err = np.empty(shape), np.empty(shape)
+    flags = np.empty(shape, np.int32)
+
+    def chunk(start: int, stop: int) -> None:
+        _sum_circles(image, err, mask, y, x, radius, start, stop, flux, flux_err, flags)
+
+    _run(chunk, y.size, float(np.sum(4 * radius**2 + 20 * radius)))
+    if np.ndim(radius_pix) == 0:
+        return flux[:, 0], flux_err[:, 0], flags[:, 0]
+    return flux, flux_err, flags
+
+
+def local_sky(
+    image_HW: ArrayLike,
+    y_N: ArrayLike,
+    x_N: ArrayLike,
+    r_in_pix: float,
+    r_out_pix: float,
+    mask_HW: ArrayLike | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int32]]:
+    """Estimate the sky level per pixel in an annulus around each source.
+
+    The median of the usable pixels whose centres are in the annulus (r_in <= d < r_out), after
+    clipping at 3 standard deviations from the median until nothing changes (10 rounds at most).
+
+    Returns:
+        sky per pixel (float64, image unit; NaN where there is no pixel), the standard error of
+        that median, sqrt(pi / 2) * std / sqrt(n) (pixels taken as independent), and `PhotFlag`
+        bits (int32: EDGE, MASKED, NON_FINITE, OFF_TILE, SKY_FEW_PIXELS, SKY_NO_DATA).
+
+    Raises:
+        ValueError: shapes that do not fit, or radii that are not 0 <= r_in < r_out.
+    """
+    image = _plane(image_HW, "image_HW")
+    mask = None if mask_HW is None else _bad_pixels(mask_HW, image.shape)
+    y, x = _positions(y_N, x_N)
+    if not 0 <= r_in_pix < r_out_pix or not math.isfinite(r_out_pix):
+        raise ValueError(f"radii must be 0 <= r_in_pix < r_out_pix, got {r_in_pix}, {r_out_pix}")
+    r_in, r_out = float(r_in_pix), float(r_out_pix)
+    sky, sky_err = np.empty(y.size), np.empty(y.size)
+    flags = np.empty(y.size, np.int32)
+
+    def chunk(start: int, stop: int) -> None:
+        _local_sky(image, mask, y, x, r_in, r_out, start, stop, sky, sky_err, flags)
+
+    _run(chunk, y.size, 60 * (r_out**2 - r_in**2) + 20 * r_out)
+    return sky, sky_err, flags
+
+
+def _plane(
+    plane: ArrayLike, name: str, shape: tuple[int, ...] | None = None
+) -> NDArray[np.floating]:
+    """Return a native, C-contiguous, read-only float32 or float64 view; a copy only if it must."""
+    array = np.asarray(plane)
+    if array.ndim != 2:
+        raise ValueError(f"{name} must have two axes (H, W), got shape {array.shape}")
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name} must have the image's shape {shape}, got {array.shape}")
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must hold real numbers, got {array.dtype}")
+    dtype = np.result_type(array.dtype.newbyteorder("="), np.float32)
+    if dtype.itemsize > 8:
+        dtype = np.dtype(np.float64)
+    view = np.ascontiguousarray(array, dtype=dtype).view()
+    view.flags.writeable = False  # one compiled variant for writeable and read-only inputs
+    return view
+
+
+def _bad_pixels(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    array = np.asarray(mask)
+    if array.shape != shape:
+        raise ValueError(f"mask_HW must have the image's shape {shape}, got {array.shape}")
+    if array.dtype not in (np.bool_, np.uint8):
+        array = array != 0
+    view = np.ascontiguousarray(array).view(np.uint8)
+    view.flags.writeable = False
+    return view
+
+
+def _positions(y_N: ArrayLike, x_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    y = np.ascontiguousarray(np.atleast_1d(np.asarray(y_N, dtype=np.float64)))
+    x = np.ascontiguousarray(np.atleast_1d(np.asarray(x_N, dtype=np.float64)))
+    if y.ndim != 1 or y.shape != x.shape:
+        raise ValueError(f"y_N and x_N must be (N,) alike, got {np.shape(y_N)}, {np.shape(x_N)}")
+    return y, x
+
+
+def _run(chunk: Callable[[int, int], None], n_sources: int, pixels_per_source: float) -> None:
+    """Run chunk(start, stop) over all sources, on threads where there is work enough."""
+    per_chunk = max(64, math.ceil(_MIN_CHUNK_PIXELS / pixels_per_source))
+    n_threads = min(numba.get_num_threads(), math.ceil(n_sources / per_chunk))
+    if n_threads <= 1:
+        chunk(0, n_sources)
+        return
+    edges = np.linspace(0, n_sources, 4 * n_threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(n_threads) as pool:
+        for future in [pool.submit(chunk, *pair) for pair in zip(edges, edges[1:], strict=False)]:
+            future.result()
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _first_last(centre, radius, length):
+    """First and one past the last pixel that overlaps centre +- radius, on the image."""
+    first = math.floor(min(max(centre - radius + 0.5, 0.0), float(length)))
+    last = math.ceil(max(min(centre + radius - 0.5, length - 1.0), -1.0))
+    return int(first), int(last) + 1
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _quarter_strip(t, radius):
+    """Area under the circle from 0 to t in the first quadrant: integral of sqrt(r^2 - s^2)."""
+    if t >= radius:
+        return 0.25 * math.pi * radius * radius
+    r2 = radius * radius
+    return 0.5 * (t * math.sqrt(r2 - t * t) + r2 * math.asin(t / radius))
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _set_columns(x_first, n_columns, radius, edge_E, edge2_E, sign_E, strip_E):
+    """What the weights need to know of every column edge; once per circle."""
+    for e in range(n_columns + 1):
+        t = x_first + e
+        sign = 1.0 if t >= 0 else -1.0
+        a = min(abs(t), radius)
+        edge_E[e] = sign * a
+        edge2_E[e] = a * a
+        sign_E[e] = sign
+        strip_E[e] = sign * _quarter_strip(a, radius)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _add_row_edge(y, radius, n_columns, edge_E, edge2_E, sign_E, strip_E, below_J, weight_J):
+    """Move the lower edge of the row to y: weight_J is then the overlap of the row's pixels.
+
+    With Q(x, y) the area of the circle inside the rectangle from its centre to (x, y), which is
+    x y for a corner inside the circle and else g(x) + g(y) - pi r^2 / 4 (g: `_quarter_strip`),
+    a pixel's overlap is Q's second difference over its corners: corners are shared, and only
+    one root and one arcsine are needed for every row and column edge, not for every pixel.
+    """
+    sign_y = 1.0 if y >= 0 else -1.0
+    a = min(abs(y), radius)
+    r2 = radius * radius
+    rest = _quarter_strip(a, radius) - 0.25 * math.pi * r2
+    y = sign_y * a
+    limit = r2 - a * a
+    for j in range(n_columns):
+        left = edge_E[j] * y if edge2_E[j] < limit else sign_y * (strip_E[j] + sign_E[j] * rest)
+        right = (
+            edge_E[j + 1] * y
+            if edge2_E[j + 1] < limit
+            else sign_y * (strip_E[j + 1] + sign_E[j + 1] * rest)
+        )
+        below = right - left
+        weight_J[j] = below - below_J[j]
+        below_J[j] = below
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _sum_circles(image, err, mask, y_N, x_N, radius_R, start, stop, flux_NR, flux_err_NR, flags_NR):
+    height, width = image.shape
+    widest = int(min(float(width), 2 * np.max(radius_R) + 3)) + 1
+    edge_E, edge2_E = np.empty(widest + 1), np.empty(widest + 1)
+    sign_E, strip_E = np.empty(widest + 1), np.empty(widest + 1)
+    below_J, weight_J = np.empty(widest), np.empty(widest)
+    for n in range(start, stop):
+        yc, xc = y_N[n], x_N[n]
+        on_tile = -0.5 <= yc < height - 0.5 and -0.5 <= xc < width - 0.5
+        for k in range(radius_R.size - 1, -1, -1):
+            radius = radius_R[k]
+            flux_NR[n, k] = np.nan
+            flux_err_NR[n, k] = np.nan
+            flags = 0 if on_tile else OFF_TILE
+            if not (math.isfinite(yc) and math.isfinite(xc)):
+                flags_NR[n, k] = flags | NO_DATA
+                continue
+            if (
+                yc - radius < -0.5
+                or xc - radius < -0.5
+                or yc + radius > height - 0.5
+                or xc + radius > width - 0.5
+            ):
+                flags |= EDGE
+            i0, i1 = _first_last(yc, radius, height)
+            j0, j1 = _first_last(xc, radius, width)
+            n_columns = j1 - j0
+            if n_columns <= 0 or i1 <= i0:
+                flags_NR[n, k] = flags | NO_DATA
+                continue
+            _set_columns(j0 - 0.5 - xc, n_columns, radius, edge_E, edge2_E, sign_E, strip_E)
+            below_J[:n_columns] = 0.0
+            _add_row_edge(
+                i0 - 0.5 - yc, radius, n_columns,
+                edge_E, edge2_E, sign_E, strip_E, below_J, weight_J,
+            )  # fmt: skip
+            total = 0.0
+            variance = 0.0
+            n_masked = 0
+            for i in range(i0, i1):
+                _add_row_edge(
+                    i + 0.5 - yc, radius, n_columns,
+                    edge_E, edge2_E, sign_E, strip_E, below_J, weight_J,
+                )  # fmt: skip
+                for j in range(n_columns):
+                    total += weight_J[j] * image[i, j0 + j]
+                if err is not None:
+                    for j in range(n_columns):
+                        e = np.float64(err[i, j0 + j])
+                        variance += weight_J[j] * (e * e)
+                if mask is not None:
+                    for j in range(n_columns):
+                        n_masked += mask[i, j0 + j] != 0
+            if n_masked or not math.isfinite(total + variance):
+                # Something in the bounding box is bad; whether inside the circle, only a
+                # look at each pixel can tell.
+                total, variance, n_good, found = _sum_usable(
+                    image, err, mask, i0, i1, j0, n_columns, yc, radius,
+                    edge_E, edge2_E, sign_E, strip_E, below_J, weight_J,
+                )  # fmt: skip
+                flags |= found
+                if n_good == 0:
+                    flags_NR[n, k] = flags | NO_DATA
+                    continue
+            flux_NR[n, k] = total
+            if err is not None:
+                flux_err_NR[n, k] = math.sqrt(max(variance, 0.0))
+            flags_NR[n, k] = flags
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _sum_usable(
+    image, err, mask, i0, i1, j0, n_columns, yc, radius,
+    edge_E, edge2_E, sign_E, strip_E, below_J, weight_J,
+):  # fmt: skip
+    """Sum one circle pixel by pixel, leaving out the bad ones."""
+    total = 0.0
+    variance = 0.0
+    n_good = 0
+    found = 0
+    below_J[:n_columns] = 0.0
+    _add_row_edge(
+        i0 - 0.5 - yc, radius, n_columns, edge_E, edge2_E, sign_E, strip_E, below_J, weight_J
+    )
+    for i in range(i0, i1):
+        _add_row_edge(
+            i + 0.5 - yc, radius, n_columns, edge_E, edge2_E, sign_E, strip_E, below_J, weight_J
+        )
+        for j in range(n_columns):
+            w = weight_J[j]
+            if w <= _MIN_OVERLAP:
+                continue
+            value = np.float64(image[i, j0 + j])
+            square = 0.0
+            if err is not None:
+                square = np.float64(err[i, j0 + j]) ** 2
+            usable = True
+            if mask is not None and mask[i, j0 + j] != 0:
+                found |= MASKED
+                usable = False
+            if not (math.isfinite(value) and math.isfinite(square)):
+                found |= NON_FINITE
+                usable = False
+            if usable:
+                total += w * value
+                variance += w * square
+                n_good += 1
+    return total, variance, n_good, found
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _median_inplace(values, n):
+    """Median of values[:n], which is put in another order (Hoare's quickselect)."""
+    k = n // 2
+    low, high = 0, n - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if k <= j:
+            high = j
+        elif k >= i:
+            low = i
+        else:
+            break
+    upper = values[k]
+    if n % 2:
+        return upper
+    lower = values[0]
+    for i in range(1, k):
+        lower = max(lower, values[i])
+    return 0.5 * (lower + upper)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _std(values, n):
+    mean = 0.0
+    for i in range(n):
+        mean += values[i]
+    mean /= n
+    square = 0.0
+    for i in range(n):
+        square += (values[i] - mean) ** 2
+    return math.sqrt(square / n)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _local_sky(image, mask, y_N, x_N, r_in, r_out, start, stop, sky_N, sky_err_N, flags_N):
+    height, width = image.shape
+    side_y = int(min(float(height), 2 * r_out + 2))
+    side_x = int(min(float(width), 2 * r_out + 2))
+    values = np.empty(side_y * side_x)
+    for n in range(start, stop):
+        yc, xc = y_N[n], x_N[n]
+        sky_N[n] = np.nan
+        sky_err_N[n] = np.nan
+        flags = 0
+        if not (-0.5 <= yc < height - 0.5 and -0.5 <= xc < width - 0.5):
+            flags = OFF_TILE
+        if not (math.isfinite(yc) and math.isfinite(xc)):
+            flags_N[n] = flags | SKY_NO_DATA
+            continue
+        if yc < r_out or xc < r_out or yc + r_out > height - 1 or xc + r_out > width - 1:
+            flags |= EDGE
+        i0, i1 = _first_last(yc, r_out, height)
+        count = 0
+        for i in range(i0, i1):
+            dy2 = (i - yc) ** 2
+            if dy2 > r_out * r_out:
+                continue
+            half = math.sqrt(r_out * r_out - dy2)
+            j0, j1 = _first_last(xc, half + 1.0, width)
+            for j in range(j0, j1):
+                d2 = dy2 + (j - xc) ** 2
+                if d2 < r_in * r_in or d2 >= r_out * r_out:
+                    continue
+                if mask is not None and mask[i, j] != 0:
+                    flags |= MASKED
+                    continue
+                value = np.float64(image[i, j])
+                if not math.isfinite(value):
+                    flags |= NON_FINITE
+                    continue
+                values[count] = value
+                count += 1
+        if count == 0:
+            flags_N[n] = flags | SKY_NO_DATA
+            continue
+        median = _median_inplace(values, count)
+        std = _std(values, count)
+        for _ in range(_SKY_CLIP_ROUNDS):
+            low, high = median - _SKY_CLIP_SIGMA * std, median + _SKY_CLIP_SIGMA * std
+            kept = 0
+            for i in range(count):
+                if low <= values[i] <= high:
+                    values[kept] = values[i]
+                    kept += 1
+            if kept == count:
+                break
+            count = kept
+            median = _median_inplace(values, count)
+            std = _std(values, count)
+        if count < _MIN_SKY_PIXELS:
+            flags |= SKY_FEW_PIXELS
+        sky_N[n] = median
+        sky_err_N[n] = math.sqrt(0.5 * math.pi / count) * std
+        flags_N[n] = flags
