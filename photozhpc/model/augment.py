@@ -1,0 +1,135 @@
+"""From cutouts to what the network sees: one way for inference, random views for training.
+
+calibrate: nJy -> dereddened, in units of the survey's noise, NaN -> 0
+random_view: flip, rotation, jitter, crop, noise, drawn for each image, on its device
+stretch: linear or asinh
+prepare = stretch(centre_crop(calibrate)): what inference does
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def calibrate(
+    cutout_BCSS: Tensor, ebv_B: Tensor, extinction_r_C: Tensor, noise_C: Tensor
+) -> Tensor:
+    """Return dereddened images in units of the noise; pixels without data become 0.
+
+    Args:
+        cutout_BCSS: nJy per pixel, NaN where there is no pixel.
+        ebv_B: Galactic E(B-V), magnitudes.
+        extinction_r_C: R of A = R E(B-V).
+        noise_C: typical noise of a pixel in the training store, nJy.
+    """
+    gain_BC = torch.pow(10.0, 0.4 * ebv_B[:, None] * extinction_r_C) / noise_C
+    return torch.nan_to_num(cutout_BCSS, nan=0.0) * gain_BC[:, :, None, None]
+
+
+def stretch(image_BCHW: Tensor, kind: Literal["none", "asinh"]) -> Tensor:
+    """Return the image on the scale that the network was trained on."""
+    return torch.asinh(image_BCHW) if kind == "asinh" else image_BCHW
+
+
+def centre_crop(image_BCSS: Tensor, crop: int) -> Tensor:
+    """Return the central crop x crop pixels; pixel S//2 becomes pixel crop//2.
+
+    Raises:
+        ValueError: the image is smaller than the crop.
+    """
+    size = image_BCSS.shape[-1]
+    if size < crop:
+        raise ValueError(f"images of {size} pixels cannot be cropped to {crop}")
+    start = size // 2 - crop // 2
+    return image_BCSS[..., start : start + crop, start : start + crop]
+
+
+def prepare(
+    cutout_BCSS: Tensor,
+    ebv_B: Tensor,
+    extinction_r_C: Tensor,
+    noise_C: Tensor,
+    crop: int,
+    kind: Literal["none", "asinh"],
+) -> Tensor:
+    """Return image_BCHW for inference from cutouts in nJy."""
+    cropped_BCHW = centre_crop(cutout_BCSS, crop)
+    return stretch(calibrate(cropped_BCHW, ebv_B, extinction_r_C, noise_C), kind)
+
+
+def random_view(
+    image_BCSS: Tensor,
+    crop: int,
+    rotation: Literal["any", "quarter"],
+    jitter_pix: int,
+    noise: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return one random view of each calibrated image, crop x crop pixels.
+
+    Args:
+        rotation: "any" angle, in one bilinear resampling together with flip, jitter and crop;
+            or "quarter" turns, which copy pixels and so leave their noise as inference sees it.
+        jitter_pix: the crop is off-centre by up to this many whole pixels on each axis.
+        noise: standard deviation of Gaussian noise that is added, in units of the survey's.
+        generator: on the image's device.
+    """
+    n, device = len(image_BCSS), image_BCSS.device
+    flip_B = torch.randint(0, 2, (n,), generator=generator, device=device)
+    shift_B2 = torch.randint(
+        -jitter_pix, jitter_pix + 1, (n, 2), generator=generator, device=device
+    )
+    if rotation == "any":
+        angle_B = torch.rand(n, generator=generator, device=device) * (2 * math.pi)
+        view_BCHW = _resample(image_BCSS, crop, flip_B, angle_B, shift_B2)
+    else:
+        turn_B = torch.randint(0, 4, (n,), generator=generator, device=device)
+        view_BCHW = _copy(image_BCSS, crop, flip_B, turn_B, shift_B2)
+    if noise > 0:
+        draw_BCHW = torch.randn(
+            view_BCHW.shape, generator=generator, device=device, dtype=view_BCHW.dtype
+        )
+        view_BCHW = view_BCHW + noise * draw_BCHW
+    return view_BCHW
+
+
+def _source_offsets(crop: int, flip_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (dy_BHW, dx_BHW): offsets from the centre pixel, x mirrored where flip is set."""
+    offset_S = torch.arange(crop, device=flip_B.device) - crop // 2
+    dy_HW, dx_HW = torch.meshgrid(offset_S, offset_S, indexing="ij")
+    sign_B = (1 - 2 * flip_B)[:, None, None]
+    return dy_HW.expand(len(flip_B), crop, crop), dx_HW * sign_B
+
+
+def _copy(
+    image_BCSS: Tensor, crop: int, flip_B: Tensor, turn_B: Tensor, shift_B2: Tensor
+) -> Tensor:
+    size = image_BCSS.shape[-1]
+    dy_BHW, dx_BHW = _source_offsets(crop, flip_B)
+    cos_B = torch.tensor([1, 0, -1, 0], device=turn_B.device)[turn_B][:, None, None]
+    sin_B = torch.tensor([0, 1, 0, -1], device=turn_B.device)[turn_B][:, None, None]
+    y_BHW = size // 2 + cos_B * dy_BHW + sin_B * dx_BHW + shift_B2[:, 0, None, None]
+    x_BHW = size // 2 - sin_B * dy_BHW + cos_B * dx_BHW + shift_B2[:, 1, None, None]
+    inside_BHW = (y_BHW >= 0) & (y_BHW < size) & (x_BHW >= 0) & (x_BHW < size)
+    index_BL = (y_BHW.clamp(0, size - 1) * size + x_BHW.clamp(0, size - 1)).flatten(1)
+    flat_BCL = image_BCSS.flatten(2)
+    picked_BCL = flat_BCL.gather(2, index_BL[:, None].expand(-1, flat_BCL.shape[1], -1))
+    return picked_BCL.unflatten(2, (crop, crop)) * inside_BHW[:, None]
+
+
+def _resample(
+    image_BCSS: Tensor, crop: int, flip_B: Tensor, angle_B: Tensor, shift_B2: Tensor
+) -> Tensor:
+    size = image_BCSS.shape[-1]
+    dy_BHW, dx_BHW = _source_offsets(crop, flip_B)
+    cos_B, sin_B = torch.cos(angle_B)[:, None, None], torch.sin(angle_B)[:, None, None]
+    y_BHW = size // 2 + cos_B * dy_BHW + sin_B * dx_BHW + shift_B2[:, 0, None, None]
+    x_BHW = size // 2 - sin_B * dy_BHW + cos_B * dx_BHW + shift_B2[:, 1, None, None]
+    # grid_sample wants (x, y) in [-1, 1] with pixel centres at the ends.
+    grid_BHW2 = torch.stack([x_BHW, y_BHW], dim=-1) * (2 / (size - 1)) - 1
+    return F.grid_sample(
+        image_BCSS, grid_BHW2.to(image_BCSS.dtype), padding_mode="zeros", align_corners=True
+    )

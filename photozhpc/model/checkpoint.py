@@ -1,0 +1,167 @@
+"""A model file: safetensors weights with the configuration and survey in the header.
+
+Nothing in it is executed on loading: safetensors holds arrays and JSON text only.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from photozhpc.config import from_mapping, to_mapping
+from photozhpc.errors import CheckpointError, ConfigError
+from photozhpc.model.pita import PITA, PITAConfig
+from photozhpc.survey import Survey
+
+FORMAT = 1
+_HEADER = "photozhpc"
+_BUNDLED = Path(__file__).parent / "bundled"
+# Surveys whose mosaics the bundled model of another survey was made for.
+_BUNDLED_FOR = {"roman-sim": "roman-sim", "roman-l3": "roman-sim"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model with what it was trained for.
+
+    Attributes:
+        model: in evaluation mode.
+        survey: bands and pixel scale that the cutouts must have.
+        training: how it was made (free form, for provenance).
+        sha256: of the file.
+    """
+
+    path: Path
+    model: PITA
+    survey: Survey
+    training: dict[str, Any]
+    sha256: str
+
+    @property
+    def config(self) -> PITAConfig:
+        return self.model.config
+
+    @property
+    def survey_name(self) -> str:
+        return self.survey.name
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        return self.survey.band_names
+
+    def check_store(self, store_survey: Survey, cutout_size: int) -> None:
+        """Check that a store's cutouts are what the model was trained on.
+
+        Raises:
+            CheckpointError: other bands, another pixel scale, or cutouts that are too small.
+        """
+        need = (
+            f"; use a checkpoint trained for survey '{store_survey.name}' "
+            f"(photozhpc train) or a store of survey '{self.survey.name}'"
+        )
+        if store_survey.band_names != self.survey.band_names:
+            raise CheckpointError(
+                f"{self.path.name} was trained on survey '{self.survey.name}' with bands "
+                f"{' '.join(self.survey.band_names)}, the store is of survey "
+                f"'{store_survey.name}' with bands {' '.join(store_survey.band_names)}{need}"
+            )
+        ratio = store_survey.pixel_scale_arcsec / self.survey.pixel_scale_arcsec
+        if abs(ratio - 1) > 0.02:
+            raise CheckpointError(
+                f"{self.path.name} was trained on {self.survey.pixel_scale_arcsec} arcsec/px, "
+                f"the store has {store_survey.pixel_scale_arcsec} arcsec/px{need}"
+            )
+        if cutout_size < self.config.crop:
+            raise CheckpointError(
+                f"{self.path.name} sees {self.config.crop} px, the store's cutouts have "
+                f"{cutout_size} px; extract again with --size {self.config.crop} or more"
+            )
+
+
+def save_checkpoint(
+    path: str | Path, model: PITA, survey: Survey, training: dict[str, Any] | None = None
+) -> Path:
+    """Write a model file (temporary name, fsync, rename); return its path."""
+    path = Path(path)
+    header = {
+        "format": FORMAT,
+        "model": to_mapping(model.config),
+        "survey": to_mapping(survey),
+        "training": training or {},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    try:
+        save_file(tensors, partial, metadata={_HEADER: json.dumps(header)})
+        with open(partial, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a model file and build the model, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not one of photozhpc's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path}: the checkpoint has format {header['format']}, this photozhpc reads "
+                f"format {FORMAT}; upgrade photozhpc"
+            )
+        config = from_mapping(PITAConfig, header["model"], f"{path}: model")
+        survey = from_mapping(Survey, header["survey"], f"{path}: survey")
+        training = dict(header["training"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path}: not a photozhpc checkpoint, or damaged ({' '.join(str(error).split())[:120]})"
+        ) from error
+    if config.n_bands != len(survey.bands):
+        raise CheckpointError(
+            f"{path}: damaged: {config.n_bands} channels, {len(survey.bands)} bands"
+        )
+    model = PITA(config)
+    try:
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise CheckpointError(
+            f"{path}: weights do not fit the model: {first[0].strip()}"
+        ) from error
+    with open(path, "rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Checkpoint(path, model.eval(), survey, training, sha256)
+
+
+def bundled_checkpoint(survey_name: str) -> Path:
+    """Return the path of the model that comes with the package for a survey.
+
+    Raises:
+        CheckpointError: there is none; one has to be trained.
+    """
+    name = _BUNDLED_FOR.get(survey_name)
+    path = _BUNDLED / f"pita-{name}.safetensors"
+    if name is None or not path.is_file():
+        raise CheckpointError(
+            f"no model comes with photozhpc for survey '{survey_name}' (there is one for "
+            f"{', '.join(_BUNDLED_FOR)}); train one with 'photozhpc train' and pass --checkpoint"
+        )
+    return path

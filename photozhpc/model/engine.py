@@ -1,0 +1,91 @@
+"""The forward pass of inference: device, precision and memory layout."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from photozhpc.errors import ConfigError
+from photozhpc.model.augment import prepare
+from photozhpc.model.checkpoint import Checkpoint
+
+MIN_FINITE_FRACTION = 0.5
+
+
+class Engine:
+    """A checkpoint on a device, ready to turn cutouts into redshifts.
+
+    Args:
+        checkpoint: from `load_checkpoint`.
+        device: "cpu", "cuda" or "cuda:N".
+        batch_size: images in one forward pass.
+        precision: torch.bfloat16 or torch.float32 for the network; default: bfloat16 where the
+            device computes it natively. The heads' outputs are float32 always.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "cpu",
+        batch_size: int = 256,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device '{device}' was asked for, but torch sees no CUDA device")
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.precision = precision or native_precision(self.device)
+        self.model = checkpoint.model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def predict(self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray) -> NDArray[np.float32]:
+        """Return z_phot_N, NaN where a cutout cannot be used.
+
+        A cutout is used when at least half of the pixels that the network sees, in every band,
+        hold data.
+
+        Args:
+            cutout_NCSS: nJy per pixel, NaN where there is no pixel.
+            ebv_N: Galactic E(B-V), magnitudes.
+        """
+        z_phot_N = np.empty(len(cutout_NCSS), dtype=np.float32)
+        for start in range(0, len(cutout_NCSS), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            z_phot_N[rows] = self._predict_batch(cutout_NCSS[rows], ebv_N[rows])
+        z_phot_N[~usable(cutout_NCSS, self.model.config.crop)] = np.nan
+        return z_phot_N
+
+    def _predict_batch(self, cutout_BCSS: NDArray, ebv_B: NDArray) -> NDArray:
+        model = self.model
+        image_BCHW = prepare(
+            torch.from_numpy(np.ascontiguousarray(cutout_BCSS)).to(self.device),
+            torch.from_numpy(np.asarray(ebv_B, dtype=np.float32)).to(self.device),
+            model.extinction_r_C,
+            model.noise_C,
+            model.config.crop,
+            model.config.stretch,
+        ).to(memory_format=torch.channels_last)
+        reduced = self.precision != torch.float32
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=reduced):
+            z_phot_B = model(image_BCHW).z_phot_B
+        return z_phot_B.float().cpu().numpy()
+
+
+def usable(cutout_NCSS: NDArray, crop: int) -> NDArray[np.bool_]:
+    """Return (N,): whether every band has data in half of the central crop or more."""
+    size = cutout_NCSS.shape[-1]
+    start = size // 2 - crop // 2
+    central = cutout_NCSS[..., start : start + crop, start : start + crop]
+    fraction_NC = np.isfinite(central).mean(axis=(2, 3))
+    return (fraction_NC >= MIN_FINITE_FRACTION).all(axis=1)
+
+
+def native_precision(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the device multiplies it natively, else float32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32

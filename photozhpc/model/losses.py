@@ -1,0 +1,61 @@
+"""PITA's three losses as pure functions (arXiv 2602.10207, section 3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def contrastive_loss(
+    query_BP: Tensor, key_BP: Tensor, queue_KP: Tensor, temperature: float
+) -> Tensor:
+    """Return InfoNCE: the mean of -log(e^(q.k/T) / (e^(q.k/T) + sum_j e^(q.k_j/T))).
+
+    The positive of each query is its own key, the negatives are the queue's (He et al. 2020,
+    equation 1). All vectors have unit length.
+    """
+    positive_B1 = (query_BP * key_BP).sum(dim=1, keepdim=True)
+    negative_BK = query_BP @ queue_KP.T
+    logit_BL = torch.cat([positive_B1, negative_BK], dim=1) / temperature
+    return F.cross_entropy(
+        logit_BL, torch.zeros(len(logit_BL), dtype=torch.long).to(query_BP.device)
+    )
+
+
+def colour_loss(predicted_BM: Tensor, colour_BM: Tensor, count: Tensor | None = None) -> Tensor:
+    """Return the mean squared error over sources whose colours are all finite.
+
+    Args:
+        count: divisor in place of this batch's own number of such sources, for a mean over
+            several ranks. Without any source the loss is exactly zero, and so are its gradients.
+    """
+    valid_B = torch.isfinite(colour_BM).all(dim=1)
+    error_BM = torch.where(valid_B[:, None], predicted_BM - colour_BM.nan_to_num(), 0.0)
+    n = valid_B.sum() if count is None else count
+    return error_BM.square().mean(dim=1).sum() / torch.clamp(n, min=1)
+
+
+def redshift_loss(
+    z_phot_B: Tensor,
+    z_spec_B: Tensor,
+    delta: float,
+    scale: str = "z",
+    count: Tensor | None = None,
+) -> Tensor:
+    """Return the Huber loss over labelled sources (those whose z_spec is finite).
+
+    0.5 e^2 for |e| <= delta, delta (|e| - 0.5 delta) beyond, with e = z_phot - z_spec, or
+    e = ln(1+z_phot) - ln(1+z_spec) for scale "log1p", which weighs errors as the metrics do.
+
+    Args:
+        count: divisor in place of this batch's own number of labels, for a mean over several
+            ranks. Without any label the loss is exactly zero, and so are its gradients, so
+            that no rank leaves a collective out.
+    """
+    labelled_B = torch.isfinite(z_spec_B)
+    target_B = torch.where(labelled_B, z_spec_B, 0.0)
+    estimate_B = torch.where(labelled_B, z_phot_B, 0.0)
+    if scale == "log1p":
+        target_B, estimate_B = torch.log1p(target_B), torch.log1p(estimate_B)
+    total = F.huber_loss(estimate_B, target_B, delta=delta, reduction="sum")
+    n = labelled_B.sum() if count is None else count
+    return total / torch.clamp(n, min=1)

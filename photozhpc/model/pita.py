@@ -1,0 +1,223 @@
+"""PITA: Photo-z Inference with a Triple-task Algorithm (arXiv 2602.10207, section 3).
+
+One encoder, three tasks: a projection for the contrastive loss, colours, and the redshift.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from photozhpc import torchvision_ops
+
+torchvision_ops.define_if_missing()
+import timm  # noqa: E402  (needs torchvision, which needs the line above)
+
+
+@dataclass(frozen=True)
+class PITAConfig:
+    """Shape of the network. The defaults are the paper's.
+
+    Attributes:
+        encoder: a ConvNeXt of timm.
+        encoder_out: width of a linear layer after the encoder's pooling (the paper keeps the
+            1000 outputs of the ImageNet head); 0: the pooled features themselves.
+        encoder_mlp, projection_mlp, redshift_mlp, colour_mlp: widths of the linear layers; the
+            last is the output (D, P; the redshift's 1 and the M colours are added).
+        layer_scale: initial scale of every residual branch.
+        drop_path: probability with which a residual branch is left out in training.
+        crop: side of the image that the network sees, pixels.
+        stretch: "none": pixels in units of the noise; "asinh": asinh of that, which is linear
+            in the noise and logarithmic in bright cores.
+        aperture_radii_pix: circles round the centre whose fluxes are given to the encoder's
+            MLP beside the pooled features; empty (the paper): none.
+        redshift_scale: what the redshift head estimates: "z" (the paper) or "log1p", ln(1+z).
+    """
+
+    n_bands: int = 4
+    encoder: str = "convnext_tiny"
+    encoder_out: int = 1000
+    encoder_mlp: tuple[int, ...] = (512, 128)
+    projection_mlp: tuple[int, ...] = (128, 64)
+    redshift_mlp: tuple[int, ...] = (128, 128, 128, 128, 128, 64)
+    colour_mlp: tuple[int, ...] = (128, 128, 128, 128, 128, 64)
+    n_colours: int = 4
+    layer_scale: float = 1e-6
+    drop_path: float = 0.0
+    crop: int = 64
+    stretch: Literal["none", "asinh"] = "none"
+    aperture_radii_pix: tuple[float, ...] = ()
+    redshift_scale: Literal["z", "log1p"] = "z"
+
+    def __post_init__(self) -> None:
+        if not self.encoder.startswith("convnext") or not timm.is_model(self.encoder):
+            known = ", ".join(timm.list_models("convnext_*")[:8])
+            raise ValueError(f"encoder must be a ConvNeXt of timm ({known}...), got {self.encoder}")
+        if self.crop < 32:
+            raise ValueError(f"crop must be at least 32, got {self.crop}")
+        if self.n_bands < 1:
+            raise ValueError(f"n_bands must be at least 1, got {self.n_bands}")
+        if not self.encoder_mlp or not self.projection_mlp:
+            raise ValueError("encoder_mlp and projection_mlp need at least one layer")
+
+
+class PITAOutput(NamedTuple):
+    """What PITA says of B images.
+
+    Attributes:
+        latent_BD: the latent vector.
+        projection_BP: its projection, unit length.
+        z_phot_B: redshift.
+        colour_BM: log10 flux ratios of neighbouring bands, then one log10 flux.
+    """
+
+    latent_BD: Tensor
+    projection_BP: Tensor
+    z_phot_B: Tensor
+    colour_BM: Tensor
+
+
+class MLP(nn.Sequential):
+    """Linear layers with ReLU between them (none after the last)."""
+
+    def __init__(self, n_in: int, widths: tuple[int, ...]) -> None:
+        layers: list[nn.Module] = []
+        for width in widths:
+            layers += [nn.Linear(n_in, width), nn.ReLU(inplace=True)]
+            n_in = width
+        super().__init__(*layers[:-1])
+
+
+class PITA(nn.Module):
+    """The encoder and its three heads.
+
+    `extinction_r_C` and `noise_C` (see model/augment.py) are kept with the weights: an image
+    means nothing to the network without them.
+    """
+
+    extinction_r_C: Tensor
+    noise_C: Tensor
+    aperture_RHW: Tensor
+
+    def __init__(self, config: PITAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = timm.create_model(
+            config.encoder,
+            pretrained=False,
+            in_chans=config.n_bands,
+            num_classes=config.encoder_out,
+            ls_init_value=config.layer_scale,
+            drop_path_rate=config.drop_path,
+        )
+        width = config.encoder_out or int(self.encoder.num_features)  # type: ignore[arg-type]
+        n_apertures = len(config.aperture_radii_pix)
+        self.encoder_mlp = MLP(width + config.n_bands * n_apertures, config.encoder_mlp)
+        n_latent = config.encoder_mlp[-1]
+        self.projection_mlp = MLP(n_latent, config.projection_mlp)
+        self.redshift_mlp = MLP(n_latent, (*config.redshift_mlp, 1))
+        self.colour_mlp = MLP(n_latent, (*config.colour_mlp, config.n_colours))
+        self.register_buffer("extinction_r_C", torch.zeros(config.n_bands))
+        self.register_buffer("noise_C", torch.ones(config.n_bands))
+        self.register_buffer(
+            "aperture_RHW", _soft_circles(config.aperture_radii_pix, config.crop), persistent=False
+        )
+
+    def forward(self, image_BCHW: Tensor) -> PITAOutput:
+        """Return latents, projections, redshifts and colours of prepared images.
+
+        Args:
+            image_BCHW: from `augment.prepare` or a random view, H = W = config.crop.
+        """
+        latent_BD = self.encode(image_BCHW)
+        redshift_B = self.redshift_mlp(latent_BD).squeeze(1).float()
+        if self.config.redshift_scale == "log1p":
+            redshift_B = torch.expm1(redshift_B)
+        return PITAOutput(
+            latent_BD=latent_BD,
+            projection_BP=self.project(latent_BD),
+            z_phot_B=redshift_B,
+            colour_BM=self.colour_mlp(latent_BD).float(),
+        )
+
+    def encode(self, image_BCHW: Tensor) -> Tensor:
+        """Return latent_BD of prepared images."""
+        feature_BF = self.encoder(image_BCHW)
+        if self.config.aperture_radii_pix:
+            aperture_BA = self.aperture_signal(image_BCHW)
+            feature_BF = torch.cat([feature_BF, aperture_BA.to(feature_BF.dtype)], dim=1)
+        return self.encoder_mlp(feature_BF)
+
+    def project(self, latent_BD: Tensor) -> Tensor:
+        """Return projection_BP, unit length."""
+        return F.normalize(self.projection_mlp(latent_BD).float(), dim=1)
+
+    def aperture_signal(self, image_BCHW: Tensor) -> Tensor:
+        """Return asinh of the signal-to-noise ratio in circles round the centre, (B, C*R).
+
+        A ConvNeXt's LayerNorm divides brightness out, and pooling mixes the source with its
+        neighbours; these few numbers hand the network the photometry that its pixels hold.
+        """
+        with torch.autocast(image_BCHW.device.type, enabled=False):
+            signal_BCHW = image_BCHW.float()
+            if self.config.stretch == "asinh":
+                signal_BCHW = torch.sinh(signal_BCHW)
+            weight_RHW = self.aperture_RHW
+            flux_BCR = torch.einsum("bchw,rhw->bcr", signal_BCHW, weight_RHW)
+            noise_R = weight_RHW.square().sum(dim=(1, 2)).sqrt()
+            return torch.asinh(flux_BCR / noise_R).flatten(1)
+
+
+class KeyEncoder(nn.Module):
+    """The momentum copy of PITA that makes the keys, and the queue of past keys (MoCo).
+
+    He et al. 2020 (arXiv 1911.05722), as in the paper, section 3.2. The copy holds the heads
+    too, and so is at the same time the moving average of the weights that inference uses.
+    """
+
+    queue_KP: Tensor
+    pointer: Tensor
+
+    def __init__(self, model: PITA, queue_len: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.register_buffer(
+            "queue_KP", F.normalize(torch.randn(queue_len, model.config.projection_mlp[-1]), dim=1)
+        )
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Return key_BP, unit length."""
+        return self.model.project(self.model.encode(image_BCHW))
+
+    @torch.no_grad()
+    def update(self, model: PITA, momentum: float | None = None) -> None:
+        """Move the copy towards the model: theta_k = m theta_k + (1 - m) theta_q."""
+        m = self.momentum if momentum is None else momentum
+        keys: list[Tensor] = list(self.model.parameters())
+        queries: list[Tensor] = list(model.parameters())
+        torch._foreach_mul_(keys, m)
+        torch._foreach_add_(keys, queries, alpha=1 - m)
+
+    @torch.no_grad()
+    def enqueue(self, key_BP: Tensor) -> None:
+        """Put keys in the place of the oldest ones. Call it after the loss: a key that is
+        already queued would be a negative of its own query."""
+        n_queue = len(self.queue_KP)
+        key_BP = key_BP[-n_queue:].to(self.queue_KP.dtype)
+        slot_B = (self.pointer + torch.arange(len(key_BP), device=key_BP.device)) % n_queue
+        self.queue_KP[slot_B] = key_BP
+        self.pointer.copy_((self.pointer + len(key_BP)) % n_queue)
+
+
+def _soft_circles(radii_pix: tuple[float, ...], crop: int) -> Tensor:
+    """Return weight_RHW: circles with a rim one pixel wide about the pixel (crop//2, crop//2)."""
+    offset_S = torch.arange(crop) - crop // 2
+    distance_HW = torch.hypot(offset_S[:, None].float(), offset_S[None, :].float())
+    circles = [torch.clamp(radius + 0.5 - distance_HW, 0, 1) for radius in radii_pix]
+    return torch.stack(circles) if circles else torch.empty(0, crop, crop)
