@@ -1,0 +1,116 @@
+"""What surveys and spectrographs know of the sources: positions, E(B-V), some redshifts."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from photozhpc.sky.population import Population
+from photozhpc.sky.sed import Floats
+
+
+def label_probability(
+    sources: Population, bands: tuple[str, ...], label_fraction: float
+) -> Floats:
+    """Probability that a source has a spectroscopic redshift; zero for stars.
+
+    A logistic in reference magnitude, colour (first band - last band) and redshift: brighter,
+    bluer and nearer sources are preferred, as in real redshift surveys (e.g. Newman et al. 2015;
+    Masters et al. 2017). The offset makes the mean over all sources `label_fraction`.
+    """
+    galaxy_N = ~sources.is_star_N
+    if not galaxy_N.any() or label_fraction == 0.0:
+        return np.zeros(len(sources))
+    flux_NC = np.maximum(sources.flux_njy_NC, 1e-6)
+    magnitude_N = 31.4 - 2.5 * np.log10(sources.reference_njy_N)
+    colour_N = np.clip(-2.5 * np.log10(flux_NC[:, 0] / flux_NC[:, -1]), -1.0, 5.0)
+    score_N = (
+        -0.9 * (magnitude_N - 23.5)
+        - (0.5 * (colour_N - 1.5) if len(bands) > 1 else 0.0)
+        - 0.8 * (sources.z_N - 1.0)
+    )
+    wanted = min(label_fraction * len(sources) / galaxy_N.sum(), 1.0)
+    low, high = -40.0, 40.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        mean = np.mean(1.0 / (1.0 + np.exp(-(score_N[galaxy_N] + middle))))
+        low, high = (middle, high) if mean < wanted else (low, middle)
+    return np.where(galaxy_N, 1.0 / (1.0 + np.exp(-(score_N + low))), 0.0)
+
+
+def measured_redshifts(
+    rng: np.random.Generator, sources: Population, probability_N: Floats
+) -> Floats:
+    """Spectroscopic redshifts, NaN where there is none; scatter of 3e-4 (1 + z)."""
+    chosen_N = rng.random(len(sources)) < probability_N
+    z_N = sources.z_N + 3e-4 * (1.0 + sources.z_N) * rng.standard_normal(len(sources))
+    return np.where(chosen_N, np.maximum(z_N, 1e-3), np.nan)
+
+
+def write_catalogue(
+    path: Path,
+    source_id_N: NDArray[np.int64],
+    ra_N: Floats,
+    dec_N: Floats,
+    ebv_N: Floats,
+    z_spec_N: Floats,
+) -> None:
+    """The source list of a tile; a missing z_spec is a null. Atomic."""
+    columns = {
+        "source_id": pa.array(source_id_N, pa.int64()),
+        "ra": pa.array(ra_N, pa.float64()),
+        "dec": pa.array(dec_N, pa.float64()),
+        "ebv": pa.array(ebv_N, pa.float32()),
+        "z_spec": pa.array(z_spec_N.astype(np.float32), pa.float32(), mask=np.isnan(z_spec_N)),
+    }
+    write_table(path, pa.table(columns))
+
+
+def write_truth(
+    path: Path,
+    source_id_N: NDArray[np.int64],
+    ra_N: Floats,
+    dec_N: Floats,
+    ebv_N: Floats,
+    sources: Population,
+    bands: tuple[str, ...],
+) -> None:
+    """What was drawn: true positions, redshifts, AB magnitudes before extinction, shapes. Atomic."""
+    flux_NC = sources.flux_njy_NC
+    columns: dict[str, NDArray] = {
+        "source_id": source_id_N,
+        "ra": ra_N,
+        "dec": dec_N,
+        "ebv": ebv_N.astype(np.float32),
+        "z_true": sources.z_N.astype(np.float32),
+        "is_star": sources.is_star_N,
+        "is_quiescent": sources.quiescent_N,
+        "sed_type": sources.sed_type_N.astype(np.float32),
+        "a_v": sources.a_v_N.astype(np.float32),
+        "log_mass": sources.log_mass_N.astype(np.float32),
+        "half_light_radius_arcsec": sources.half_light_arcsec_N.astype(np.float32),
+        "bulge_radius_arcsec": sources.bulge_radius_arcsec_N.astype(np.float32),
+        "disk_radius_arcsec": sources.disk_radius_arcsec_N.astype(np.float32),
+        "bulge_axis_ratio": sources.bulge_axis_ratio_N.astype(np.float32),
+        "disk_axis_ratio": sources.disk_axis_ratio_N.astype(np.float32),
+        "angle_rad": sources.angle_rad_N.astype(np.float32),
+    }
+    for c, band in enumerate(bands):
+        magnitude_N = 31.4 - 2.5 * np.log10(np.maximum(flux_NC[:, c], 1e-12))
+        columns[f"mag_{band.lower()}"] = magnitude_N.astype(np.float32)
+        share_N = sources.bulge_njy_NC[:, c] / np.maximum(flux_NC[:, c], 1e-12)
+        columns[f"bulge_to_total_{band.lower()}"] = share_N.astype(np.float32)
+    write_table(path, pa.table(columns))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write Parquet under a temporary name, then rename."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        pq.write_table(table, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,301 @@
+"""Galaxies and stars: what is on a piece of sky, before a telescope looks at it."""
+
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+import numpy as np
+from astropy.cosmology import FlatLambdaCDM
+from numpy.typing import NDArray
+
+from photozhpc.sky.sed import N_TYPES, Floats, SedGrid, sed_grid, star_colours
+from photozhpc.sky.sky_config import SkyConfig
+
+Z_MIN = 0.02
+BULGE_TRUNCATION = 7.0  # in half-light radii, as SDSS truncates de Vaucouleurs profiles
+
+# Double Schechter mass functions of EGG (Schreiber et al. 2017, A&A 602, A96; fitted to
+# CANDELS GOODS-South by Schreiber et al. 2015), Salpeter IMF, by mid-redshift of the bin:
+# log M*_1, alpha_1, phi_1 [Mpc^-3], log M*_2, alpha_2, phi_2.
+MF_Z = np.array([0.15, 0.5, 0.95, 1.55, 2.2, 3.0, 4.0])
+MF_STAR_FORMING = np.array([
+    [10.97, -1.45, 7.1e-4, 10.97, 0.3, 0.0],
+    [11.00, -1.40, 8.98887e-4, 10.6418, 0.5, 8.30778e-5],
+    [11.00, -1.40, 7.18160e-4, 10.7292, 0.5, 4.04045e-4],
+    [11.00, -1.50, 4.65684e-4, 10.6717, 0.5, 4.17749e-4],
+    [11.00, -1.57, 2.13874e-4, 10.8404, 0.0, 4.06023e-4],
+    [11.00, -1.60, 2.12404e-4, 10.9443, 0.5, 9.06860e-5],
+    [11.00, -1.80, 3.69e-5, 11.0, 0.5, 0.0],
+])  # fmt: skip
+MF_QUIESCENT = np.array([
+    [10.97, -0.45, 3.25e-3, 10.97, -1.45, 8e-5],
+    [11.0426, -0.481039, 1.54472e-3, 11.0, -1.65, 7.77453e-5],
+    [10.8601, 0.0594024, 1.04263e-3, 11.0, -1.60, 3.54586e-5],
+    [10.8342, 0.296244, 6.24682e-4, 11.0, -1.25, 2.29979e-5],
+    [11.0471, -0.166611, 1.73119e-4, 11.0, -1.00, 1e-5],
+    [10.9439, -0.263124, 1.22278e-4, 11.0, -1.00, 0.0],
+    [11.0, -0.3, 3e-5, 11.0, -1.35, 0.0],
+])  # fmt: skip
+SALPETER_TO_CHABRIER_DEX = -0.24
+
+
+@dataclass(frozen=True)
+class Population:
+    """Galaxies and stars of a piece of sky (N sources, C bands); fluxes before extinction.
+
+    Radii are half-light radii along the major axis; a star has radii of zero and all of its
+    flux in `bulge_njy_NC`. Position angles run from +x to +y. Stars have z = 0 and a NaN mass.
+    """
+
+    z_N: Floats
+    is_star_N: NDArray[np.bool_]
+    quiescent_N: NDArray[np.bool_]
+    sed_type_N: Floats
+    a_v_N: Floats
+    log_mass_N: Floats
+    bulge_njy_NC: Floats
+    disk_njy_NC: Floats
+    reference_njy_N: Floats
+    bulge_radius_arcsec_N: Floats
+    disk_radius_arcsec_N: Floats
+    half_light_arcsec_N: Floats
+    bulge_axis_ratio_N: Floats
+    disk_axis_ratio_N: Floats
+    angle_rad_N: Floats
+
+    def __len__(self) -> int:
+        return len(self.z_N)
+
+    @property
+    def flux_njy_NC(self) -> Floats:
+        return self.bulge_njy_NC + self.disk_njy_NC
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "Population":
+        """Return the sources `index`, in that order."""
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+@lru_cache(maxsize=1)
+def cosmology(z_max: float) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Tables over z: z, modulus (mag), kpc per arcsec, dV/dz (Mpc3 / arcmin2), age (Gyr).
+
+    Flat Lambda-CDM with H0 = 70 and Omega_m = 0.3, as in the papers cited here.
+    """
+    model = FlatLambdaCDM(H0=70.0, Om0=0.3)
+    z_Z = np.arange(Z_MIN, z_max + 0.02, 0.01)
+    steradian_per_arcmin2 = (np.pi / 180.0 / 60.0) ** 2
+    return (
+        z_Z,
+        model.distmod(z_Z).value,
+        model.kpc_proper_per_arcmin(z_Z).value / 60.0,
+        model.differential_comoving_volume(z_Z).value * steradian_per_arcmin2,
+        model.age(z_Z).value,
+    )
+
+
+def mass_function(log_mass: Floats, z: Floats, quiescent: bool) -> Floats:
+    """Number density, Mpc^-3 dex^-1, at log10 of the mass in solar masses (Chabrier IMF)."""
+    table = MF_QUIESCENT if quiescent else MF_STAR_FORMING
+    m1, a1, p1, m2, a2, p2 = (np.interp(z, MF_Z, column) for column in table.T)
+    salpeter = log_mass - SALPETER_TO_CHABRIER_DEX
+    x1 = 10.0 ** (salpeter - m1)
+    x2 = 10.0 ** (salpeter - m2)
+    return np.log(10.0) * (p1 * x1 ** (a1 + 1) * np.exp(-x1) + p2 * x2 ** (a2 + 1) * np.exp(-x2))
+
+
+def _cells(
+    config: SkyConfig, grid: SedGrid, quiescent: bool
+) -> tuple[float, Floats, Floats, Floats, Floats]:
+    """Expected number per square arcminute, and its CDF over cells of (z, log mass).
+
+    Only masses that can reach the render limit at a redshift (with the brightest spectrum of
+    their class) are tabulated: fainter ones would be drawn in vain.
+    """
+    z_Z, modulus_Z, _, volume_Z, _ = cosmology(config.z_max)
+    z_Z, modulus_Z, volume_Z = z_Z[:-2], modulus_Z[:-2], volume_Z[:-2]
+    flux_limit = 10.0 ** (-0.4 * (config.render_limit_ab - 31.4))
+    types = (0.0, 1.0) if quiescent else (2.0, 3.0, 4.0)
+    zero_Z = np.zeros_like(z_Z)
+    brightest_Z = np.max(
+        [grid.fluxes_njy(zero_Z + t, z_Z, zero_Z, zero_Z, modulus_Z)[:, -1] for t in types], axis=0
+    )
+    lowest_Z = np.maximum(np.log10(flux_limit / brightest_Z), 6.0)
+    steps_M = (np.arange(150) + 0.5) / 150
+    width_Z = (12.3 - lowest_Z) / 150
+    log_mass_ZM = lowest_Z[:, None] + (12.3 - lowest_Z[:, None]) * steps_M
+    z_ZM = np.broadcast_to(z_Z[:, None] + 0.005, log_mass_ZM.shape)
+    density_ZM = mass_function(log_mass_ZM.ravel(), z_ZM.ravel(), quiescent).reshape(z_ZM.shape)
+    count_ZM = density_ZM * volume_Z[:, None] * width_Z[:, None] * 0.01
+    cdf = np.cumsum(count_ZM.ravel())
+    return float(cdf[-1]), cdf / cdf[-1], z_Z, lowest_Z, width_Z
+
+
+class SkyPhysics:
+    """The tables that drawing a population needs: the spectra through the survey's bands."""
+
+    def __init__(self, bands: tuple[str, ...], config: SkyConfig):
+        self.bands = bands
+        self.config = config
+        self.grid = sed_grid((*bands, config.reference_band), config.z_max)
+        self._cells = {q: _cells(config, self.grid, q) for q in (False, True)}
+
+    def draw(self, rng: np.random.Generator, area_arcmin2: float) -> Population:
+        """Draw the galaxies and stars brighter than the render limit on an area of sky."""
+        parts = [self._galaxies(rng, area_arcmin2, quiescent) for quiescent in (False, True)]
+        parts.append(self._stars(rng, area_arcmin2))
+        joined = {
+            f.name: np.concatenate([getattr(part, f.name) for part in parts])
+            for f in fields(Population)
+        }
+        return Population(**joined)
+
+    def _galaxies(self, rng: np.random.Generator, area: float, quiescent: bool) -> Population:
+        config = self.config
+        total, cdf, z_Z, lowest_Z, width_Z = self._cells[quiescent]
+        n = rng.poisson(total * area * config.density_scale)
+        cell_N = np.minimum(np.searchsorted(cdf, rng.random(n)), len(cdf) - 1)
+        iz_N, im_N = np.divmod(cell_N, len(cdf) // len(z_Z))
+        z_N = z_Z[iz_N] + 0.01 * rng.random(n)
+        log_mass_N = lowest_Z[iz_N] + (im_N + rng.random(n)) * width_Z[iz_N]
+        table_z, modulus_Z, kpc_Z, _, age_Z = cosmology(config.z_max)
+        modulus_N = np.interp(z_N, table_z, modulus_Z)
+        age_N = np.interp(z_N, table_z, age_Z)
+
+        disk_type_N, bulge_type_N, a_v_N = _spectra(rng, log_mass_N, z_N, age_N, quiescent)
+        bulge_q_N, disk_q_N, angle_N = _shapes(rng, n)
+        if not quiescent:  # an edge-on disk is seen through more dust (Tuffs et al. 2004)
+            a_v_N = a_v_N * (0.8 + 0.7 * np.log10(1.0 / disk_q_N))
+        share_N = _bulge_share(rng, log_mass_N, quiescent)
+        bulge_NC = self.grid.fluxes_njy(bulge_type_N, z_N, 0.5 * a_v_N, log_mass_N, modulus_N)
+        disk_NC = self.grid.fluxes_njy(disk_type_N, z_N, a_v_N, log_mass_N, modulus_N)
+        bulge_NC *= share_N[:, None]
+        disk_NC *= (1.0 - share_N)[:, None]
+
+        radius_kpc_N = _half_light_kpc(rng, log_mass_N, z_N, quiescent)
+        radius_N = np.clip(radius_kpc_N / np.interp(z_N, table_z, kpc_Z), 0.02, 6.0)
+        to_disk, to_bulge = (1.15, 0.85) if quiescent else (1.05, 0.40)
+        reference_N = bulge_NC[:, -1] + disk_NC[:, -1]
+        drawn = Population(
+            z_N=z_N,
+            is_star_N=np.zeros(n, bool),
+            quiescent_N=np.full(n, quiescent),
+            sed_type_N=disk_type_N,
+            a_v_N=a_v_N,
+            log_mass_N=log_mass_N,
+            bulge_njy_NC=bulge_NC[:, :-1],
+            disk_njy_NC=disk_NC[:, :-1],
+            reference_njy_N=reference_N,
+            bulge_radius_arcsec_N=to_bulge * radius_N,
+            disk_radius_arcsec_N=to_disk * radius_N,
+            half_light_arcsec_N=radius_N,
+            bulge_axis_ratio_N=bulge_q_N,
+            disk_axis_ratio_N=disk_q_N,
+            angle_rad_N=angle_N,
+        )
+        return drawn.take(reference_N > 10.0 ** (-0.4 * (config.render_limit_ab - 31.4)))
+
+    def _stars(self, rng: np.random.Generator, area: float) -> Population:
+        """Black-body stars: dN/dm ~ 10^(0.12 m) from 18 to the catalogue limit, 24 at most dwarfs.
+
+        Temperatures follow the mix of a high-latitude field: mostly M dwarfs.
+        """
+        n = rng.poisson(self.config.star_density_arcmin2 * area)
+        low, high = 10.0 ** (0.12 * np.array([18.0, self.config.catalogue_limit_ab]))
+        mag_N = np.log10(low + (high - low) * rng.random(n)) / 0.12
+        kind_N = rng.choice(3, size=n, p=[0.65, 0.30, 0.05])
+        cool_N = np.array([2700.0, 4000.0, 6500.0])[kind_N]
+        warm_N = np.array([4000.0, 6500.0, 12000.0])[kind_N]
+        temperature_N = cool_N + (warm_N - cool_N) * rng.random(n)
+        fnu_NC = star_colours((*self.bands, self.config.reference_band), temperature_N)
+        flux_N = 10.0 ** (-0.4 * (mag_N - 31.4))
+        flux_NC = fnu_NC * (flux_N / fnu_NC[:, -1])[:, None]
+        zero_N = np.zeros(n)
+        return Population(
+            z_N=zero_N,
+            is_star_N=np.ones(n, bool),
+            quiescent_N=np.zeros(n, bool),
+            sed_type_N=np.full(n, np.nan),
+            a_v_N=zero_N,
+            log_mass_N=np.full(n, np.nan),
+            bulge_njy_NC=flux_NC[:, :-1],
+            disk_njy_NC=np.zeros((n, len(self.bands))),
+            reference_njy_N=flux_N,
+            bulge_radius_arcsec_N=zero_N,
+            disk_radius_arcsec_N=zero_N,
+            half_light_arcsec_N=zero_N,
+            bulge_axis_ratio_N=np.ones(n),
+            disk_axis_ratio_N=np.ones(n),
+            angle_rad_N=zero_N,
+        )
+
+
+def _spectra(
+    rng: np.random.Generator, log_mass_N: Floats, z_N: Floats, age_N: Floats, quiescent: bool
+) -> tuple[Floats, Floats, Floats]:
+    """Types of disk and bulge, and A_V of the disk (magnitudes).
+
+    Star-forming: the specific star formation rate of the main sequence (Speagle et al. 2014,
+    eq. 28, 0.3 dex of scatter) sets the type; dust follows the mass (Garn & Best 2010, eq. 3,
+    from H-alpha to the stars with a factor 0.44 and Calzetti's curve). Quiescent: an E that is
+    younger at higher redshift.
+    """
+    n = len(z_N)
+    if quiescent:
+        type_N = np.clip(0.12 * z_N + rng.normal(0.05, 0.12, n), 0.0, 1.0)
+        bulge_N = np.clip(type_N + rng.normal(-0.05, 0.05, n), 0.0, 1.0)
+        return type_N, bulge_N, np.abs(rng.normal(0.0, 0.12, n))
+    log_sfr_N = (0.84 - 0.026 * age_N) * log_mass_N - (6.51 - 0.11 * age_N)
+    log_ssfr_N = log_sfr_N - log_mass_N + rng.normal(0.0, 0.3, n)
+    type_N = np.interp(log_ssfr_N, [-11.2, -10.3, -9.7, -9.0, -8.3], np.arange(N_TYPES))
+    type_N = np.clip(type_N + rng.normal(0.0, 0.25, n), 0.3, 4.0)
+    x_N = np.clip(log_mass_N - 10.0, -2.0, 1.5)
+    a_halpha_N = np.maximum(0.91 + 0.77 * x_N + 0.11 * x_N**2 - 0.09 * x_N**3, 0.1)
+    a_v_N = 0.535 * a_halpha_N * 10.0 ** rng.normal(0.0, 0.22, n)
+    # Sbc and Scd are spectra of real, dusty spirals: only the dust beyond theirs is added.
+    a_v_N *= np.clip((type_N - 0.5) / 2.5, 0.2, 1.0)
+    bulge_N = np.clip(0.45 * type_N + rng.normal(0.0, 0.3, n), 0.0, 3.0)
+    return type_N, bulge_N, a_v_N
+
+
+def _bulge_share(rng: np.random.Generator, log_mass_N: Floats, quiescent: bool) -> Floats:
+    """Bulge-to-total ratio of the mass, after Lang et al. (2014) and EGG (2017) sect. 3.3."""
+    if quiescent:
+        median_N = 10.0 ** (-0.3 + 0.1 * (log_mass_N - 10.0))
+        scatter = 0.1
+    else:
+        median_N = 10.0 ** (-0.7 + 0.27 * (log_mass_N - 10.0))
+        scatter = 0.2
+    share_N = median_N * 10.0 ** rng.normal(0.0, scatter, len(log_mass_N))
+    return np.clip(share_N, 0.0, 1.0)
+
+
+def _half_light_kpc(
+    rng: np.random.Generator, log_mass_N: Floats, z_N: Floats, quiescent: bool
+) -> Floats:
+    """Half-light radius along the major axis, kpc: van der Wel et al. (2014), sect. 3.
+
+    8.9 kpc (1+z)^-0.75 m^0.22 for star-forming and 5.6 kpc (1+z)^-1.48 m^0.75 for quiescent
+    galaxies, m = M / 5e10; below 2e10 the quiescent relation flattens, as it does there.
+    """
+    x_N = log_mass_N - np.log10(5e10)
+    if quiescent:
+        pivot = np.log10(2e10 / 5e10)
+        slope_N = np.where(x_N > pivot, 0.75 * x_N, 0.75 * pivot + 0.15 * (x_N - pivot))
+        log_N = np.log10(5.6) - 1.48 * np.log10(1.0 + z_N) + slope_N
+        return 10.0 ** (log_N + rng.normal(0.0, 0.13, len(z_N)))
+    log_N = np.log10(8.9) - 0.75 * np.log10(1.0 + z_N) + 0.22 * x_N
+    return 10.0 ** (log_N + rng.normal(0.0, 0.18, len(z_N)))
+
+
+def _shapes(rng: np.random.Generator, n: int) -> tuple[Floats, Floats, Floats]:
+    """Axis ratios of bulge and disk, and the position angle.
+
+    Disks are randomly inclined oblate spheroids of thickness 0.22 +- 0.05 (Padilla & Strauss
+    2008); bulges are rounder.
+    """
+    thickness_N = np.clip(rng.normal(0.22, 0.05, n), 0.1, 0.5)
+    cosine_N = rng.random(n)
+    disk_N = np.sqrt(thickness_N**2 + (1.0 - thickness_N**2) * cosine_N**2)
+    bulge_N = np.clip(rng.normal(0.75, 0.13, n), 0.35, 1.0)
+    # A bulge in a face-on disk is not flatter than the disk itself.
+    bulge_N = np.maximum(bulge_N, np.minimum(disk_N, 0.9))
+    return bulge_N, disk_N, rng.random(n) * np.pi

@@ -1,0 +1,98 @@
+"""Roman's effective PSF in each band, and its Fourier transform on a stamp."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import galsim
+import galsim.roman
+import numpy as np
+from numpy.typing import NDArray
+
+from photozhpc.sky.sed import galsim_band_name, roman_bandpasses
+
+PSF_DETECTOR = 7  # an SCA close to the centre of the field
+NATIVE_PIXEL_ARCSEC = galsim.roman.pixel_scale
+STORED_SIZE_PIX = 512  # mosaic pixels over which the PSF is tabulated
+NYQUIST = 0.5  # cycles per pixel
+
+
+@dataclass(frozen=True)
+class BandPsf:
+    """One band's PSF, sampled at half a mosaic pixel.
+
+    Attributes:
+        fine_HW: flux per fine pixel, centred on index [512, 512]; adds up to the light within
+            the table.
+        noise_area_pix: noise-equivalent area 1 / sum(P^2), mosaic pixels.
+        aliased: whether the optics pass frequencies beyond the mosaic's Nyquist frequency.
+    """
+
+    fine_HW: NDArray[np.float64]
+    noise_area_pix: float
+    aliased: bool
+
+
+def optics(band: str) -> galsim.GSObject:
+    """GalSim's Roman PSF of the filter at its effective wavelength: optics and pupil only.
+
+    Raises:
+        ConfigError: GalSim has no such Roman bandpass.
+    """
+    name = galsim_band_name(band)
+    wavelength = roman_bandpasses()[band.upper()].effective_wavelength
+    return galsim.roman.getPSF(PSF_DETECTOR, name, pupil_bin=8, wavelength=wavelength)
+
+
+def effective_psf(band: str, pixel_scale_arcsec: float) -> galsim.GSObject:
+    """PSF of the co-add: optics, native detector pixel, and the mosaic's own pixel.
+
+    What drizzling with full-size drops gives, averaged over dithers (Fruchter & Hook 2002).
+    The image of a source is then the convolution sampled at pixel centres ("no_pixel").
+    """
+    return galsim.Convolve(
+        optics(band), galsim.Pixel(NATIVE_PIXEL_ARCSEC), galsim.Pixel(pixel_scale_arcsec)
+    )
+
+
+@lru_cache(maxsize=16)
+def band_psf(band: str, pixel_scale_arcsec: float) -> BandPsf:
+    """Tabulate the effective PSF of a band; a third of a second, kept for the process."""
+    n = 2 * STORED_SIZE_PIX
+    image = effective_psf(band, pixel_scale_arcsec).drawImage(
+        nx=n, ny=n, scale=pixel_scale_arcsec / 2, method="no_pixel", offset=(0.5, 0.5), dtype=float
+    )
+    fine_HW = image.array
+    sampled = 4.0 * fine_HW[::2, ::2]
+    cutoff = optics(band).maxk / (2 * np.pi) * pixel_scale_arcsec
+    return BandPsf(
+        fine_HW=fine_HW,
+        noise_area_pix=float(1.0 / np.sum(sampled**2)),
+        aliased=bool(cutoff > NYQUIST),
+    )
+
+
+def psf_transform(psf: BandPsf, size: int) -> NDArray[np.complex64]:
+    """Fourier transform of the PSF cropped to a stamp, at frequencies up to twice Nyquist.
+
+    Cropping in real space, rather than sampling the transform coarsely, keeps the far wings
+    from wrapping around the stamp.
+
+    Returns:
+        psf_A(size)(size/2+1): A = 0 the stamp's own frequencies (fy, fx); 1 to 3 those that
+        fold onto them: fx - size; fy -+ size; both.
+    """
+    half = STORED_SIZE_PIX
+    keep = min(size, STORED_SIZE_PIX)
+    fine = np.zeros((2 * size, 2 * size))
+    inner = psf.fine_HW[half - keep : half + keep, half - keep : half + keep]
+    fine[size - keep : size + keep, size - keep : size + keep] = inner
+    transform = np.fft.fft2(np.fft.ifftshift(fine))
+    row = np.fft.fftfreq(size, 1.0 / size).astype(int)
+    column = np.arange(size // 2 + 1)
+    folded_row = np.where(row >= 0, row - size, row + size)
+    out = [
+        transform[np.ix_(rows % (2 * size), columns % (2 * size))]
+        for rows in (row, folded_row)
+        for columns in (column, column - size)
+    ]
+    return np.ascontiguousarray(np.stack(out), dtype=np.complex64)

@@ -1,0 +1,291 @@
+"""simulate_sky: tiles of a simulated Roman sky, in parallel, the same for a seed every time."""
+
+import errno
+import importlib.metadata
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from photozhpc.config import to_mapping
+from photozhpc.errors import ConfigError, RunError
+from photozhpc.sky.catalogue import (
+    label_probability,
+    measured_redshifts,
+    write_catalogue,
+    write_truth,
+)
+from photozhpc.sky.l3_file import tile_wcs, write_mosaic
+from photozhpc.sky.observe import bad_pixels, coverage_map, observe, sky_sigma_njy
+from photozhpc.sky.population import Population, SkyPhysics
+from photozhpc.sky.render import Renderer
+from photozhpc.sky.sed import Floats, galsim_band_name
+from photozhpc.sky.sky_config import SkyConfig, load_sky_config
+from photozhpc.survey import Survey
+
+MANIFEST = "sky.json"
+MARGIN_PIX = 40  # sources are also drawn this far outside a tile, so that light spills in
+COLUMNS = 100  # tiles per row of a seed's grid
+MAX_TILES = 1 << 16
+CATALOGUED_STAMP, FAINT_STAMP = 96, 64
+
+
+def simulate_sky(
+    survey: Survey,
+    out: Path,
+    tiles: int,
+    seed: int,
+    config: SkyConfig | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Write `tiles` tiles of a simulated sky into `out`; a tile that is there is kept.
+
+    A tile is one `{tile}_{band}_coadd.asdf` a band, `{tile}_cat.parquet` (what a survey knows)
+    and `{tile}_truth.parquet` (what was drawn). It depends on the seed, its number and the
+    configuration, not on how many workers there are.
+
+    Args:
+        survey: bands (Roman filters), pixel scale and extinction.
+        config: None for the default sky.
+        workers: processes; None: one a core.
+        progress: called with (tiles done, tiles).
+
+    Returns:
+        The tile ids, in order.
+
+    Raises:
+        ConfigError: a band without a Roman bandpass or a depth.
+        RunError: the folder holds another sky, the disk is full, or a worker was lost.
+    """
+    config = load_sky_config() if config is None else config
+    if not 1 <= tiles <= MAX_TILES:
+        raise ConfigError(f"tiles must lie between 1 and {MAX_TILES}, got {tiles}")
+    if not 0 <= seed < 1 << 31:
+        raise ConfigError(f"seed must lie between 0 and {(1 << 31) - 1}, got {seed}")
+    for name in (*survey.band_names, config.reference_band):
+        galsim_band_name(name)
+    sky_sigma_njy(survey.band_names, config, np.ones(len(survey.bands)))
+    out = Path(out)
+    _write_manifest(out, survey, config, seed, tiles)
+    ids = [tile_id(seed, index) for index in range(tiles)]
+    todo = [i for i in range(tiles) if not (out / f"{ids[i]}_cat.parquet").exists()]
+    done = tiles - len(todo)
+    if progress is not None:
+        progress(done, tiles)
+    workers = min(workers or os.cpu_count() or 1, max(len(todo), 1))
+    if workers == 1:
+        for index in todo:
+            _simulate_tile(survey, out, seed, index, config)
+            done += 1
+            if progress is not None:
+                progress(done, tiles)
+        return ids
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(_simulate_tile, survey, out, seed, i, config) for i in todo]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                done += 1
+                if progress is not None:
+                    progress(done, tiles)
+        except BrokenProcessPool:
+            raise RunError(
+                "a worker process was lost, most likely for lack of memory: run again with fewer "
+                "workers; finished tiles are kept"
+            ) from None
+        finally:
+            for future in futures:
+                future.cancel()
+    return ids
+
+
+def tile_id(seed: int, index: int) -> str:
+    return f"sim{seed:06d}t{index:04d}"
+
+
+def tile_centre_deg(seed: int, index: int, tile_arcsec: float) -> tuple[float, float]:
+    """Sky position of a tile: a seed has its own corner of the sky, tiles on a grid from there.
+
+    Tiles of a seed do not overlap: neighbours are 5% more than a tile apart. The corners of the
+    seeds follow the golden ratio, which keeps small seeds far apart.
+    """
+    ra_corner = 360.0 * ((seed * 0.6180339887498949 + 0.35) % 1.0)
+    dec_corner = -55.0 + 90.0 * ((seed * 0.7548776662466927 + 0.5) % 1.0)
+    row, column = divmod(index, COLUMNS)
+    step = 1.05 * tile_arcsec / 3600.0
+    dec = dec_corner + row * step * (1.0 if dec_corner < 0 else -1.0)
+    widest = np.cos(np.radians(min(abs(dec) + step, 89.0)))
+    return float((ra_corner + column * step / widest) % 360.0), float(dec)
+
+
+@lru_cache(maxsize=2)
+def _renderer(bands: tuple[str, ...], pixel_scale_arcsec: float) -> Renderer:
+    return Renderer(bands, pixel_scale_arcsec)
+
+
+_PHYSICS: dict[str, SkyPhysics] = {}
+
+
+def _physics(bands: tuple[str, ...], config: SkyConfig) -> SkyPhysics:
+    """SkyPhysics of a configuration, made once a process."""
+    key = json.dumps([bands, to_mapping(config)])
+    if key not in _PHYSICS:
+        _PHYSICS.clear()
+        _PHYSICS[key] = SkyPhysics(bands, config)
+    return _PHYSICS[key]
+
+
+def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: SkyConfig) -> None:
+    """Draw, observe and write one tile; the catalogue comes last and marks it as finished."""
+    bands = survey.band_names
+    scale = survey.pixel_scale_arcsec
+    size = config.tile_size_pix
+    rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
+    renderer = _renderer(bands, scale)
+    sigma_C = sky_sigma_njy(bands, config, renderer.noise_area_C)
+
+    side_arcmin = (size + 2 * MARGIN_PIX) * scale / 60.0
+    sources = _physics(bands, config).draw(rng, side_arcmin**2)
+    y_N, x_N = _positions(rng, len(sources), size, config, scale)
+    ebv_N = _extinction(rng, y_N, x_N, size, config)
+    magnitude_N = 31.4 - 2.5 * np.log10(sources.reference_njy_N)
+    inside_N = (np.abs(y_N - (size - 1) / 2) < size / 2) & (np.abs(x_N - (size - 1) / 2) < size / 2)
+    listed_N = np.flatnonzero(inside_N & (magnitude_N < config.catalogue_limit_ab))
+    if len(listed_N) >= MAX_TILES:
+        raise ConfigError(
+            f"density_scale: a tile of {len(listed_N)} sources is too rich, at most {MAX_TILES - 1}"
+        )
+
+    image_CHW = np.zeros((len(bands), size, size), np.float32)
+    smallest_N = np.where(
+        magnitude_N < config.catalogue_limit_ab, CATALOGUED_STAMP, FAINT_STAMP
+    )
+    dimmed = _dimmed(sources, survey, ebv_N)
+    renderer.draw(image_CHW, dimmed, y_N, x_N, sigma_C, smallest_N)
+
+    centre = tile_centre_deg(seed, index, size * scale)
+    wcs = tile_wcs(*centre, size, scale)
+    coverage_HW = coverage_map(rng, size, config.coverage_scatter)
+    name = tile_id(seed, index)
+    try:
+        for c, band in enumerate(bands):
+            bad_HW = bad_pixels(rng, size, config)
+            observed = observe(
+                rng, image_CHW[c], band, float(sigma_C[c]), coverage_HW, bad_HW, config
+            )
+            path = out / f"{name}_{band.lower()}_coadd.asdf"
+            write_mosaic(path, observed, band, wcs, centre, scale, config.exposure_time_s)
+        known = sources.take(listed_N)
+        y_K, x_K, ebv_K = y_N[listed_N], x_N[listed_N], ebv_N[listed_N]
+        source_id_K = (np.int64(seed) << 32) + (np.int64(index) << 16) + np.arange(len(known))
+        ra_K, dec_K = (np.asarray(v, float).reshape(-1) for v in wcs(x_K, y_K))
+        write_truth(out / f"{name}_truth.parquet", source_id_K, ra_K, dec_K, ebv_K, known, bands)
+        probability_K = label_probability(known, bands, config.label_fraction)
+        z_spec_K = measured_redshifts(rng, known, probability_K)
+        scatter_K = _astrometric_scatter_pix(dimmed.take(listed_N), sigma_C, renderer)
+        shift_2K = rng.standard_normal((2, len(known))) * scatter_K
+        ra_K, dec_K = (
+            np.asarray(v, float).reshape(-1) for v in wcs(x_K + shift_2K[0], y_K + shift_2K[1])
+        )
+        write_catalogue(
+            out / f"{name}_cat.parquet", source_id_K, ra_K, dec_K, ebv_K, z_spec_K
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"{out}: the disk is full at tile {name}: free some space and run again; finished "
+            "tiles are kept"
+        ) from error
+
+
+def _positions(
+    rng: np.random.Generator, n: int, size: int, config: SkyConfig, scale: float
+) -> tuple[Floats, Floats]:
+    """Pixel positions: uniform, but for a share that lies close to another source."""
+    low, high = -0.5 - MARGIN_PIX, size - 0.5 + MARGIN_PIX
+    y_N, x_N = rng.uniform(low, high, (2, n))
+    paired_N = rng.random(n) < config.pair_fraction
+    if n > 1:
+        host_N = rng.integers(0, n, n)
+        radius_N = config.pair_radius_arcsec / scale * np.sqrt(rng.random(n))
+        angle_N = rng.random(n) * 2.0 * np.pi
+        paired_N &= ~paired_N[host_N]
+        y_N = np.where(paired_N, y_N[host_N] + radius_N * np.sin(angle_N), y_N)
+        x_N = np.where(paired_N, x_N[host_N] + radius_N * np.cos(angle_N), x_N)
+    return y_N, x_N
+
+
+def _extinction(
+    rng: np.random.Generator, y_N: Floats, x_N: Floats, size: int, config: SkyConfig
+) -> Floats:
+    """E(B-V) at the sources: log-normal from tile to tile, a 10% gradient within one."""
+    tile_ebv = config.ebv_median * 10.0 ** rng.normal(0.0, config.ebv_sigma_dex)
+    angle = rng.random() * 2.0 * np.pi
+    along_N = ((x_N / size - 0.5) * np.cos(angle) + (y_N / size - 0.5) * np.sin(angle)) * 0.2
+    return tile_ebv * (1.0 + np.clip(along_N, -0.3, 0.3))
+
+
+def _dimmed(sources: Population, survey: Survey, ebv_N: Floats) -> Population:
+    """The sources behind the Galaxy's dust, A = R E(B-V) with the survey's R."""
+    r_C = np.array([band.extinction_r for band in survey.bands])
+    factor_NC = 10.0 ** (-0.4 * r_C * ebv_N[:, None])
+    dimmed = sources.take(np.arange(len(sources)))
+    dimmed.bulge_njy_NC[...] *= factor_NC
+    dimmed.disk_njy_NC[...] *= factor_NC
+    return dimmed
+
+
+def _astrometric_scatter_pix(sources: Population, sigma_C: Floats, renderer: Renderer) -> Floats:
+    """Centroid error per axis, pixels: 0.6 x size / (S/N) in the best band, 0.02 to 1 pixel."""
+    radius_N = sources.half_light_arcsec_N / renderer.pixel_scale_arcsec
+    area_NC = renderer.noise_area_C + 4.0 * np.pi * radius_N[:, None] ** 2
+    snr_N = (sources.flux_njy_NC / (sigma_C * np.sqrt(area_NC))).max(axis=1)
+    extent_N = np.sqrt(1.2**2 + radius_N**2)
+    return np.clip(0.6 * extent_N / np.maximum(snr_N, 1e-3), 0.02, 1.0)
+
+
+def _write_manifest(out: Path, survey: Survey, config: SkyConfig, seed: int, tiles: int) -> None:
+    """Record the sky in `out`/sky.json; refuse a folder that holds another one."""
+    path = out / MANIFEST
+    bands = {band.name: band.extinction_r for band in survey.bands}
+    sky = {
+        "extinction_r": bands,
+        "pixel_scale_arcsec": survey.pixel_scale_arcsec,
+        "config": to_mapping(config),
+    }
+    seeds: dict[str, int] = {}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            try:
+                recorded = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError:
+                raise RunError(f"{path}: not readable as JSON; remove it or use another folder") from None
+            if recorded.get("sky") != sky:
+                raise RunError(
+                    f"{out} holds a sky of another configuration; choose an empty folder with --out"
+                )
+            seeds = recorded.get("seeds", {})
+        seeds[str(seed)] = max(tiles, seeds.get(str(seed), 0))
+        names = ("photozhpc", "galsim", "numpy", "roman_datamodels", "asdf")
+        versions = {}
+        for name in names:
+            try:
+                versions[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                versions[name] = "unknown"
+        text = json.dumps({"sky": sky, "seeds": seeds, "versions": versions}, indent=1)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error

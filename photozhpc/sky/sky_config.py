@@ -1,0 +1,87 @@
+"""SkyConfig: what a simulated sky is made of."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from photozhpc.config import from_mapping, load_yaml
+
+DEFAULT_SKY_YAML = Path(__file__).parent.parent / "configs" / "sky" / "default.yaml"
+
+
+@dataclass(frozen=True)
+class SkyConfig:
+    """A simulated sky: geometry, limits, depth, stars, dust, labels and defects.
+
+    Attributes:
+        tile_size_pix: side of a tile, pixels.
+        reference_band: Roman filter in which the two limits below are set.
+        catalogue_limit_ab: sources brighter than this (true, before extinction) are catalogued.
+        render_limit_ab: sources brighter than this are drawn; the fainter ones only blend.
+        z_max: galaxies lie at 0.02 < z < z_max.
+        density_scale: 1 is the sky as the mass functions predict it.
+        depth_ab: 5 sigma point-source depth by Roman filter (optimal extraction), AB.
+        exposure_time_s: exposure of the co-add; sets the photon noise of the sources.
+        pair_fraction: share of the sources placed within `pair_radius_arcsec` of another one.
+        star_density_arcmin2: stars per square arcminute down to `catalogue_limit_ab`.
+        ebv_median, ebv_sigma_dex: log-normal E(B-V) of the tiles.
+        label_fraction: share of catalogued sources with a spectroscopic redshift.
+        coverage_scatter: relative amplitude of the smooth exposure map.
+        bad_pixel_fraction: isolated pixels set to NaN.
+        border_pix: NaN border.
+    """
+
+    tile_size_pix: int = 2048
+    reference_band: str = "F158"
+    catalogue_limit_ab: float = 25.0
+    render_limit_ab: float = 26.0
+    z_max: float = 3.0
+    density_scale: float = 1.0
+    depth_ab: dict[str, float] = field(
+        default_factory=lambda: {
+            "F062": 28.2, "F087": 27.9, "F106": 27.9, "F129": 27.8, "F158": 27.7,
+            "F184": 27.0, "F213": 26.3, "F146": 28.4,
+        }
+    )  # fmt: skip
+    exposure_time_s: float = 6000.0
+    pair_fraction: float = 0.12
+    pair_radius_arcsec: float = 2.5
+    star_density_arcmin2: float = 3.0
+    ebv_median: float = 0.03
+    ebv_sigma_dex: float = 0.2
+    label_fraction: float = 0.2
+    coverage_scatter: float = 0.1
+    bad_pixel_fraction: float = 3e-4
+    border_pix: int = 4
+
+    def __post_init__(self) -> None:
+        _within("tile_size_pix", self.tile_size_pix, 128, 16384)
+        _within("catalogue_limit_ab", self.catalogue_limit_ab, 20.0, 28.0)
+        _within("render_limit_ab", self.render_limit_ab, self.catalogue_limit_ab, 29.0)
+        _within("z_max", self.z_max, 0.5, 4.0)
+        _within("density_scale", self.density_scale, 0.0, 100.0)
+        _within("exposure_time_s", self.exposure_time_s, 1.0, 1e7)
+        _within("pair_fraction", self.pair_fraction, 0.0, 0.9)
+        _within("pair_radius_arcsec", self.pair_radius_arcsec, 0.1, 60.0)
+        _within("star_density_arcmin2", self.star_density_arcmin2, 0.0, 1000.0)
+        _within("ebv_median", self.ebv_median, 1e-4, 2.0)
+        _within("ebv_sigma_dex", self.ebv_sigma_dex, 0.0, 1.0)
+        _within("label_fraction", self.label_fraction, 0.0, 1.0)
+        _within("coverage_scatter", self.coverage_scatter, 0.0, 0.5)
+        _within("bad_pixel_fraction", self.bad_pixel_fraction, 0.0, 0.5)
+        _within("border_pix", self.border_pix, 0, self.tile_size_pix // 4)
+        for band, depth in self.depth_ab.items():
+            _within(f"depth_ab[{band}]", depth, 15.0, 35.0)
+
+
+def load_sky_config(path: str | Path = DEFAULT_SKY_YAML) -> SkyConfig:
+    """Read a SkyConfig from YAML; unknown keys and wrong types stop with their name.
+
+    Raises:
+        ConfigError: the file is missing or faulty.
+    """
+    return from_mapping(SkyConfig, load_yaml(path), str(path))
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
