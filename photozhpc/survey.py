@@ -1,5 +1,6 @@
 """Survey and Band: what has to be known of a survey to measure its mosaics."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,8 +54,9 @@ class Survey:
     """A survey: its bands in channel order, its grid, and where its files keep things.
 
     Attributes:
-        mosaic_pattern: file name of one band of one tile, with {tile} and {band}; matched
-            without regard to case. {band} is the band's name or one of `band_aliases`.
+        mosaic_pattern: file name of one band of one tile, with {tile} and {band}, and * for
+            whatever differs; matched without regard to case. {band} is the band's name or one
+            of `band_aliases`.
         source_pattern: file names of source lists beside the mosaics.
         aperture_radii_arcsec: radii of the forced circular apertures.
         sky_annulus_arcsec: inner and outer radius of the local-sky annulus; empty: no sky is
@@ -103,13 +105,42 @@ class Survey:
         Raises:
             ConfigError: no such band; the nearest name is suggested.
         """
-        wanted = self.band_aliases.get(name, name).lower()
-        for band in self.bands:
-            if band.name.lower() == wanted:
-                return band
-        raise ConfigError(
-            f"survey '{self.name}' has no band '{name}'{did_you_mean(name, self.band_names)}"
-        )
+        band = self.find_band(name)
+        if band is None:
+            raise ConfigError(
+                f"survey '{self.name}' has no band '{name}'{did_you_mean(name, self.band_names)}"
+            )
+        return band
+
+    def find_band(self, name: str) -> Band | None:
+        """Return the band called `name` (in any case, or by an alias), or None."""
+        aliases = {alias.lower(): target for alias, target in self.band_aliases.items()}
+        wanted = aliases.get(name.lower(), name).lower()
+        return next((band for band in self.bands if band.name.lower() == wanted), None)
+
+    def match_mosaic(self, file_name: str) -> tuple[str, Band | None] | None:
+        """Read (tile, band) off a file name by `mosaic_pattern`; None where it does not match.
+
+        A .gz or .fz after the name is passed over. The band is None where the pattern has none.
+        """
+        parts = re.split(r"(\{tile\}|\{band\}|\*)", self.mosaic_pattern)
+        known = sorted([*self.band_names, *self.band_aliases], key=len, reverse=True)
+        groups = {
+            "{tile}": r"(?P<tile>.+?)",
+            "{band}": f"(?P<band>{'|'.join(map(re.escape, known))})",
+            "*": ".*?",
+        }
+        seen: set[str] = set()
+        pattern = ""
+        for part in parts:
+            again = part in seen and part in ("{tile}", "{band}")
+            pattern += f"(?P={part[1:-1]})" if again else groups.get(part, re.escape(part))
+            seen.add(part)
+        match = re.fullmatch(pattern + r"(\.gz|\.fz)?", file_name, re.IGNORECASE)
+        if match is None:
+            return None
+        found = match.groupdict()
+        return found.get("tile", ""), self.band(found["band"]) if "band" in found else None
 
 
 def survey_names() -> list[str]:

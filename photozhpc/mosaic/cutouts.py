@@ -1,5 +1,6 @@
 """Cutout extraction: all bands of many sources in one pass, in Numba without the GIL."""
 
+import itertools
 import math
 import operator
 from concurrent.futures import ThreadPoolExecutor
@@ -88,7 +89,7 @@ def _copy(
     with ThreadPoolExecutor(n_threads) as pool:
         futures = [
             pool.submit(_copy_cutouts, view, y, x, first_band, start, stop, cutout)
-            for start, stop in zip(edges, edges[1:], strict=False)
+            for start, stop in itertools.pairwise(edges)
         ]
         for future in futures:
             future.result()

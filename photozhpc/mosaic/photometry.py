@@ -6,6 +6,7 @@ two threads and its OpenMP layer not after a fork, and Dask workers do both.
 """
 
 import enum
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -178,7 +179,7 @@ def _run(chunk: Callable[[int, int], None], n_sources: int, pixels_per_source: f
         return
     edges = np.linspace(0, n_sources, 4 * n_threads + 1).astype(int).tolist()
     with ThreadPoolExecutor(n_threads) as pool:
-        for future in [pool.submit(chunk, *pair) for pair in zip(edges, edges[1:], strict=False)]:
+        for future in [pool.submit(chunk, *pair) for pair in itertools.pairwise(edges)]:
             future.result()
 
 

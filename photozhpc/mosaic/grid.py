@@ -1,0 +1,142 @@
+"""Sky <-> pixel on a mosaic's grid, for FITS WCS (any projection, SIP, tables) and gwcs."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.utils.exceptions import AstropyWarning
+from astropy.wcs import WCS
+from astropy.wcs.utils import wcs_to_celestial_frame
+from numpy.typing import ArrayLike, NDArray
+
+FloatN = NDArray[np.float64]
+
+_ROUND_TRIP_PIX = 0.02
+
+
+def sky_to_pixel(
+    wcs: Any, shape_HW: tuple[int, int], ra_N: ArrayLike, dec_N: ArrayLike
+) -> tuple[FloatN, FloatN]:
+    """Project degrees to (y, x): zero-based, pixel centres on integers.
+
+    RA and Dec are in the mosaic's own equatorial frame (ICRS and FK5 J2000 are not told apart);
+    for a galactic, ecliptic or FK4 grid they are ICRS and converted.
+
+    Returns:
+        y_N, x_N, float64; NaN where the position cannot be projected: it does not come back to
+        itself (the other hemisphere of a TAN, a polynomial that does not invert there).
+    """
+    ra, dec = np.broadcast_arrays(np.atleast_1d(ra_N), np.atleast_1d(dec_N))
+    ra, dec = ra.astype(np.float64), dec.astype(np.float64)
+    y, x = np.full(ra.shape, np.nan), np.full(ra.shape, np.nan)
+    good = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
+    if not good.any():
+        return y, x
+    lon, lat = _to_native_frame(wcs, ra[good], dec[good])
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)
+        if isinstance(wcs, WCS):
+            x_good, y_good = _invert_fits(wcs, shape_HW, lon, lat)
+        else:
+            x_good, y_good = (_values(v) for v in wcs.invert(lon, lat, with_bounding_box=False))
+        lon_back, lat_back = _forward(wcs, y_good, x_good)
+        limit_deg = _ROUND_TRIP_PIX * _pixel_scale_deg(wcs, shape_HW)
+        lost = ~(_separation_deg(lon, lat, lon_back, lat_back) < limit_deg)
+    y[good], x[good] = np.where(lost, np.nan, y_good), np.where(lost, np.nan, x_good)
+    return y, x
+
+
+def pixel_to_sky(wcs: Any, y_N: ArrayLike, x_N: ArrayLike) -> tuple[FloatN, FloatN]:
+    """Return (ra_N, dec_N) in degrees of zero-based pixel positions; NaN where there is none."""
+    y, x = np.broadcast_arrays(np.atleast_1d(y_N), np.atleast_1d(x_N))
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)
+        lon, lat = _forward(wcs, y.astype(np.float64), x.astype(np.float64))
+    frame = _other_frame(wcs)
+    if frame is not None:
+        icrs = SkyCoord(lon, lat, unit="deg", frame=frame).icrs
+        lon, lat = icrs.ra.deg, icrs.dec.deg
+    return np.mod(lon, 360.0), lat
+
+
+def pixel_area_arcsec2(wcs: Any, shape_HW: tuple[int, int]) -> float:
+    """Solid angle of the pixel in the middle of the grid, arcsec^2, from the WCS itself."""
+    y, x = (shape_HW[0] - 1) / 2, (shape_HW[1] - 1) / 2
+    lon, lat = _forward(wcs, np.array([y, y, y - 0.5, y + 0.5]), np.array([x - 0.5, x + 0.5, x, x]))
+    vector = _unit_vectors(lon, lat)
+    area_sr = float(np.linalg.norm(np.cross(vector[1] - vector[0], vector[3] - vector[2])))
+    return area_sr * float(np.degrees(1) * 3600) ** 2
+
+
+def grid_offset_pix(wcs: Any, other: Any, shape_HW: tuple[int, int]) -> float:
+    """Largest distance, in pixels, between two grids of one shape: at the corners and middle."""
+    height, width = shape_HW
+    y = np.array([0, 0, height - 1, height - 1, (height - 1) / 2])
+    x = np.array([0, width - 1, 0, width - 1, (width - 1) / 2])
+    y_other, x_other = sky_to_pixel(other, shape_HW, *pixel_to_sky(wcs, y, x))
+    offset = np.hypot(y_other - y, x_other - x)
+    return float(np.max(np.where(np.isfinite(offset), offset, np.inf)))
+
+
+def _forward(wcs: Any, y: FloatN, x: FloatN) -> tuple[FloatN, FloatN]:
+    if isinstance(wcs, WCS):
+        lon, lat = wcs.all_pix2world(x, y, 0)
+    else:
+        lon, lat = (_values(v) for v in wcs(x, y, with_bounding_box=False))
+    return np.asarray(lon, np.float64), np.asarray(lat, np.float64)
+
+
+def _invert_fits(
+    wcs: WCS, shape_HW: tuple[int, int], lon: FloatN, lat: FloatN
+) -> tuple[FloatN, FloatN]:
+    x, y = wcs.wcs_world2pix(lon, lat, 0)
+    if not wcs.has_distortion:
+        return x, y
+    # A distortion is a polynomial (or table) fitted on the image: outside it means nothing, and
+    # may fold the sky back onto the tile. Far off the tile, the plain projection stands.
+    height, width = shape_HW
+    margin = 100 + max(height, width) // 4
+    near = (y > -margin) & (y < height + margin) & (x > -margin) & (x < width + margin)
+    if near.any():
+        x[near], y[near] = wcs.all_world2pix(
+            lon[near], lat[near], 0, tolerance=1e-6, maxiter=50, quiet=True
+        )
+    return x, y
+
+
+def _separation_deg(lon: FloatN, lat: FloatN, lon_other: FloatN, lat_other: FloatN) -> FloatN:
+    chord = np.linalg.norm(_unit_vectors(lon, lat) - _unit_vectors(lon_other, lat_other), axis=-1)
+    return np.asarray(np.degrees(2 * np.arcsin(np.minimum(chord / 2, 1))))
+
+
+def _unit_vectors(lon: FloatN, lat: FloatN) -> FloatN:
+    lon, lat = np.radians(lon), np.radians(lat)
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+
+
+def _pixel_scale_deg(wcs: Any, shape_HW: tuple[int, int]) -> float:
+    return float(np.sqrt(pixel_area_arcsec2(wcs, shape_HW)) / 3600)
+
+
+def _values(coordinate: Any) -> FloatN:
+    """Drop the unit of a Quantity (a gwcs may work in units; its axes are degrees and pixels)."""
+    return np.asarray(getattr(coordinate, "value", coordinate), dtype=np.float64)
+
+
+def _other_frame(wcs: Any) -> Any:
+    """The frame of a grid that is not equatorial ICRS or FK5 J2000; else None."""
+    if not isinstance(wcs, WCS):
+        return None
+    frame = wcs_to_celestial_frame(wcs)
+    if frame.name == "icrs" or (frame.name == "fk5" and abs(frame.equinox.jyear - 2000) < 0.01):
+        return None
+    return frame
+
+
+def _to_native_frame(wcs: Any, ra: FloatN, dec: FloatN) -> tuple[FloatN, FloatN]:
+    frame = _other_frame(wcs)
+    if frame is None:
+        return ra, dec
+    native = SkyCoord(ra, dec, unit="deg", frame="icrs").transform_to(frame).spherical
+    return native.lon.deg, native.lat.deg

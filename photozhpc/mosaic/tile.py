@@ -1,0 +1,280 @@
+"""Tile: one area of sky in all bands of a survey; read_tile() from FITS or ASDF."""
+
+import contextlib
+import itertools
+import math
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.utils.exceptions import AstropyWarning
+from numpy.typing import ArrayLike, NDArray
+
+from photozhpc.errors import MosaicError
+from photozhpc.mosaic import grid
+from photozhpc.mosaic.asdf_mosaic import open_asdf
+from photozhpc.mosaic.fits_length import unzipped
+from photozhpc.mosaic.fits_mosaic import open_fits, sibling_paths
+from photozhpc.mosaic.plane import BandPlane
+from photozhpc.survey import Band, Survey
+
+MAX_MEMORY_BYTES = 512 << 20  # larger tiles live in a scratch file
+_SECTION_PIXELS = 4_000_000
+_MAX_GRID_OFFSET_PIX = 0.05
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One area of sky in all bands of a survey, on one grid.
+
+    Attributes:
+        band_names: the C bands, in the survey's order.
+        image_CHW: float32, nJy per pixel; NaN where a band has no (good) data.
+        err_CHW: float32, 1-sigma, nJy per pixel; NaN where image_CHW is.
+        mask_HW: True where any band that is there is bad.
+        wcs: astropy WCS or gwcs; None where the file has none.
+        pixel_area_arcsec2: of the middle of the tile, from the WCS (from the survey without).
+        missing_bands: bands of the survey without a mosaic; their planes are NaN.
+        notes: what a user should know of the input, e.g. that an error was estimated.
+    """
+
+    tile_id: str
+    band_names: tuple[str, ...]
+    image_CHW: NDArray[np.float32]
+    err_CHW: NDArray[np.float32]
+    mask_HW: NDArray[np.bool_]
+    wcs: Any
+    pixel_area_arcsec2: float
+    missing_bands: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape_HW(self) -> tuple[int, int]:
+        height, width = self.mask_HW.shape
+        return height, width
+
+    @property
+    def pixel_scale_arcsec(self) -> float:
+        return math.sqrt(self.pixel_area_arcsec2)
+
+    def sky_to_pixel(
+        self, ra_N: ArrayLike, dec_N: ArrayLike
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return (y_N, x_N) of degrees: zero-based, pixel centres on integers.
+
+        NaN where a position cannot be projected; positions off the tile are not NaN.
+
+        Raises:
+            MosaicError: the mosaic has no WCS.
+        """
+        return grid.sky_to_pixel(self._need_wcs(), self.shape_HW, ra_N, dec_N)
+
+    def pixel_to_sky(
+        self, y_N: ArrayLike, x_N: ArrayLike
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return (ra_N, dec_N) in degrees of zero-based pixel positions.
+
+        Raises:
+            MosaicError: the mosaic has no WCS.
+        """
+        return grid.pixel_to_sky(self._need_wcs(), y_N, x_N)
+
+    def _need_wcs(self) -> Any:
+        if self.wcs is None:
+            raise MosaicError(
+                f"tile '{self.tile_id}': its mosaic has no WCS, so sky positions mean nothing on "
+                "it; give pixel positions, or add a WCS to the header"
+            )
+        return self.wcs
+
+
+def read_tile(
+    paths: PathLike | Sequence[PathLike] | Mapping[str, PathLike], survey: Survey
+) -> Tile:
+    """Read the mosaics of one tile and calibrate them to nJy per pixel.
+
+    Memory: the planes of a tile above `MAX_MEMORY_BYTES` go to an unlinked scratch file in
+    TMPDIR; files are read in sections (a compressed ASDF block as a whole).
+
+    Args:
+        paths: {band: path}; or a sequence of paths, whose bands are read off their metadata or
+            names; or one path, of one band or of several (extensions or a cube).
+        survey: says which bands there are, in which order, and their zero points. A band
+            without a mosaic is NaN and listed in `Tile.missing_bands`.
+
+    Raises:
+        MosaicError: a file is missing, truncated, damaged or uncalibrated, the bands are on
+            different grids, or two files are of one band.
+        ConfigError: a file is of a band that the survey does not have.
+    """
+    files = _files(paths, survey)
+    planes: dict[str, BandPlane] = {}
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)
+        for path, band in files:
+            for plane in stack.enter_context(_open(path, survey, band)):
+                if plane.band in planes:
+                    raise MosaicError(
+                        f"{planes[plane.band].path} and {plane.path} are both {plane.band}; "
+                        "give one mosaic for each band"
+                    )
+                planes[plane.band] = plane
+        first = next(iter(planes.values()))
+        for plane in planes.values():
+            _check_grid(first, plane)
+        return _fill(planes, survey, _tile_id([path for path, _ in files], survey))
+
+
+def _files(
+    paths: PathLike | Sequence[PathLike] | Mapping[str, PathLike], survey: Survey
+) -> list[tuple[Path, Band | None]]:
+    if isinstance(paths, Mapping):
+        files: list[tuple[Path, Band | None]] = [
+            (Path(path), survey.band(name)) for name, path in paths.items()
+        ]
+    else:
+        listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+        siblings = {s for path in listed for s in sibling_paths(Path(path)).values()}
+        files = [(Path(path), None) for path in listed if Path(path) not in siblings]
+    if not files:
+        raise MosaicError("no mosaic given: read_tile needs at least one path")
+    return files
+
+
+@contextlib.contextmanager
+def _open(path: Path, survey: Survey, band: Band | None) -> Iterator[list[BandPlane]]:
+    with unzipped(path) as plain:
+        with open(plain, "rb") as stream:
+            start = stream.read(8)
+        if start.startswith(b"#ASDF"):
+            opened = open_asdf(path, plain, survey, band)
+        elif start.startswith(b"SIMPLE"):
+            opened = open_fits(path, plain, survey, band)
+        elif not start:
+            raise MosaicError(f"{path}: empty file; copy or download it again")
+        else:
+            raise MosaicError(f"{path}: neither FITS nor ASDF (it begins with {start!r})")
+        with opened as planes:
+            yield planes
+
+
+def _check_grid(first: BandPlane, other: BandPlane) -> None:
+    names = f"{first.path} ({first.band}) and {other.path} ({other.band})"
+    advice = "resample them to one grid first"
+    if first.shape_HW != other.shape_HW:
+        raise MosaicError(
+            f"{names} are on different grids: shapes {first.shape_HW} and {other.shape_HW}; "
+            + advice
+        )
+    if (first.wcs is None) != (other.wcs is None):
+        raise MosaicError(f"{names}: only one of them has a WCS; add it to the other")
+    if first.wcs is None or other is first:
+        return
+    offset_pix = grid.grid_offset_pix(first.wcs, other.wcs, first.shape_HW)
+    if not offset_pix <= _MAX_GRID_OFFSET_PIX:
+        raise MosaicError(
+            f"{names} are on different grids: their WCS differ by {offset_pix:.3g} pixels; "
+            + advice
+        )
+
+
+def _tile_id(paths: list[Path], survey: Survey) -> str:
+    """The {tile} of the survey's file names; else what the names of the files share."""
+    tiles = {match[0] for path in paths if (match := survey.match_mosaic(path.name)) is not None}
+    if len(tiles) == 1 and (tile := tiles.pop()):
+        return tile
+    shared = itertools.takewhile(
+        lambda letters: len(set(letters)) == 1,
+        zip(*(path.name for path in paths), strict=False),
+    )
+    stem = "".join(letters[0] for letters in shared)
+    stem = re.sub(r"\.(fits?|asdf)(\.gz|\.fz)?$", "", stem, flags=re.IGNORECASE).rstrip("._-")
+    return stem or paths[0].stem
+
+
+def _fill(planes: dict[str, BandPlane], survey: Survey, tile_id: str) -> Tile:
+    first = next(iter(planes.values()))
+    height, width = first.shape_HW
+    shape = (len(survey.bands), height, width)
+    image_CHW, err_CHW, mask_HW = _allocate(shape)
+    step = max(1, _SECTION_PIXELS // width)
+    for c, name in enumerate(survey.band_names):
+        for i0 in range(0, height, step):
+            section = slice(i0, min(i0 + step, height))
+            if name in planes:
+                _fill_rows(planes[name], section, image_CHW[c], err_CHW[c], mask_HW)
+            else:
+                image_CHW[c, section] = np.nan
+                err_CHW[c, section] = np.nan
+    area_arcsec2 = survey.pixel_scale_arcsec**2
+    if first.wcs is not None:
+        area_arcsec2 = grid.pixel_area_arcsec2(first.wcs, first.shape_HW)
+    return Tile(
+        tile_id=tile_id,
+        band_names=survey.band_names,
+        image_CHW=image_CHW,
+        err_CHW=err_CHW,
+        mask_HW=mask_HW,
+        wcs=first.wcs,
+        pixel_area_arcsec2=area_arcsec2,
+        missing_bands=tuple(name for name in survey.band_names if name not in planes),
+        notes=tuple(note for plane in planes.values() for note in plane.notes),
+    )
+
+
+def _fill_rows(
+    plane: BandPlane,
+    section: slice,
+    image_HW: NDArray[np.float32],
+    err_HW: NDArray[np.float32],
+    mask_HW: NDArray[np.bool_],
+) -> None:
+    rows, err, bad = plane.read_rows(section.start, section.stop)
+    scale = np.float32(plane.njy_per_unit)
+    image, sigma = image_HW[section], err_HW[section]
+    with np.errstate(all="ignore"):
+        np.multiply(rows, scale, out=image, casting="unsafe")
+        if err is None:
+            sigma[:] = np.nan
+        else:
+            np.multiply(err, scale, out=sigma, casting="unsafe")
+    lost = ~(np.isfinite(image) & np.isfinite(sigma))
+    if bad is not None:
+        lost |= bad
+    image[lost] = np.nan
+    sigma[lost] = np.nan
+    mask_HW[section] |= lost
+
+
+def _allocate(
+    shape: tuple[int, int, int],
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Image, error and mask: in memory, or in a scratch file that goes away with the arrays."""
+    n_pixels = math.prod(shape)
+    if n_pixels * 8 <= MAX_MEMORY_BYTES:
+        return (
+            np.empty(shape, np.float32),
+            np.empty(shape, np.float32),
+            np.zeros(shape[1:], np.bool_),
+        )
+    n_bytes = n_pixels * 8 + shape[1] * shape[2]
+    try:
+        with tempfile.TemporaryFile(prefix="photozhpc-tile-") as file:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)  # a full disk: an error now, no fault
+            scratch = np.memmap(file, np.uint8, "r+", shape=(n_bytes,))
+    except OSError as error:
+        raise MosaicError(
+            f"no room for {n_bytes / 1e9:.1f} GB of scratch in {tempfile.gettempdir()} "
+            f"({error.strerror}); set TMPDIR to a larger disk"
+        ) from error
+    planes = np.asarray(scratch[: n_pixels * 8]).view(np.float32).reshape(2, *shape)
+    mask = np.asarray(scratch[n_pixels * 8 :]).view(np.bool_).reshape(shape[1:])
+    return planes[0], planes[1], mask
