@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import galsim.roman
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +12,7 @@ from photozhpc.sky.sed import Floats, roman_bandpasses
 from photozhpc.sky.sky_config import SkyConfig
 
 Plane = NDArray[np.float32]
-MANTISSA_BITS = 8  # kept of the err and variance planes, which are smooth: they compress
+MANTISSA_BITS = 8  # kept (0.2%) of the err and variance planes, which are smooth: they compress
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,18 @@ def observe(
     longer, plus the photon noise of the sources. A tenth of the sky variance counts as read
     noise. A small constant is left in the data, as sky matching leaves it.
     """
-    variance_HW = (sigma_njy**2 / coverage_HW).astype(np.float32)
-    var_rnoise_HW = _rounded(0.1 * variance_HW)
-    per_njy = electrons_per_njy(band, config.exposure_time_s)
-    variance_HW += np.maximum(image_HW, 0.0) / (per_njy * coverage_HW)
-    err_HW = _rounded(np.sqrt(variance_HW))
-    var_poisson_HW = _rounded(np.maximum(err_HW**2 - var_rnoise_HW, 0.0))
-    image_HW += err_HW * rng.standard_normal(image_HW.shape, dtype=np.float32)
-    image_HW += np.float32(rng.normal(0.0, 0.05) * sigma_njy)
-    weight_HW = _rounded(coverage_HW * np.float32(config.exposure_time_s))
-    for plane_HW in (image_HW, err_HW, var_poisson_HW, var_rnoise_HW):
-        plane_HW[bad_HW] = np.nan
-    weight_HW[bad_HW] = 0.0
+    noise_HW = rng.standard_normal(image_HW.shape, dtype=np.float32)
+    err_HW, weight_HW = np.empty_like(image_HW), np.empty_like(image_HW)
+    var_poisson_HW, var_rnoise_HW = np.empty_like(image_HW), np.empty_like(image_HW)
+    _observe_pixels(
+        image_HW, noise_HW, coverage_HW, bad_HW, err_HW, weight_HW, var_poisson_HW, var_rnoise_HW,
+        sigma_njy**2,
+        1.0 / electrons_per_njy(band, config.exposure_time_s),
+        rng.normal(0.0, 0.05) * sigma_njy,
+        config.exposure_time_s,
+    )  # fmt: skip
+    for plane_HW in (err_HW, weight_HW, var_poisson_HW, var_rnoise_HW):
+        _round_mantissa(plane_HW.view(np.uint32))
     return Observed(image_HW, err_HW, weight_HW, var_poisson_HW, var_rnoise_HW)
 
 
@@ -103,10 +104,37 @@ def bad_pixels(rng: np.random.Generator, size: int, config: SkyConfig) -> NDArra
     return bad_HW
 
 
-def _rounded(plane_HW: Plane) -> Plane:
-    """Round float32 to MANTISSA_BITS bits (0.2%)."""
-    drop = 23 - MANTISSA_BITS
-    bits = np.ascontiguousarray(plane_HW, np.float32).view(np.uint32)
-    half = np.uint32(1 << (drop - 1))
-    keep = np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
-    return ((bits + half) & keep).view(np.float32)
+@numba.njit(cache=True)
+def _observe_pixels(
+    image_HW, noise_HW, coverage_HW, bad_HW, err_HW, weight_HW, var_poisson_HW, var_rnoise_HW,
+    sky_variance, njy_per_electron, pedestal, exposure_time_s,
+):  # fmt: skip
+    """Noise and its planes, pixel by pixel; arguments as in `observe`, fluxes in nJy."""
+    height, width = image_HW.shape
+    for y in range(height):
+        for x in range(width):
+            if bad_HW[y, x]:
+                image_HW[y, x] = err_HW[y, x] = np.nan
+                var_poisson_HW[y, x] = var_rnoise_HW[y, x] = np.nan
+                weight_HW[y, x] = 0.0
+                continue
+            coverage = coverage_HW[y, x]
+            sky = sky_variance / coverage
+            total = sky + max(image_HW[y, x], np.float32(0.0)) * njy_per_electron / coverage
+            sigma = np.sqrt(total)
+            err_HW[y, x] = sigma
+            var_rnoise_HW[y, x] = 0.1 * sky
+            var_poisson_HW[y, x] = total - 0.1 * sky
+            weight_HW[y, x] = exposure_time_s * coverage
+            image_HW[y, x] += sigma * noise_HW[y, x] + pedestal
+
+
+@numba.njit(cache=True)
+def _round_mantissa(bits_HW):
+    """Round float32, given as its bits, to MANTISSA_BITS bits of mantissa (0.2%), in place."""
+    half = np.uint32(1 << (22 - MANTISSA_BITS))
+    keep = np.uint32(0xFFFFFFFF ^ ((1 << (23 - MANTISSA_BITS)) - 1))
+    height, width = bits_HW.shape
+    for y in range(height):
+        for x in range(width):
+            bits_HW[y, x] = (bits_HW[y, x] + half) & keep

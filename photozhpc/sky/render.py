@@ -15,21 +15,25 @@ from numpy.typing import NDArray
 from photozhpc.sky.population import BULGE_TRUNCATION, Floats, Population
 from photozhpc.sky.psf import band_psf, psf_transform
 
+Floats32 = NDArray[np.float32]
 STAMP_SIZES = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
 DISK_EXTENT = 5.5  # half-light radii: 99.8% of an exponential's light
 DISK_SCALE = 1.6783469900166605  # half-light radius of an exponential over its scale length
-LOG_K_MIN, LOG_K_MAX, N_K = -7.0, 9.0, 8192
+BULGE_STEP, N_K = 0.005, 8192  # table over the square root of k r
 PSF_EXTENT_PIX = 14
+# Accuracy by brightness: (flux over pixel noise from which it applies, the part of the PSF's
+# transform that is neglected, how many of the four sets of folded frequencies are summed).
+LEVELS = ((0.0, 1e-5, 1), (100.0, 3e-6, 4), (3000.0, 1e-9, 4))
 
 
 @lru_cache(maxsize=1)
 def bulge_transform() -> NDArray[np.float64]:
-    """Fourier amplitude of a de Vaucouleurs profile over ln(k r), r the half-light radius.
+    """Fourier amplitude of a de Vaucouleurs profile over sqrt(k r), r the half-light radius.
 
     The profile ends at BULGE_TRUNCATION half-light radii, as SDSS's does; unit flux.
     """
     profile = galsim.Sersic(4.0, half_light_radius=1.0, trunc=BULGE_TRUNCATION)
-    k = np.exp(np.linspace(LOG_K_MIN, LOG_K_MAX, N_K))
+    k = (BULGE_STEP * np.arange(N_K)) ** 2
     return np.array([profile.kValue(value, 0.0).real for value in k])
 
 
@@ -44,15 +48,26 @@ class Renderer:
         self.bands = bands
         self.pixel_scale_arcsec = pixel_scale_arcsec
         self._psfs = [band_psf(band, pixel_scale_arcsec) for band in bands]
-        self._transforms: dict[int, tuple[NDArray[np.complex64], NDArray[np.int64]]] = {}
+        self._transforms: dict[int, tuple[Floats32, list[NDArray[np.int64]]]] = {}
         self.noise_area_C = np.array([psf.noise_area_pix for psf in self._psfs])
 
-    def psf_CAyx(self, size: int) -> tuple[NDArray[np.complex64], NDArray[np.int64]]:
-        """PSF transforms on a stamp (see `psf_transform`), and the number of folds per band."""
+    def psf_transforms(self, size: int) -> tuple[Floats32, list[NDArray[np.int64]]]:
+        """PSF transforms on a stamp, (2, C, A, y, x), and where they matter at each level.
+
+        The first axis is real and imaginary part, A the folds (see `psf_transform`). The spans
+        (C, A, y, 2) are the columns [start, stop) of each row that are not negligible.
+        """
         if size not in self._transforms:
-            stack = np.stack([psf_transform(psf, size) for psf in self._psfs])
-            folds_C = np.array([4 if psf.aliased else 1 for psf in self._psfs])
-            self._transforms[size] = (stack, folds_C)
+            stack_CAyx = np.stack([psf_transform(psf, size) for psf in self._psfs])
+            spans = []
+            for _, negligible, folds in LEVELS:
+                large = np.abs(stack_CAyx[:, :folds]) > negligible
+                some = large.any(axis=-1)
+                start = np.where(some, large.argmax(axis=-1), 0)
+                stop = np.where(some, size // 2 + 1 - large[..., ::-1].argmax(axis=-1), 0)
+                spans.append(np.stack([start, stop], axis=-1))
+            parts_2CAyx = np.stack([stack_CAyx.real, stack_CAyx.imag])
+            self._transforms[size] = (parts_2CAyx, spans)
         return self._transforms[size]
 
     def stamp_sizes(
@@ -73,18 +88,18 @@ class Renderer:
         return np.array(STAMP_SIZES)[index_N]
 
     def stamp(
-        self, sources: Population, i: int, size: int, dy: float, dx: float, fold: bool = True
+        self, sources: Population, i: int, size: int, dy: float, dx: float, level: int = -1
     ) -> NDArray[np.float32]:
         """Image of source `i` (C x size x size, nJy per pixel), centre at size // 2 + (dy, dx).
 
-        fold: add the frequencies beyond the mosaic's Nyquist limit, where the optics pass them.
+        level: index into LEVELS; the last is the most accurate.
         """
-        psf_CAyx, folds_C = self.psf_CAyx(size)
-        out_Cyx = np.empty((len(self.bands), size, size // 2 + 1), np.complex64)
+        psf_2CAyx, spans = self.psf_transforms(size)
+        out_Cyx2 = np.empty((len(self.bands), size, size // 2 + 1, 2), np.float32)
         _source_transform(
-            out_Cyx,
-            psf_CAyx,
-            folds_C if fold else np.ones_like(folds_C),
+            out_Cyx2,
+            psf_2CAyx,
+            spans[level],
             bulge_transform(),
             sources.bulge_njy_NC[i],
             sources.disk_njy_NC[i],
@@ -103,6 +118,7 @@ class Renderer:
             dy,
             dx,
         )
+        out_Cyx = out_Cyx2.view(np.complex64)[..., 0]
         return scipy.fft.irfft2(out_Cyx, s=(size, size), workers=1, overwrite_x=True)
 
     def draw(
@@ -119,7 +135,8 @@ class Renderer:
         smallest_N: least stamp side of each source, pixels.
         """
         size_N = self.stamp_sizes(sources, sky_sigma_njy_C, smallest_N)
-        fold_N = (sources.flux_njy_NC / sky_sigma_njy_C).max(axis=1) > FOLD_CONTRAST
+        contrast_N = (sources.flux_njy_NC / sky_sigma_njy_C).max(axis=1)
+        level_N = np.searchsorted([start for start, _, _ in LEVELS], contrast_N, "right") - 1
         height, width = image_CHW.shape[1:]
         for i in range(len(sources)):
             size = int(size_N[i])
@@ -129,11 +146,8 @@ class Renderer:
             c, d = max(left, 0), min(left + size, width)
             if a >= b or c >= d:
                 continue
-            stamp = self.stamp(sources, i, size, y_N[i] - y0, x_N[i] - x0, bool(fold_N[i]))
+            stamp = self.stamp(sources, i, size, y_N[i] - y0, x_N[i] - x0, int(level_N[i]))
             image_CHW[:, a:b, c:d] += stamp[:, a - top : b - top, c - left : d - left]
-
-
-FOLD_CONTRAST = 100.0  # flux over the pixel noise, below which folded frequencies do not matter
 
 
 def _quadratic_form(
@@ -150,48 +164,60 @@ def _quadratic_form(
 
 @numba.njit(cache=True, fastmath=True)
 def _source_transform(
-    out_Cyx, psf_CAyx, folds_C, bulge_table, bulge_C, disk_C, bulge_form, disk_form, dy, dx
+    out_Cyx2, psf_2CAyx, spans_CAy2, bulge_table, bulge_C, disk_C, bulge_form, disk_form, dy, dx
 ):
-    """Fourier transform of a source seen in every band; written into `out_Cyx`."""
-    n_bands, size, half = out_Cyx.shape
-    n_folds = folds_C.max()
-    step = (LOG_K_MAX - LOG_K_MIN) / (N_K - 1)
+    """Fourier transform of a source in every band, real and imaginary parts in the last axis.
+
+    spans_CAy2: columns [start, stop) of each row where the PSF's transform is not negligible.
+    """
+    n_bands, size, half = out_Cyx2.shape[:3]
+    n_folds = spans_CAy2.shape[1]
+    out_Cyx2[...] = 0.0
+    bulge_x = np.ones(half, np.float32)
+    disk_x = np.empty(half, np.float32)
+    phase_x = np.empty(half, np.complex128)
+    cos_x = np.empty(half, np.float32)
+    sin_x = np.empty(half, np.float32)
     has_bulge = bulge_form[0] + bulge_form[2] > 0.0
+    per_y = -2.0 * np.pi * (0.5 + dy / size)
+    per_x = -2.0 * np.pi * (0.5 + dx / size)
     for fold in range(n_folds):
         shift_x = -size if fold % 2 == 1 else 0
+        for ix in range(half):
+            phase_x[ix] = np.exp(1j * per_x * (ix + shift_x))
         for iy in range(size):
+            start, stop = half, 0
+            for c in range(n_bands):
+                if spans_CAy2[c, fold, iy, 1] > spans_CAy2[c, fold, iy, 0]:
+                    start = min(start, spans_CAy2[c, fold, iy, 0])
+                    stop = max(stop, spans_CAy2[c, fold, iy, 1])
+            if start >= stop:
+                continue
             fy = iy if iy < size // 2 else iy - size
             if fold >= 2:
                 fy = fy - size if fy >= 0 else fy + size
-            phase_y = -2.0 * np.pi * fy * (0.5 + dy / size)
-            phase_x = -2.0 * np.pi * (0.5 + dx / size)
-            first = phase_y + phase_x * shift_x
-            turn_r, turn_i = np.cos(phase_x), np.sin(phase_x)
-            cr, ci = np.cos(first), np.sin(first)
-            for ix in range(half):
+            phase_y = np.exp(1j * per_y * fy)
+            for ix in range(start, stop):
                 fx = ix + shift_x
-                u = disk_form[0] * fx * fx + disk_form[1] * fx * fy + disk_form[2] * fy * fy
-                disk = 1.0 / ((1.0 + u) * np.sqrt(1.0 + u))
-                bulge = 1.0
-                if has_bulge:
+                u = np.float32(
+                    1.0 + disk_form[0] * fx * fx + disk_form[1] * fx * fy + disk_form[2] * fy * fy
+                )
+                disk_x[ix] = np.float32(1.0) / (u * np.sqrt(u))
+                cos_x[ix] = phase_y.real * phase_x[ix].real - phase_y.imag * phase_x[ix].imag
+                sin_x[ix] = phase_y.real * phase_x[ix].imag + phase_y.imag * phase_x[ix].real
+            if has_bulge:
+                for ix in range(start, stop):
+                    fx = ix + shift_x
                     v = bulge_form[0] * fx * fx + bulge_form[1] * fx * fy + bulge_form[2] * fy * fy
-                    if v > 0.0:
-                        at = (0.5 * np.log(v) - LOG_K_MIN) / step
-                        if at >= N_K - 1:
-                            bulge = 0.0
-                        elif at > 0.0:
-                            low = int(at)
-                            rest = at - low
-                            bulge = bulge_table[low] * (1.0 - rest) + bulge_table[low + 1] * rest
-                for c in range(n_bands):
-                    if fold >= folds_C[c]:
-                        continue
-                    value = bulge_C[c] * bulge + disk_C[c] * disk
-                    psf = psf_CAyx[c, fold, iy, ix]
-                    real = value * (psf.real * cr - psf.imag * ci)
-                    imag = value * (psf.real * ci + psf.imag * cr)
-                    if fold == 0:
-                        out_Cyx[c, iy, ix] = complex(real, imag)
-                    else:
-                        out_Cyx[c, iy, ix] += complex(real, imag)
-                cr, ci = cr * turn_r - ci * turn_i, cr * turn_i + ci * turn_r
+                    at = min(np.sqrt(np.sqrt(max(v, 0.0))) / BULGE_STEP, N_K - 1.001)
+                    low = np.int32(at)
+                    rest = at - low
+                    bulge_x[ix] = bulge_table[low] * (1.0 - rest) + bulge_table[low + 1] * rest
+            for c in range(n_bands):
+                flux_b, flux_d = np.float32(bulge_C[c]), np.float32(disk_C[c])
+                for ix in range(spans_CAy2[c, fold, iy, 0], spans_CAy2[c, fold, iy, 1]):
+                    value = flux_b * bulge_x[ix] + flux_d * disk_x[ix]
+                    real = psf_2CAyx[0, c, fold, iy, ix]
+                    imag = psf_2CAyx[1, c, fold, iy, ix]
+                    out_Cyx2[c, iy, ix, 0] += value * (real * cos_x[ix] - imag * sin_x[ix])
+                    out_Cyx2[c, iy, ix, 1] += value * (real * sin_x[ix] + imag * cos_x[ix])

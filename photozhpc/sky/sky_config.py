@@ -38,11 +38,11 @@ class SkyConfig:
     density_scale: float = 1.0
     depth_ab: dict[str, float] = field(
         default_factory=lambda: {
-            "F062": 28.2, "F087": 27.9, "F106": 27.9, "F129": 27.8, "F158": 27.7,
-            "F184": 27.0, "F213": 26.3, "F146": 28.4,
+            "F062": 28.4, "F087": 28.0, "F106": 27.9, "F129": 27.8, "F158": 27.7,
+            "F184": 27.2, "F213": 26.2, "F146": 28.3,
         }
     )  # fmt: skip
-    exposure_time_s: float = 6000.0
+    exposure_time_s: float = 4000.0
     pair_fraction: float = 0.12
     pair_radius_arcsec: float = 2.5
     star_density_arcmin2: float = 3.0
