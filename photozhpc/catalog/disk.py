@@ -1,0 +1,78 @@
+"""Files that are there whole or not at all."""
+
+import errno
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from photozhpc.errors import RunError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FOREIGN_PARTIAL_SECONDS = 24 * 3600
+
+
+def write_durably(path: Path, content: bytes | memoryview) -> None:
+    """Write a file under a temporary name, fsync it, rename it, and fsync its folder.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder outlast a power cut, where the file system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def disk_error(path: Path, error: OSError) -> RunError:
+    """Return the one line that says why `path` could not be written, and what to do."""
+    if error.errno in _FULL:
+        return RunError(
+            f"{path}: the disk is full ({error.strerror}); make room and run the same command "
+            f"again: what is finished is kept"
+        )
+    return RunError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def remove_stale_partials(folder: Path) -> None:
+    """Delete what writers that are dead left half-written: this host's, and others' if old."""
+    host = socket.gethostname()
+    for path in folder.glob(".*.partial"):
+        owner, _, pid = path.name.removesuffix(".partial").rpartition(".")
+        with suppress(OSError):
+            if owner.endswith(f".{host}") and pid.isdigit():
+                stale = not _is_alive(int(pid))
+            else:
+                stale = time.time() - path.stat().st_mtime > _FOREIGN_PARTIAL_SECONDS
+            if stale:
+                path.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

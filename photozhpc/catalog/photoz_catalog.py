@@ -1,0 +1,303 @@
+"""The photo-z catalogue: the only file that knows the Parquet schema.
+
+    OUT/catalog/part-000000.parquet     one row a source, in the order of the store
+
+Columns are named as in the Roman source catalogue; missing is null, never a number. Units, UCDs
+and descriptions stand in the schema, field by field and as a VOTable (the VOParquet convention,
+IVOA Note 1.0), so that TOPCAT and astropy show them. Pages carry checksums.
+"""
+
+import enum
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from photozhpc.catalog.disk import write_durably
+from photozhpc.errors import CatalogError
+from photozhpc.survey import Survey
+
+SCHEMA_VERSION = 1
+PART_FOLDER = "catalog"
+_PART_KEY = b"photozhpc.part"
+
+
+class PhotozFlag(enum.IntFlag):
+    """What happened to a source on its way to a redshift. 0: nothing."""
+
+    OFF_TILE = 1  # it is on no mosaic of the tile
+    MISSING_BAND = 2  # a band holds no data where the network looks
+    BAD_PIXELS = 4  # a pixel where the network looks holds no data
+    NO_PHOTOZ = 8  # too little data: photoz is null
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows of a part or a catalogue; how many have a flag; how many of them have no redshift."""
+
+    rows: int
+    flagged: int
+    without_photoz: int
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.rows + other.rows,
+            self.flagged + other.flagged,
+            self.without_photoz + other.without_photoz,
+        )
+
+
+def count_rows(table: pa.Table) -> Counts:
+    """Count the rows of a table that has the column photoz_flags."""
+    flags_N = table.column("photoz_flags").to_numpy()
+    return Counts(
+        rows=len(flags_N),
+        flagged=int(np.count_nonzero(flags_N)),
+        without_photoz=int(np.count_nonzero(flags_N & PhotozFlag.NO_PHOTOZ)),
+    )
+
+
+# Bands that have a UCD of their own, by their wavelength; others get none rather than a guess.
+_UCD_OF_BAND = {
+    **dict.fromkeys(("F062", "r"), "em.opt.R"),
+    **dict.fromkeys(("F087", "F814W", "i", "z"), "em.opt.I"),
+    **dict.fromkeys(("F606W",), "em.opt.V"),
+    **dict.fromkeys(("F106", "F129", "F105W", "F125W", "Y106", "Y", "J", "J129"), "em.IR.J"),
+    **dict.fromkeys(("F158", "F184", "F160W", "H", "H158", "K184"), "em.IR.H"),
+    **dict.fromkeys(("F213", "K", "K213"), "em.IR.K"),
+}
+_VOTABLE_TYPE = {"int64": "long", "int32": "int", "double": "double", "float": "float"}
+
+
+def catalog_schema(survey: Survey) -> pa.Schema:
+    """Return the schema of a survey's catalogue, with the VOTable in its metadata.
+
+    Raises:
+        CatalogError: two of the survey's aperture radii would share a column.
+    """
+    flags = ", ".join(f"{flag.value} {flag.name}" for flag in PhotozFlag)
+    fields = [
+        _field("source_id", pa.int64(), "", "meta.id;meta.main", "identifier of the source list"),
+        _field("ra", pa.float64(), "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
+        _field("dec", pa.float64(), "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
+        _field("tile_id", pa.string(), "", "meta.id;obs.field", "tile it was measured on"),
+        _field("photoz", pa.float32(), "", "src.redshift.phot", "photometric redshift"),
+        _field("photoz_flags", pa.int32(), "", "meta.code.qual", f"sum of: {flags}"),
+    ]
+    for band in survey.bands:
+        em = _UCD_OF_BAND.get(band.name)
+        ucd = f"phot.flux;{em}" if em else "phot.flux"
+        for radius_arcsec in survey.aperture_radii_arcsec:
+            name = flux_column(radius_arcsec, band.name)
+            what = f"{band.name} flux within {radius_arcsec:g} arcsec, local sky subtracted"
+            fields.append(_field(name, pa.float32(), "nJy", ucd, what))
+            fields.append(
+                _field(f"{name}_err", pa.float32(), "nJy", f"stat.error;{ucd}", f"error of {name}")
+            )
+    names = [field.name for field in fields]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CatalogError(
+            f"survey '{survey.name}': two bands or aperture radii give the column '{twice[0]}'; "
+            f"radii must differ by 0.1 arcsec or more"
+        )
+    votable = _votable(survey, fields)
+    return pa.schema(
+        fields,
+        metadata={
+            "IVOA.VOTable-Parquet.version": "1.0",
+            "IVOA.VOTable-Parquet.content": votable,
+            "photozhpc.schema_version": str(SCHEMA_VERSION),
+        },
+    )
+
+
+def flux_column(radius_arcsec: float, band_name: str) -> str:
+    """Return the name of an aperture-flux column: aper{RR}_{band}_flux, RR in 0.1 arcsec."""
+    return f"aper{round(radius_arcsec * 10):02d}_{band_name.lower()}_flux"
+
+
+def make_table(
+    survey: Survey,
+    *,
+    source_id_N: NDArray[np.int64],
+    ra_N: NDArray[np.float64],
+    dec_N: NDArray[np.float64],
+    tile_id: str,
+    photoz_N: NDArray[np.float32],
+    photoz_flags_N: NDArray[np.int32],
+    flux_NCR: NDArray[np.float32],
+    flux_err_NCR: NDArray[np.float32],
+) -> pa.Table:
+    """Return the rows of sources of one tile; what is not finite becomes null."""
+    schema = catalog_schema(survey)
+    columns: dict[str, Any] = {
+        "source_id": source_id_N,
+        "ra": ra_N,
+        "dec": dec_N,
+        "tile_id": pa.repeat(pa.scalar(tile_id), len(source_id_N)),
+        "photoz": _null_where_not_finite(photoz_N),
+        "photoz_flags": photoz_flags_N.astype(np.int32),
+    }
+    for c, band in enumerate(survey.bands):
+        for r, radius_arcsec in enumerate(survey.aperture_radii_arcsec):
+            name = flux_column(radius_arcsec, band.name)
+            columns[name] = _null_where_not_finite(flux_NCR[:, c, r])
+            columns[f"{name}_err"] = _null_where_not_finite(flux_err_NCR[:, c, r])
+    return pa.table(columns, schema=schema)
+
+
+def write_part(table: pa.Table, path: Path, identity: Mapping[str, Any]) -> None:
+    """Write a part so that it is there whole or not at all, even if the machine loses power.
+
+    Args:
+        identity: which run and which shards it is of; `check_part` asks for the same.
+
+    Raises:
+        RunError: the disk is full, or cannot be written.
+    """
+    metadata = {**(table.schema.metadata or {}), _PART_KEY: _identity_text(identity)}
+    buffer = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        buffer,
+        compression="zstd",
+        use_dictionary=["tile_id"],
+        write_page_checksum=True,
+    )
+    write_durably(path, buffer.getvalue())
+
+
+def check_part(path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.Schema) -> Counts:
+    """Read a part whole, with its checksums, and count its rows.
+
+    Raises:
+        CatalogError: it is not there, damaged, or of other shards or another run.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            found = file.schema_arrow
+            if (found.metadata or {}).get(_PART_KEY) != _identity_text(identity):
+                raise CatalogError(f"{path}: is a part of another run")
+            if file.metadata.num_rows != n_rows or not found.equals(schema):
+                raise CatalogError(f"{path}: has other rows or columns than are due")
+            counts = count_rows(file.read())
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise CatalogError(f"{path}: the part is missing or damaged ({_line(error)})") from error
+    return counts
+
+
+def read_catalog(
+    path: str | Path, columns: Sequence[str] | None = None, *, incomplete_ok: bool = False
+) -> pa.Table:
+    """Read a catalogue: the --out folder of `photozhpc infer`, its catalog/ folder, or one part.
+
+    Args:
+        columns: names of the columns wanted; None: all.
+        incomplete_ok: read what is there of a run that has not finished.
+
+    Raises:
+        CatalogError: there is no catalogue, a part is missing or damaged, or a column unknown.
+    """
+    parts = catalog_parts(path, incomplete_ok=incomplete_ok)
+    tables = []
+    for part in parts:
+        try:
+            with pq.ParquetFile(part, page_checksum_verification=True) as file:
+                known = file.schema_arrow.names
+                for name in columns or ():
+                    if name not in known:
+                        raise CatalogError(f"{path}: the catalogue has no column '{name}'")
+                table = file.read(columns=None if columns is None else list(columns))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise CatalogError(
+                f"{part}: the part is missing or damaged ({_line(error)}); run the same "
+                f"'photozhpc infer' again to make it anew"
+            ) from error
+        metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _PART_KEY}
+        tables.append(table.replace_schema_metadata(metadata))
+    try:
+        return pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise CatalogError(f"{path}: holds parts of different catalogues") from error
+
+
+def catalog_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path]:
+    """Return the files of a catalogue, in order.
+
+    Raises:
+        CatalogError: there is no catalogue, or, unless `incomplete_ok`, parts of it are missing.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    folder = path / PART_FOLDER if (path / PART_FOLDER).is_dir() else path
+    parts = sorted(folder.glob("part-*.parquet"))
+    run_file = folder.parent / "run.json"
+    if run_file.is_file() and not incomplete_ok:
+        try:
+            n_parts = int(json.loads(run_file.read_bytes())["n_parts"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CatalogError(f"{run_file}: is damaged ({_line(error)})") from error
+        if len(parts) < n_parts:
+            raise CatalogError(
+                f"{path}: the catalogue is not finished: {len(parts)} of {n_parts} parts; run the "
+                f"same 'photozhpc infer' again to finish it"
+            )
+    if not parts:
+        raise CatalogError(f"{path}: no catalogue there; make one with 'photozhpc infer'")
+    return parts
+
+
+def _field(name: str, kind: pa.DataType, unit: str, ucd: str, description: str) -> pa.Field:
+    metadata = {"ucd": ucd, "description": description, **({"unit": unit} if unit else {})}
+    return pa.field(name, kind, nullable=name not in _NEVER_NULL, metadata=metadata)
+
+
+_NEVER_NULL = ("source_id", "ra", "dec", "tile_id", "photoz_flags")
+
+
+def _votable(survey: Survey, fields: Sequence[pa.Field]) -> bytes:
+    """Return the VOTable without data that VOParquet asks for: one FIELD a column, in order."""
+    root = ElementTree.Element(
+        "VOTABLE", {"version": "1.4", "xmlns": "http://www.ivoa.net/xml/VOTable/v1.3"}
+    )
+    resource = ElementTree.SubElement(root, "RESOURCE", {"type": "results"})
+    frame = {"ID": "icrs", "system": "ICRS"}
+    ElementTree.SubElement(resource, "COOSYS", frame)
+    table = ElementTree.SubElement(resource, "TABLE", {"name": "photoz"})
+    about = f"Photometric redshifts of survey {survey.name}, by photozhpc"
+    ElementTree.SubElement(table, "DESCRIPTION").text = about
+    for field in fields:
+        metadata = {key.decode(): value.decode() for key, value in field.metadata.items()}
+        attributes = {"name": field.name, "ucd": metadata["ucd"]}
+        if field.type == pa.string():
+            attributes |= {"datatype": "char", "arraysize": "*"}
+        else:
+            attributes["datatype"] = _VOTABLE_TYPE[str(field.type)]
+        if "unit" in metadata:
+            attributes["unit"] = metadata["unit"]
+        if field.name in ("ra", "dec"):
+            attributes["ref"] = "icrs"
+        element = ElementTree.SubElement(table, "FIELD", attributes)
+        ElementTree.SubElement(element, "DESCRIPTION").text = metadata["description"]
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
+def _null_where_not_finite(values_N: NDArray[np.float32]) -> pa.Array:
+    return pa.array(np.ascontiguousarray(values_N), mask=~np.isfinite(values_N))
+
+
+def _identity_text(identity: Mapping[str, Any]) -> bytes:
+    return json.dumps(identity, sort_keys=True).encode()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

@@ -1,0 +1,283 @@
+"""Streams a whole store through the model, part by part; can be stopped and taken up again."""
+
+import time
+from asyncio import CancelledError
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from dask.system import CPU_COUNT
+from distributed import Client, Future, KilledWorker, as_completed
+from distributed.scheduler import NoWorkerError
+
+from photozhpc import __version__
+from photozhpc.catalog.disk import remove_stale_partials
+from photozhpc.catalog.photoz_catalog import Counts, catalog_schema, check_part
+from photozhpc.catalog.predict import PartResult, check_fit, predict_part
+from photozhpc.catalog.progress import Progress
+from photozhpc.catalog.run_folder import Part, RunFolder, default_rows_per_part, plan_parts
+from photozhpc.cluster import Device, device_list, local_client, worker_environments
+from photozhpc.errors import CatalogError, CheckpointError, ConfigError, PhotozError, RunError
+from photozhpc.store import CutoutStore
+
+# One part in work and one at hand for each worker; the scheduler knows of no more than these.
+_IN_FLIGHT_PER_WORKER = 2
+_SHOWN_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A finished catalogue.
+
+    Attributes:
+        path: the output folder; the parts are in path/catalog.
+        counts: rows, flagged rows, rows without a redshift.
+        n_parts_resumed: parts that earlier runs had finished.
+        n_rows_new: rows made by this run, in `wall_seconds` of which `startup_seconds` went by
+            until every worker had the model.
+    """
+
+    path: Path
+    store_path: Path
+    checkpoint_path: Path
+    survey_name: str
+    counts: Counts
+    n_parts: int
+    n_parts_resumed: int
+    n_rows_new: int
+    wall_seconds: float
+    startup_seconds: float
+
+    @property
+    def catalog_path(self) -> Path:
+        return self.path / "catalog"
+
+    @property
+    def sources_per_second(self) -> float:
+        return self.n_rows_new / self.wall_seconds if self.wall_seconds > 0 else 0.0
+
+
+def run_inference(
+    store_path: str | Path,
+    checkpoint_path: str | Path,
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    device: Device = "auto",
+    rows_per_part: int | None = None,
+    progress: bool = True,
+) -> RunSummary:
+    """Make the catalogue of a store in `out`, or finish the one that was begun there.
+
+    Args:
+        workers: worker processes; None: one a CUDA device, or one a core.
+        rows_per_part: a part is this many rows or more; default: by the size of the store.
+        progress: tell of it on stderr.
+
+    Raises:
+        StoreError, CheckpointError, ConfigError: the input is missing, damaged or does not fit.
+        CatalogError: `out` holds another run, or another process is writing there.
+        RunError: the disk is full, or parts had to be set aside; what is finished is kept.
+        KeyboardInterrupt: Ctrl-C, after the workers were stopped; what is finished is kept.
+    """
+    started = time.monotonic()
+    store = CutoutStore.open(store_path)
+    n_rows = len(store)
+    rows_per_part = default_rows_per_part(n_rows) if rows_per_part is None else rows_per_part
+    parts = plan_parts(store, rows_per_part)
+    job = _Job(
+        store, Path(checkpoint_path), RunFolder.of(out, store, checkpoint_path, rows_per_part)
+    )
+    devices = device_list(device)
+    worker_environments(workers, devices)  # complains of a bad number before anything is made
+    begun = job.folder.is_begun()
+    with job.folder.locked():
+        finished = _finished_parts(job, parts) if begun else {}
+        due = [part for part in parts if part.index not in finished]
+        before = sum(finished.values(), Counts(0, 0, 0))
+        bar = Progress(n_rows, before.rows, enabled=progress)
+        if finished:
+            bar.note(f"infer: {len(finished)} of {len(parts)} parts were finished before")
+        try:
+            made = _make(job, due, workers, devices, bar, len(parts)) if due else Counts(0, 0, 0)
+        finally:
+            bar.close()
+            remove_stale_partials(job.folder.catalog)
+    counts = before + made
+    if counts.rows != n_rows:
+        raise RunError(f"{out}: {counts.rows} rows were written for {n_rows} sources")
+    return RunSummary(
+        path=job.folder.path,
+        store_path=store.path,
+        checkpoint_path=job.checkpoint_path,
+        survey_name=store.survey.name,
+        counts=counts,
+        n_parts=len(parts),
+        n_parts_resumed=len(finished),
+        n_rows_new=made.rows,
+        wall_seconds=time.monotonic() - started,
+        startup_seconds=bar.started_at - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    store: CutoutStore
+    checkpoint_path: Path
+    folder: RunFolder
+
+    @property
+    def checkpoint_sha256(self) -> str:
+        return str(self.folder.identity["checkpoint_sha256"])
+
+
+def _finished_parts(job: _Job, parts: list[Part]) -> dict[int, Counts]:
+    """Return the counts of the parts that are there, sound, and of this run, by index."""
+    schema = catalog_schema(job.store.survey)
+
+    def check(part: Part) -> Counts | None:
+        path = job.folder.part_path(part)
+        if not path.exists():
+            return None
+        try:
+            return check_part(path, job.folder.part_identity(part), part.n_rows, schema)
+        except CatalogError:
+            return None  # it is made anew
+
+    with ThreadPoolExecutor(max_workers=min(CPU_COUNT, 16)) as pool:
+        found = pool.map(check, parts)
+        return {part.index: n for part, n in zip(parts, found, strict=True) if n is not None}
+
+
+def _make(
+    job: _Job, due: list[Part], workers: int | None, devices: list[str], bar: Progress, n_parts: int
+) -> Counts:
+    """Make the parts that are due, in worker processes.
+
+    Raises:
+        RunError, CheckpointError: as `run_inference`.
+    """
+    device: Device = "cuda" if devices else "cpu"
+
+    def lost(_: str) -> None:
+        bar.note("infer: a worker died or froze; it is replaced and its part is made again")
+
+    with local_client(workers, device, devices=devices, on_worker_lost=lost) as client:
+        n_workers = _load_model(client, job, device)
+        job.folder.begin({"photozhpc": __version__, "n_parts": n_parts, "n_rows": len(job.store)})
+        bar.start()
+        made, failures = _stream(client, job, due, device, n_workers * _IN_FLIGHT_PER_WORKER, bar)
+        # A part is blamed too for the death of a worker at which it only waited: try it alone.
+        killed = [part for part, error in failures.items() if isinstance(error, KilledWorker)]
+        if killed:
+            made_alone, failures_alone = _stream(client, job, killed, device, 1, bar)
+            made += made_alone
+            failures = {p: e for p, e in failures.items() if p not in killed} | failures_alone
+    if failures:
+        raise RunError(_failure_line(job.folder, failures, n_parts))
+    return made
+
+
+def _load_model(client: Client, job: _Job, device: str) -> int:
+    """Load the model in every worker and check that it fits the store; return their number."""
+    addresses = list(client.scheduler_info(n_workers=-1)["workers"])
+    futures = [
+        client.submit(
+            check_fit,
+            str(job.store.path),
+            str(job.checkpoint_path),
+            job.checkpoint_sha256,
+            device,
+            key=f"load-{address}",
+            workers=[address],
+            allow_other_workers=True,  # its worker may die and come back under another address
+        )
+        for address in addresses
+    ]
+    for future in as_completed(futures, loop=client.loop):
+        error = future.exception()
+        if error is not None:
+            raise _fatal(error) or RunError(f"the model cannot be loaded: {_reason(error)}")
+    return len(addresses)
+
+
+def _stream(
+    client: Client, job: _Job, parts: list[Part], device: str, n_in_flight: int, bar: Progress
+) -> tuple[Counts, dict[Part, BaseException]]:
+    """Run parts through the workers, `n_in_flight` at a time; return the errors of those set aside.
+
+    Raises:
+        RunError, CheckpointError: what would fail every part.
+    """
+
+    def submit(part: Part) -> Future:
+        future = client.submit(
+            predict_part,
+            str(job.store.path),
+            part,
+            str(job.checkpoint_path),
+            job.checkpoint_sha256,
+            device,
+            str(job.folder.part_path(part)),
+            job.folder.part_identity(part),
+            key=f"{part.file_name}-{n_in_flight}",
+        )
+        in_flight[future] = part
+        return future
+
+    in_flight: dict[Future, Part] = {}
+    made = Counts(0, 0, 0)
+    failures: dict[Part, BaseException] = {}
+    waiting = iter(parts)
+    done = as_completed([submit(part) for part in islice(waiting, n_in_flight)], loop=client.loop)
+    for future in done:
+        part = in_flight.pop(future)
+        error = future.exception()
+        if error is None:
+            result: PartResult = future.result()
+            made += result.counts
+            bar.add(result.counts.rows)
+        else:
+            fatal = _fatal(error)
+            if fatal is not None:
+                raise fatal from error
+            failures[part] = error
+        following = next(waiting, None)
+        if following is not None:
+            done.add(submit(following))
+    return made, failures
+
+
+def _fatal(error: BaseException) -> PhotozError | None:
+    """Return the error to stop with, if going on with other parts makes no sense."""
+    if isinstance(error, RunError | CheckpointError | ConfigError):
+        return error
+    if isinstance(error, NoWorkerError | CancelledError):
+        return RunError(
+            "the worker processes were lost and could not be started anew; run the same command "
+            "again: what is finished is kept"
+        )
+    return None
+
+
+def _failure_line(folder: RunFolder, failures: dict[Part, BaseException], n_parts: int) -> str:
+    shown = [
+        f"{part.file_name} (shards {part.shards[0]} to {part.shards[-1]}): {_reason(error)}"
+        for part, error in sorted(failures.items(), key=lambda item: item[0].index)
+    ]
+    more = len(shown) - _SHOWN_FAILURES
+    rest = f"; and {more} more" if more > 0 else ""
+    return (
+        f"{len(shown)} of {n_parts} parts could not be made: "
+        f"{'; '.join(shown[:_SHOWN_FAILURES])}{rest}. The others are kept in {folder.catalog}; "
+        f"mend this and run the same command again"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, PhotozError):
+        return str(error)
+    if isinstance(error, KilledWorker):
+        return "every worker that tried it died (out of memory, or killed)"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

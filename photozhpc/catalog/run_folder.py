@@ -1,0 +1,216 @@
+"""The folder of a run: what it is of, which parts it needs, who is writing to it.
+
+OUT/run.json        identity of the run: a part is taken as done only if it is of this run
+OUT/catalog/        the parts (photoz_catalog.py)
+OUT/.lock           held by the process that writes here; free again when that dies
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from photozhpc.catalog.disk import disk_error, remove_stale_partials, write_durably
+from photozhpc.catalog.photoz_catalog import PART_FOLDER, SCHEMA_VERSION
+from photozhpc.errors import CatalogError, CheckpointError, StoreError
+from photozhpc.store import CutoutStore, ShardKey
+
+# What makes two runs the same run, and how to call a difference.
+_IDENTITY = {
+    "store_fingerprint": "another store, or the store has changed",
+    "checkpoint_sha256": "another checkpoint",
+    "schema_version": "another version of photozhpc",
+    "rows_per_part": "parts of another size",
+}
+_MIN_ROWS_PER_PART = 1024
+_MAX_ROWS_PER_PART = 32768
+_WANTED_PARTS = 512
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of the catalogue: consecutive shards of the store."""
+
+    index: int
+    shards: tuple[ShardKey, ...]
+    n_rows: int
+
+    @property
+    def file_name(self) -> str:
+        return f"part-{self.index:06d}.parquet"
+
+
+def default_rows_per_part(n_rows: int) -> int:
+    """Return the smallest size of a part: some hundreds of parts, each worth a file.
+
+    It depends on the store alone, so that a run can be taken up with any number of workers.
+    """
+    return min(max(n_rows // _WANTED_PARTS, _MIN_ROWS_PER_PART), _MAX_ROWS_PER_PART)
+
+
+def plan_parts(store: CutoutStore, rows_per_part: int) -> list[Part]:
+    """Group consecutive shards until a part has `rows_per_part` rows or more.
+
+    Raises:
+        StoreError: the store holds no sources.
+    """
+    parts: list[Part] = []
+    shards: list[ShardKey] = []
+    n_rows = 0
+    for key, length in store.shard_lengths().items():
+        shards.append(key)
+        n_rows += length
+        if n_rows >= rows_per_part:
+            parts.append(Part(len(parts), tuple(shards), n_rows))
+            shards, n_rows = [], 0
+    if shards:
+        parts.append(Part(len(parts), tuple(shards), n_rows))
+    if not parts:
+        raise StoreError(
+            f"{store.path}: the store holds no sources; fill it with 'photozhpc extract'"
+        )
+    return parts
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The output folder of one run, which is known by `identity`."""
+
+    path: Path
+    identity: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, path: str | Path, store: CutoutStore, checkpoint_path: str | Path, rows_per_part: int
+    ) -> "RunFolder":
+        """Say which run a store and a checkpoint make; nothing is written.
+
+        Raises:
+            CheckpointError: the checkpoint is missing or cannot be read.
+            StoreError: the store is damaged.
+        """
+        return cls(
+            Path(path),
+            {
+                "store_fingerprint": store.fingerprint(),
+                "checkpoint_sha256": file_sha256(checkpoint_path),
+                "schema_version": SCHEMA_VERSION,
+                "rows_per_part": rows_per_part,
+            },
+        )
+
+    @property
+    def catalog(self) -> Path:
+        return self.path / PART_FOLDER
+
+    @property
+    def run_id(self) -> str:
+        text = json.dumps(self.identity, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def part_path(self, part: Part) -> Path:
+        return self.catalog / part.file_name
+
+    def part_identity(self, part: Part) -> dict[str, Any]:
+        """Return what is noted in a part, and asked of it when a run is taken up again."""
+        return {
+            "run_id": self.run_id,
+            "index": part.index,
+            "shards": [str(key) for key in part.shards],
+        }
+
+    def is_begun(self) -> bool:
+        """Return whether this very run was begun here.
+
+        Raises:
+            CatalogError: the folder holds another run, or something else.
+        """
+        file = self.path / "run.json"
+        other = "; choose another --out or delete that folder"
+        if self.path.exists() and not self.path.is_dir():
+            raise CatalogError(f"{self.path}: is not a folder{other}")
+        try:
+            found = json.loads(file.read_bytes())["identity"]
+            differences = [
+                what for key, what in _IDENTITY.items() if found.get(key) != self.identity[key]
+            ]
+        except FileNotFoundError:
+            if any(self.catalog.glob("*")):
+                raise CatalogError(
+                    f"{self.catalog}: holds files, but {file} is missing{other}"
+                ) from None
+            return False
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CatalogError(
+                f"{file}: is damaged or not of photozhpc ({' '.join(str(error).split())[:80]})"
+                f"{other}"
+            ) from error
+        if differences:
+            raise CatalogError(f"{self.path}: holds another run ({'; '.join(differences)}){other}")
+        return True
+
+    def begin(self, about: dict[str, Any]) -> None:
+        """Make the folder and note the run in it; `about` is for readers.
+
+        Raises:
+            RunError: the disk is full, or cannot be written.
+        """
+        if not self.is_begun():
+            document = {"format": 1, **about, "identity": self.identity}
+            write_durably(self.path / "run.json", json.dumps(document, indent=2).encode())
+        remove_stale_partials(self.path)
+        remove_stale_partials(self.catalog)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder if need be and keep other processes from writing to it.
+
+        The lock dies with the process. Where a file system has no locks, two runs at once do
+        each other no harm: their parts are equal and appear whole; the work is done twice.
+
+        Raises:
+            CatalogError: another process is writing to the folder.
+            RunError: the folder cannot be made.
+        """
+        try:
+            self.catalog.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise CatalogError(
+                        f"{self.path}: another run is writing there now; wait for it or stop it"
+                    ) from error
+            yield
+        finally:
+            os.close(handle)
+            if not (self.path / "run.json").exists():  # nothing was begun: leave nothing
+                with suppress(OSError):
+                    self.catalog.rmdir()
+                    (self.path / ".lock").unlink()
+                    self.path.rmdir()
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a checkpoint file.
+
+    Raises:
+        CheckpointError: it is missing or cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

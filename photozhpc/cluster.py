@@ -1,0 +1,240 @@
+"""Dask on this machine: one worker process a device, reachable over the loopback only."""
+
+import logging
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import dask
+from dask.system import CPU_COUNT
+from distributed import Client, Nanny, SpecCluster
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.scheduler import Scheduler
+from distributed.system import MEMORY_LIMIT
+
+from photozhpc.errors import ConfigError, RunError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+# torch, timm and a model take 0.6 GB; the rest is room for two blocks of cutouts.
+MIN_WORKER_BYTES = 2 << 30
+# A frozen worker is killed and replaced after one to two of these without a heartbeat.
+WORKER_TTL_SECONDS = 30
+# A task is set aside when this many workers and one more died under it.
+ALLOWED_FAILURES = 2
+
+_QUIET_LOGGERS = ("distributed", "distributed.client", "distributed.worker", "tornado", "asyncio")
+_CONFIG: dict[str, Any] = {
+    # The defaults leak OMP_NUM_THREADS=1 into this process, and a trim threshold with which
+    # glibc maps and unmaps every temporary array (see `worker_environments` for the threads).
+    "distributed.nanny.pre-spawn-environ": {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"},
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.multiprocessing-method": "spawn",
+    "distributed.scheduler.no-workers-timeout": "120s",
+    "distributed.diagnostics.nvml": False,
+}
+
+
+def device_list(device: Device, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the CUDA devices to use, as CUDA_VISIBLE_DEVICES names them; empty: use the CPU.
+
+    Neither torch nor CUDA is loaded: a process that has touched CUDA holds memory on the device.
+
+    Raises:
+        ConfigError: `device` is unknown, or "cuda" with no CUDA device or a CPU build of torch.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"unknown device '{device}'; use auto, cpu or cuda")
+    if device == "cpu":
+        return []
+    if not _torch_has_cuda():
+        if device == "cuda":
+            raise ConfigError("the installed torch is a CPU build; use --device cpu")
+        return []
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        devices = _nvidia_devices()
+    else:
+        devices = [name.strip() for name in visible.split(",") if name.strip()]
+        if "-1" in devices:  # CUDA ignores it and whatever follows
+            devices = devices[: devices.index("-1")]
+    if device == "cuda" and not devices:
+        raise ConfigError("no CUDA device was found on this machine; use --device cpu")
+    return devices
+
+
+def worker_environments(
+    workers: int | None,
+    devices: Sequence[str],
+    n_cores: int = CPU_COUNT,
+    memory_bytes: int = MEMORY_LIMIT,
+) -> list[dict[str, str]]:
+    """Return one set of environment variables a worker: its device and its number of threads.
+
+    Args:
+        workers: how many; None: one a device, or one a core as far as memory goes.
+        devices: from `device_list`; with more workers than devices, devices are shared.
+
+    Raises:
+        ConfigError: `workers` is below one.
+    """
+    if workers is None:
+        workers = len(devices) or max(1, min(n_cores, memory_bytes // MIN_WORKER_BYTES))
+    if workers < 1:
+        raise ConfigError(f"the number of workers must be at least 1, got {workers}")
+    threads = str(max(1, n_cores // workers))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return [
+        {
+            **dict.fromkeys(names, threads),
+            "CUDA_VISIBLE_DEVICES": devices[worker % len(devices)] if devices else "",
+        }
+        for worker in range(workers)
+    ]
+
+
+@contextmanager
+def local_client(
+    workers: int | None = None,
+    device: Device = "auto",
+    *,
+    devices: Sequence[str] | None = None,
+    on_worker_lost: Callable[[str], None] | None = None,
+) -> Iterator[Client]:
+    """Start worker processes on this machine and give a client; stop them at the end.
+
+    A worker that dies is replaced, and what it was doing is done again. Ctrl-C reaches this
+    process alone, which then stops the workers without waiting for their tasks.
+
+    Args:
+        workers: how many; None: one a CUDA device, or one a core.
+        devices: what `device_list` would return.
+        on_worker_lost: called (in another thread) with the address of a worker that died.
+
+    Raises:
+        ConfigError: see `device_list` and `worker_environments`.
+        RunError: the workers did not start.
+    """
+    environments = worker_environments(workers, device_list(device) if devices is None else devices)
+    options = {
+        "nthreads": 1,
+        "host": "127.0.0.1",
+        "memory_limit": MEMORY_LIMIT // len(environments),
+        "dashboard": False,
+        "silence_logs": logging.CRITICAL,
+    }
+    specs = {
+        name: {"cls": Nanny, "options": {**options, "env": environment}}
+        for name, environment in enumerate(environments)
+    }
+    with dask.config.set(_CONFIG), _quiet_logs():
+        losses = _LostWorkers(on_worker_lost)
+        with _ctrl_c_held_back():
+            cluster = _start(specs, losses)
+        completed = False
+        try:
+            client = Client(cluster, set_as_default=False)
+            try:
+                yield client
+                completed = True
+            finally:
+                with _ctrl_c_held_back():
+                    losses.report = None  # deaths from here on are wanted
+                    if not completed:
+                        kill_workers(cluster)
+                    client.close(timeout=5)
+        finally:
+            with _ctrl_c_held_back():
+                cluster.close(timeout=20)
+
+
+def kill_workers(cluster: SpecCluster) -> None:
+    """Kill the worker processes at once: what they write is whole or absent in any case."""
+    for nanny in list(cluster.workers.values()):
+        nanny.close_gracefully()  # do not start it anew
+        if nanny.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(nanny.pid, signal.SIGKILL)
+
+
+def _start(specs: dict[int, dict[str, Any]], losses: SchedulerPlugin) -> SpecCluster:
+    scheduler_options = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "dashboard": False,
+        "worker_ttl": f"{WORKER_TTL_SECONDS}s",
+        "allowed_failures": ALLOWED_FAILURES,
+        "plugins": [losses],
+    }
+    try:
+        return SpecCluster(
+            workers=specs,
+            scheduler={"cls": Scheduler, "options": scheduler_options},
+            silence_logs=logging.CRITICAL,
+        )
+    except (OSError, RuntimeError, TimeoutError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"the worker processes did not start ({first}); try fewer --workers, and see that "
+            f"there is room in {dask.config.get('temporary-directory') or '/tmp'}"
+        ) from error
+
+
+class _LostWorkers(SchedulerPlugin):
+    """Tells of workers that died or froze."""
+
+    def __init__(self, report: Callable[[str], None] | None) -> None:
+        self.report = report
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
+        if self.report is not None:
+            self.report(worker)
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Block SIGINT in this thread, and for ever in the threads and processes it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keep Dask's own account of lost connections, with tracebacks, off the terminal."""
+    loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _torch_has_cuda() -> bool:
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    version = Path(spec.origin).with_name("version.py")
+    return version.is_file() and runpy.run_path(str(version)).get("cuda") is not None
+
+
+def _nvidia_devices() -> list[str]:
+    program = shutil.which("nvidia-smi")
+    if program is not None:
+        query = [program, "--query-gpu=index", "--format=csv,noheader"]
+        with suppress(OSError, subprocess.SubprocessError):
+            answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+            return answer.stdout.split()
+    return sorted(path.name[len("nvidia") :] for path in Path("/dev").glob("nvidia[0-9]*"))

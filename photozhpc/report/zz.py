@@ -1,0 +1,79 @@
+"""The z-z plot: estimated against reference redshift."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from photozhpc.catalog.disk import write_durably
+from photozhpc.metrics import OUTLIER_THRESHOLD, PointMetrics
+
+_FEW = 1000  # below this many sources a density says less than the points
+_N_BINS = 100
+_AXIS_QUANTILE = 0.998
+
+
+def plot_zz(
+    z_ref: ArrayLike,
+    z_phot: ArrayLike,
+    metrics: PointMetrics,
+    path: str | Path,
+    *,
+    reference: str = "reference",
+) -> None:
+    """Write a PNG of z_phot against z_ref, with the 1:1 line and the bounds of an outlier.
+
+    Args:
+        z_ref, z_phot: shape (N,); pairs with a NaN are left out.
+        metrics: printed in the figure.
+        reference: what z_ref is, for the axis.
+
+    Raises:
+        RunError: the disk is full, or cannot be written.
+    """
+    ref_N, phot_N = np.asarray(z_ref, np.float64), np.asarray(z_phot, np.float64)
+    finite_N = np.isfinite(ref_N) & np.isfinite(phot_N)
+    ref_N, phot_N = ref_N[finite_N], phot_N[finite_N]
+    top = _axis_top(ref_N, phot_N)
+    figure = Figure(figsize=(5.2, 4.6), dpi=200, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(aspect="equal")
+    # What lies beyond the axes is drawn on their edge: outliers must not vanish.
+    x_N, y_N = np.clip(ref_N, 0, top), np.clip(phot_N, 0, top)
+    if len(x_N) < _FEW:
+        axes.plot(x_N, y_N, ".", markersize=4, color="#31688e", alpha=0.6, markeredgewidth=0)
+    else:
+        edges = np.linspace(0, top, _N_BINS + 1)
+        image = axes.hist2d(x_N, y_N, bins=[edges, edges], norm=LogNorm(), cmap="viridis_r")[3]
+        figure.colorbar(image, ax=axes, label="sources per bin", fraction=0.046, pad=0.03)
+    line = np.array([0.0, top])
+    axes.plot(line, line, color="black", linewidth=1)
+    for sign in (-1, 1):
+        bound = line + sign * OUTLIER_THRESHOLD * (1 + line)
+        axes.plot(line, bound, color="black", linewidth=0.8, linestyle="--")
+    axes.set(xlim=(0, top), ylim=(0, top), xlabel=f"{reference} redshift")
+    axes.set_ylabel("photometric redshift")
+    axes.text(
+        0.03,
+        0.97,
+        f"N = {metrics.n}\nbias = {metrics.bias:+.4f}\nNMAD = {metrics.nmad:.4f}\n"
+        f"outliers = {100 * metrics.outlier_fraction:.1f} %",
+        transform=axes.transAxes,
+        verticalalignment="top",
+        fontsize=9,
+        bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none"},
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_durably(Path(path), buffer.getvalue())
+
+
+def _axis_top(ref_N: np.ndarray, phot_N: np.ndarray) -> float:
+    if not len(ref_N):
+        return 1.0
+    reach = max(np.quantile(ref_N, _AXIS_QUANTILE), np.quantile(phot_N, _AXIS_QUANTILE))
+    return float(np.ceil(10 * max(reach, 0.5)) / 10)
