@@ -122,13 +122,13 @@ def photoz_flags(
 
     start = cutout_NCSS.shape[-1] // 2 - crop // 2
     seen = slice(start, start + crop)
-    finite_NCSS: NDArray[np.bool_] = np.isfinite(cutout_NCSS[:, :, seen, seen])
+    finite_NCSS = np.isfinite(cutout_NCSS[:, :, seen, seen])
     flags_N = np.zeros(len(cutout_NCSS), dtype=np.int32)
     off_tile_NC: NDArray[np.bool_] = (photometry_flags_NC & int(PhotFlag.OFF_TILE)) != 0
     for flag, where_N in (
         (PhotozFlag.OFF_TILE, off_tile_NC.any(axis=1)),
-        (PhotozFlag.MISSING_BAND, (~finite_NCSS.any(axis=(2, 3))).any(axis=1)),
-        (PhotozFlag.BAD_PIXELS, ~finite_NCSS.all(axis=(1, 2, 3))),
+        (PhotozFlag.MISSING_BAND, np.any(~np.any(finite_NCSS, axis=(2, 3)), axis=1)),
+        (PhotozFlag.BAD_PIXELS, ~np.all(finite_NCSS, axis=(1, 2, 3))),
         (PhotozFlag.NO_PHOTOZ, ~np.isfinite(photoz_N)),
     ):
         flags_N[where_N] |= flag

@@ -18,8 +18,16 @@ from photozhpc.catalog.predict import PartResult, check_fit, predict_part
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run_folder import Part, RunFolder, default_rows_per_part, plan_parts
 from photozhpc.cluster import Device, device_list, local_client, worker_environments
-from photozhpc.errors import CatalogError, CheckpointError, ConfigError, PhotozError, RunError
+from photozhpc.errors import (
+    CatalogError,
+    CheckpointError,
+    ConfigError,
+    PhotozError,
+    RunError,
+    StoreError,
+)
 from photozhpc.store import CutoutStore
+from photozhpc.survey import Survey
 
 # One part in work and one at hand for each worker; the scheduler knows of no more than these.
 _IN_FLIGHT_PER_WORKER = 2
@@ -62,15 +70,17 @@ def run_inference(
     store_path: str | Path,
     checkpoint_path: str | Path,
     out: str | Path,
-    *,
+    survey: Survey | None = None,
     workers: int | None = None,
     device: Device = "auto",
+    *,
     rows_per_part: int | None = None,
     progress: bool = True,
 ) -> RunSummary:
     """Make the catalogue of a store in `out`, or finish the one that was begun there.
 
     Args:
+        survey: what the store is expected to be of; None: whatever it is of.
         workers: worker processes; None: one a CUDA device, or one a core.
         rows_per_part: a part is this many rows or more; default: by the size of the store.
         progress: tell of it on stderr.
@@ -83,6 +93,11 @@ def run_inference(
     """
     started = time.monotonic()
     store = CutoutStore.open(store_path)
+    if survey is not None and survey.name != store.survey.name:
+        raise StoreError(
+            f"{store.path}: was made for survey '{store.survey.name}', not '{survey.name}'; pass "
+            f"--survey {store.survey.name}, or another --store"
+        )
     n_rows = len(store)
     rows_per_part = default_rows_per_part(n_rows) if rows_per_part is None else rows_per_part
     parts = plan_parts(store, rows_per_part)

@@ -33,7 +33,7 @@ class Truth:
     z_ref_N: NDArray[np.float64]
 
 
-def summarise(run: RunSummary, truth: Sequence[str | Path] | None = None) -> list[str]:
+def summarise(run: RunSummary, truth: Sequence[str | Path] | None = None) -> str:
     """Write OUT/summary.json and, where truth is known, OUT/zz.png; return the lines to show.
 
     Args:
@@ -77,7 +77,7 @@ def summarise(run: RunSummary, truth: Sequence[str | Path] | None = None) -> lis
             f"figure     {figure}",
         ]
     write_durably(run.path / "summary.json", json.dumps(document, indent=2).encode())
-    return lines
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
