@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,10 +75,10 @@ class TrainConfig:
 
     out: str
     store: str = ""
-    model: PITAConfig = PITAConfig()
-    augment: AugmentConfig = AugmentConfig()
-    loss: LossConfig = LossConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
+    model: PITAConfig = field(default_factory=PITAConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     batch_size: int = 256
     epochs: int = 100
     seed: int = 0

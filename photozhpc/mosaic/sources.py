@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -147,7 +148,7 @@ def _read_table(path: Path) -> dict[str, NDArray]:
 
 def _filled(column: object) -> NDArray:
     """Turn a table column into an array of native byte order, NaN where it is masked."""
-    values_N = np.ma.asanyarray(column)
+    values_N: Any = np.ma.asanyarray(column)
     if np.ma.is_masked(values_N) and np.issubdtype(values_N.dtype, np.number):
         return np.ma.filled(values_N.astype(np.float64), np.nan)
     array_N = np.asarray(values_N)

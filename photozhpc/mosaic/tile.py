@@ -120,7 +120,7 @@ def read_tile(
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
         for path, band in files:
-            for plane in stack.enter_context(_open(path, survey, band)):
+            for plane in stack.enter_context(open_planes(path, survey, band)):
                 if plane.band in planes:
                     raise MosaicError(
                         f"{planes[plane.band].path} and {plane.path} are both {plane.band}; "
@@ -150,7 +150,7 @@ def _files(
 
 
 @contextlib.contextmanager
-def _open(path: Path, survey: Survey, band: Band | None) -> Iterator[list[BandPlane]]:
+def open_planes(path: Path, survey: Survey, band: Band | None) -> Iterator[list[BandPlane]]:
     with unzipped(path) as plain:
         with open(plain, "rb") as stream:
             start = stream.read(8)

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.array_spec import ArrayConfigLike
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.array_spec import ArrayConfigLike
 
 from photozhpc.config import from_mapping, to_mapping
 from photozhpc.errors import ConfigError, StoreError

@@ -170,7 +170,9 @@ class TrainingLoader:
             )
             block.z_spec_N[~labelled_N] = np.nan
             wanted_N = np.isfinite(block.flux_NC).all(axis=1)  # measured in every band
-            blocks.append(block.take(wanted_N & labelled_N if self.labelled_only else wanted_N))
+            if self.labelled_only:
+                wanted_N &= labelled_N
+            blocks.append(block.take(np.flatnonzero(wanted_N)))
         return Block.join(blocks)
 
 

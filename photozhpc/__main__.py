@@ -1,0 +1,5 @@
+"""`python -m photozhpc` is the command `photozhpc`."""
+
+from photozhpc.cli import main
+
+main(prog_name="photozhpc")

@@ -1,0 +1,244 @@
+"""The command line: each command parses, calls one function, and reports.
+
+Heavy packages are imported inside the commands, so that --help answers at once.
+"""
+
+import errno
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from photozhpc import __version__
+from photozhpc.errors import PhotozError
+from photozhpc.survey import load_survey
+
+# The sky that `photozhpc infer --survey roman-sim` makes for itself. No model that comes with
+# the package was trained on this seed.
+DEFAULT_SEED = 2027
+DEFAULT_TILES = 2
+
+
+class _Group(click.Group):
+    """Shows a PhotozError, and a fault of the file system, as one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PhotozError as error:
+            raise _OneLine(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            what = error.strerror or str(error)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                what = "the disk is full; free some space and run the same command again"
+            raise _OneLine(f"{error.filename}: {what}" if error.filename else what) from error
+        except KeyboardInterrupt:
+            click.echo("stopped; run the same command again to go on", err=True)
+            sys.exit(130)
+
+
+class _OneLine(click.ClickException):
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class _Examples(click.Command):
+    """Keeps the line breaks of the examples at the end of a command's help."""
+
+    def __init__(self, name: str, *, example: str, **settings: Any) -> None:
+        super().__init__(name, **settings, epilog=f"\b\nExample:\n  {example}")
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="photozhpc")
+def main() -> None:
+    """Survey mosaics in, photometric-redshift catalogues out."""
+
+
+@main.command(
+    cls=_Examples,
+    example="photozhpc simulate --survey roman-sim --out sky --tiles 4 --seed 7",
+)
+@click.option("--survey", default="roman-sim", show_default=True, help="Survey name or YAML file.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--tiles", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file of the sky's physics.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+def simulate(
+    survey: str, out: Path, tiles: int, seed: int, config: Path | None, workers: int | None
+) -> None:
+    """Make a simulated Roman sky: L3 mosaics, source lists and truth tables."""
+    from photozhpc.sky import load_sky_config, simulate_sky
+
+    sky_config = load_sky_config(config) if config else load_sky_config()
+    progress = _Lines("tiles")
+    simulate_sky(load_survey(survey), out, tiles, seed, sky_config, workers, progress)
+    click.echo(f"{tiles} tiles written to {out}")
+
+
+@main.command(
+    cls=_Examples,
+    example="photozhpc extract --survey roman-l3 --mosaics l3 --sources cat.fits --store s.zarr",
+)
+@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--mosaics", required=True, help="Folder or glob of mosaics.")
+@click.option(
+    "--sources",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Source list (Parquet, FITS, ECSV, CSV); may be repeated; default: those beside the "
+    "mosaics.",
+)
+@click.option("--store", required=True, type=click.Path(path_type=Path), help="Store to write.")
+@click.option("--size", type=click.IntRange(8), help="Side of the cutouts, px.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+def extract(
+    survey: str,
+    mosaics: str,
+    sources: tuple[Path, ...],
+    store: Path,
+    size: int | None,
+    workers: int | None,
+) -> None:
+    """Measure sources on mosaics and cut them out into a store; run again to go on."""
+    from photozhpc.store.ingest import extract as run
+
+    summary = run(
+        load_survey(survey),
+        mosaics,
+        store,
+        sources,
+        size,
+        workers=workers,
+        progress=_Lines("sources"),
+    )
+    click.echo(
+        f"{summary.sources} sources of {summary.tiles} tiles in {store}, "
+        f"{summary.bytes_per_cutout:.0f} bytes a cutout"
+        + (f"; {summary.skipped_tiles} tiles were there already" if summary.skipped_tiles else "")
+        + (f"; {summary.off_tile} sources lie on no tile" if summary.off_tile else "")
+    )
+
+
+@main.command(cls=_Examples, example="photozhpc train --config configs/train/small.yaml --resume")
+@click.option("--config", required=True, type=click.Path(path_type=Path), help="YAML file.")
+@click.option("--store", type=click.Path(path_type=Path), help="Store; default: the config's.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: the config's.")
+@click.option("--resume", is_flag=True, help="Go on from the last finished epoch, if there is one.")
+def train(config: Path, store: Path | None, out: Path | None, resume: bool) -> None:
+    """Train PITA on a store."""
+    from dataclasses import replace
+
+    from photozhpc.config import from_mapping, load_yaml
+    from photozhpc.model.train import TrainConfig
+    from photozhpc.model.train import train as run
+
+    settings = from_mapping(TrainConfig, load_yaml(config), str(config))
+    if store is not None:
+        settings = replace(settings, store=str(store))
+    if out is not None:
+        settings = replace(settings, out=str(out))
+    if not settings.store:
+        raise click.UsageError(f"{config} names no store; pass --store PATH")
+    click.echo(f"best checkpoint: {run(settings, resume)}")
+
+
+@main.command(cls=_Examples, example="photozhpc infer --survey roman-sim")
+@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--store", type=click.Path(path_type=Path), help="Store made by 'extract'.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Default: the bundled model.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: out/SURVEY.")
+@click.option("--truth", multiple=True, type=click.Path(path_type=Path), help="Truth table(s).")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core or GPU.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+def infer(
+    survey: str,
+    store: Path | None,
+    checkpoint: Path | None,
+    out: Path | None,
+    truth: tuple[Path, ...],
+    workers: int | None,
+    device: str,
+) -> None:
+    """Stream a store through a model into a photo-z catalogue; run again to go on.
+
+    Without --store, and for survey roman-sim, it first makes a small simulated sky and its
+    store inside the output folder.
+    """
+    from photozhpc.catalog.run import run_inference
+    from photozhpc.model import bundled_checkpoint
+    from photozhpc.report.summary import summarise
+
+    wanted = load_survey(survey)
+    out = out or Path("out") / wanted.name
+    checkpoint = checkpoint or bundled_checkpoint(wanted.name)
+    if store is None:
+        store, truth = _own_sky(wanted.name, out, truth, workers)
+    summary = run_inference(store, checkpoint, out, wanted, workers, device)
+    click.echo(summarise(summary, store, out, list(truth)))
+
+
+def _own_sky(
+    survey_name: str, out: Path, truth: tuple[Path, ...], workers: int | None
+) -> tuple[Path, tuple[Path, ...]]:
+    """Make the small sky of `photozhpc infer --survey roman-sim` and its store."""
+    if survey_name != "roman-sim":
+        raise PhotozError(
+            f"no store was given; make one with 'photozhpc extract --survey {survey_name} "
+            f"--mosaics DIR --store PATH' and pass --store PATH"
+        )
+    from photozhpc.sky import load_sky_config, simulate_sky
+    from photozhpc.store.ingest import extract as run
+
+    survey = load_survey(survey_name)
+    sky, store = out / "sky", out / "store"
+    click.echo(f"no --store: simulating {DEFAULT_TILES} tiles of sky in {sky}", err=True)
+    simulate_sky(
+        survey, sky, DEFAULT_TILES, DEFAULT_SEED, load_sky_config(), workers, _Lines("tiles")
+    )
+    click.echo(f"extracting cutouts and photometry to {store}", err=True)
+    run(survey, sky, store, workers=workers, progress=_Lines("sources"))
+    return store, truth or tuple(sorted(sky.glob("*_truth.parquet")))
+
+
+@main.command(cls=_Examples, example="photozhpc verify store.zarr")
+@click.argument("path", type=click.Path(path_type=Path))
+def verify(path: Path) -> None:
+    """Check every file of a store against its manifest, and name what is wrong."""
+    from photozhpc.store import CutoutStore
+
+    store = CutoutStore.open(path)
+    problems = store.verify()
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise PhotozError(
+            f"{path}: {len(problems)} problems; delete the tiles named above (their folder and "
+            f"their file in .manifests) and run 'photozhpc extract' again"
+        )
+    click.echo(f"{path}: sound: {len(store)} sources, {len(store.shards())} shards")
+
+
+class _Lines:
+    """Progress: a bar on a terminal, about ten plain lines in a log."""
+
+    def __init__(self, unit: str) -> None:
+        from tqdm import tqdm
+
+        self._unit = unit
+        self._bar = tqdm(unit=f" {unit}", disable=None, leave=False, total=0)
+        self._next = 0.1
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._bar.disable:
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+            if done >= total:
+                self._bar.close()
+        elif total and done / total >= self._next:
+            click.echo(f"  {done}/{total} {self._unit}", err=True)
+            self._next = done / total + 0.1

@@ -1,0 +1,316 @@
+"""Mosaics + source lists -> a store: each source measured once, on the tile it lies best on."""
+
+import hashlib
+import io
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from photozhpc.errors import MosaicError, RunError, SourceListError, StoreError
+from photozhpc.mosaic.cutouts import extract_cutouts
+from photozhpc.mosaic.footprint import Footprint, read_footprint
+from photozhpc.mosaic.measure import Photometry, forced_photometry
+from photozhpc.mosaic.photometry import PhotFlag
+from photozhpc.mosaic.sources import Sources, read_sources
+from photozhpc.mosaic.tile import Tile, read_tile
+from photozhpc.store.cutout_store import CutoutStore, Measurements
+from photozhpc.survey import Survey
+
+OFF_TILE_ID = "off-tile"
+# Pixels are rounded by at most 1% of the noise, so that the store compresses.
+ROUNDING = 0.01
+
+
+@dataclass(frozen=True)
+class ExtractSummary:
+    """What an extraction did.
+
+    Attributes:
+        tiles, sources: in the finished store.
+        skipped_tiles: were there already.
+        off_tile: sources on no tile (kept, flagged).
+        bytes_per_cutout: on disk, all bands.
+    """
+
+    tiles: int
+    sources: int
+    skipped_tiles: int
+    off_tile: int
+    bytes_per_cutout: float
+
+
+def find_mosaics(where: str | Path, survey: Survey) -> dict[str, dict[str, Path]]:
+    """Return {tile_id: {band: path}} of the survey's mosaics in a folder or behind a glob.
+
+    File names are matched with the survey's `mosaic_pattern`, without regard to case; files of
+    bands that the survey does not use are passed over.
+
+    Raises:
+        MosaicError: nothing matches, or two files claim the same band of the same tile.
+    """
+    path = Path(where)
+    if path.is_dir():
+        files = sorted(path.rglob("*"))
+    else:
+        base = Path(path.anchor) if path.is_absolute() else Path()
+        files = sorted(base.glob(str(path.relative_to(base))))
+    found: dict[str, dict[str, Path]] = {}
+    for file in files:
+        match = survey.match_mosaic(file.name)
+        if match is None or match[1] is None or not file.is_file():
+            continue
+        tile_id, band = match[0], match[1].name
+        bands = found.setdefault(tile_id, {})
+        if band in bands:
+            raise MosaicError(f"{bands[band]} and {file} are both band {band} of tile '{tile_id}'")
+        bands[band] = file
+    if not found:
+        if not files:
+            raise MosaicError(f"{where}: no such folder or files; give --mosaics DIR_OR_GLOB")
+        raise MosaicError(
+            f"{where}: none of {len(files)} files is called like a mosaic of survey "
+            f"'{survey.name}' ({survey.mosaic_pattern}, bands {' '.join(survey.band_names)})"
+        )
+    return found
+
+
+def find_source_lists(where: str | Path, survey: Survey) -> list[Path]:
+    """Return the source lists beside the mosaics, by the survey's `source_pattern`.
+
+    Raises:
+        SourceListError: there is none.
+    """
+    path = Path(where)
+    folder = path if path.is_dir() else path.parent
+    lists = sorted(folder.rglob(survey.source_pattern))
+    if not lists:
+        raise SourceListError(
+            f"{folder}: no source list there ({survey.source_pattern}); pass --sources FILE"
+        )
+    return lists
+
+
+def extract(
+    survey: Survey,
+    mosaics: str | Path,
+    store_path: str | Path,
+    source_lists: Iterable[str | Path] = (),
+    size: int | None = None,
+    shard_len: int = 2048,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ExtractSummary:
+    """Measure every source of the lists and write the store; finished tiles are skipped.
+
+    Args:
+        mosaics: folder (searched with its subfolders) or glob.
+        source_lists: files; default: those beside the mosaics.
+        size: side of the cutouts, pixels; default: the survey's.
+        workers: processes; default: one a core, but not more than tiles.
+        progress: called with sources done and in all.
+
+    Raises:
+        PhotozError: a fault in the mosaics, the lists, or the store.
+    """
+    found = find_mosaics(mosaics, survey)
+    lists = list(source_lists) or find_source_lists(mosaics, survey)
+    sources = read_sources(lists, survey.source_columns)
+    footprints = {tile_id: read_footprint(bands, survey) for tile_id, bands in found.items()}
+    tile_N = assign_tiles(sources, list(footprints.values()))
+    store = CutoutStore.create(store_path, survey, size, shard_len)
+
+    jobs: list[tuple[str, dict[str, Path] | None, Sources]] = []
+    present = store.tiles()
+    for index, tile_id in enumerate(found):
+        jobs.append((tile_id, found[tile_id], sources[np.flatnonzero(tile_N == index)]))
+    off_tile = sources[np.flatnonzero(tile_N == -1)]
+    if len(off_tile):
+        jobs.append((OFF_TILE_ID, None, off_tile))
+    for tile_id, _, some in jobs:
+        if tile_id in present:
+            _check_same_sources(store, tile_id, some)
+    due = [job for job in jobs if job[0] not in present]
+
+    done = sum(len(some) for tile_id, _, some in jobs if tile_id in present)
+    progress(done, len(sources))
+    n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(due)))
+    if n_workers == 1:
+        for tile_id, bands, some in due:
+            _ingest_tile(store.path, tile_id, bands, some)
+            done += len(some)
+            progress(done, len(sources))
+    else:
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, len(os.sched_getaffinity(0)) // n_workers)
+        with ProcessPoolExecutor(n_workers, context, numba.set_num_threads, (threads,)) as pool:
+            futures = {pool.submit(_ingest_tile, store.path, *job): len(job[2]) for job in due}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    done += futures[future]
+                    progress(done, len(sources))
+            except BrokenProcessPool:
+                raise RunError(
+                    f"a process was killed while it extracted to {store.path} (out of memory?); run "
+                    f"the same command again, with fewer --workers"
+                ) from None
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return ExtractSummary(
+        tiles=len(store.tiles()),
+        sources=len(store),
+        skipped_tiles=len(jobs) - len(due),
+        off_tile=len(off_tile),
+        bytes_per_cutout=_bytes_per_cutout(store),
+    )
+
+
+def assign_tiles(sources: Sources, footprints: list[Footprint]) -> NDArray[np.int64]:
+    """Return (N,): index of the tile on which each source lies furthest from an edge; -1: none."""
+    tile_N = np.full(len(sources), -1)
+    best_N = np.full(len(sources), -np.inf)
+    usable_N = np.flatnonzero(np.isfinite(sources.ra_N) & np.isfinite(sources.dec_N))
+    if not len(usable_N):
+        return tile_N
+    tree = cKDTree(_unit_vectors(sources.ra_N[usable_N], sources.dec_N[usable_N]))
+    for index, footprint in enumerate(footprints):
+        height, width = footprint.shape_HW
+        y_5 = np.array([(height - 1) / 2, -0.5, -0.5, height - 0.5, height - 0.5])
+        x_5 = np.array([(width - 1) / 2, -0.5, width - 0.5, -0.5, width - 0.5])
+        corners_53 = _unit_vectors(*footprint.pixel_to_sky(y_5, x_5))
+        radius = np.linalg.norm(corners_53[1:] - corners_53[0], axis=1).max() * 1.05
+        near_M = usable_N[tree.query_ball_point(corners_53[0], radius)]
+        y_M, x_M = footprint.sky_to_pixel(sources.ra_N[near_M], sources.dec_N[near_M])
+        depth_M = np.minimum.reduce([y_M + 0.5, height - 0.5 - y_M, x_M + 0.5, width - 0.5 - x_M])
+        better_M = (depth_M >= 0) & (depth_M > best_N[near_M])
+        tile_N[near_M[better_M]] = index
+        best_N[near_M[better_M]] = depth_M[better_M]
+    return tile_N
+
+
+def rounding_step(err_CHW: NDArray) -> NDArray[np.float32]:
+    """Return step_C: the power of two to whose multiples a band's pixels are rounded, nJy.
+
+    The error of a pixel is half a step at most, and that is at most 1% of the noise where the
+    noise is low (5th percentile), which is where a rounding error would count most. 0: unknown
+    noise, no rounding.
+    """
+    step_C = np.zeros(len(err_CHW), dtype=np.float32)
+    for c, err_HW in enumerate(err_CHW):
+        sample = err_HW[::8, ::8]
+        sample = sample[np.isfinite(sample) & (sample > 0)]
+        if sample.size:
+            step_C[c] = 2.0 ** np.floor(np.log2(2 * ROUNDING * np.percentile(sample, 5)))
+    return step_C
+
+
+def round_pixels(cutout_NCSS: NDArray[np.float32], step_C: NDArray[np.float32]) -> None:
+    """Round each band in place to multiples of its step."""
+    for c in np.flatnonzero(step_C):
+        plane_NSS = cutout_NCSS[:, c]
+        np.multiply(plane_NSS, 1 / step_C[c], out=plane_NSS)
+        np.rint(plane_NSS, out=plane_NSS)
+        np.multiply(plane_NSS, step_C[c], out=plane_NSS)
+
+
+def _ingest_tile(
+    store_path: Path, tile_id: str, bands: dict[str, Path] | None, sources: Sources
+) -> None:
+    store = CutoutStore.open(store_path)
+    if bands is None:
+        tile, y_N, x_N = None, np.full(len(sources), np.nan), np.full(len(sources), np.nan)
+        attributes: dict[str, Any] = {"missing_bands": list(store.survey.band_names)}
+        step_C = np.zeros(len(store.survey.bands), dtype=np.float32)
+    else:
+        tile = read_tile(bands, store.survey)
+        y_N, x_N = tile.sky_to_pixel(sources.ra_N, sources.dec_N)
+        order_N = np.lexsort((x_N, y_N))  # neighbours in the shard are neighbours on the tile
+        sources, y_N, x_N = sources[order_N], y_N[order_N], x_N[order_N]
+        attributes = {"missing_bands": list(tile.missing_bands), "wcs": wcs_text(tile.wcs)}
+        step_C = rounding_step(tile.err_CHW)
+    attributes["sources_sha256"] = _sources_digest(sources)
+    with store.new_tile(tile_id, len(sources), attributes) as writer:
+        for start in range(0, len(sources), store.shard_len):
+            rows = slice(start, start + store.shard_len)
+            photometry = _measure(tile, y_N[rows], x_N[rows], store.survey)
+            if tile is None:
+                shape = (len(y_N[rows]), len(step_C), store.cutout_size, store.cutout_size)
+                cutout_NCSS = np.full(shape, np.nan, dtype=np.float32)
+            else:
+                cutout_NCSS = extract_cutouts(
+                    tile.image_CHW, y_N[rows], x_N[rows], store.cutout_size
+                )
+            round_pixels(cutout_NCSS, step_C)
+            measured = Measurements(
+                y_N=y_N[rows],
+                x_N=x_N[rows],
+                flux_NCR=photometry.flux_NCR.astype(np.float32),
+                flux_err_NCR=photometry.flux_err_NCR.astype(np.float32),
+                flags_NC=photometry.flags_NC.astype(np.uint16),
+            )
+            writer.write_shard(cutout_NCSS, sources[rows], measured)
+
+
+def _measure(tile: Tile | None, y_N: NDArray, x_N: NDArray, survey: Survey) -> Photometry:
+    if tile is not None:
+        return forced_photometry(tile, y_N, x_N, survey)
+    n, n_bands, n_radii = len(y_N), len(survey.bands), len(survey.aperture_radii_arcsec)
+    nothing = PhotFlag.OFF_TILE | PhotFlag.NO_DATA
+    return Photometry(
+        flux_NCR=np.full((n, n_bands, n_radii), np.nan),
+        flux_err_NCR=np.full((n, n_bands, n_radii), np.nan),
+        flags_NC=np.full((n, n_bands), int(nothing), dtype=np.int32),
+        sky_NC=np.full((n, n_bands), np.nan),
+    )
+
+
+def wcs_text(wcs: Any) -> dict[str, str] | None:
+    """Return a WCS as text: a FITS header, or the ASDF form of a gwcs; None: the tile has none."""
+    if wcs is None:
+        return None
+    if hasattr(wcs, "to_header_string"):
+        return {"fits_header": wcs.to_header_string(relax=True)}
+    import asdf
+
+    stream = io.BytesIO()
+    asdf.AsdfFile({"wcs": wcs}).write_to(stream, all_array_storage="inline")
+    return {"asdf": stream.getvalue().decode()}
+
+
+def _check_same_sources(store: CutoutStore, tile_id: str, sources: Sources) -> None:
+    if store.tile_attributes(tile_id).get("sources_sha256") != _sources_digest(sources):
+        raise StoreError(
+            f"{store.path}: tile '{tile_id}' is there already, with other sources than the source "
+            f"list puts on it; choose another --store or delete that one"
+        )
+
+
+def _sources_digest(sources: Sources) -> str:
+    order_N = np.argsort(sources.source_id_N)
+    digest = hashlib.sha256()
+    for values_N in (sources.source_id_N, sources.ra_N, sources.dec_N, sources.z_spec_N):
+        digest.update(values_N[order_N].tobytes())
+    return digest.hexdigest()
+
+
+def _bytes_per_cutout(store: CutoutStore) -> float:
+    files = (file for tile in store.tiles() for file in (store.path / tile / "cutout").rglob("*"))
+    return sum(file.stat().st_size for file in files if file.is_file()) / max(len(store), 1)
+
+
+def _unit_vectors(ra_N: NDArray, dec_N: NDArray) -> NDArray[np.float64]:
+    ra_N, dec_N = np.radians(ra_N), np.radians(dec_N)
+    return np.stack(
+        [np.cos(dec_N) * np.cos(ra_N), np.cos(dec_N) * np.sin(ra_N), np.sin(dec_N)], axis=-1
+    )

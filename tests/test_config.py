@@ -1,0 +1,106 @@
+"""Strict configuration: every fault is named, with the nearest valid key."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from photozhpc.config import from_mapping, load_yaml, to_mapping
+from photozhpc.errors import ConfigError
+from photozhpc.survey import Band, Survey, load_survey, survey_names
+
+
+@dataclass(frozen=True)
+class _Inner:
+    rate: float = 1.0
+    kind: Literal["a", "b"] = "a"
+
+
+@dataclass(frozen=True)
+class _Outer:
+    name: str
+    inner: _Inner = _Inner()
+    widths: tuple[int, ...] = (1, 2)
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 0:
+            raise ValueError(f"limit must not be negative, got {self.limit}")
+
+
+def test_a_mapping_becomes_a_dataclass_and_back() -> None:
+    mapping = {"name": "x", "inner": {"rate": 2, "kind": "b"}, "widths": [3], "limit": None}
+    config = from_mapping(_Outer, mapping, "file")
+    assert config == _Outer("x", _Inner(2.0, "b"), (3,), None)
+    assert to_mapping(config) == {**mapping, "inner": {"rate": 2.0, "kind": "b"}}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"name": "x", "widhts": [1]}, "unknown key 'widhts'; did you mean 'widths'"),
+        ({"name": "x", "inner": {"rat": 1}}, "file: inner: unknown key 'rat'; did you mean 'rate'"),
+        ({}, "the key 'name' is missing"),
+        ({"name": 3}, "name: expected str, got '3' (int)"),
+        ({"name": "x", "inner": {"rate": "fast"}}, "inner: rate: expected float, got 'fast'"),
+        ({"name": "x", "inner": {"rate": True}}, "expected float, got 'True' (bool)"),
+        ({"name": "x", "inner": {"kind": "c"}}, "unknown choice 'c'"),
+        ({"name": "x", "widths": 5}, "expected a list"),
+        ({"name": "x", "widths": [1, "b"]}, "widths[1]: expected int"),
+        ({"name": "x", "limit": -1.0}, "limit must not be negative, got -1.0"),
+        (["name"], "expected 'key: value' pairs"),
+    ],
+)
+def test_a_fault_is_named(mapping: object, words: str) -> None:
+    with pytest.raises(ConfigError, match="file") as caught:
+        from_mapping(_Outer, mapping, "file")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a\n- b\n",
+        "a: [1\n",
+        "!!python/object/apply:os.system ['true']",
+        "\x00\x01",
+        "",
+        "a: !x 1",
+    ],
+)
+def test_yaml_that_is_not_a_plain_mapping_is_refused(tmp_path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_yaml(path)
+
+
+def test_a_missing_file_is_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="no such config file"):
+        load_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", survey_names())
+def test_every_survey_that_comes_with_the_package_loads(name: str) -> None:
+    survey = load_survey(name)
+    assert survey.name == name
+    assert survey.band(survey.band_names[0].lower()) == survey.bands[0]
+
+
+def test_an_unknown_survey_or_band_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'roman-sim'"):
+        load_survey("roman_sim")
+    with pytest.raises(ConfigError, match="did you mean 'F158'"):
+        load_survey("roman-sim").band("F159")
+
+
+def test_a_survey_of_ones_own_is_a_yaml_file(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\npixel_scale_arcsec: 0.2\n"
+        "bands:\n  - {name: g, psf_fwhm_arcsec: 0.8, extinction_r: 3.2, zero_point_ab: 27}\n"
+    )
+    assert load_survey(path) == Survey("mine", (Band("g", 0.8, 3.2, 27.0),), 0.2)
+    path.write_text(path.read_text().replace("extinction_r", "extinction"))
+    with pytest.raises(ConfigError, match="did you mean 'extinction_r'"):
+        load_survey(str(path))

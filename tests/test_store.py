@@ -1,0 +1,193 @@
+"""The store gives back what was put in, and finds every kind of damage."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from photozhpc.errors import StoreError
+from photozhpc.mosaic.sources import Sources
+from photozhpc.store import CutoutStore, Measurements, ShardKey
+from photozhpc.survey import load_survey
+
+SURVEY = load_survey("roman-sim")
+N, SHARD = 200, 64
+
+
+def fill(store: CutoutStore, tile_id: str, n: int, seed: int = 0) -> tuple[np.ndarray, Sources]:
+    rng = np.random.default_rng(seed)
+    cutout = rng.normal(size=(n, 4, store.cutout_size, store.cutout_size)).astype(np.float32)
+    cutout[::7] = np.nan
+    sources = Sources(
+        source_id_N=np.arange(n) + seed * 10_000,
+        ra_N=rng.uniform(0, 360, n),
+        dec_N=rng.uniform(-90, 90, n),
+        z_spec_N=rng.uniform(0, 3, n).astype(np.float32),
+        ebv_N=np.zeros(n, dtype=np.float32),
+    )
+    with store.new_tile(tile_id, n, {"note": "x"}) as writer:
+        for start in range(0, n, store.shard_len):
+            rows = slice(start, start + store.shard_len)
+            k = len(sources[rows])
+            measured = Measurements(
+                y_N=np.zeros(k),
+                x_N=np.zeros(k),
+                flux_NCR=np.full((k, 4, 5), float(start), dtype=np.float32),
+                flux_err_NCR=np.ones((k, 4, 5), dtype=np.float32),
+                flags_NC=np.zeros((k, 4), dtype=np.uint16),
+            )
+            writer.write_shard(cutout[rows], sources[rows], measured)
+    return cutout, sources
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CutoutStore:
+    return CutoutStore.create(tmp_path / "store", SURVEY, size=16, shard_len=SHARD)
+
+
+def test_what_was_written_is_read(store: CutoutStore) -> None:
+    cutout, sources = fill(store, "a", N)
+    opened = CutoutStore.open(store.path)
+    assert opened.survey == SURVEY
+    assert opened.shards() == [ShardKey("a", i) for i in range(4)]
+    assert len(opened) == N
+    for key in opened.shards():
+        rows = slice(key.index * SHARD, (key.index + 1) * SHARD)
+        np.testing.assert_array_equal(opened.read_cutouts(key), cutout[rows])
+        np.testing.assert_array_equal(opened.read_sources(key).ra_N, sources.ra_N[rows])
+        assert (opened.read_measurements(key).flux_NCR == rows.start).all()
+    np.testing.assert_array_equal(
+        opened.read_cutouts(ShardKey("a", 1), slice(3, 9)), cutout[SHARD + 3 : SHARD + 9]
+    )
+    assert opened.tile_attributes("a")["note"] == "x"
+    assert opened.verify() == []
+
+
+def test_tiles_are_sorted_and_may_be_empty(store: CutoutStore) -> None:
+    for seed, tile_id in enumerate(["b", "a", "c"]):
+        fill(store, tile_id, 0 if tile_id == "c" else 10, seed)
+    assert store.tiles() == {"a": 10, "b": 10, "c": 0}
+    assert store.shards() == [ShardKey("a", 0), ShardKey("b", 0)]
+    assert store.verify() == []
+
+
+def test_a_tile_that_was_interrupted_does_not_exist_and_is_made_anew(store: CutoutStore) -> None:
+    with pytest.raises(ZeroDivisionError), store.new_tile("a", N, {}):
+        raise ZeroDivisionError
+    with pytest.raises(StoreError, match="0 were written"), store.new_tile("a", N, {}):
+        pass
+    assert store.tiles() == {}
+    # a run killed between the rename and the manifest leaves an undeclared folder
+    (store.path / "a").mkdir()
+    (store.path / "a" / "junk").write_text("x")
+    assert store.verify() != []
+    fill(store, "a", N)
+    assert store.verify() == []
+    with pytest.raises(StoreError, match="there already"):
+        fill(store, "a", N)
+
+
+def _shard_file(store: CutoutStore) -> Path:
+    return store.path / "a" / "cutout" / "c" / "1" / "0" / "0" / "0"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_a_damaged_shard_is_named_and_not_read(store: CutoutStore, damage: str) -> None:
+    fill(store, "a", N)
+    path = _shard_file(store)
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(content[:-100])
+    else:
+        content[500] ^= 4
+        path.write_bytes(content)
+    (problem,) = store.verify()
+    assert "a/00001" in problem
+    assert damage in problem
+    with pytest.raises(StoreError, match="a/00001"):
+        store.read_cutouts(ShardKey("a", 1))
+    assert len(store.read_cutouts(ShardKey("a", 0))) == SHARD
+
+
+def test_every_single_bit_flip_of_a_shard_is_found(store: CutoutStore) -> None:
+    fill(store, "a", N)
+    path, rng = _shard_file(store), np.random.default_rng(0)
+    sound = path.read_bytes()
+    for _ in range(60):
+        content = bytearray(sound)
+        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        with pytest.raises(StoreError):
+            store.read_cutouts(ShardKey("a", 1))
+    path.write_bytes(sound)
+    assert store.verify() == []
+
+
+def test_a_column_file_that_is_lost_is_an_error_and_not_zeros(store: CutoutStore) -> None:
+    fill(store, "a", N)
+    (store.path / "a" / "source_id" / "c" / "0").unlink()
+    with pytest.raises(StoreError, match="source_id"):
+        store.read_sources(ShardKey("a", 0))
+    assert any("source_id" in problem for problem in store.verify())
+
+
+def test_a_lost_tile_and_an_altered_manifest_are_found(store: CutoutStore) -> None:
+    fill(store, "a", N)
+    fill(store, "b", N, seed=1)
+    os.rename(store.path / "b", store.path.parent / "elsewhere")
+    assert any("b/00000: missing" in problem for problem in store.verify())
+    manifest = store.path / ".manifests" / "a.json"
+    content = json.loads(manifest.read_text())
+    content["n_sources"] = 1
+    manifest.write_text(json.dumps(content))
+    assert any("altered" in problem for problem in store.verify())
+    with pytest.raises(StoreError, match="altered"):
+        store.tiles()
+
+
+def test_another_store_or_something_else_is_not_written_into(store: CutoutStore, tmp_path) -> None:
+    assert len(CutoutStore.create(store.path, SURVEY, size=16, shard_len=SHARD)) == 0
+    with pytest.raises(StoreError, match="another cutout_size"):
+        CutoutStore.create(store.path, SURVEY, size=32, shard_len=SHARD)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    with pytest.raises(StoreError, match="not a store"):
+        CutoutStore.create(tmp_path / "full", SURVEY)
+    with pytest.raises(StoreError, match="multiple of 64"):
+        CutoutStore.create(tmp_path / "new", SURVEY, shard_len=100)
+    with pytest.raises(StoreError, match="no store there"):
+        CutoutStore.open(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"attributes": {"photozhpc": 3}}',
+        '{"attributes": {"photozhpc": {}}}',
+        "\x00",
+    ],
+)
+def test_damaged_metadata_is_one_error(store: CutoutStore, content: str) -> None:
+    (store.path / "zarr.json").write_text(content)
+    with pytest.raises(StoreError):
+        CutoutStore.open(store.path)
+
+
+@pytest.mark.parametrize("tile_id", ["../x", "a/b", "", ".hidden", "a b"])
+def test_a_tile_id_cannot_leave_the_store(store: CutoutStore, tile_id: str) -> None:
+    with pytest.raises(StoreError, match="cannot be a tile_id"), store.new_tile(tile_id, 0, {}):
+        pass
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+    stores = [CutoutStore.create(tmp_path / name, SURVEY, 16, SHARD) for name in "xyz"]
+    for store, seed in zip(stores, [0, 0, 1], strict=True):
+        fill(store, "a", 10, seed)
+    assert stores[0].fingerprint() == stores[1].fingerprint() != stores[2].fingerprint()
