@@ -12,9 +12,7 @@ from photozhpc.sky.population import Population
 from photozhpc.sky.sed import Floats
 
 
-def label_probability(
-    sources: Population, bands: tuple[str, ...], label_fraction: float
-) -> Floats:
+def label_probability(sources: Population, bands: tuple[str, ...], label_fraction: float) -> Floats:
     """Probability that a source has a spectroscopic redshift; zero for stars.
 
     A logistic in reference magnitude, colour (first band - last band) and redshift: brighter,

@@ -13,11 +13,12 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from photozhpc.sky.population import BULGE_TRUNCATION, Floats, Population
-from photozhpc.sky.psf import band_psf, psf_transform
+from photozhpc.sky.psf import STORED_SIZE_PIX, band_psf, psf_transform
+from photozhpc.sky.wings import add_wings, wing_kernel
 
 Floats32 = NDArray[np.float32]
 STAMP_SIZES = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
-DISK_EXTENT = 5.5  # half-light radii: 99.8% of an exponential's light
+DISK_EXTENT = 6.0  # half-light radii: 99.95% of an exponential's light
 DISK_SCALE = 1.6783469900166605  # half-light radius of an exponential over its scale length
 BULGE_STEP, N_K = 0.005, 8192  # table over the square root of k r
 PSF_EXTENT_PIX = 14
@@ -49,6 +50,11 @@ class Renderer:
         self.pixel_scale_arcsec = pixel_scale_arcsec
         self._psfs = [band_psf(band, pixel_scale_arcsec) for band in bands]
         self._transforms: dict[int, tuple[Floats32, list[NDArray[np.int64]]]] = {}
+        self._wing_kernels = {
+            size: np.stack([wing_kernel(psf, size) for psf in self._psfs])
+            for size in STAMP_SIZES
+            if size < STORED_SIZE_PIX
+        }
         self.noise_area_C = np.array([psf.noise_area_pix for psf in self._psfs])
 
     def psf_transforms(self, size: int) -> tuple[Floats32, list[NDArray[np.int64]]]:
@@ -59,6 +65,8 @@ class Renderer:
         """
         if size not in self._transforms:
             stack_CAyx = np.stack([psf_transform(psf, size) for psf in self._psfs])
+            # Beyond the optics' cutoff there is no power but GalSim's interpolation noise.
+            stack_CAyx[[not psf.aliased for psf in self._psfs], 1:] = 0.0
             spans = []
             for _, negligible, folds in LEVELS:
                 large = np.abs(stack_CAyx[:, :folds]) > negligible
@@ -76,13 +84,15 @@ class Renderer:
         """Side of each source's stamp: holds the galaxy, and the PSF's wings above the noise.
 
         Roman's PSF falls as r^-3; the wings of a bright source are drawn out to where they
-        reach 2% of the sky noise.
+        reach 0.5% of the sky noise on average (its spikes are brighter than that).
         """
         disk_N = np.where(sources.disk_njy_NC.any(axis=1), sources.disk_radius_arcsec_N, 0.0)
-        extent_N = np.maximum(DISK_EXTENT * disk_N, BULGE_TRUNCATION * sources.bulge_radius_arcsec_N)
+        extent_N = np.maximum(
+            DISK_EXTENT * disk_N, BULGE_TRUNCATION * sources.bulge_radius_arcsec_N
+        )
         half_N = extent_N / self.pixel_scale_arcsec + PSF_EXTENT_PIX
         contrast_N = (sources.flux_njy_NC / sky_sigma_njy_C).max(axis=1)
-        wings_N = (1e-3 * contrast_N) ** (1.0 / 3.0) / self.pixel_scale_arcsec
+        wings_N = (4e-3 * contrast_N) ** (1.0 / 3.0) / self.pixel_scale_arcsec
         wanted_N = np.maximum(np.maximum(2 * half_N, 2 * wings_N), smallest_N)
         index_N = np.minimum(np.searchsorted(STAMP_SIZES, wanted_N), len(STAMP_SIZES) - 1)
         return np.array(STAMP_SIZES)[index_N]
@@ -148,6 +158,7 @@ class Renderer:
                 continue
             stamp = self.stamp(sources, i, size, y_N[i] - y0, x_N[i] - x0, int(level_N[i]))
             image_CHW[:, a:b, c:d] += stamp[:, a - top : b - top, c - left : d - left]
+        add_wings(image_CHW, self._wing_kernels, y_N, x_N, sources.flux_njy_NC, size_N)
 
 
 def _quadratic_form(

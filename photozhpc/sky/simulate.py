@@ -165,9 +165,7 @@ def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: Sky
         )
 
     image_CHW = np.zeros((len(bands), size, size), np.float32)
-    smallest_N = np.where(
-        magnitude_N < config.catalogue_limit_ab, CATALOGUED_STAMP, FAINT_STAMP
-    )
+    smallest_N = np.where(magnitude_N < config.catalogue_limit_ab, CATALOGUED_STAMP, FAINT_STAMP)
     dimmed = _dimmed(sources, survey, ebv_N)
     renderer.draw(image_CHW, dimmed, y_N, x_N, sigma_C, smallest_N)
 
@@ -195,9 +193,7 @@ def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: Sky
         ra_K, dec_K = (
             np.asarray(v, float).reshape(-1) for v in wcs(x_K + shift_2K[0], y_K + shift_2K[1])
         )
-        write_catalogue(
-            out / f"{name}_cat.parquet", source_id_K, ra_K, dec_K, ebv_K, z_spec_K
-        )
+        write_catalogue(out / f"{name}_cat.parquet", source_id_K, ra_K, dec_K, ebv_K, z_spec_K)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -269,7 +265,9 @@ def _write_manifest(out: Path, survey: Survey, config: SkyConfig, seed: int, til
             try:
                 recorded = json.loads(path.read_text(encoding="utf-8"))
             except json.JSONDecodeError:
-                raise RunError(f"{path}: not readable as JSON; remove it or use another folder") from None
+                raise RunError(
+                    f"{path}: not readable as JSON; remove it or use another folder"
+                ) from None
             if recorded.get("sky") != sky:
                 raise RunError(
                     f"{out} holds a sky of another configuration; choose an empty folder with --out"
@@ -288,4 +286,6 @@ def _write_manifest(out: Path, survey: Survey, config: SkyConfig, seed: int, til
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+        raise RunError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
