@@ -6,7 +6,7 @@ Heavy packages are imported inside the commands, so that --help answers at once.
 import errno
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -162,7 +162,7 @@ def infer(
     out: Path | None,
     truth: tuple[Path, ...],
     workers: int | None,
-    device: str,
+    device: Literal["auto", "cpu", "cuda"],
 ) -> None:
     """Stream a store through a model into a photo-z catalogue; run again to go on.
 
@@ -179,7 +179,7 @@ def infer(
     if store is None:
         store, truth = _own_sky(wanted.name, out, truth, workers)
     summary = run_inference(store, checkpoint, out, wanted, workers, device)
-    click.echo(summarise(summary, store, out, list(truth)))
+    click.echo(summarise(summary, truth or None))
 
 
 def _own_sky(

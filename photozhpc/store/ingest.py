@@ -161,7 +161,7 @@ def extract(
                     progress(done, len(sources))
             except BrokenProcessPool:
                 raise RunError(
-                    f"a process was killed while it extracted to {store.path} (out of memory?); run "
+                    f"a process was killed while extracting to {store.path} (out of memory?); run "
                     f"the same command again, with fewer --workers"
                 ) from None
             except BaseException:

@@ -1,0 +1,44 @@
+# Two commands do everything: `make infer` and `make test`. Each makes .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCHVISION := $(shell sed -n 's/^torchvision==//p' constraints.txt)
+
+.PHONY: infer test venv lint clean
+
+infer: .venv/installed
+	$(BIN)/photozhpc infer --survey roman-sim
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+venv: .venv/installed-dev
+
+# With an NVIDIA driver pip's default CUDA build is right. Without one a CPU build is asked for by
+# name, so that pip cannot fall back on gigabytes of CUDA: first from wherever this machine's pip
+# looks, then from PyTorch's own index.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@if [ "$$(uname -s)" != Linux ] || nvidia-smi -L >/dev/null 2>&1; then \
+	    $(PIP) torch torchvision; \
+	else \
+	    $(PIP) 'torch==$(TORCH)+cpu' torchvision 2>/dev/null || \
+	    $(PIP) --index-url https://download.pytorch.org/whl/cpu \
+	        'torch==$(TORCH)+cpu' 'torchvision==$(TORCHVISION)+cpu'; \
+	fi
+	$(PIP) -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,195 @@
+"""The bundled model against the photometry-MLP, on the same labels and the same unseen sky.
+
+    python benchmarks/bundled_model.py --train-store TRAIN --test-store TEST \
+        --test-truth 'SKY/*_truth.parquet' --checkpoint best.safetensors --save RESULT.json
+
+Both see the training split's labels only; both choose their best epoch on the validation split.
+The MLP is fitted to three kinds of features (the paper's four, in two apertures, and those of all
+apertures) with several seeds: the best of each on the validation split is reported.
+"""
+
+import argparse
+import dataclasses
+import glob
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from photozhpc import __version__
+from photozhpc.metrics import point_metrics
+from photozhpc.model import load_checkpoint
+from photozhpc.model.colours import colour_features
+from photozhpc.model.engine import Engine
+from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
+from photozhpc.store import CutoutStore
+from photozhpc.store.loader import label_split, typical_noise
+
+
+def read_photometry(store: CutoutStore) -> dict[str, np.ndarray]:
+    """Identifiers, labels and all fluxes of a store."""
+    keys = store.shards()
+    sources = [store.read_sources(key) for key in keys]
+    measured = [store.read_measurements(key) for key in keys]
+    return {
+        "source_id": np.concatenate([s.source_id_N for s in sources]),
+        "z_spec": np.concatenate([s.z_spec_N for s in sources]),
+        "ebv": np.concatenate([s.ebv_N for s in sources]),
+        "flux": np.concatenate([m.flux_NCR for m in measured]),
+    }
+
+
+def features(
+    photometry: dict, apertures: list[int], store: CutoutStore, softening: dict
+) -> np.ndarray:
+    """The paper's colours and magnitude in each aperture, side by side."""
+    r_C = np.array([band.extinction_r for band in store.survey.bands])
+    parts = [
+        colour_features(photometry["flux"][:, :, a], softening[a], photometry["ebv"], r_C)
+        for a in apertures
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def predict_pita(store: CutoutStore, checkpoint_path: str) -> tuple[np.ndarray, float]:
+    """Redshifts of a whole store, and cutouts a second."""
+    engine = Engine(load_checkpoint(checkpoint_path))
+    started = time.perf_counter()
+    z = [engine.predict(store.read_cutouts(k), store.read_sources(k).ebv_N) for k in store.shards()]
+    z_N = np.concatenate(z)
+    return z_N, len(z_N) / (time.perf_counter() - started)
+
+
+def table(z_true: np.ndarray, mag: np.ndarray, estimates: dict[str, np.ndarray]) -> dict:
+    """Point metrics of every method: overall, against magnitude and against redshift."""
+    cuts = {"all": np.ones(len(z_true), dtype=bool)}
+    for low, high in [(0, 21), (21, 22), (22, 23), (23, 24), (24, 25)]:
+        cuts[f"F158 {low}-{high}" if low else f"F158 < {high}"] = (mag >= low) & (mag < high)
+    for low, high in [(0, 0.5), (0.5, 1), (1, 1.5), (1.5, 2), (2, 3)]:
+        cuts[f"z {low}-{high}"] = (z_true >= low) & (z_true < high)
+    return {
+        cut: {
+            name: dataclasses.asdict(point_metrics(z_true[rows], z_phot[rows]))
+            for name, z_phot in estimates.items()
+        }
+        for cut, rows in cuts.items()
+    }
+
+
+def bootstrap(z_true: np.ndarray, a: np.ndarray, b: np.ndarray, n: int = 500) -> dict:
+    """How often, and by how much, method a is better than b when the sources are drawn anew."""
+    rng = np.random.default_rng(0)
+    gains = {"nmad": [], "outlier_fraction": []}
+    for _ in range(n):
+        rows = rng.integers(len(z_true), size=len(z_true))
+        for name, gain in gains.items():
+            left = getattr(point_metrics(z_true[rows], a[rows]), name)
+            right = getattr(point_metrics(z_true[rows], b[rows]), name)
+            gain.append(right - left)
+    return {
+        name: {
+            "better_in": float(np.mean(np.array(gain) > 0)),
+            "mean": float(np.mean(gain)),
+            "std": float(np.std(gain)),
+        }
+        for name, gain in gains.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train-store", required=True)
+    parser.add_argument("--test-store", required=True)
+    parser.add_argument("--test-truth", required=True, help="glob of truth tables")
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--save")
+    parser.add_argument("--mlp-seeds", type=int, default=3)
+    parser.add_argument("--mlp-epochs", type=int, default=300)
+    options = parser.parse_args()
+
+    train, test = CutoutStore.open(options.train_store), CutoutStore.open(options.test_store)
+    checkpoint = load_checkpoint(options.checkpoint)
+    seed = checkpoint.training["config"]["seed"]
+    radii = list(train.survey.aperture_radii_arcsec)
+    softening = {a: typical_noise(train, a)[1] for a in range(len(radii))}
+    seen, unseen = read_photometry(train), read_photometry(test)
+    split = np.where(np.isfinite(seen["z_spec"]), label_split(seen["source_id"], seed), "none")
+
+    truth = pd.concat(map(pd.read_parquet, sorted(glob.glob(options.test_truth))))
+    truth = truth[~truth["is_star"]].set_index("source_id")
+    galaxy = np.isin(unseen["source_id"], truth.index)
+    truth = truth.loc[unseen["source_id"][galaxy]]
+
+    estimates, kinds = (
+        {},
+        {
+            "MLP, 4 features at 0.2 arcsec": [radii.index(0.2)],
+            "MLP, 4 features at 0.4 arcsec": [radii.index(0.4)],
+            "MLP, all apertures": list(range(len(radii))),
+        },
+    )
+    for name, apertures in kinds.items():
+        x, x_test = (features(p, apertures, train, softening) for p in (seen, unseen))
+        good = np.isfinite(x).all(axis=1)
+        fit, check = good & (split == "train"), good & (split == "validation")
+        best = None
+        for mlp_seed in range(options.mlp_seeds):
+            config = PhotometryMLPConfig(epochs=options.mlp_epochs, seed=mlp_seed)
+            mlp = PhotometryMLP.fit(
+                x[fit], seen["z_spec"][fit], x[check], seen["z_spec"][check], config
+            )
+            nmad = point_metrics(seen["z_spec"][check], mlp.predict(x[check])).nmad
+            if best is None or nmad < best[0]:
+                best = (nmad, mlp)
+        estimates[name] = best[1].predict(x_test)[galaxy]
+    z_phot, rate = predict_pita(test, options.checkpoint)
+    estimates["PITA"] = z_phot[galaxy]
+
+    # Every method is judged on the same sources: those that all of them could measure.
+    common = np.all([np.isfinite(z) for z in estimates.values()], axis=0)
+    estimates = {name: z[common] for name, z in estimates.items()}
+    z_true = truth["z_true"].to_numpy()[common]
+    mag = truth["mag_f158"].to_numpy()[common]
+    labelled = np.isfinite(unseen["z_spec"][galaxy][common])
+    rows = table(z_true, mag, estimates)
+    rows["like the labelled"] = {
+        name: dataclasses.asdict(point_metrics(z_true[labelled], z[labelled]))
+        for name, z in estimates.items()
+    }
+    paired = {
+        name: bootstrap(z_true, estimates["PITA"], z)
+        for name, z in estimates.items()
+        if name != "PITA"
+    }
+    for cut, methods in rows.items():
+        print(cut)
+        for name, m in methods.items():
+            print(
+                f"  {name:32s} n {m['n']:6d}  bias {m['bias']:+.4f}  NMAD {m['nmad']:.4f}  "
+                f"outliers {m['outlier_fraction']:.4f}"
+            )
+    result = {
+        "command": "benchmarks/bundled_model.py",
+        "photozhpc": __version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "checkpoint_sha256": checkpoint.sha256,
+        "training_sources": len(train),
+        "training_labels": int((split == "train").sum()),
+        "validation_labels": int((split == "validation").sum()),
+        "test_galaxies": int(common.sum()),
+        "pita_cutouts_per_second_with_reading": rate,
+        "metrics": rows,
+        "pita_gain_bootstrap": paired,
+    }
+    if options.save:
+        Path(options.save).write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in result.items() if k != "metrics"}))
+
+
+if __name__ == "__main__":
+    main()
