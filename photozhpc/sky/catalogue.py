@@ -76,7 +76,7 @@ def write_truth(
     sources: Population,
     bands: tuple[str, ...],
 ) -> None:
-    """What was drawn: true positions, redshifts, AB magnitudes before extinction, shapes. Atomic."""
+    """What was drawn: true positions and redshifts, AB magnitudes before extinction. Atomic."""
     flux_NC = sources.flux_njy_NC
     columns: dict[str, NDArray] = {
         "source_id": source_id_N,

@@ -78,14 +78,18 @@ def observe(
     err_HW, weight_HW = np.empty_like(image_HW), np.empty_like(image_HW)
     var_poisson_HW, var_rnoise_HW = np.empty_like(image_HW), np.empty_like(image_HW)
     _observe_pixels(
-        image_HW, noise_HW, coverage_HW, bad_HW, err_HW, weight_HW, var_poisson_HW, var_rnoise_HW,
-        sigma_njy**2,
-        1.0 / electrons_per_njy(band, config.exposure_time_s),
-        rng.normal(0.0, 0.05) * sigma_njy,
-        config.exposure_time_s,
+        image_HW, noise_HW, coverage_HW, err_HW, weight_HW, var_poisson_HW, var_rnoise_HW,
+        np.float32(sigma_njy**2),
+        np.float32(1.0 / electrons_per_njy(band, config.exposure_time_s)),
+        np.float32(rng.normal(0.0, 0.05) * sigma_njy),
+        np.float32(config.exposure_time_s),
     )  # fmt: skip
     for plane_HW in (err_HW, weight_HW, var_poisson_HW, var_rnoise_HW):
-        _round_mantissa(plane_HW.view(np.uint32))
+        _round_mantissa(plane_HW.reshape(-1).view(np.uint32))
+    bad = np.flatnonzero(bad_HW)
+    for plane_HW in (image_HW, err_HW, var_poisson_HW, var_rnoise_HW):
+        plane_HW.reshape(-1)[bad] = np.nan
+    weight_HW.reshape(-1)[bad] = 0.0
     return Observed(image_HW, err_HW, weight_HW, var_poisson_HW, var_rnoise_HW)
 
 
@@ -104,37 +108,30 @@ def bad_pixels(rng: np.random.Generator, size: int, config: SkyConfig) -> NDArra
     return bad_HW
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, fastmath=True)
 def _observe_pixels(
-    image_HW, noise_HW, coverage_HW, bad_HW, err_HW, weight_HW, var_poisson_HW, var_rnoise_HW,
+    image_HW, noise_HW, coverage_HW, err_HW, weight_HW, var_poisson_HW, var_rnoise_HW,
     sky_variance, njy_per_electron, pedestal, exposure_time_s,
 ):  # fmt: skip
     """Noise and its planes, pixel by pixel; arguments as in `observe`, fluxes in nJy."""
     height, width = image_HW.shape
     for y in range(height):
         for x in range(width):
-            if bad_HW[y, x]:
-                image_HW[y, x] = err_HW[y, x] = np.nan
-                var_poisson_HW[y, x] = var_rnoise_HW[y, x] = np.nan
-                weight_HW[y, x] = 0.0
-                continue
-            coverage = coverage_HW[y, x]
-            sky = sky_variance / coverage
-            total = sky + max(image_HW[y, x], np.float32(0.0)) * njy_per_electron / coverage
+            longer = np.float32(1.0) / coverage_HW[y, x]
+            sky = sky_variance * longer
+            total = sky + max(image_HW[y, x], np.float32(0.0)) * njy_per_electron * longer
             sigma = np.sqrt(total)
             err_HW[y, x] = sigma
-            var_rnoise_HW[y, x] = 0.1 * sky
-            var_poisson_HW[y, x] = total - 0.1 * sky
-            weight_HW[y, x] = exposure_time_s * coverage
+            var_rnoise_HW[y, x] = np.float32(0.1) * sky
+            var_poisson_HW[y, x] = total - np.float32(0.1) * sky
+            weight_HW[y, x] = exposure_time_s * coverage_HW[y, x]
             image_HW[y, x] += sigma * noise_HW[y, x] + pedestal
 
 
 @numba.njit(cache=True)
-def _round_mantissa(bits_HW):
+def _round_mantissa(bits_P):
     """Round float32, given as its bits, to MANTISSA_BITS bits of mantissa (0.2%), in place."""
     half = np.uint32(1 << (22 - MANTISSA_BITS))
     keep = np.uint32(0xFFFFFFFF ^ ((1 << (23 - MANTISSA_BITS)) - 1))
-    height, width = bits_HW.shape
-    for y in range(height):
-        for x in range(width):
-            bits_HW[y, x] = (bits_HW[y, x] + half) & keep
+    for i in range(len(bits_P)):
+        bits_P[i] = (bits_P[i] + half) & keep

@@ -28,14 +28,14 @@ LEVELS = ((0.0, 1e-5, 1), (100.0, 3e-6, 4), (3000.0, 1e-9, 4))
 
 
 @lru_cache(maxsize=1)
-def bulge_transform() -> NDArray[np.float64]:
+def bulge_transform() -> Floats32:
     """Fourier amplitude of a de Vaucouleurs profile over sqrt(k r), r the half-light radius.
 
     The profile ends at BULGE_TRUNCATION half-light radii, as SDSS's does; unit flux.
     """
     profile = galsim.Sersic(4.0, half_light_radius=1.0, trunc=BULGE_TRUNCATION)
     k = (BULGE_STEP * np.arange(N_K)) ** 2
-    return np.array([profile.kValue(value, 0.0).real for value in k])
+    return np.array([profile.kValue(value, 0.0).real for value in k], np.float32)
 
 
 class Renderer:
@@ -99,7 +99,7 @@ class Renderer:
 
     def stamp(
         self, sources: Population, i: int, size: int, dy: float, dx: float, level: int = -1
-    ) -> NDArray[np.float32]:
+    ) -> Floats32:
         """Image of source `i` (C x size x size, nJy per pixel), centre at size // 2 + (dy, dx).
 
         level: index into LEVELS; the last is the most accurate.
@@ -163,14 +163,15 @@ class Renderer:
 
 def _quadratic_form(
     radius_arcsec: float, axis_ratio: float, angle_rad: float, stamp_arcsec: float
-) -> NDArray[np.float64]:
+) -> Floats32:
     """(xx, xy, yy) of (k r)^2 as a quadratic form in integer stamp frequencies."""
     cosine, sine = np.cos(angle_rad), np.sin(angle_rad)
     q2 = axis_ratio**2
     scale = (2.0 * np.pi * radius_arcsec / stamp_arcsec) ** 2
-    return scale * np.array([
-        cosine**2 + q2 * sine**2, 2.0 * cosine * sine * (1.0 - q2), sine**2 + q2 * cosine**2
-    ])  # fmt: skip
+    xx = cosine**2 + q2 * sine**2
+    yy = sine**2 + q2 * cosine**2
+    xy = 2.0 * cosine * sine * (1.0 - q2)
+    return np.array([scale * xx, scale * xy, scale * yy], np.float32)
 
 
 @numba.njit(cache=True, fastmath=True)
@@ -186,16 +187,20 @@ def _source_transform(
     out_Cyx2[...] = 0.0
     bulge_x = np.ones(half, np.float32)
     disk_x = np.empty(half, np.float32)
-    phase_x = np.empty(half, np.complex128)
+    phase_x = np.empty((2, half), np.float32)
     cos_x = np.empty(half, np.float32)
     sin_x = np.empty(half, np.float32)
     has_bulge = bulge_form[0] + bulge_form[2] > 0.0
+    bulge_xx, bulge_xy, bulge_yy = bulge_form[0], bulge_form[1], bulge_form[2]
+    disk_xx, disk_xy, disk_yy = disk_form[0], disk_form[1], disk_form[2]
+    per_step, last = np.float32(1.0 / BULGE_STEP), np.float32(N_K - 2)
     per_y = -2.0 * np.pi * (0.5 + dy / size)
     per_x = -2.0 * np.pi * (0.5 + dx / size)
     for fold in range(n_folds):
         shift_x = -size if fold % 2 == 1 else 0
         for ix in range(half):
-            phase_x[ix] = np.exp(1j * per_x * (ix + shift_x))
+            phase_x[0, ix] = np.cos(per_x * (ix + shift_x))
+            phase_x[1, ix] = np.sin(per_x * (ix + shift_x))
         for iy in range(size):
             start, stop = half, 0
             for c in range(n_bands):
@@ -207,23 +212,25 @@ def _source_transform(
             fy = iy if iy < size // 2 else iy - size
             if fold >= 2:
                 fy = fy - size if fy >= 0 else fy + size
-            phase_y = np.exp(1j * per_y * fy)
+            fy32 = np.float32(fy)
+            phase_r, phase_i = np.float32(np.cos(per_y * fy)), np.float32(np.sin(per_y * fy))
+            # (k r)^2 = form_xx fx^2 + form_xy fx fy + form_yy fy^2, in single precision
             for ix in range(start, stop):
-                fx = ix + shift_x
-                u = np.float32(
-                    1.0 + disk_form[0] * fx * fx + disk_form[1] * fx * fy + disk_form[2] * fy * fy
-                )
+                fx = np.float32(ix + shift_x)
+                u = np.float32(1.0) + fx * (disk_xx * fx + disk_xy * fy32) + disk_yy * fy32 * fy32
                 disk_x[ix] = np.float32(1.0) / (u * np.sqrt(u))
-                cos_x[ix] = phase_y.real * phase_x[ix].real - phase_y.imag * phase_x[ix].imag
-                sin_x[ix] = phase_y.real * phase_x[ix].imag + phase_y.imag * phase_x[ix].real
+                cos_x[ix] = phase_r * phase_x[0, ix] - phase_i * phase_x[1, ix]
+                sin_x[ix] = phase_r * phase_x[1, ix] + phase_i * phase_x[0, ix]
             if has_bulge:
                 for ix in range(start, stop):
-                    fx = ix + shift_x
-                    v = bulge_form[0] * fx * fx + bulge_form[1] * fx * fy + bulge_form[2] * fy * fy
-                    at = min(np.sqrt(np.sqrt(max(v, 0.0))) / BULGE_STEP, N_K - 1.001)
+                    fx = np.float32(ix + shift_x)
+                    v = fx * (bulge_xx * fx + bulge_xy * fy32) + bulge_yy * fy32 * fy32
+                    at = np.sqrt(np.sqrt(max(v, np.float32(0.0)))) * per_step
+                    at = min(at, last)
                     low = np.int32(at)
-                    rest = at - low
-                    bulge_x[ix] = bulge_table[low] * (1.0 - rest) + bulge_table[low + 1] * rest
+                    rest = at - np.float32(low)
+                    here = bulge_table[low]
+                    bulge_x[ix] = here + rest * (bulge_table[low + 1] - here)
             for c in range(n_bands):
                 flux_b, flux_d = np.float32(bulge_C[c]), np.float32(disk_C[c])
                 for ix in range(spans_CAy2[c, fold, iy, 0], spans_CAy2[c, fold, iy, 1]):
