@@ -13,7 +13,7 @@ import numpy as np
 from asdf.exceptions import AsdfWarning
 from numpy.typing import NDArray
 
-from photozhpc.errors import MosaicError
+from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.mosaic.calibration import njy_per_unit
 from photozhpc.mosaic.grid import pixel_area_arcsec2
 from photozhpc.mosaic.plane import (
@@ -75,8 +75,7 @@ def _plane(path: Path, tree: Mapping[str, Any], survey: Survey, band: Band | Non
     if len(data.shape) != 2 or 0 in data.shape:
         raise MosaicError(f"{path}: 'data' must have two axes, it has shape {tuple(data.shape)}")
     height, width = (int(n) for n in data.shape)
-    if band is None:
-        band = _band(path, meta, survey)
+    band = _band(path, meta, survey, band)
     wcs = meta.get("wcs")
     if wcs is None or isinstance(wcs, Mapping | str):
         raise MosaicError(f"{path}: has no WCS (meta.wcs); make the mosaic again with one")
@@ -147,13 +146,23 @@ def _array(node: Any) -> tuple[Any, str | None]:
     return value, None if unit is None else str(unit)
 
 
-def _band(path: Path, meta: Mapping[str, Any], survey: Survey) -> Band:
-    """The band the file says it is, or else the one in its name."""
+def _band(path: Path, meta: Mapping[str, Any], survey: Survey, given: Band | None) -> Band:
+    """The band that is given, else the one the file says it is, else the one in its name."""
     instrument = meta.get("instrument", {})
-    name = instrument.get("optical_element") or instrument.get("filter")
-    if name is not None:
-        return survey.band(str(name))
+    name = str(instrument.get("optical_element") or instrument.get("filter") or "")
+    stated = survey.find_band(name)
+    if given is not None:
+        if stated is not None and stated.name != given.name:
+            raise MosaicError(f"{path}: is given as {given.name} and says it is {stated.name}")
+        return given
     match = survey.match_mosaic(path.name)
+    if stated is not None:
+        return stated
+    if name:
+        raise ConfigError(
+            f"{path}: its band is '{name}', and the survey '{survey.name}' has no such band"
+            f"{did_you_mean(name, survey.band_names)}"
+        )
     if match is None or match[1] is None:
         raise MosaicError(
             f"{path}: does not say its band (meta.instrument.optical_element); "

@@ -1,15 +1,12 @@
 """Cutout extraction: all bands of many sources in one pass, in Numba without the GIL."""
 
-import itertools
-import math
 import operator
-from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_MIN_CHUNK_BYTES = 4_000_000
+from photozhpc.mosaic.schedule import positions, run_chunks, visiting_order
 
 
 def extract_cutouts(
@@ -47,10 +44,7 @@ def extract_cutouts(
         raise ValueError(f"size must be a positive integer, got {size!r}") from None
     if size < 1:
         raise ValueError(f"size must be a positive integer, got {size}")
-    y = np.ascontiguousarray(np.atleast_1d(np.asarray(y_N, dtype=np.float64)))
-    x = np.ascontiguousarray(np.atleast_1d(np.asarray(x_N, dtype=np.float64)))
-    if y.ndim != 1 or y.shape != x.shape:
-        raise ValueError(f"y_N and x_N must be (N,) alike, got {np.shape(y_N)}, {np.shape(x_N)}")
+    y, x = positions(y_N, x_N)
     shape = (y.size, image.shape[0], size, size)
     if out is None:
         cutout = np.empty(shape, np.float32)
@@ -60,8 +54,9 @@ def extract_cutouts(
         raise ValueError(
             f"out must be float32, C-contiguous and {shape}, got {out.dtype} {out.shape}"
         )
-    native = image.dtype in (np.float32, np.float64) and image.dtype.isnative
-    if native:
+    if not cutout.size:
+        return cutout
+    if image.dtype in (np.float32, np.float64) and image.dtype.isnative:
         _copy(image, y, x, 0, cutout)
     else:
         for c in range(image.shape[0]):  # convert one band at a time: memory for one, not all
@@ -76,31 +71,22 @@ def _copy(
     first_band: int,
     cutout: NDArray[np.float32],
 ) -> None:
-    """Run the kernel over all sources, on threads where there is work enough."""
     view = image.view()
     view.flags.writeable = False  # one compiled variant for writeable and read-only inputs
-    n_sources = y.size
-    n_bytes = image.shape[0] * cutout[:, 0].nbytes
-    n_threads = min(numba.get_num_threads(), math.ceil(n_bytes / _MIN_CHUNK_BYTES), n_sources)
-    if n_threads <= 1:
-        _copy_cutouts(view, y, x, first_band, 0, n_sources, cutout)
-        return
-    edges = np.linspace(0, n_sources, 4 * n_threads + 1).astype(int).tolist()
-    with ThreadPoolExecutor(n_threads) as pool:
-        futures = [
-            pool.submit(_copy_cutouts, view, y, x, first_band, start, stop, cutout)
-            for start, stop in itertools.pairwise(edges)
-        ]
-        for future in futures:
-            future.result()
+    order = visiting_order(y, x, *image.shape[1:])
+
+    def chunk(start: int, stop: int) -> None:
+        _copy_cutouts(view, y, x, order, first_band, start, stop, cutout)
+
+    run_chunks(chunk, y.size, 0.25 * image.shape[0] * cutout[0, 0].nbytes)
 
 
 @numba.njit(nogil=True, cache=True)
-def _copy_cutouts(image_CHW, y_N, x_N, first_band, start, stop, cutout_NCSS):
+def _copy_cutouts(image_CHW, y_N, x_N, order_N, first_band, start, stop, cutout_NCSS):
     n_bands, height, width = image_CHW.shape
     size = cutout_NCSS.shape[2]
-    for n in range(start, stop):
-        yc, xc = math.floor(y_N[n] + 0.5), math.floor(x_N[n] + 0.5)
+    for n in order_N[start:stop]:
+        yc, xc = np.floor(y_N[n] + 0.5), np.floor(x_N[n] + 0.5)
         # Compared as floats: the integer of a NaN, or of 1e300, is not defined.
         if not (-size <= yc <= height + size and -size <= xc <= width + size):
             cutout_NCSS[n, first_band : first_band + n_bands] = np.nan
@@ -114,6 +100,8 @@ def _copy_cutouts(image_CHW, y_N, x_N, first_band, start, stop, cutout_NCSS):
                     row[:] = np.nan
                     continue
                 row[:j0] = np.nan
-                for j in range(j0, j1):
-                    row[j] = image_CHW[c, top + i, left + j]
+                tile_row = image_CHW[c, top + i, left + j0 : left + j1]
+                cutout_row = row[j0:j1]
+                for j in range(tile_row.size):  # vectorised; a slice assignment is not
+                    cutout_row[j] = tile_row[j]
                 row[j1:] = np.nan

@@ -183,8 +183,13 @@ def _groups(
                 for c, b in enumerate(survey.bands)
                 if band is None or b.name == band.name
             }
+        headers = (unnamed[0]["image"].header, hdus[0].header)
         if band is None:
-            band = _band_of_file(path, hdus, unnamed[0]["image"], survey)
+            band = _band_of_file(path, survey, *headers)
+        for _, text in _header_bands(*headers):
+            stated = survey.find_band(text)
+            if stated is not None and stated.name != band.name:
+                raise MosaicError(f"{path}: is given as {band.name} and says it is {stated.name}")
         named = {band.name: unnamed[0]}
     return {
         name: {role: _flat(path, hdu) for role, hdu in planes.items()}
@@ -254,8 +259,8 @@ def _header_bands(*headers: Any) -> list[tuple[str, str]]:
     ]
 
 
-def _band_of_file(path: Path, hdus: Any, image: Any, survey: Survey) -> Band:
-    stated = _header_bands(image.header, hdus[0].header)
+def _band_of_file(path: Path, survey: Survey, *headers: Any) -> Band:
+    stated = _header_bands(*headers)
     for _, name in stated:
         found = survey.find_band(name)
         if found is not None:

@@ -1,20 +1,18 @@
 """Forced aperture photometry: exact circle sums and a robust local sky, in Numba.
 
-The kernels release the GIL. Sources are cut into chunks that run on `numba.get_num_threads()`
-plain threads, and not in a `prange`: Numba's fallback threading layer may not be entered from
-two threads and its OpenMP layer not after a fork, and Dask workers do both.
+The kernels release the GIL; see `schedule` for how they are spread over threads.
 """
 
 import enum
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from photozhpc.mosaic.schedule import positions, run_chunks, visiting_order
 
 EDGE = 1
 MASKED = 2
@@ -27,10 +25,10 @@ SKY_NO_DATA = 64
 # Keeping NaN and infinity meaningful: neither `nnan` nor `ninf`.
 _FASTMATH = {"reassoc", "contract", "nsz"}
 _MIN_OVERLAP = 1e-10  # less is the rounding error of an overlap that is zero
+_MAX_RADIUS_PIX = 1e9  # covers any image; column numbers stay integers
 _MIN_SKY_PIXELS = 10
 _SKY_CLIP_SIGMA = 3.0
 _SKY_CLIP_ROUNDS = 10
-_MIN_CHUNK_PIXELS = 200_000
 
 
 class PhotFlag(enum.IntFlag):
@@ -78,19 +76,19 @@ def sum_circles(
     image = _plane(image_HW, "image_HW")
     err = None if err_HW is None else _plane(err_HW, "err_HW", image.shape)
     mask = None if mask_HW is None else _bad_pixels(mask_HW, image.shape)
-    y, x = _positions(y_N, x_N)
+    y, x = positions(y_N, x_N)
     radius = np.atleast_1d(np.asarray(radius_pix, dtype=np.float64))
     if radius.ndim != 1 or not np.all((radius > 0) & np.isfinite(radius)):
         raise ValueError(f"radius_pix must be positive and finite, got {radius_pix}")
     shape = (y.size, radius.size)
     flux, flux_err = np.empty(shape), np.empty(shape)
     flags = np.empty(shape, np.int32)
-    order = _visiting_order(y, x, *image.shape)
+    order = visiting_order(y, x, *image.shape)
 
     def chunk(start: int, stop: int) -> None:
         _sum_circles(image, err, mask, y, x, order, radius, start, stop, flux, flux_err, flags)
 
-    _run(chunk, y.size, float(np.sum(4 * radius**2 + 20 * radius)))
+    run_chunks(chunk, y.size, float(np.sum(100 + 20 * radius + radius**2)))
     if np.ndim(radius_pix) == 0:
         return flux[:, 0], flux_err[:, 0], flags[:, 0]
     return flux, flux_err, flags
@@ -119,18 +117,18 @@ def local_sky(
     """
     image = _plane(image_HW, "image_HW")
     mask = None if mask_HW is None else _bad_pixels(mask_HW, image.shape)
-    y, x = _positions(y_N, x_N)
+    y, x = positions(y_N, x_N)
     if not 0 <= r_in_pix < r_out_pix or not math.isfinite(r_out_pix):
         raise ValueError(f"radii must be 0 <= r_in_pix < r_out_pix, got {r_in_pix}, {r_out_pix}")
     r_in, r_out = float(r_in_pix), float(r_out_pix)
     sky, sky_err = np.empty(y.size), np.empty(y.size)
     flags = np.empty(y.size, np.int32)
-    order = _visiting_order(y, x, *image.shape)
+    order = visiting_order(y, x, *image.shape)
 
     def chunk(start: int, stop: int) -> None:
         _local_sky(image, mask, y, x, order, r_in, r_out, start, stop, sky, sky_err, flags)
 
-    _run(chunk, y.size, 60 * (r_out**2 - r_in**2) + 20 * r_out)
+    run_chunks(chunk, y.size, 100 + 20 * r_out + 60 * (r_out**2 - r_in**2))
     return sky, sky_err, flags
 
 
@@ -164,56 +162,6 @@ def _bad_pixels(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return view
 
 
-def _positions(y_N: ArrayLike, x_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    y = np.ascontiguousarray(np.atleast_1d(np.asarray(y_N, dtype=np.float64)))
-    x = np.ascontiguousarray(np.atleast_1d(np.asarray(x_N, dtype=np.float64)))
-    if y.ndim != 1 or y.shape != x.shape:
-        raise ValueError(f"y_N and x_N must be (N,) alike, got {np.shape(y_N)}, {np.shape(x_N)}")
-    return y, x
-
-
-def _run(chunk: Callable[[int, int], None], n_sources: int, pixels_per_source: float) -> None:
-    """Run chunk(start, stop) over all sources, on threads where there is work enough."""
-    per_chunk = max(64, math.ceil(_MIN_CHUNK_PIXELS / pixels_per_source))
-    n_threads = min(numba.get_num_threads(), math.ceil(n_sources / per_chunk))
-    if n_threads <= 1:
-        chunk(0, n_sources)
-        return
-    edges = np.linspace(0, n_sources, 4 * n_threads + 1).astype(int).tolist()
-    with ThreadPoolExecutor(n_threads) as pool:
-        for future in [pool.submit(chunk, *pair) for pair in itertools.pairwise(edges)]:
-            future.result()
-
-
-@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def _visiting_order(y_N, x_N, height, width):
-    """Order of the sources by blocks of the image (a counting sort), so that caches serve.
-
-    In a list without order, most of the time of a small circle is spent waiting for memory.
-    """
-    n_sources = y_N.size
-    side = max(32, int(math.sqrt(height * width / (n_sources + 1.0))))
-    n_columns = width // side + 1
-    n_blocks = (height // side + 1) * n_columns
-    block_N = np.empty(n_sources, np.int64)
-    first_B = np.zeros(n_blocks + 1, np.int64)
-    for n in range(n_sources):
-        y, x = y_N[n], x_N[n]
-        block = 0
-        if 0 <= y < height and 0 <= x < width:
-            block = (int(y) // side) * n_columns + int(x) // side
-        block_N[n] = block
-        first_B[block + 1] += 1
-    for b in range(n_blocks):
-        first_B[b + 1] += first_B[b]
-    order_N = np.empty(n_sources, np.int64)
-    for n in range(n_sources):
-        b = block_N[n]
-        order_N[first_B[b]] = n
-        first_B[b] += 1
-    return order_N
-
-
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
 def _first_last(centre, radius, length):
     """First and one past the last pixel that overlaps centre +- radius, on the image."""
@@ -242,7 +190,7 @@ def _sum_circles(
         yc, xc = y_N[n], x_N[n]
         on_tile = -0.5 <= yc < height - 0.5 and -0.5 <= xc < width - 0.5
         for k in range(radius_R.size - 1, -1, -1):
-            radius = radius_R[k]
+            radius = min(radius_R[k], _MAX_RADIUS_PIX)
             flux_NR[n, k] = np.nan
             flux_err_NR[n, k] = np.nan
             flags = 0 if on_tile else OFF_TILE
@@ -467,8 +415,14 @@ def _local_sky(image, mask, y_N, x_N, order_N, r_in, r_out, start, stop, sky_N, 
             if dy2 > r_out * r_out:
                 continue
             half = math.sqrt(r_out * r_out - dy2)
+            hole = math.sqrt(max(r_in * r_in - dy2, 0.0))
             j0, j1 = _first_last(xc, half + 1.0, width)
-            for j in range(j0, j1):
+            hole_start, hole_stop = xc - hole + 1, xc + hole - 1
+            j = j0 - 1
+            while j < j1 - 1:
+                j += 1
+                if hole_start < j < hole_stop:
+                    j = max(j, min(int(hole_stop), j1 - 1))
                 d2 = dy2 + (j - xc) ** 2
                 if d2 < r_in * r_in or d2 >= r_out * r_out:
                     continue
