@@ -1,6 +1,7 @@
 """Dask on this machine: one worker process a device, reachable over the loopback only."""
 
 import logging
+import multiprocessing
 import os
 import runpy
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from distributed import Client, Nanny, SpecCluster
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.scheduler import Scheduler
 from distributed.system import MEMORY_LIMIT
+from distributed.utils import get_mp_context
 
 from photozhpc.errors import ConfigError, RunError
 
@@ -36,7 +39,7 @@ _CONFIG: dict[str, Any] = {
     # glibc maps and unmaps every temporary array (see `worker_environments` for the threads).
     "distributed.nanny.pre-spawn-environ": {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"},
     "distributed.worker.profile.enabled": False,
-    "distributed.worker.multiprocessing-method": "spawn",
+    "distributed.worker.multiprocessing-method": "forkserver",
     "distributed.scheduler.no-workers-timeout": "120s",
     "distributed.diagnostics.nvml": False,
 }
@@ -106,6 +109,7 @@ def local_client(
     device: Device = "auto",
     *,
     devices: Sequence[str] | None = None,
+    preload: Sequence[str] = (),
     on_worker_lost: Callable[[str], None] | None = None,
 ) -> Iterator[Client]:
     """Start worker processes on this machine and give a client; stop them at the end.
@@ -116,6 +120,8 @@ def local_client(
     Args:
         workers: how many; None: one a CUDA device, or one a core.
         devices: what `device_list` would return.
+        preload: modules that every worker needs: imported once, in a process that then forks
+            the workers, so that a worker that died is back in half a second.
         on_worker_lost: called (in another thread) with the address of a worker that died.
 
     Raises:
@@ -137,6 +143,8 @@ def local_client(
     with dask.config.set(_CONFIG), _quiet_logs():
         losses = _LostWorkers(on_worker_lost)
         with _ctrl_c_held_back():
+            _start_resource_tracker()
+            _set_preload(["distributed", *preload])
             cluster = _start(specs, losses)
         completed = False
         try:
@@ -153,6 +161,29 @@ def local_client(
         finally:
             with _ctrl_c_held_back():
                 cluster.close(timeout=20)
+
+
+def _start_resource_tracker() -> None:
+    """Start multiprocessing's tracker of semaphores so that it keeps its warnings to itself.
+
+    It frees what killed processes leave behind, and would say so on the terminal.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
+def _set_preload(modules: list[str]) -> None:
+    """Name the modules of the fork server; one that runs already is left as it is."""
+    get_mp_context()  # sets Dask's own list, the first time only
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
 
 
 def kill_workers(cluster: SpecCluster) -> None:

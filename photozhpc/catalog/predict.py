@@ -3,6 +3,7 @@
 torch is imported by the functions here, not by the module: the client never needs it.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -182,8 +183,13 @@ def _open_store(path: str) -> CutoutStore:
 def _load(path: str, sha256: str, device: str) -> tuple[Any, "Engine"]:
     if file_sha256(path) != sha256:
         raise CheckpointError(f"{path}: the checkpoint was changed while the run was going on")
+    import torch
+
     from photozhpc.model.checkpoint import load_checkpoint
     from photozhpc.model.engine import Engine
 
+    # torch may have been imported before this worker's environment was set.
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
     checkpoint = load_checkpoint(path)
     return checkpoint, Engine(checkpoint, device)

@@ -32,6 +32,7 @@ from photozhpc.survey import Survey
 # One part in work and one at hand for each worker; the scheduler knows of no more than these.
 _IN_FLIGHT_PER_WORKER = 2
 _SHOWN_FAILURES = 3
+_PRELOAD = ("photozhpc.catalog.predict", "photozhpc.model.engine", "photozhpc.mosaic.photometry")
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,9 @@ def _make(
     def lost(_: str) -> None:
         bar.note("infer: a worker died or froze; it is replaced and its part is made again")
 
-    with local_client(workers, device, devices=devices, on_worker_lost=lost) as client:
+    with local_client(
+        workers, device, devices=devices, preload=_PRELOAD, on_worker_lost=lost
+    ) as client:
         n_workers = _load_model(client, job, device)
         job.folder.begin({"photozhpc": __version__, "n_parts": n_parts, "n_rows": len(job.store)})
         bar.start()
