@@ -76,23 +76,25 @@ def _deposit(cells_Cyx, y_N, x_N, flux_NC):
             cells_Cyx[c, y0 + 1, x0 + 1] += flux * fy * fx
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, fastmath=True)
 def _add_interpolated(image_CHW, wings_Cyx):
     """Add the coarse grid to the pixels, linear between cell centres.
 
     A cell of the convolution lies 2 PAD_CELLS further than the cell of the image: one pad of
-    the grid, one of the kernel.
+    the grid, one of the kernel. Between two cell centres lie CELL_PIX pixels of a row.
     """
     n_bands, height, width = image_CHW.shape
+    half = CELL_PIX // 2
+    row_x = np.empty(wings_Cyx.shape[2], np.float32)
     for c in range(n_bands):
         for y in range(height):
-            at_y = (y + 0.5) / CELL_PIX - 0.5 + 2 * PAD_CELLS
-            y0 = int(at_y)
-            fy = np.float32(at_y - y0)
-            for x in range(width):
-                at_x = (x + 0.5) / CELL_PIX - 0.5 + 2 * PAD_CELLS
-                x0 = int(at_x)
-                fx = np.float32(at_x - x0)
-                top = wings_Cyx[c, y0, x0] * (1 - fx) + wings_Cyx[c, y0, x0 + 1] * fx
-                low = wings_Cyx[c, y0 + 1, x0] * (1 - fx) + wings_Cyx[c, y0 + 1, x0 + 1] * fx
-                image_CHW[c, y, x] += top * (1 - fy) + low * fy
+            at = (y + 0.5) / CELL_PIX - 0.5 + 2 * PAD_CELLS
+            low = int(at)
+            rest = np.float32(at - low)
+            for k in range(len(row_x)):
+                row_x[k] = wings_Cyx[c, low, k] * (1 - rest) + wings_Cyx[c, low + 1, k] * rest
+            for first in range(-half, width, CELL_PIX):
+                k = (first + half) // CELL_PIX + 2 * PAD_CELLS - 1
+                here, slope = row_x[k], (row_x[k + 1] - row_x[k]) / np.float32(CELL_PIX)
+                for x in range(max(first, 0), min(first + CELL_PIX, width)):
+                    image_CHW[c, y, x] += here + slope * np.float32(x - first + 0.5)

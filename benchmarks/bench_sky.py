@@ -1,0 +1,117 @@
+"""Simulated sky: four-band sources a second a core, after checking them against GalSim.
+
+    python benchmarks/bench_sky.py [--tiles 6]
+
+Times are CPU seconds of one process, so that a busy machine counts the same as an idle one. The
+last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import galsim
+import numpy as np
+import pyarrow.parquet as pq
+
+from photozhpc.sky import SkyConfig, simulate_sky
+from photozhpc.sky.observe import sky_sigma_njy
+from photozhpc.sky.population import BULGE_TRUNCATION, Population, SkyPhysics
+from photozhpc.sky.psf import effective_psf
+from photozhpc.sky.render import Renderer
+from photozhpc.survey import Survey, load_survey
+
+
+def check(sources: Population, renderer: Renderer, sigma_C: np.ndarray) -> tuple[float, float]:
+    """Worst flux and worst pixel (in units of the noise) of some galaxies against GalSim."""
+    worst_flux = worst_pixel = 0.0
+    scale = renderer.pixel_scale_arcsec
+    psfs = [effective_psf(band, scale) for band in renderer.bands]
+    for i in np.flatnonzero(~sources.is_star_N)[:12]:
+        size = int(renderer.stamp_sizes(sources.take([i]), sigma_C, np.array([96]))[0])
+        if size > 256:
+            continue
+        stamp_Cyx = renderer.stamp(sources, i, size, 0.2, -0.3)
+        for c, psf in enumerate(psfs):
+            beta = sources.angle_rad_N[i] * galsim.radians
+            q, r = sources.bulge_axis_ratio_N[i], sources.bulge_radius_arcsec_N[i]
+            r *= np.sqrt(q)
+            bulge = galsim.Sersic(4.0, half_light_radius=r, trunc=BULGE_TRUNCATION * r)
+            galaxy = bulge.shear(q=q, beta=beta) * sources.bulge_njy_NC[i, c]
+            q, r = sources.disk_axis_ratio_N[i], sources.disk_radius_arcsec_N[i]
+            disk = galsim.Exponential(half_light_radius=r * np.sqrt(q)).shear(q=q, beta=beta)
+            galaxy += disk * sources.disk_njy_NC[i, c]
+            exact = galsim.Convolve(galaxy, psf).drawImage(
+                nx=512, ny=512, scale=scale, offset=(0.2, 0.7), method="no_pixel", dtype=float
+            )
+            inside = slice(256 - size // 2, 256 + size // 2)
+            exact_yx = exact.array[inside, inside]
+            worst_flux = max(worst_flux, abs(stamp_Cyx[c].sum() / exact_yx.sum() - 1.0))
+            worst_pixel = max(worst_pixel, np.abs(stamp_Cyx[c] - exact_yx).max() / sigma_C[c])
+    return float(worst_flux), float(worst_pixel)
+
+
+def time_renderer(renderer: Renderer, sources: Population, sigma_C: np.ndarray, size: int) -> float:
+    """Sources a CPU second, stamps and wings, nothing else."""
+    rng = np.random.default_rng(0)
+    y_N, x_N = rng.uniform(0, size, (2, len(sources)))
+    smallest_N = np.full(len(sources), 96)
+    image_CHW = np.zeros((len(renderer.bands), size, size), np.float32)
+    renderer.draw(image_CHW, sources, y_N, x_N, sigma_C, smallest_N)  # compiles, fills caches
+    start = time.process_time()
+    renderer.draw(image_CHW, sources, y_N, x_N, sigma_C, smallest_N)
+    return len(sources) / (time.process_time() - start)
+
+
+def time_tiles(survey: Survey, config: SkyConfig, tiles: int) -> tuple[float, float, float]:
+    """Catalogued sources and tiles a CPU second, and MB a tile, through files on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        simulate_sky(survey, out, 1, 1, config, workers=1)
+        start = time.process_time()
+        ids = simulate_sky(survey, out, tiles, 2, config, workers=1)
+        seconds = time.process_time() - start
+        listed = sum(pq.read_metadata(out / f"{tile}_cat.parquet").num_rows for tile in ids)
+        mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6 / (tiles + 1)
+    return listed / seconds, tiles / seconds, mb
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiles", type=int, default=6)
+    tiles = parser.parse_args().tiles
+    survey, config = load_survey("roman-sim"), SkyConfig()
+    renderer = Renderer(survey.band_names, survey.pixel_scale_arcsec)
+    sigma_C = sky_sigma_njy(survey.band_names, config, renderer.noise_area_C)
+    sources = SkyPhysics(survey.band_names, config).draw(np.random.default_rng(0), 12.0)
+    flux, pixel = check(sources, renderer, sigma_C)
+    assert flux < 0.005, f"flux differs from GalSim by {flux:.2%}"
+    assert pixel < 0.05, f"a pixel differs from GalSim by {pixel:.3f} of the noise"
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    print(f"against GalSim: flux within {flux:.3%}, pixels within {pixel:.4f} of the noise")
+    rendered = time_renderer(renderer, sources, sigma_C, config.tile_size_pix)
+    print(f"rendering: {rendered:.0f} four-band sources a second a core")
+    listed, per_second, mb = time_tiles(survey, config, tiles)
+    print(
+        f"whole tiles on disk: {listed:.0f} catalogued sources a second a core, "
+        f"{1 / per_second:.2f} s and {mb:.0f} MB a tile"
+    )
+    answer = {
+        "benchmark": "sky",
+        "worst_flux": flux,
+        "worst_pixel_in_noise": pixel,
+        "rendered_per_s_core": rendered,
+        "catalogued_per_s_core": listed,
+        "cpu_s_per_tile": 1 / per_second,
+        "mb_per_tile": mb,
+        "cores": os.cpu_count(),
+    }
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
