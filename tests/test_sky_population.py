@@ -82,11 +82,11 @@ def test_stars_run_from_red_to_blue():
 
 
 def test_number_counts_are_those_of_the_sky(galaxies):
-    """CANDELS and COSMOS count about 50 to 70 galaxies per square arcminute to H = 25."""
+    """Deep H-band fields count some tens of galaxies per square arcminute to H = 25."""
     magnitude_N = magnitudes(galaxies)
     edges = np.arange(20.0, 25.5, 1.0)
     cumulative = [np.sum(magnitude_N < edge) / AREA_ARCMIN2 for edge in edges]
-    assert 40 < cumulative[-1] < 75
+    assert 35 < cumulative[-1] < 75
     slope = np.log10(np.histogram(magnitude_N, [21, 22, 23, 24, 25])[0][[0, -1]])
     assert 0.2 < (slope[1] - slope[0]) / 3.0 < 0.4
 
@@ -95,7 +95,7 @@ def test_redshifts_reach_three_and_rise_with_magnitude(galaxies):
     magnitude_N = magnitudes(galaxies)
     bright, faint = galaxies.z_N[magnitude_N < 22], galaxies.z_N[magnitude_N > 24]
     assert np.median(bright) < np.median(faint)
-    assert 0.8 < np.median(galaxies.z_N[magnitude_N < 25]) < 1.3
+    assert 0.8 < np.median(galaxies.z_N[magnitude_N < 25]) < 1.2
     assert galaxies.z_N.min() > 0.02
     assert 2.9 < galaxies.z_N.max() < 3.0
     assert 0.06 < np.mean(galaxies.z_N[magnitude_N < 25] > 2.0) < 0.25

@@ -26,9 +26,9 @@ def label_probability(sources: Population, bands: tuple[str, ...], label_fractio
     magnitude_N = 31.4 - 2.5 * np.log10(sources.reference_njy_N)
     colour_N = np.clip(-2.5 * np.log10(flux_NC[:, 0] / flux_NC[:, -1]), -1.0, 5.0)
     score_N = (
-        -0.9 * (magnitude_N - 23.5)
-        - (0.5 * (colour_N - 1.5) if len(bands) > 1 else 0.0)
-        - 0.8 * (sources.z_N - 1.0)
+        -0.7 * (magnitude_N - 23.5)
+        - (0.4 * (colour_N - 1.5) if len(bands) > 1 else 0.0)
+        - 0.5 * (sources.z_N - 1.0)
     )
     wanted = min(label_fraction * len(sources) / galaxy_N.sum(), 1.0)
     low, high = -40.0, 40.0

@@ -234,7 +234,8 @@ def _spectra(
     """Types of disk and bulge, and A_V of the disk (magnitudes).
 
     Star-forming: the specific star formation rate of the main sequence (Speagle et al. 2014,
-    eq. 28, 0.3 dex of scatter) sets the type; dust follows the mass (Garn & Best 2010, eq. 3,
+    eq. 28, 0.3 dex of scatter) sets the type: today's 10^10 Msun is an Sbc, the starburst needs
+    10^-7.8 per year; dust follows the mass (Garn & Best 2010, eq. 3,
     from H-alpha to the stars with a factor 0.44 and Calzetti's curve). Quiescent: an E that is
     younger at higher redshift.
     """
@@ -245,7 +246,7 @@ def _spectra(
         return type_N, bulge_N, np.abs(rng.normal(0.0, 0.12, n))
     log_sfr_N = (0.84 - 0.026 * age_N) * log_mass_N - (6.51 - 0.11 * age_N)
     log_ssfr_N = log_sfr_N - log_mass_N + rng.normal(0.0, 0.3, n)
-    type_N = np.interp(log_ssfr_N, [-11.2, -10.3, -9.7, -9.0, -8.3], np.arange(N_TYPES))
+    type_N = np.interp(log_ssfr_N, [-11.0, -10.2, -9.4, -8.6, -7.8], np.arange(N_TYPES))
     type_N = np.clip(type_N + rng.normal(0.0, 0.25, n), 0.3, 4.0)
     x_N = np.clip(log_mass_N - 10.0, -2.0, 1.5)
     a_halpha_N = np.maximum(0.91 + 0.77 * x_N + 0.11 * x_N**2 - 0.09 * x_N**3, 0.1)

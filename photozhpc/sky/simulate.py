@@ -30,6 +30,7 @@ from photozhpc.sky.sky_config import SkyConfig, load_sky_config
 from photozhpc.survey import Survey
 
 MANIFEST = "sky.json"
+PHYSICS_VERSION = 2  # raised when the same configuration and seed come to give another sky
 MARGIN_PIX = 40  # sources are also drawn this far outside a tile, so that light spills in
 COLUMNS = 100  # tiles per row of a seed's grid
 MAX_TILES = 1 << 16
@@ -254,6 +255,7 @@ def _write_manifest(out: Path, survey: Survey, config: SkyConfig, seed: int, til
     path = out / MANIFEST
     bands = {band.name: band.extinction_r for band in survey.bands}
     sky = {
+        "physics_version": PHYSICS_VERSION,
         "extinction_r": bands,
         "pixel_scale_arcsec": survey.pixel_scale_arcsec,
         "config": to_mapping(config),
@@ -270,7 +272,8 @@ def _write_manifest(out: Path, survey: Survey, config: SkyConfig, seed: int, til
                 ) from None
             if recorded.get("sky") != sky:
                 raise RunError(
-                    f"{out} holds a sky of another configuration; choose an empty folder with --out"
+                    f"{out} holds a sky of another configuration or version; choose an empty "
+                    "folder with --out"
                 )
             seeds = recorded.get("seeds", {})
         seeds[str(seed)] = max(tiles, seeds.get(str(seed), 0))
