@@ -1,0 +1,28 @@
+"""A small simulated sky and its store, made once for all tests of a worker."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from photozhpc.sky import load_sky_config, simulate_sky
+from photozhpc.store import CutoutStore
+from photozhpc.store.ingest import extract
+from photozhpc.survey import load_survey
+
+
+@pytest.fixture(scope="session")
+def small_sky(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of two tiles of 700 px, with denser labels than a real survey's."""
+    out = tmp_path_factory.mktemp("sky")
+    config = replace(load_sky_config(), tile_size_pix=700, density_scale=3.0, label_fraction=0.6)
+    simulate_sky(load_survey("roman-sim"), out, 2, 5, config, workers=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_store(small_sky: Path, tmp_path_factory: pytest.TempPathFactory) -> CutoutStore:
+    """The store of `small_sky`: cutouts of 48 px in shards of 64."""
+    path = tmp_path_factory.mktemp("stores") / "small"
+    extract(load_survey("roman-sim"), small_sky, path, size=48, shard_len=64, workers=1)
+    return CutoutStore.open(path)

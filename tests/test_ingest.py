@@ -1,0 +1,170 @@
+"""Mosaics to a store: every source once, on the right tile, with the right pixels."""
+
+import io
+import shutil
+from pathlib import Path
+
+import asdf
+import numpy as np
+import pandas as pd
+import pytest
+
+from photozhpc.errors import MosaicError, SourceListError, StoreError
+from photozhpc.mosaic.photometry import PhotFlag
+from photozhpc.mosaic.tile import read_tile
+from photozhpc.store import CutoutStore
+from photozhpc.store.ingest import (
+    OFF_TILE_ID,
+    extract,
+    find_mosaics,
+    find_source_lists,
+    round_pixels,
+    rounding_step,
+)
+from photozhpc.survey import load_survey
+
+SURVEY = load_survey("roman-sim")
+
+
+def store_wcs(store: CutoutStore, tile_id: str) -> bytes:
+    return store.tile_attributes(tile_id)["wcs"]["asdf"].encode()
+
+
+def _listed(sky: Path) -> pd.DataFrame:
+    return pd.concat(map(pd.read_parquet, sorted(sky.glob("*_cat.parquet"))))
+
+
+def test_every_source_is_there_once(small_sky: Path, small_store: CutoutStore) -> None:
+    stored = np.concatenate([small_store.read_sources(k).source_id_N for k in small_store.shards()])
+    assert sorted(stored) == sorted(_listed(small_sky)["source_id"])
+    assert small_store.verify() == []
+
+
+def test_cutouts_are_the_mosaics_pixels_within_a_hundredth_of_the_noise(
+    small_sky: Path, small_store: CutoutStore
+) -> None:
+    key = small_store.shards()[0]
+    tile = read_tile(find_mosaics(small_sky, SURVEY)[key.tile_id], SURVEY)
+    measured = small_store.read_measurements(key)
+    cutouts = small_store.read_cutouts(key)
+    wcs = asdf.open(io.BytesIO(store_wcs(small_store, key.tile_id))).tree["wcs"]
+    np.testing.assert_allclose(wcs(10, 20), tile.wcs(10, 20))
+    padded = np.pad(tile.image_CHW, ((0, 0), (64, 64), (64, 64)), constant_values=np.nan)
+    noise = np.nanmedian(tile.err_CHW, axis=(1, 2))
+    worst = 0.0
+    for n in range(len(cutouts)):
+        y, x = (int(np.floor(v + 0.5)) + 64 - 24 for v in (measured.y_N[n], measured.x_N[n]))
+        expected = padded[:, y : y + 48, x : x + 48]
+        np.testing.assert_array_equal(np.isnan(cutouts[n]), np.isnan(expected))
+        worst = max(worst, np.nanmax(np.abs(cutouts[n] - expected) / noise[:, None, None]))
+    assert 0 < worst < 0.01
+
+
+def test_photometry_is_of_the_right_source(small_sky: Path, small_store: CutoutStore) -> None:
+    truth = pd.concat(map(pd.read_parquet, small_sky.glob("*_truth.parquet"))).set_index(
+        "source_id"
+    )
+    offsets = []
+    for key in small_store.shards():
+        sources, measured = small_store.read_sources(key), small_store.read_measurements(key)
+        row = truth.loc[sources.source_id_N]
+        flux = measured.flux_NCR[:, 3, 3]  # F158 within 0.8 arcsec
+        magnitude = 31.4 - 2.5 * np.log10(np.where(flux > 0, flux, np.nan))
+        extinction = SURVEY.bands[3].extinction_r * sources.ebv_N
+        bright = (row["mag_f158"] < 22.5) & (row["half_light_radius_arcsec"] < 0.35)
+        offsets.append((magnitude - extinction - row["mag_f158"])[bright])
+    offset = np.concatenate(offsets)
+    assert len(offset) > 8
+    assert abs(np.nanmedian(offset) - 0.1) < 0.12  # 0.8 arcsec holds most of the light
+    assert np.mean(np.abs(offset - np.nanmedian(offset)) < 0.3) > 0.8
+
+
+def test_running_again_keeps_finished_tiles(small_sky: Path, tmp_path: Path) -> None:
+    first = extract(SURVEY, small_sky, tmp_path / "s", size=16, shard_len=64, workers=2)
+    again = extract(SURVEY, small_sky, tmp_path / "s", size=16, shard_len=64, workers=1)
+    assert (first.skipped_tiles, again.skipped_tiles) == (0, first.tiles)
+    assert first.sources == again.sources == len(_listed(small_sky))
+    one = extract(SURVEY, small_sky, tmp_path / "t", size=16, shard_len=64, workers=1)
+    stores = [CutoutStore.open(tmp_path / name) for name in "st"]
+    assert one.sources == first.sources
+    assert stores[0].fingerprint() == stores[1].fingerprint()  # whatever the number of processes
+
+
+def test_sources_off_every_tile_are_kept_and_flagged(small_sky: Path, tmp_path: Path) -> None:
+    listed = _listed(small_sky).head(5).reset_index(drop=True)
+    listed.loc[1, ["ra", "dec"]] = [listed["ra"][0] + 180, -listed["dec"][0]]
+    listed.loc[2, "dec"] = np.nan
+    listed.to_parquet(tmp_path / "some.parquet")
+    summary = extract(SURVEY, small_sky, tmp_path / "s", [tmp_path / "some.parquet"], workers=1)
+    store = CutoutStore.open(tmp_path / "s")
+    assert (summary.sources, summary.off_tile, store.tiles()[OFF_TILE_ID]) == (5, 2, 2)
+    (key,) = [key for key in store.shards() if key.tile_id == OFF_TILE_ID]
+    assert np.isnan(store.read_cutouts(key)).all()
+    measured = store.read_measurements(key)
+    assert np.isnan(measured.flux_NCR).all()
+    assert (measured.flags_NC == int(PhotFlag.OFF_TILE | PhotFlag.NO_DATA)).all()
+
+
+def test_a_tile_without_one_band_is_measured_in_the_others(small_sky: Path, tmp_path: Path) -> None:
+    for path in small_sky.iterdir():
+        if "t0000_" in path.name and "_f129_" not in path.name:
+            shutil.copy(path, tmp_path)
+    extract(SURVEY, tmp_path, tmp_path / "s", size=16, workers=1)
+    store = CutoutStore.open(tmp_path / "s")
+    key = next(key for key in store.shards() if key.tile_id != OFF_TILE_ID)
+    assert store.tile_attributes(key.tile_id)["missing_bands"] == ["F129"]
+    measured = store.read_measurements(key)
+    assert np.isnan(measured.flux_NCR[:, 2]).all()
+    assert (measured.flags_NC[:, 2] & PhotFlag.NO_DATA).all()
+    assert np.isfinite(measured.flux_NCR[:, [0, 1, 3], 2]).mean() > 0.9
+
+
+def test_a_changed_source_list_does_not_pass_for_the_old_one(small_sky: Path, tmp_path) -> None:
+    listed = _listed(small_sky)
+    listed.head(50).to_parquet(tmp_path / "a.parquet")
+    listed.head(60).to_parquet(tmp_path / "b.parquet")
+    extract(SURVEY, small_sky, tmp_path / "s", [tmp_path / "a.parquet"], size=16, workers=1)
+    with pytest.raises(StoreError, match="with other sources"):
+        extract(SURVEY, small_sky, tmp_path / "s", [tmp_path / "b.parquet"], size=16, workers=1)
+
+
+def test_a_truncated_mosaic_leaves_nothing_half_written(small_sky: Path, tmp_path: Path) -> None:
+    sky = tmp_path / "sky"
+    shutil.copytree(small_sky, sky)
+    victim = sorted(sky.glob("*t0001_f087_coadd.asdf"))[0]
+    content = victim.read_bytes()
+    victim.write_bytes(content[: len(content) // 2])
+    with pytest.raises(MosaicError, match="f087_coadd"):
+        extract(SURVEY, sky, tmp_path / "s", size=16, workers=1)
+    store = CutoutStore.open(tmp_path / "s")
+    assert store.verify() == []
+    assert not list(store.path.glob("*.partial"))
+    victim.write_bytes(content)
+    extract(SURVEY, sky, tmp_path / "s", size=16, workers=1)
+    assert len(CutoutStore.open(tmp_path / "s")) == len(_listed(sky))
+
+
+def test_what_is_not_there_is_named(small_sky: Path, tmp_path: Path) -> None:
+    with pytest.raises(MosaicError, match="no such folder"):
+        find_mosaics(tmp_path / "none", SURVEY)
+    with pytest.raises(MosaicError, match="called like a mosaic of survey 'candels'"):
+        find_mosaics(small_sky, load_survey("candels"))
+    with pytest.raises(SourceListError, match="pass --sources"):
+        find_source_lists(tmp_path, SURVEY)
+
+
+def test_rounding_steps_are_powers_of_two_below_two_hundredths_of_the_noise() -> None:
+    rng = np.random.default_rng(0)
+    err = np.stack([np.full((80, 80), s, dtype=np.float32) for s in (0.1, 1.0, 37.0, np.nan)])
+    step = rounding_step(err)
+    assert step[3] == 0
+    for s, sigma in zip(step[:3], (0.1, 1.0, 37.0), strict=True):
+        assert np.log2(s) == np.round(np.log2(s))
+        assert 0.01 * sigma < s <= 0.02 * sigma
+    cutout = rng.normal(size=(3, 4, 8, 8)).astype(np.float32) * 100
+    cutout[0, 0, 0, 0] = np.nan
+    rounded = cutout.copy()
+    round_pixels(rounded, step)
+    assert (np.nanmax(np.abs(rounded - cutout), axis=(0, 2, 3))[:3] <= step[:3] / 2).all()
+    np.testing.assert_array_equal(rounded[:, 3], cutout[:, 3])
+    assert np.isnan(rounded[0, 0, 0, 0])

@@ -1,0 +1,156 @@
+"""The loader, and training: it learns, resumes exactly, and refuses what cannot work."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from photozhpc.errors import CheckpointError, ConfigError, StoreError
+from photozhpc.model import PITAConfig, load_checkpoint
+from photozhpc.model.colours import colour_features
+from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
+from photozhpc.model.train import (
+    AugmentConfig,
+    LossConfig,
+    OptimiserConfig,
+    TrainConfig,
+    Trainer,
+    train,
+)
+from photozhpc.store import CutoutStore
+from photozhpc.store.loader import TrainingLoader, label_split, read_labelled
+
+TINY = TrainConfig(
+    out="",
+    model=PITAConfig(
+        encoder="convnext_atto",
+        encoder_out=0,
+        encoder_mlp=(32, 16),
+        projection_mlp=(16, 8),
+        redshift_mlp=(32,),
+        colour_mlp=(32,),
+        layer_scale=0.1,
+        crop=32,
+        stretch="asinh",
+        aperture_radii_pix=(3.6, 7.3),
+        redshift_scale="log1p",
+    ),
+    augment=AugmentConfig(rotation="quarter", jitter_pix=1, noise=0.2),
+    loss=LossConfig(queue_len=64),
+    optimiser=OptimiserConfig(lr=2e-3, warmup_steps=2, clip_norm=1.0),
+    batch_size=32,
+    epochs=2,
+)
+
+
+def test_the_split_is_by_identifier_alone_and_in_proportion() -> None:
+    ids = np.arange(100_000)
+    split = label_split(ids, seed=3)
+    shuffled = np.random.default_rng(0).permutation(ids)
+    assert (label_split(shuffled, 3) == split[shuffled]).all()
+    assert np.mean(split == "train") == pytest.approx(0.7, abs=0.01)
+    assert np.mean(split == "validation") == pytest.approx(0.15, abs=0.01)
+    assert (label_split(ids, 4) != split).mean() > 0.3
+
+
+def test_an_epoch_is_shuffled_complete_and_hides_other_splits(small_store: CutoutStore) -> None:
+    loader = TrainingLoader(small_store, 16, seed=1, aperture=2, buffer_len=128)
+    batches = list(loader.epoch(0))
+    assert len(batches) == loader.steps_per_epoch == len(small_store) // 16
+    ids = np.concatenate([batch.source_id_N for batch in batches])
+    labelled = ids[np.isfinite(np.concatenate([batch.z_spec_N for batch in batches]))]
+    assert len(labelled) > 0
+    assert set(label_split(labelled, 1)) == {"train"}
+    again = np.concatenate([batch.source_id_N for batch in loader.epoch(0)])
+    other = np.concatenate([batch.source_id_N for batch in loader.epoch(1)])
+    assert (ids == again).all()
+    assert (ids != other).any()
+    everything = np.concatenate(
+        [small_store.read_sources(key).source_id_N for key in small_store.shards()]
+    )
+    assert len(set(ids)) > 0.8 * len(everything)
+
+
+def test_two_ranks_make_the_same_number_of_steps(small_store: CutoutStore) -> None:
+    ranks = [TrainingLoader(small_store, 16, 1, 2, rank=r, world=2) for r in (0, 1)]
+    assert len(list(ranks[0].epoch(0))) == len(list(ranks[1].epoch(0))) > 0
+
+
+def test_labelled_only_leaves_the_others_out(small_store: CutoutStore) -> None:
+    loader = TrainingLoader(small_store, 8, seed=1, aperture=2, labelled_only=True)
+    for batch in loader.epoch(0):
+        assert np.isfinite(batch.z_spec_N).all()
+
+
+def test_training_learns_and_its_checkpoint_reproduces_the_metrics(
+    small_store: CutoutStore, tmp_path: Path
+) -> None:
+    config = replace(TINY, out=str(tmp_path / "run"), store=str(small_store.path), epochs=6)
+    best = train(config)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in log] == list(range(1, 7))
+    assert log[-1]["loss_colour"] < 0.5 * log[0]["loss_colour"]
+    assert log[-1]["loss_redshift"] < log[0]["loss_redshift"]
+    trainer = Trainer(config, small_store)
+    trainer.keys.model.load_state_dict(load_checkpoint(best).model.state_dict())
+    validation = read_labelled(small_store, "validation", config.seed, trainer.aperture)
+    nmad = trainer.validate(validation).nmad
+    assert nmad == pytest.approx(min(record["validation_nmad"] for record in log), rel=1e-3)
+
+
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(
+    small_store: CutoutStore, tmp_path: Path
+) -> None:
+    whole = replace(TINY, out=str(tmp_path / "whole"), store=str(small_store.path))
+    train(whole)
+    broken = replace(whole, out=str(tmp_path / "broken"))
+    trainer = Trainer(broken, small_store)
+    trainer.train_epoch(lambda images: None)
+    Path(broken.out).mkdir()
+    trainer.save_state(Path(broken.out) / "state.pt")
+    with pytest.raises(CheckpointError, match="pass --resume"):
+        train(broken)
+    train(broken, resume=True)
+    states = [torch.load(Path(c.out) / "state.pt", weights_only=True) for c in (whole, broken)]
+    for name in ("model", "keys"):
+        for key, tensor in states[0][name].items():
+            assert torch.equal(tensor, states[1][name][key]), key
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(replace(broken, batch_size=16), resume=True)
+
+
+def test_what_cannot_work_is_refused(small_store: CutoutStore, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--size 50"):
+        Trainer(replace(TINY, model=replace(TINY.model, crop=48)), small_store)
+    with pytest.raises(ConfigError, match="not among the store's apertures"):
+        Trainer(replace(TINY, feature_aperture_arcsec=0.3), small_store)
+    with pytest.raises(ConfigError, match="n_bands"):
+        Trainer(replace(TINY, model=replace(TINY.model, n_bands=3)), small_store)
+    with pytest.raises(StoreError, match="do not fill one batch"):
+        Trainer(replace(TINY, batch_size=100_000), small_store)
+
+
+def test_the_photometry_mlp_learns_a_smooth_relation() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2000, 4))
+    z = np.abs(features[:, 0] + 0.5 * features[:, 1]) + 0.1
+    mlp = PhotometryMLP.fit(
+        features[:1500], z[:1500], features[1500:], z[1500:], PhotometryMLPConfig(epochs=80)
+    )
+    z_phot = mlp.predict(features[1500:])
+    assert np.median(np.abs(z_phot - z[1500:])) < 0.05
+    features[0, 0] = np.nan
+    assert np.isnan(mlp.predict(features[:2])).tolist() == [True, False]
+
+
+def test_colour_features_are_log_ratios_of_dereddened_fluxes() -> None:
+    flux = np.array([[1000.0, 2000.0, 4000.0, 3000.0], [-50.0, 0.0, 1.0, 2.0]])
+    r, ebv, softening = np.array([2.0, 1.0, 0.5, 0.2]), np.array([0.1, 0.0]), np.full(4, 1.0)
+    bright, faint = colour_features(flux, softening, ebv, r)
+    f = flux[0] * 10 ** (0.4 * r * 0.1)
+    expected = [np.log10(f[0] / f[1]), np.log10(f[1] / f[2]), np.log10(f[2] / f[3]), np.log10(f[3])]
+    np.testing.assert_allclose(bright, expected, atol=1e-5)
+    assert np.isfinite(faint).all()
