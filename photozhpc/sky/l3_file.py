@@ -1,5 +1,6 @@
 """Roman level-3 mosaic files: WCS and ASDF writing with roman_datamodels."""
 
+import inspect
 import os
 from pathlib import Path
 
@@ -16,6 +17,13 @@ from roman_datamodels import datamodels
 from photozhpc.sky.observe import Observed
 
 NJY_TO_MJY = 1e-15
+# MD5 sums take a quarter of the time of a tile, and a lost tile can be made again; asdf before
+# version 6 writes them in any case.
+NO_CHECKSUMS: dict[str, bool] = (
+    {"write_checksums": False}
+    if "write_checksums" in inspect.signature(asdf.AsdfFile.write_to).parameters
+    else {}
+)
 
 
 def tile_wcs(ra_deg: float, dec_deg: float, size: int, pixel_scale_arcsec: float) -> gwcs.WCS:
@@ -87,7 +95,7 @@ def write_mosaic(
         with asdf.AsdfFile({"roman": model._instance}) as file:
             for name in ("err", "weight", "context", "var_poisson", "var_rnoise"):
                 file.set_array_compression(file["roman"][name], "lz4")
-            file.write_to(partial)
+            file.write_to(partial, **NO_CHECKSUMS)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

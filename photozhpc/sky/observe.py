@@ -12,7 +12,8 @@ from photozhpc.sky.sed import Floats, roman_bandpasses
 from photozhpc.sky.sky_config import SkyConfig
 
 Plane = NDArray[np.float32]
-MANTISSA_BITS = 8  # kept (0.2%) of the err and variance planes, which are smooth: they compress
+# Bits of mantissa kept of planes that are smooth, so that they compress: 0.4% and 1.6%.
+ERR_BITS, VARIANCE_BITS = 7, 5
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,13 @@ def observe(
         np.float32(rng.normal(0.0, 0.05) * sigma_njy),
         np.float32(config.exposure_time_s),
     )  # fmt: skip
-    for plane_HW in (err_HW, weight_HW, var_poisson_HW, var_rnoise_HW):
-        _round_mantissa(plane_HW.reshape(-1).view(np.uint32))
+    for plane_HW, bits in (
+        (err_HW, ERR_BITS),
+        (weight_HW, ERR_BITS),
+        (var_poisson_HW, VARIANCE_BITS),
+        (var_rnoise_HW, VARIANCE_BITS),
+    ):
+        _round_mantissa(plane_HW.reshape(-1).view(np.uint32), bits)
     bad = np.flatnonzero(bad_HW)
     for plane_HW in (image_HW, err_HW, var_poisson_HW, var_rnoise_HW):
         plane_HW.reshape(-1)[bad] = np.nan
@@ -129,9 +135,9 @@ def _observe_pixels(
 
 
 @numba.njit(cache=True)
-def _round_mantissa(bits_P):
-    """Round float32, given as its bits, to MANTISSA_BITS bits of mantissa (0.2%), in place."""
-    half = np.uint32(1 << (22 - MANTISSA_BITS))
-    keep = np.uint32(0xFFFFFFFF ^ ((1 << (23 - MANTISSA_BITS)) - 1))
+def _round_mantissa(bits_P, keep_bits):
+    """Round float32, given as its bits, to `keep_bits` bits of mantissa, in place."""
+    half = np.uint32(1 << (22 - keep_bits))
+    keep = np.uint32(0xFFFFFFFF ^ ((1 << (23 - keep_bits)) - 1))
     for i in range(len(bits_P)):
         bits_P[i] = (bits_P[i] + half) & keep

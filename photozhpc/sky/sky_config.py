@@ -32,8 +32,8 @@ class SkyConfig:
 
     tile_size_pix: int = 2048
     reference_band: str = "F158"
-    catalogue_limit_ab: float = 25.0
-    render_limit_ab: float = 26.0
+    catalogue_limit_ab: float = 25.5
+    render_limit_ab: float = 26.2
     z_max: float = 3.0
     density_scale: float = 1.0
     depth_ab: dict[str, float] = field(
