@@ -92,13 +92,14 @@ def check_length(path: Path, shown: Path) -> None:
                     f"{shown}: truncated in the header of HDU {number}; copy or download it again"
                 )
             at = stream.tell()
-            n_bytes = _data_bytes(cards)
+            # Padding counts: where it is missing, whole HDUs behind it may be missing too.
+            n_bytes = -(-_data_bytes(cards) // _BLOCK) * _BLOCK
             if at + n_bytes > size:
                 raise MosaicError(
                     f"{shown}: truncated: {size} bytes, and HDU {number} needs {at + n_bytes}; "
                     "copy or download it again"
                 )
-            at += -(-n_bytes // _BLOCK) * _BLOCK
+            at += n_bytes
             number += 1
 
 

@@ -114,8 +114,8 @@ def open_fits(
 def _open(path: Path, plain: Path, stack: contextlib.ExitStack) -> Any:
     check_length(plain, path)
     try:
-        hdus = stack.enter_context(fits.open(plain, memmap=True))
-        len(hdus)  # reads every header now
+        hdus = stack.enter_context(fits.open(plain, memmap=False))
+        len(hdus)  # reads every header now; `section` reads rows, and scales them
     except DAMAGED as error:
         raise _damaged(path, error) from error
     return hdus

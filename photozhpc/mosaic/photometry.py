@@ -22,7 +22,8 @@ NO_DATA = 16
 SKY_FEW_PIXELS = 32
 SKY_NO_DATA = 64
 
-# Keeping NaN and infinity meaningful: neither `nnan` nor `ninf`.
+# Neither `nnan` nor `ninf`: NaN and infinity mean something. `reassoc` still takes v - v for 0,
+# and that is how Numba's isfinite asks: the kernels have their own.
 _FASTMATH = {"reassoc", "contract", "nsz"}
 _MIN_OVERLAP = 1e-10  # less is the rounding error of an overlap that is zero
 _MAX_RADIUS_PIX = 1e9  # covers any image; column numbers stay integers
@@ -78,8 +79,9 @@ def sum_circles(
     mask = None if mask_HW is None else _bad_pixels(mask_HW, image.shape)
     y, x = positions(y_N, x_N)
     radius = np.atleast_1d(np.asarray(radius_pix, dtype=np.float64))
-    if radius.ndim != 1 or not np.all((radius > 0) & np.isfinite(radius)):
+    if radius.ndim != 1 or not radius.size or not np.all((radius > 0) & np.isfinite(radius)):
         raise ValueError(f"radius_pix must be positive and finite, got {radius_pix}")
+    radius = np.minimum(radius, _MAX_RADIUS_PIX)
     shape = (y.size, radius.size)
     flux, flux_err = np.empty(shape), np.empty(shape)
     flags = np.empty(shape, np.int32)
@@ -120,7 +122,7 @@ def local_sky(
     y, x = positions(y_N, x_N)
     if not 0 <= r_in_pix < r_out_pix or not math.isfinite(r_out_pix):
         raise ValueError(f"radii must be 0 <= r_in_pix < r_out_pix, got {r_in_pix}, {r_out_pix}")
-    r_in, r_out = float(r_in_pix), float(r_out_pix)
+    r_in, r_out = (min(float(r), _MAX_RADIUS_PIX) for r in (r_in_pix, r_out_pix))
     sky, sky_err = np.empty(y.size), np.empty(y.size)
     flags = np.empty(y.size, np.int32)
     order = visiting_order(y, x, *image.shape)
@@ -162,6 +164,11 @@ def _bad_pixels(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return view
 
 
+@numba.njit(nogil=True, cache=True)
+def _finite(value):
+    return abs(value) < np.inf
+
+
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
 def _first_last(centre, radius, length):
     """First and one past the last pixel that overlaps centre +- radius, on the image."""
@@ -175,8 +182,13 @@ def _quarter_strip(t, radius):
     """Area under the circle from 0 to t in the first quadrant: integral of sqrt(r^2 - s^2)."""
     if t >= radius:
         return 0.25 * math.pi * radius * radius
-    r2 = radius * radius
-    return 0.5 * (t * math.sqrt((radius - t) * (radius + t)) + r2 * math.asin(t / radius))
+    height = math.sqrt((radius - t) * (radius + t))  # not r^2 - t^2: never negative
+    # Near t = r, asin(t / r) magnifies the rounding of t / r: take the other angle there.
+    if t < height:
+        angle = math.asin(t / radius)
+    else:
+        angle = 0.5 * math.pi - math.asin(height / radius)
+    return 0.5 * (t * height + radius * radius * angle)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
@@ -190,11 +202,11 @@ def _sum_circles(
         yc, xc = y_N[n], x_N[n]
         on_tile = -0.5 <= yc < height - 0.5 and -0.5 <= xc < width - 0.5
         for k in range(radius_R.size - 1, -1, -1):
-            radius = min(radius_R[k], _MAX_RADIUS_PIX)
+            radius = radius_R[k]
             flux_NR[n, k] = np.nan
             flux_err_NR[n, k] = np.nan
             flags = 0 if on_tile else OFF_TILE
-            if not (math.isfinite(yc) and math.isfinite(xc)):
+            if not (_finite(yc) and _finite(xc)):
                 flags_NR[n, k] = flags | NO_DATA
                 continue
             if (
@@ -205,8 +217,8 @@ def _sum_circles(
             ):
                 flags |= EDGE
             total, variance, found = _sum_circle(image, err, mask, None, yc, xc, radius, edges)
-            if found & MASKED or not math.isfinite(total + variance):
-                # A bad pixel, or no pixel: look at every one.
+            if found & MASKED or not (on_tile and _finite(total + variance)):
+                # A bad pixel, or perhaps no pixel: look at every one.
                 total, variance, found = _sum_circle(image, err, mask, True, yc, xc, radius, edges)
             flags_NR[n, k] = flags | found
             if found & NO_DATA:
@@ -297,7 +309,7 @@ def _sum_circle(image, err, mask, careful, yc, xc, radius, edges):
                     bad = 0
                     if mask is not None and mask[i, j] != 0:
                         bad = MASKED
-                    if not (math.isfinite(value) and math.isfinite(square)):
+                    if not (_finite(value) and _finite(square)):
                         bad |= NON_FINITE
                     if bad:
                         found |= bad
@@ -334,7 +346,7 @@ def _sum_circle(image, err, mask, careful, yc, xc, radius, edges):
                 bad = 0
                 if mask is not None and mask[i, j] != 0:
                     bad = MASKED
-                if not (math.isfinite(value) and math.isfinite(square)):
+                if not (_finite(value) and _finite(square)):
                     bad |= NON_FINITE
                 found |= bad
                 if not bad:
@@ -403,7 +415,7 @@ def _local_sky(image, mask, y_N, x_N, order_N, r_in, r_out, start, stop, sky_N, 
         flags = 0
         if not (-0.5 <= yc < height - 0.5 and -0.5 <= xc < width - 0.5):
             flags = OFF_TILE
-        if not (math.isfinite(yc) and math.isfinite(xc)):
+        if not (_finite(yc) and _finite(xc)):
             flags_N[n] = flags | SKY_NO_DATA
             continue
         if yc < r_out or xc < r_out or yc + r_out > height - 1 or xc + r_out > width - 1:
@@ -430,7 +442,7 @@ def _local_sky(image, mask, y_N, x_N, order_N, r_in, r_out, start, stop, sky_N, 
                     flags |= MASKED
                     continue
                 value = np.float64(image[i, j])
-                if not math.isfinite(value):
+                if not _finite(value):
                     flags |= NON_FINITE
                     continue
                 values[count] = value

@@ -12,6 +12,7 @@ import asdf.exceptions
 import numpy as np
 import yaml
 from astropy.io.fits import VerifyError
+from astropy.io.fits.hdu.compressed._compression import CfitsioException  # no public name
 from numpy.typing import NDArray
 
 # What astropy, asdf, gwcs and zlib raise on damaged files; every one becomes a MosaicError.
@@ -28,6 +29,7 @@ DAMAGED = (
     ImportError,
     MemoryError,
     VerifyError,
+    CfitsioException,
     yaml.YAMLError,
     asdf.exceptions.ValidationError,
     zlib.error,

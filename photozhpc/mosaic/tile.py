@@ -117,7 +117,7 @@ def read_tile(
     """
     files = _files(paths, survey)
     planes: dict[str, BandPlane] = {}
-    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+    with contextlib.ExitStack() as stack, warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", AstropyWarning)
         for path, band in files:
             for plane in stack.enter_context(open_planes(path, survey, band)):

@@ -1,0 +1,145 @@
+"""sum_circles and local_sky beside SEP and photutils: checked first, then timed in turn.
+
+python benchmarks/bench_photometry.py [--save] [--sources 20000] [--side 2048]
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("NUMBA_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+
+import numba
+import numpy as np
+import photutils
+import sep
+from photutils.aperture import CircularAperture, aperture_photometry
+
+from photozhpc.mosaic.photometry import local_sky, sum_circles
+
+RADII_PIX = [1.8, 3.6, 7.3, 14.5, 29.1]  # Roman's 0.1 0.2 0.4 0.8 1.6 arcsec at 0.055 arcsec
+RESULTS = Path(__file__).parent / "results" / "photometry.json"
+
+
+def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every side, one after the other in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
+    """Median over the rounds of how many times faster one side is."""
+    return median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--sources", type=int, default=20_000)
+    parser.add_argument("--side", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    n, side = options.sources, options.side
+    rng = np.random.default_rng(0)
+    image = rng.normal(1, 1, (side, side)).astype(np.float32)
+    err = rng.uniform(0.5, 1.5, image.shape).astype(np.float32)
+    y, x = rng.uniform(60, side - 60, (2, n))
+    few = slice(0, max(1, n // 10))
+    positions = np.column_stack([x, y])[few]
+    results: dict[str, object] = {
+        "benchmark": "photometry",
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": {m.__name__: m.__version__ for m in (np, numba, sep, photutils)},
+        "image": f"{side} x {side} float32",
+        "sources": n,
+    }
+    print(json.dumps(results, indent=1))
+
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    for radius in (3.0, 8.0):
+        sides = {
+            "ours": lambda r=radius: sum_circles(image, y, x, r, err),
+            "sep": lambda r=radius: sep.sum_circle(image, x, y, r, err=err, subpix=0),
+            "sep subpix=5": lambda r=radius: sep.sum_circle(image, x, y, r, err=err),
+            "photutils": lambda r=radius: aperture_photometry(
+                image, CircularAperture(positions, r), error=err
+            ),
+        }
+        flux, flux_err, _ = sides["ours"]()
+        flux_sep, err_sep, _ = sides["sep"]()
+        table = sides["photutils"]()
+        np.testing.assert_allclose(flux, flux_sep, atol=1e-8)
+        np.testing.assert_allclose(flux_err, err_sep, rtol=1e-6)
+        np.testing.assert_allclose(flux[few], table["aperture_sum"], rtol=1e-4, atol=1e-3)
+        seconds = alternate(sides, options.rounds)
+        row = {
+            "sources_per_s": n / median(seconds["ours"]),
+            "sep_sources_per_s": n / median(seconds["sep"]),
+            "photutils_sources_per_s": len(positions) / median(seconds["photutils"]),
+            "times_sep": ratio(seconds, "sep", "ours"),
+            "times_sep_subpix5": ratio(seconds, "sep subpix=5", "ours"),
+            "times_photutils": ratio(seconds, "photutils", "ours") * n / len(positions),
+        }
+        results[f"r{radius:g}_one_core"] = row
+        print(f"r = {radius:g} px, with errors, one core:", rounded(row))
+
+    many = slice(0, max(1, n // 4))
+    sides = {
+        "ours": lambda: sum_circles(image, y[many], x[many], RADII_PIX, err),
+        "sep": lambda: [
+            sep.sum_circle(image, x[many], y[many], r, err=err, subpix=0) for r in RADII_PIX
+        ],
+    }
+    for k, (want, _, _) in enumerate(sides["sep"]()):
+        np.testing.assert_allclose(sides["ours"]()[0][:, k], want, atol=1e-8)
+    seconds = alternate(sides, options.rounds)
+    row = {
+        "sources_per_s": len(y[many]) / median(seconds["ours"]),
+        "times_five_sep": ratio(seconds, "sep", "ours"),
+    }
+    results["five_radii_one_core"] = row
+    print("five radii in one pass, one core:", rounded(row))
+
+    start = time.perf_counter()
+    local_sky(image, y[few], x[few], 43.6, 50.9)
+    local_sky_cold = time.perf_counter() - start
+    seconds = alternate({"sky": lambda: local_sky(image, y[few], x[few], 43.6, 50.9)}, 5)
+    row = {"sources_per_s": len(positions) / median(seconds["sky"]), "first_call_s": local_sky_cold}
+    results["local_sky_43.6_50.9_one_core"] = row
+    print("local sky, annulus of 43.6 to 50.9 px, one core:", rounded(row))
+
+    if threads > 1:
+        for radius in (3.0, 8.0):
+
+            def on(count: int, r: float = radius) -> None:
+                numba.set_num_threads(count)
+                sum_circles(image, y, x, r, err)
+
+            seconds = alternate({"one": lambda: on(1), "two": lambda: on(2)}, options.rounds)
+            results[f"r{radius:g}_two_threads_times_one"] = ratio(seconds, "one", "two")
+            print(f"r = {radius:g} px, two threads: {ratio(seconds, 'one', 'two'):.2f} times one")
+    line = json.dumps(results)
+    if options.save:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(line + "\n")
+    print(line)
+
+
+def rounded(row: dict[str, float]) -> dict[str, float]:
+    return {key: float(f"{value:.3g}") for key, value in row.items()}
+
+
+if __name__ == "__main__":
+    main()
