@@ -148,7 +148,7 @@ class Renderer:
         contrast_N = (sources.flux_njy_NC / sky_sigma_njy_C).max(axis=1)
         level_N = np.searchsorted([start for start, _, _ in LEVELS], contrast_N, "right") - 1
         height, width = image_CHW.shape[1:]
-        for i in range(len(sources)):
+        for i in np.argsort(size_N, kind="stable"):  # like sizes in a row: the PSF stays in cache
             size = int(size_N[i])
             y0, x0 = int(np.floor(y_N[i] + 0.5)), int(np.floor(x_N[i] + 0.5))
             top, left = y0 - size // 2, x0 - size // 2
