@@ -7,6 +7,7 @@ import runpy
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -140,7 +141,7 @@ def local_client(
         name: {"cls": Nanny, "options": {**options, "env": environment}}
         for name, environment in enumerate(environments)
     }
-    with dask.config.set(_CONFIG), _quiet_logs():
+    with dask.config.set(_CONFIG), _quiet_logs(), _environment_kept(), _program_hidden():
         losses = _LostWorkers(on_worker_lost)
         with _ctrl_c_held_back():
             _start_resource_tracker()
@@ -227,6 +228,34 @@ class _LostWorkers(SchedulerPlugin):
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         if self.report is not None:
             self.report(worker)
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Take back what Dask puts into this process's environment for its workers."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _program_hidden() -> Iterator[None]:
+    """Keep multiprocessing from running the program that called us again in every worker.
+
+    The tasks need nothing of it, and it may be a script without `if __name__ == "__main__"`, or
+    come from standard input.
+    """
+    program = sys.modules["__main__"]
+    spec, file = program.__spec__, getattr(program, "__file__", None)
+    program.__spec__ = program.__file__ = None
+    try:
+        yield
+    finally:
+        program.__spec__, program.__file__ = spec, file
 
 
 @contextmanager

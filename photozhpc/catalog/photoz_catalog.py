@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from photozhpc.catalog.disk import write_durably
-from photozhpc.errors import CatalogError
+from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
 
 SCHEMA_VERSION = 1
@@ -214,7 +214,10 @@ def read_catalog(
                 known = file.schema_arrow.names
                 for name in columns or ():
                     if name not in known:
-                        raise CatalogError(f"{path}: the catalogue has no column '{name}'")
+                        raise CatalogError(
+                            f"{path}: the catalogue has no column '{name}'"
+                            f"{did_you_mean(name, known)}"
+                        )
                 table = file.read(columns=None if columns is None else list(columns))
         except (OSError, ValueError, pa.ArrowException) as error:
             raise CatalogError(
@@ -279,7 +282,7 @@ def _votable(survey: Survey, fields: Sequence[pa.Field]) -> bytes:
         metadata = {key.decode(): value.decode() for key, value in field.metadata.items()}
         attributes = {"name": field.name, "ucd": metadata["ucd"]}
         if field.type == pa.string():
-            attributes |= {"datatype": "char", "arraysize": "*"}
+            attributes |= {"datatype": "char", "arraysize": "64*"}
         else:
             attributes["datatype"] = _VOTABLE_TYPE[str(field.type)]
         if "unit" in metadata:

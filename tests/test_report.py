@@ -1,0 +1,157 @@
+"""The end of a run: what is counted, what is compared, and the z-z plot."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from astropy.table import Table
+from matplotlib.image import imread
+
+from photozhpc.catalog.photoz_catalog import Counts, make_table, write_part
+from photozhpc.catalog.run import RunSummary
+from photozhpc.errors import RunError, SourceListError
+from photozhpc.metrics import point_metrics
+from photozhpc.mosaic.sources import Sources
+from photozhpc.report import plot_zz, summarise
+from photozhpc.report.summary import read_truth, store_labels
+from photozhpc.store import CutoutStore, Measurements
+from photozhpc.survey import load_survey
+
+SURVEY = load_survey("roman-sim")
+N = 130
+
+
+@pytest.fixture
+def run(tmp_path) -> RunSummary:
+    """A store of 130 sources, every third labelled, and its catalogue with z_phot = z + 0.1."""
+    rng = np.random.default_rng(0)
+    z_N = rng.uniform(0.2, 3, N).astype(np.float32)
+    label_N = np.where(np.arange(N) % 3 == 0, z_N, np.nan).astype(np.float32)
+    store = CutoutStore.create(tmp_path / "store", SURVEY, 8, 64)
+    shape = (N, len(SURVEY.bands), len(SURVEY.aperture_radii_arcsec))
+    flux_NCR = np.ones(shape, np.float32)
+    with store.new_tile("t", N, {}) as writer:
+        for start in range(0, N, 64):
+            rows = slice(start, min(start + 64, N))
+            zeros = np.zeros(rows.stop - start)
+            writer.write_shard(
+                np.zeros((len(zeros), 4, 8, 8), np.float32),
+                Sources(
+                    np.arange(N)[rows][::-1], zeros, zeros, label_N[rows][::-1], zeros.astype("f4")
+                ),
+                Measurements(
+                    zeros, zeros, flux_NCR[rows], flux_NCR[rows], np.zeros((len(zeros), 4), "u2")
+                ),
+            )
+    out = tmp_path / "out"
+    (out / "catalog").mkdir(parents=True)
+    photoz_N = z_N + np.float32(0.1)
+    photoz_N[3] = np.nan
+    for index, rows in enumerate((slice(0, 70), slice(70, N))):
+        n = len(z_N[rows])
+        table = make_table(
+            SURVEY,
+            source_id_N=np.arange(N)[rows],
+            ra_N=np.zeros(n),
+            dec_N=np.zeros(n),
+            tile_id="t",
+            photoz_N=photoz_N[rows],
+            photoz_flags_N=np.zeros(n, np.int32),
+            flux_NCR=flux_NCR[rows],
+            flux_err_NCR=flux_NCR[rows],
+        )
+        write_part(table, out / f"catalog/part-{index:06d}.parquet", {"index": index})
+    truth = {"source_id": np.arange(N + 20)[::-1], "z_true": np.append(z_N, np.full(20, 9.0))[::-1]}
+    is_star = np.zeros(N + 20, bool)
+    is_star[-10:] = True  # sources 0 to 9
+    pq.write_table(pa.table({**truth, "is_star": is_star}), tmp_path / "truth.parquet")
+    return RunSummary(
+        path=out,
+        store_path=store.path,
+        checkpoint_path=Path("model.safetensors"),
+        survey_name="roman-sim",
+        counts=Counts(N, 2, 1),
+        n_parts=2,
+        n_parts_resumed=0,
+        n_rows_new=N,
+        wall_seconds=2.0,
+        startup_seconds=0.5,
+    )
+
+
+def test_with_truth_galaxies_are_compared(run, tmp_path):
+    text = summarise(run, [tmp_path / "truth.parquet"])
+    document = json.loads((run.path / "summary.json").read_bytes())
+    assert document["rows"] == N
+    assert document["flagged_rows"] == 2
+    assert document["rows_without_photoz"] == 1
+    assert document["sources_per_second"] == 65
+    metrics = document["metrics"]
+    assert metrics["n"] == N - 10  # source 3, which has no redshift, is a star
+    assert "truth.parquet" in metrics["reference"]
+    truth = pq.read_table(tmp_path / "truth.parquet")
+    z_N = truth["z_true"].to_numpy()[::-1][10:N]
+    expected = point_metrics(z_N, z_N + 0.1)
+    assert metrics["bias"] == pytest.approx(expected.bias, abs=1e-6)
+    assert metrics["nmad"] == pytest.approx(expected.nmad, abs=1e-6)
+    assert document["figure"] == str(run.path / "zz.png")
+    assert f"rows       {N} (2 flagged, 1 of them without a redshift)" in text
+    assert "65 sources/s" in text
+    assert f"catalogue  {run.path / 'catalog'}" in text
+    assert f"bias {expected.bias:+.4f}" in text
+
+
+def test_without_truth_labels_are_named_for_what_they_are(run):
+    text = summarise(run)
+    metrics = json.loads((run.path / "summary.json").read_bytes())["metrics"]
+    assert metrics["n"] == len(range(0, N, 3)) - 1
+    assert "may have been trained on them" in metrics["reference"]
+    assert "may have been trained on them" in text
+    labels = store_labels(run.store_path)
+    assert labels.source_id_N.tolist() == list(range(0, N, 3))
+
+
+def test_truth_tables_of_other_kinds(run, tmp_path):
+    expected = read_truth([tmp_path / "truth.parquet"])
+    table = Table.read(tmp_path / "truth.parquet")
+    for name in ("truth.fits", "truth.ecsv", "truth.csv"):
+        table["is_star"] = table["is_star"].astype(int)
+        table.write(tmp_path / name)
+        found = read_truth([tmp_path / name])
+        assert np.array_equal(found.source_id_N, expected.source_id_N)
+        np.testing.assert_allclose(found.z_ref_N, expected.z_ref_N, rtol=1e-6)
+
+
+def test_faulty_truth_tables_are_named(run, tmp_path):
+    with pytest.raises(SourceListError, match="no such truth table"):
+        summarise(run, [tmp_path / "none.parquet"])
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(b"PAR1")
+    with pytest.raises(SourceListError, match="cannot be read"):
+        summarise(run, [damaged])
+    pq.write_table(pa.table({"source_id": [1], "ztrue": [1.0]}), damaged)
+    with pytest.raises(SourceListError, match="no column 'z_true'; did you mean 'ztrue'"):
+        summarise(run, [damaged])
+    assert not (run.path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("n", [0, 1, 300, 20_000])
+def test_zz_plot_of_any_size(tmp_path, n):
+    rng = np.random.default_rng(n)
+    z_N = rng.gamma(3, 0.35, n)
+    z_phot_N = z_N + rng.normal(0, 0.1, n)
+    z_phot_N[:1] = np.nan
+    plot_zz(z_N, z_phot_N, point_metrics(z_N, z_phot_N), tmp_path / "zz.png", reference="true")
+    image = imread(tmp_path / "zz.png")
+    assert image.shape[:2] == (920, 1040)
+    assert image[..., :3].std() > 0.05
+    assert [p.name for p in tmp_path.iterdir()] == ["zz.png"]
+
+
+def test_zz_plot_that_cannot_be_written(tmp_path):
+    metrics = point_metrics([1.0], [1.0])
+    with pytest.raises(RunError, match="cannot be written"):
+        plot_zz([1.0], [1.0], metrics, tmp_path / "none" / "zz.png")
