@@ -40,7 +40,6 @@ _CONFIG: dict[str, Any] = {
     # glibc maps and unmaps every temporary array (see `worker_environments` for the threads).
     "distributed.nanny.pre-spawn-environ": {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"},
     "distributed.worker.profile.enabled": False,
-    "distributed.worker.multiprocessing-method": "forkserver",
     "distributed.scheduler.no-workers-timeout": "120s",
     "distributed.diagnostics.nvml": False,
 }
@@ -121,15 +120,19 @@ def local_client(
     Args:
         workers: how many; None: one a CUDA device, or one a core.
         devices: what `device_list` would return.
-        preload: modules that every worker needs: imported once, in a process that then forks
-            the workers, so that a worker that died is back in half a second.
+        preload: modules that every worker needs. Without CUDA they are imported once, in a
+            process that then forks the workers: a worker that died is back in half a second.
         on_worker_lost: called (in another thread) with the address of a worker that died.
 
     Raises:
         ConfigError: see `device_list` and `worker_environments`.
         RunError: the workers did not start.
     """
-    environments = worker_environments(workers, device_list(device) if devices is None else devices)
+    if devices is None:
+        devices = device_list(device)
+    environments = worker_environments(workers, devices)
+    # Whether an import of torch touches CUDA, after which no fork can use it, is not ours to say.
+    method = {"distributed.worker.multiprocessing-method": "spawn" if devices else "forkserver"}
     options = {
         "nthreads": 1,
         "host": "127.0.0.1",
@@ -141,7 +144,7 @@ def local_client(
         name: {"cls": Nanny, "options": {**options, "env": environment}}
         for name, environment in enumerate(environments)
     }
-    with dask.config.set(_CONFIG), _quiet_logs(), _environment_kept(), _program_hidden():
+    with dask.config.set(_CONFIG | method), _quiet_logs(), _environment_kept(), _program_hidden():
         losses = _LostWorkers(on_worker_lost)
         with _ctrl_c_held_back():
             _start_resource_tracker()
