@@ -151,11 +151,14 @@ def test_sources_that_could_not_be_measured_are_kept_and_flagged(undisturbed):
 
 
 def test_flags_look_only_where_the_network_looks():
-    cutout_NCSS = np.zeros((2, 4, 48, 48), np.float32)
-    cutout_NCSS[0, :, :8] = np.nan
-    cutout_NCSS[1, :, :9] = np.nan
-    flags_N = photoz_flags(cutout_NCSS, 32, np.zeros((2, 4), np.uint16), np.ones(2, np.float32))
-    assert flags_N.tolist() == [0, PhotozFlag.BAD_PIXELS]
+    cutout_NCSS = np.zeros((4, 4, 48, 48), np.float32)
+    cutout_NCSS[0, :, :8] = np.nan  # the network sees rows 8 to 39
+    cutout_NCSS[1, 2, :10] = np.nan  # 6% of one band
+    cutout_NCSS[2, 0, 12, 12] = np.nan  # a stray pixel
+    cutout_NCSS[3, 0, 24, 25] = np.nan  # one beside the centre
+    flags_N = photoz_flags(cutout_NCSS, 32, np.zeros((4, 4), np.uint16), np.ones(4, np.float32))
+    bad = PhotozFlag.BAD_PIXELS
+    assert flags_N.tolist() == [0, bad, 0, bad]
 
 
 def test_a_run_taken_up_again_makes_only_what_is_missing_or_damaged(

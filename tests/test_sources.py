@@ -61,6 +61,14 @@ def test_columns_that_may_be_missing(tmp_path: Path) -> None:
     assert (sources.ebv_N == 0).all()
 
 
+def test_rows_without_identifiers_are_numbered_in_a_single_list_only(tmp_path: Path) -> None:
+    path = tmp_path / "bare.csv"
+    _table()["RA", "DEC"].write(path)
+    assert read_sources([path], COLUMNS).source_id_N.tolist() == [0, 1, 2]
+    with pytest.raises(SourceListError, match="no column 'id'"):
+        read_sources([path, path], COLUMNS)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

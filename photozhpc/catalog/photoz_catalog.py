@@ -34,7 +34,7 @@ class PhotozFlag(enum.IntFlag):
 
     OFF_TILE = 1  # it is on no mosaic of the tile
     MISSING_BAND = 2  # a band holds no data where the network looks
-    BAD_PIXELS = 4  # a pixel where the network looks holds no data
+    BAD_PIXELS = 4  # no data in the middle of the image, or in 5% of it, in some band
     NO_PHOTOZ = 8  # too little data: photoz is null
 
 

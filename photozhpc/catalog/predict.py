@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# A band that lost more than this share of the pixels that the network sees is flagged.
+MAX_BAD_FRACTION = 0.05
 # Two blocks are in memory at a time: one read while the other is worked on.
 BLOCK_LEN = 512
 
@@ -124,12 +126,17 @@ def photoz_flags(
     start = cutout_NCSS.shape[-1] // 2 - crop // 2
     seen = slice(start, start + crop)
     finite_NCSS = np.isfinite(cutout_NCSS[:, :, seen, seen])
+    # A stray bad pixel somewhere in the image is the rule and harmless; one on the source, or a
+    # lost part of the image, is not.
+    middle = slice(crop // 2 - crop // 16, crop // 2 + crop // 16 + 1)
+    core_N = finite_NCSS[:, :, middle, middle].all(axis=(1, 2, 3))
+    enough_N = (finite_NCSS.mean(axis=(2, 3)) >= 1 - MAX_BAD_FRACTION).all(axis=1)
     flags_N = np.zeros(len(cutout_NCSS), dtype=np.int32)
     off_tile_NC: NDArray[np.bool_] = (photometry_flags_NC & int(PhotFlag.OFF_TILE)) != 0
     for flag, where_N in (
         (PhotozFlag.OFF_TILE, off_tile_NC.any(axis=1)),
         (PhotozFlag.MISSING_BAND, np.any(~np.any(finite_NCSS, axis=(2, 3)), axis=1)),
-        (PhotozFlag.BAD_PIXELS, ~np.all(finite_NCSS, axis=(1, 2, 3))),
+        (PhotozFlag.BAD_PIXELS, ~(core_N & enough_N)),
         (PhotozFlag.NO_PHOTOZ, ~np.isfinite(photoz_N)),
     ):
         flags_N[where_N] |= flag

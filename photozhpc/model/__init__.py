@@ -1,12 +1,16 @@
-"""The PITA network: architecture, losses, training, inference."""
+"""The PITA network: architecture, losses, training, inference.
 
-from photozhpc.model.checkpoint import (
-    Checkpoint,
-    bundled_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
-from photozhpc.model.pita import PITA, PITAConfig, PITAOutput
+torch takes seconds to import, so what needs it is imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from photozhpc.model.bundled_model import bundled_checkpoint
+
+if TYPE_CHECKING:
+    from photozhpc.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from photozhpc.model.pita import PITA, PITAConfig, PITAOutput
 
 __all__ = [
     "PITA",
@@ -17,3 +21,16 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
 ]
+
+_MODULES = {
+    **dict.fromkeys(("PITA", "PITAConfig", "PITAOutput"), "photozhpc.model.pita"),
+    **dict.fromkeys(
+        ("Checkpoint", "load_checkpoint", "save_checkpoint"), "photozhpc.model.checkpoint"
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

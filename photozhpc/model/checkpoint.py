@@ -20,9 +20,6 @@ from photozhpc.survey import Survey
 
 FORMAT = 1
 _HEADER = "photozhpc"
-_BUNDLED = Path(__file__).parent / "bundled"
-# Surveys whose mosaics the bundled model of another survey was made for.
-_BUNDLED_FOR = {"roman-sim": "roman-sim", "roman-l3": "roman-sim"}
 
 
 @dataclass(frozen=True)
@@ -149,19 +146,3 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     with open(path, "rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return Checkpoint(path, model.eval(), survey, training, sha256)
-
-
-def bundled_checkpoint(survey_name: str) -> Path:
-    """Return the path of the model that comes with the package for a survey.
-
-    Raises:
-        CheckpointError: there is none; one has to be trained.
-    """
-    name = _BUNDLED_FOR.get(survey_name)
-    path = _BUNDLED / f"pita-{name}.safetensors"
-    if name is None or not path.is_file():
-        raise CheckpointError(
-            f"no model comes with photozhpc for survey '{survey_name}' (there is one for "
-            f"{', '.join(_BUNDLED_FOR)}); train one with 'photozhpc train' and pass --checkpoint"
-        )
-    return path

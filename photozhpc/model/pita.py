@@ -114,9 +114,10 @@ class PITA(nn.Module):
             drop_path_rate=config.drop_path,
         )
         width = config.encoder_out or int(self.encoder.num_features)  # type: ignore[arg-type]
-        n_apertures = len(config.aperture_radii_pix)
-        self.encoder_mlp = MLP(width + config.n_bands * n_apertures, config.encoder_mlp)
         n_latent = config.encoder_mlp[-1]
+        n_signals = config.n_bands * len(config.aperture_radii_pix)
+        self.encoder_mlp = MLP(width + n_signals, config.encoder_mlp)
+        self.aperture_skip = nn.Linear(n_signals, n_latent) if n_signals else None
         self.projection_mlp = MLP(n_latent, config.projection_mlp)
         self.redshift_mlp = MLP(n_latent, (*config.redshift_mlp, 1))
         self.colour_mlp = MLP(n_latent, (*config.colour_mlp, config.n_colours))
@@ -133,42 +134,50 @@ class PITA(nn.Module):
             image_BCHW: from `augment.prepare` or a random view, H = W = config.crop.
         """
         latent_BD = self.encode(image_BCHW)
-        redshift_B = self.redshift_mlp(latent_BD).squeeze(1).float()
-        if self.config.redshift_scale == "log1p":
-            redshift_B = torch.expm1(redshift_B)
-        return PITAOutput(
-            latent_BD=latent_BD,
-            projection_BP=self.project(latent_BD),
-            z_phot_B=redshift_B,
-            colour_BM=self.colour_mlp(latent_BD).float(),
-        )
+        with torch.autocast(image_BCHW.device.type, enabled=False):
+            return PITAOutput(
+                latent_BD=latent_BD,
+                projection_BP=self.project(latent_BD),
+                z_phot_B=self.redshift(latent_BD),
+                colour_BM=self.colour_mlp(latent_BD),
+            )
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """Return latent_BD of prepared images."""
         feature_BF = self.encoder(image_BCHW)
-        if self.config.aperture_radii_pix:
-            aperture_BA = self.aperture_signal(image_BCHW)
-            feature_BF = torch.cat([feature_BF, aperture_BA.to(feature_BF.dtype)], dim=1)
-        return self.encoder_mlp(feature_BF)
+        # From here on in float32: a percent of flux is a percent of redshift, and costs nothing.
+        with torch.autocast(image_BCHW.device.type, enabled=False):
+            feature_BF = feature_BF.float()
+            if self.aperture_skip is None:
+                return self.encoder_mlp(feature_BF)
+            signal_BA = self.aperture_signal(image_BCHW)
+            latent_BD = self.encoder_mlp(torch.cat([feature_BF, signal_BA], dim=1))
+            return latent_BD + self.aperture_skip(signal_BA)
 
     def project(self, latent_BD: Tensor) -> Tensor:
         """Return projection_BP, unit length."""
-        return F.normalize(self.projection_mlp(latent_BD).float(), dim=1)
+        with torch.autocast(latent_BD.device.type, enabled=False):
+            return F.normalize(self.projection_mlp(latent_BD), dim=1)
+
+    def redshift(self, latent_BD: Tensor) -> Tensor:
+        """Return z_phot_B."""
+        redshift_B = self.redshift_mlp(latent_BD).squeeze(1)
+        return torch.expm1(redshift_B) if self.config.redshift_scale == "log1p" else redshift_B
 
     def aperture_signal(self, image_BCHW: Tensor) -> Tensor:
         """Return asinh of the signal-to-noise ratio in circles round the centre, (B, C*R).
 
         A ConvNeXt's LayerNorm divides brightness out, and pooling mixes the source with its
-        neighbours; these few numbers hand the network the photometry that its pixels hold.
+        neighbours; these few numbers hand the network the photometry that its pixels hold. They
+        are shifted and scaled by constants to be of order one for sources worth measuring.
         """
-        with torch.autocast(image_BCHW.device.type, enabled=False):
-            signal_BCHW = image_BCHW.float()
-            if self.config.stretch == "asinh":
-                signal_BCHW = torch.sinh(signal_BCHW)
-            weight_RHW = self.aperture_RHW
-            flux_BCR = torch.einsum("bchw,rhw->bcr", signal_BCHW, weight_RHW)
-            noise_R = weight_RHW.square().sum(dim=(1, 2)).sqrt()
-            return torch.asinh(flux_BCR / noise_R).flatten(1)
+        signal_BCHW = image_BCHW.float()
+        if self.config.stretch == "asinh":
+            signal_BCHW = torch.sinh(signal_BCHW)
+        weight_RHW = self.aperture_RHW
+        flux_BCR = torch.einsum("bchw,rhw->bcr", signal_BCHW, weight_RHW)
+        noise_R = weight_RHW.square().sum(dim=(1, 2)).sqrt()
+        return (torch.asinh(flux_BCR / noise_R).flatten(1) - 4) / 2
 
 
 class KeyEncoder(nn.Module):

@@ -19,11 +19,12 @@ from photozhpc.config import to_mapping
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
 from photozhpc.metrics import PointMetrics, point_metrics
 from photozhpc.model.augment import calibrate, random_view, stretch
-from photozhpc.model.checkpoint import Checkpoint, save_checkpoint
+from photozhpc.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.colours import colour_features
 from photozhpc.model.engine import Engine, native_precision
 from photozhpc.model.losses import colour_loss, contrastive_loss, redshift_loss
 from photozhpc.model.pita import PITA, KeyEncoder, PITAConfig
+from photozhpc.model.refit import refit_redshift_head
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Block, TrainingLoader, read_labelled, typical_noise
 
@@ -69,6 +70,9 @@ class TrainConfig:
         out: folder for checkpoints and the log.
         store: folder of the cutout store; `--store` takes precedence.
         labelled_only: train on sources with a label only (the fully supervised method).
+        label_repeat: how often a labelled source comes in an epoch (see TrainingLoader).
+        refit_epochs: passes over the labels in which, at the end, the redshift head alone is
+            trained on the latents of the finished encoder (see `refit.refit_redshift_head`).
         feature_aperture_arcsec: radius of the aperture behind the colour loss.
         average_weights: checkpoints hold the moving average of the weights (KeyEncoder.model).
     """
@@ -83,6 +87,8 @@ class TrainConfig:
     epochs: int = 100
     seed: int = 0
     labelled_only: bool = False
+    label_repeat: int = 1
+    refit_epochs: int = 0
     feature_aperture_arcsec: float = 0.4
     average_weights: bool = True
     device: str = "auto"
@@ -119,7 +125,12 @@ class Trainer:
         self.device = torch.device(_pick_device(config.device))
         self.aperture = survey.aperture_radii_arcsec.index(config.feature_aperture_arcsec)
         self.loader = TrainingLoader(
-            store, config.batch_size, config.seed, self.aperture, config.labelled_only
+            store,
+            config.batch_size,
+            config.seed,
+            self.aperture,
+            config.labelled_only,
+            config.label_repeat,
         )
         torch.manual_seed(config.seed)
         self.model = PITA(config.model)
@@ -235,9 +246,9 @@ class Trainer:
         """Return the model that inference should use."""
         return self.keys.model if self.config.average_weights else self.model
 
-    def validate(self, block: Block) -> PointMetrics:
+    def validate(self, block: Block, model: PITA | None = None) -> PointMetrics:
         """Return metrics of a labelled sample, as inference would measure it."""
-        model = self.result().eval()
+        model = (model or self.result()).eval()
         checkpoint = Checkpoint(Path(), model, self.store.survey, {}, "")
         engine = Engine(checkpoint, str(self.device))
         z_phot_N = engine.predict(block.cutout_NCSS, block.ebv_N)
@@ -342,7 +353,33 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             save_checkpoint(out / "best.safetensors", trainer.result(), store.survey, training)
         trainer.save_state(state)
         progress.epoch_done(record)
-    return out / "best.safetensors"
+    best = out / "best.safetensors"
+    if config.refit_epochs:
+        best = _refit(trainer, best, validation)
+    return best
+
+
+def _refit(trainer: Trainer, best: Path, validation: Block) -> Path:
+    """Refit the redshift head of the best checkpoint; return the path of the new one."""
+    checkpoint = load_checkpoint(best)
+    labels = read_labelled(trainer.store, "train", trainer.config.seed, trainer.aperture)
+    refit_redshift_head(
+        checkpoint.model.to(trainer.device),
+        labels,
+        validation,
+        trainer.config.refit_epochs,
+        trainer.config.loss.huber_delta,
+        trainer.config.seed,
+    )
+    metrics = asdict(trainer.validate(validation, checkpoint.model))
+    print(
+        f"redshift head refitted  validation NMAD {metrics['nmad']:.4f}  "
+        f"outliers {metrics['outlier_fraction']:.3f}",
+        file=sys.stderr,
+    )
+    training = {**checkpoint.training, "refit_validation": metrics}
+    refitted = best.with_name("refitted.safetensors")
+    return save_checkpoint(refitted, checkpoint.model, trainer.store.survey, training)
 
 
 class _Progress:

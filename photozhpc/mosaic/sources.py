@@ -57,11 +57,14 @@ class Sources:
 def read_sources(paths: Iterable[str | Path], columns: SourceColumns) -> Sources:
     """Read and join source lists, with the survey's column names.
 
+    The rows of a single list without identifiers are numbered from 0.
+
     Raises:
         SourceListError: a file is missing or damaged, a column that is needed is missing, or a
             source_id stands in the lists twice.
     """
-    parts = [_read_one(Path(path), columns) for path in paths]
+    paths = list(paths)
+    parts = [_read_one(Path(path), columns, number_rows=len(paths) == 1) for path in paths]
     if not parts:
         raise SourceListError("no source list was given; pass one with --sources FILE")
     joined = Sources(*(np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS))
@@ -77,7 +80,7 @@ def read_sources(paths: Iterable[str | Path], columns: SourceColumns) -> Sources
 _FIELDS = ("source_id_N", "ra_N", "dec_N", "z_spec_N", "ebv_N")
 
 
-def _read_one(path: Path, columns: SourceColumns) -> Sources:
+def _read_one(path: Path, columns: SourceColumns, number_rows: bool) -> Sources:
     table = _read_table(path)
     names = {name.lower(): name for name in table}
 
@@ -92,8 +95,9 @@ def _read_one(path: Path, columns: SourceColumns) -> Sources:
             return None
         return table[names[name.lower()]]
 
-    id_N = column(columns.source_id, needed=True)
-    assert id_N is not None
+    n = len(next(iter(table.values()), np.empty(0)))
+    id_N = column(columns.source_id, needed=not number_rows)
+    id_N = np.arange(n) if id_N is None else id_N
     if not np.issubdtype(id_N.dtype, np.integer):
         raise SourceListError(
             f"{path}: column '{columns.source_id}' must hold integers, it holds {id_N.dtype}"
@@ -110,7 +114,6 @@ def _read_one(path: Path, columns: SourceColumns) -> Sources:
             numbers[name] = None if values_N is None else np.asarray(values_N, dtype=np.float64)
         except (TypeError, ValueError):
             raise SourceListError(f"{path}: column '{wanted}' does not hold numbers") from None
-    n = len(id_N)
     z_spec_N = numbers["z_spec"] if numbers["z_spec"] is not None else np.full(n, np.nan)
     ebv_N = numbers["ebv"] if numbers["ebv"] is not None else np.zeros(n)
     # Catalogues write 'no redshift' as -99, -1 or 0 as often as NaN; a galaxy's is positive.

@@ -75,6 +75,8 @@ class TrainingLoader:
         seed: of the shuffling and of the label split.
         aperture: index of the aperture whose fluxes are the features.
         labelled_only: leave sources without a training label out.
+        label_repeat: how often a source with a training label comes in an epoch, against once
+            for the others: with few labels, a batch would else hold next to none.
         rank, world: this process and how many share the store.
         buffer_len: sources that are shuffled together (and held in memory, twice).
     """
@@ -86,6 +88,7 @@ class TrainingLoader:
         seed: int,
         aperture: int,
         labelled_only: bool = False,
+        label_repeat: int = 1,
         rank: int = 0,
         world: int = 1,
         buffer_len: int = 8192,
@@ -95,6 +98,7 @@ class TrainingLoader:
         self.seed = seed
         self.aperture = aperture
         self.labelled_only = labelled_only
+        self.label_repeat = label_repeat
         self.rank = rank
         self.world = world
         self.buffer_len = buffer_len
@@ -172,7 +176,8 @@ class TrainingLoader:
             wanted_N = np.isfinite(block.flux_NC).all(axis=1)  # measured in every band
             if self.labelled_only:
                 wanted_N &= labelled_N
-            blocks.append(block.take(np.flatnonzero(wanted_N)))
+            times_N = np.where(labelled_N, self.label_repeat, 1)
+            blocks.append(block.take(np.repeat(np.flatnonzero(wanted_N), times_N[wanted_N])))
         return Block.join(blocks)
 
 
