@@ -85,6 +85,33 @@ def test_labelled_only_leaves_the_others_out(small_store: CutoutStore) -> None:
         assert np.isfinite(batch.z_spec_N).all()
 
 
+def test_label_repeat_brings_labelled_sources_more_often(small_store: CutoutStore) -> None:
+    share = []
+    for repeat in (1, 3):
+        loader = TrainingLoader(small_store, 16, seed=1, aperture=2, label_repeat=repeat)
+        z_spec = np.concatenate([batch.z_spec_N for batch in loader.epoch(0)])
+        share.append(np.isfinite(z_spec).mean())
+    expected = 3 * share[0] / (1 + 2 * share[0])
+    assert share[1] == pytest.approx(expected, abs=0.08)
+
+
+def test_refitting_the_head_changes_it_alone_and_never_for_the_worse(
+    small_store: CutoutStore, tmp_path: Path
+) -> None:
+    config = replace(TINY, out=str(tmp_path), store=str(small_store.path), refit_epochs=300)
+    refitted = train(config)
+    assert refitted.name == "refitted.safetensors"
+    before, after = load_checkpoint(tmp_path / "best.safetensors"), load_checkpoint(refitted)
+    changed = {
+        name.split(".")[0]
+        for name, tensor in before.model.state_dict().items()
+        if not torch.equal(tensor, after.model.state_dict()[name])
+    }
+    assert changed == {"redshift_mlp"}
+    nmad = after.training["last_epoch"]["validation_nmad"]
+    assert after.training["refit_validation"]["nmad"] < nmad
+
+
 def test_training_learns_and_its_checkpoint_reproduces_the_metrics(
     small_store: CutoutStore, tmp_path: Path
 ) -> None:
