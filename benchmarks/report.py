@@ -1,6 +1,6 @@
 """Write benchmarks/RESULTS.md and the tables of the model card from benchmarks/results/*.json.
 
-    python benchmarks/report.py
+python benchmarks/report.py
 """
 
 import json

@@ -17,7 +17,7 @@ from photozhpc.survey import load_survey
 # The sky that `photozhpc infer --survey roman-sim` makes for itself. No model that comes with
 # the package was trained on this seed.
 DEFAULT_SEED = 2027
-DEFAULT_TILES = 2
+DEFAULT_TILES = 4
 
 
 class _Group(click.Group):

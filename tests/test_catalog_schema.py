@@ -16,9 +16,9 @@ from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 
 from photozhpc.catalog import PhotozFlag, catalog_schema, read_catalog
-from photozhpc.catalog.disk import remove_stale_partials, write_durably
 from photozhpc.catalog.photoz_catalog import check_part, flux_column, make_table, write_part
 from photozhpc.config import from_mapping, to_mapping
+from photozhpc.disk import remove_stale_partials, write_durably
 from photozhpc.errors import CatalogError, RunError
 from photozhpc.survey import Survey, load_survey
 
@@ -203,7 +203,7 @@ def test_a_part_that_cannot_be_written_leaves_nothing(tmp_path):
 
 def write_full():
     """Raise what a full disk gives, from the device that is always full."""
-    from photozhpc.catalog.disk import disk_error
+    from photozhpc.disk import disk_error
 
     try:
         with open("/dev/full", "wb") as stream:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.catalog.disk import write_durably
+from photozhpc.disk import write_durably
 from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
 

@@ -12,12 +12,12 @@ from distributed import Client, Future, KilledWorker, as_completed
 from distributed.scheduler import NoWorkerError
 
 from photozhpc import __version__
-from photozhpc.catalog.disk import remove_stale_partials
 from photozhpc.catalog.photoz_catalog import Counts, catalog_schema, check_part
 from photozhpc.catalog.predict import PartResult, check_fit, predict_part
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run_folder import Part, RunFolder, default_rows_per_part, plan_parts
 from photozhpc.cluster import Device, device_list, local_client, worker_environments
+from photozhpc.disk import remove_stale_partials
 from photozhpc.errors import (
     CatalogError,
     CheckpointError,

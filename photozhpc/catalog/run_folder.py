@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from photozhpc.catalog.disk import disk_error, remove_stale_partials, write_durably
 from photozhpc.catalog.photoz_catalog import PART_FOLDER, SCHEMA_VERSION
+from photozhpc.disk import disk_error, remove_stale_partials, write_durably
 from photozhpc.errors import CatalogError, CheckpointError, StoreError
 from photozhpc.store import CutoutStore, ShardKey
 

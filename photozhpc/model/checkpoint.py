@@ -5,7 +5,6 @@ Nothing in it is executed on loading: safetensors holds arrays and JSON text onl
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from photozhpc.config import from_mapping, to_mapping
+from photozhpc.disk import replacing
 from photozhpc.errors import CheckpointError, ConfigError
 from photozhpc.model.pita import PITA, PITAConfig
 from photozhpc.survey import Survey
@@ -92,17 +92,11 @@ def save_checkpoint(
         "training": training or {},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
-    try:
+    with replacing(path) as partial:
         save_file(tensors, partial, metadata={_HEADER: json.dumps(header)})
-        with open(partial, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from photozhpc import __version__
 from photozhpc.config import to_mapping
+from photozhpc.disk import replacing
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
 from photozhpc.metrics import PointMetrics, point_metrics
 from photozhpc.model.augment import calibrate, random_view, stretch
@@ -268,15 +268,8 @@ class Trainer:
             "step": self.step,
             "best_nmad": self.best_nmad,
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "wb") as stream:
-                torch.save(state, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial:
+            torch.save(state, partial)
 
     def load_state(self, path: Path) -> None:
         """Take a run up where it was saved.

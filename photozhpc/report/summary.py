@@ -14,9 +14,9 @@ from astropy.io.registry import IORegistryError
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from photozhpc.catalog.disk import write_durably
 from photozhpc.catalog.photoz_catalog import catalog_parts, read_catalog
 from photozhpc.catalog.run import RunSummary
+from photozhpc.disk import write_durably
 from photozhpc.errors import SourceListError, did_you_mean
 from photozhpc.metrics import PointMetrics, point_metrics
 from photozhpc.report.zz import plot_zz

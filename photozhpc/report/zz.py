@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from photozhpc.catalog.disk import write_durably
+from photozhpc.disk import write_durably
 from photozhpc.metrics import OUTLIER_THRESHOLD, PointMetrics
 
 _FEW = 1000  # below this many sources a density says less than the points

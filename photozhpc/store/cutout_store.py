@@ -19,7 +19,6 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.array_spec import ArrayConfigLike
 
 from photozhpc.config import from_mapping, to_mapping
+from photozhpc.disk import partial_path, write_durably
 from photozhpc.errors import ConfigError, StoreError
 from photozhpc.mosaic.sources import Sources
 from photozhpc.survey import Survey
@@ -237,7 +237,7 @@ class CutoutStore:
             raise StoreError(f"'{tile_id}' cannot be a tile_id: use letters, digits, . _ + -")
         if self._manifest_path(tile_id).exists():
             raise StoreError(f"{self.path}: tile '{tile_id}' is there already")
-        partial = self.path / f".{tile_id}.{socket.gethostname()}.{os.getpid()}.partial"
+        partial = partial_path(self.path / tile_id)
         final = self.path / tile_id
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -249,7 +249,7 @@ class CutoutStore:
             manifest = _make_manifest(partial, tile_id, n_sources)
             shutil.rmtree(final, ignore_errors=True)  # undeclared remains of a killed run
             os.rename(partial, final)
-            _write_durably(self._manifest_path(tile_id), json.dumps(manifest).encode())
+            write_durably(self._manifest_path(tile_id), json.dumps(manifest).encode())
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -441,12 +441,3 @@ def _check_file(path: Path, expected: dict[str, Any]) -> str | None:
     except OSError as error:
         return f"cannot be read ({error})"
     return None
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    with open(partial, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from photozhpc.disk import remove_stale_partials
 from photozhpc.errors import MosaicError, RunError, SourceListError, StoreError
 from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.footprint import Footprint, read_footprint
@@ -130,6 +131,8 @@ def extract(
     tile_N = assign_tiles(sources, list(footprints.values()))
     store = CutoutStore.create(store_path, survey, size, shard_len)
 
+    remove_stale_partials(store.path)
+    remove_stale_partials(store.path / ".manifests")
     jobs: list[tuple[str, dict[str, Path] | None, Sources]] = []
     present = store.tiles()
     for index, tile_id in enumerate(found):

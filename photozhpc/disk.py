@@ -2,9 +2,11 @@
 
 import errno
 import os
+import shutil
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from photozhpc.errors import RunError
@@ -13,25 +15,37 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FOREIGN_PARTIAL_SECONDS = 24 * 3600
 
 
-def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Write a file under a temporary name, fsync it, rename it, and fsync its folder.
+def partial_path(path: Path) -> Path:
+    """Return the hidden name under which this process writes what will be renamed to `path`."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
 
-    Raises:
-        RunError: the disk is full, or the folder cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write a file at; if the block ends well, fsync it and rename it."""
+    partial = partial_path(path)
     try:
-        with open(partial, "wb") as stream:
-            stream.write(content)
-            stream.flush()
+        yield partial
+        with open(partial, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(partial, path)
-    except OSError as error:
-        raise disk_error(path, error) from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def write_durably(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that it is there whole or not at all, even if the machine loses power.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -64,7 +78,9 @@ def remove_stale_partials(folder: Path) -> None:
                 stale = not _is_alive(int(pid))
             else:
                 stale = time.time() - path.stat().st_mtime > _FOREIGN_PARTIAL_SECONDS
-            if stale:
+            if stale and path.is_dir():
+                shutil.rmtree(path)
+            elif stale:
                 path.unlink()
 
 
