@@ -116,6 +116,8 @@ def extract(
         workers=workers,
         progress=_Lines("sources"),
     )
+    for note in summary.notes:
+        click.echo(f"note: {note}", err=True)
     click.echo(
         f"{summary.sources} sources of {summary.tiles} tiles in {store}, "
         f"{summary.bytes_per_cutout:.0f} bytes a cutout"
@@ -171,13 +173,15 @@ def infer(
     """
     from photozhpc.catalog.run import run_inference
     from photozhpc.model import bundled_checkpoint
-    from photozhpc.report.summary import summarise
+    from photozhpc.report.summary import read_truth, summarise
 
     wanted = load_survey(survey)
     out = out or Path("out") / wanted.name
     checkpoint = checkpoint or bundled_checkpoint(wanted.name)
     if store is None:
         store, truth = _own_sky(wanted.name, out, truth, workers)
+    if truth:
+        read_truth(truth)  # a fault in it should not wait for the end of the run
     summary = run_inference(store, checkpoint, out, wanted, workers, device)
     click.echo(summarise(summary, truth or None))
 

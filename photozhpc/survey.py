@@ -1,5 +1,6 @@
 """Survey and Band: what has to be known of a survey to measure its mosaics."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +33,12 @@ class Band:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("a band needs a name")
-        if not self.psf_fwhm_arcsec > 0:
+        if not 0 < self.psf_fwhm_arcsec < math.inf:
             raise ValueError(f"psf_fwhm_arcsec must be positive, got {self.psf_fwhm_arcsec}")
-        if not self.extinction_r >= 0:
+        if not 0 <= self.extinction_r < math.inf:
             raise ValueError(f"extinction_r must not be negative, got {self.extinction_r}")
+        if self.zero_point_ab is not None and not math.isfinite(self.zero_point_ab):
+            raise ValueError(f"zero_point_ab must be finite, got {self.zero_point_ab}")
 
 
 @dataclass(frozen=True)
@@ -80,16 +83,19 @@ class Survey:
         if not self.bands:
             raise ValueError("a survey needs at least one band")
         names = [band.name for band in self.bands]
-        if len(set(names)) != len(names):
-            raise ValueError(f"bands must differ, got {names}")
-        if not self.pixel_scale_arcsec > 0:
+        if len({name.lower() for name in names}) != len(names):
+            raise ValueError(f"bands must differ (in any case), got {names}")
+        if not 0 < self.pixel_scale_arcsec < math.inf:
             raise ValueError(f"pixel_scale_arcsec must be positive, got {self.pixel_scale_arcsec}")
-        if not self.aperture_radii_arcsec or min(self.aperture_radii_arcsec) <= 0:
-            raise ValueError("aperture_radii_arcsec must be positive and at least one")
+        radii = self.aperture_radii_arcsec
+        if not radii or not all(0 < radius < math.inf for radius in radii):
+            raise ValueError(
+                f"aperture_radii_arcsec must be positive and at least one, got {radii}"
+            )
         if len(self.sky_annulus_arcsec) not in (0, 2):
             raise ValueError("sky_annulus_arcsec must be [inner, outer] or empty")
         if self.sky_annulus_arcsec and not (
-            0 < self.sky_annulus_arcsec[0] < self.sky_annulus_arcsec[1]
+            0 < self.sky_annulus_arcsec[0] < self.sky_annulus_arcsec[1] < math.inf
         ):
             raise ValueError(f"sky_annulus_arcsec must grow, got {self.sky_annulus_arcsec}")
         if self.cutout_size < 8:

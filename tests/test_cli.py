@@ -161,7 +161,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_tile_behind(
     assert_one_line(done, "the disk is full", "run the same command again")
     written = CutoutStore.open(store)
     assert len(written.tiles()) < 2
-    assert written.verify() == []
+    assert all("missing (never extracted" in problem for problem in written.verify())
     assert not list(store.glob(".*.partial"))
 
 

@@ -2,12 +2,14 @@
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import asdf
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.io import fits
 
 from photozhpc.errors import MosaicError, SourceListError, StoreError
 from photozhpc.mosaic.photometry import PhotFlag
@@ -109,7 +111,8 @@ def test_a_tile_without_one_band_is_measured_in_the_others(small_sky: Path, tmp_
     for path in small_sky.iterdir():
         if "t0000_" in path.name and "_f129_" not in path.name:
             shutil.copy(path, tmp_path)
-    extract(SURVEY, tmp_path, tmp_path / "s", size=16, workers=1)
+    summary = extract(SURVEY, tmp_path, tmp_path / "s", size=16, workers=1)
+    assert summary.notes == ("tile 'sim000005t0000': no mosaic of band F129",)
     store = CutoutStore.open(tmp_path / "s")
     key = next(key for key in store.shards() if key.tile_id != OFF_TILE_ID)
     assert store.tile_attributes(key.tile_id)["missing_bands"] == ["F129"]
@@ -124,7 +127,7 @@ def test_a_changed_source_list_does_not_pass_for_the_old_one(small_sky: Path, tm
     listed.head(50).to_parquet(tmp_path / "a.parquet")
     listed.head(60).to_parquet(tmp_path / "b.parquet")
     extract(SURVEY, small_sky, tmp_path / "s", [tmp_path / "a.parquet"], size=16, workers=1)
-    with pytest.raises(StoreError, match="with other sources"):
+    with pytest.raises(StoreError, match="other sources"):
         extract(SURVEY, small_sky, tmp_path / "s", [tmp_path / "b.parquet"], size=16, workers=1)
 
 
@@ -137,11 +140,51 @@ def test_a_truncated_mosaic_leaves_nothing_half_written(small_sky: Path, tmp_pat
     with pytest.raises(MosaicError, match="f087_coadd"):
         extract(SURVEY, sky, tmp_path / "s", size=16, workers=1)
     store = CutoutStore.open(tmp_path / "s")
-    assert store.verify() == []
-    assert not list(store.path.glob("*.partial"))
+    (problem,) = store.verify()
+    assert victim.name.split("_")[0] in problem
+    with pytest.raises(StoreError, match="not finished, 1 tiles are missing"):
+        store.check_complete()
+    assert not list(store.path.glob(".*.partial"))
     victim.write_bytes(content)
     extract(SURVEY, sky, tmp_path / "s", size=16, workers=1)
-    assert len(CutoutStore.open(tmp_path / "s")) == len(_listed(sky))
+    store = CutoutStore.open(tmp_path / "s")
+    store.check_complete()
+    assert len(store) == len(_listed(sky))
+
+
+def test_mosaics_that_changed_or_lie_on_another_scale_are_refused(
+    small_sky: Path, tmp_path: Path
+) -> None:
+    sky = tmp_path / "sky"
+    shutil.copytree(small_sky, sky)
+    extract(SURVEY, sky, tmp_path / "s", size=16, workers=1)
+    (sky / "sim000005t0001_f087_coadd.asdf").touch()
+    with pytest.raises(StoreError, match="mosaics of tile 'sim000005t0001' have changed"):
+        extract(SURVEY, sky, tmp_path / "s", size=16, workers=1)
+    with pytest.raises(MosaicError, match=r"0\.055 arcsec per pixel, survey 'roman-sim' 0\.11"):
+        extract(replace(SURVEY, pixel_scale_arcsec=0.11), sky, tmp_path / "t", workers=1)
+
+
+def test_one_file_of_all_bands_is_a_tile(small_sky: Path, tmp_path: Path) -> None:
+    files = find_mosaics(small_sky, SURVEY)["sim000005t0000"]
+    tile = read_tile(files, SURVEY)
+    header = tile.wcs.to_fits_tan() if hasattr(tile.wcs, "to_fits_tan") else tile.wcs.to_fits()[0]
+    hdus = [fits.PrimaryHDU()]
+    for c, band in enumerate(SURVEY.band_names):
+        for name, plane in (("SCI", tile.image_CHW[c]), ("ERR", tile.err_CHW[c])):
+            hdu = fits.ImageHDU(plane, header, name=name, ver=c + 1)
+            hdu.header["FILTER"], hdu.header["BUNIT"] = band, "nJy"
+            hdus.append(hdu)
+    fits.HDUList(hdus).writeto(tmp_path / "all.fits")
+    listed = tmp_path / "list.parquet"
+    shutil.copy(small_sky / "sim000005t0000_cat.parquet", listed)
+    survey = replace(SURVEY, mosaic_pattern="{tile}.fits")
+    extract(survey, tmp_path / "all.fits", tmp_path / "one", [listed], size=16, workers=1)
+    extract(SURVEY, str(small_sky / "*t0000*"), tmp_path / "four", [listed], size=16, workers=1)
+    one, four = (CutoutStore.open(tmp_path / name) for name in ("one", "four"))
+    assert set(one.tiles()) - {OFF_TILE_ID} == {"all"}
+    read = [store.read_measurements(store.shards()[-1]).flux_NCR for store in (one, four)]
+    np.testing.assert_allclose(read[0], read[1], rtol=1e-3, atol=0.02)
 
 
 def test_what_is_not_there_is_named(small_sky: Path, tmp_path: Path) -> None:

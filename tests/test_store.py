@@ -157,8 +157,10 @@ def test_another_store_or_something_else_is_not_written_into(store: CutoutStore,
     (tmp_path / "full" / "x").write_text("x")
     with pytest.raises(StoreError, match="not a store"):
         CutoutStore.create(tmp_path / "full", SURVEY)
-    with pytest.raises(StoreError, match="multiple of 64"):
-        CutoutStore.create(tmp_path / "new", SURVEY, shard_len=100)
+    with pytest.raises(StoreError, match="must be positive"):
+        CutoutStore.create(tmp_path / "new", SURVEY, shard_len=0)
+    (tmp_path / "begun" / ".manifests").mkdir(parents=True)  # killed at the very start
+    assert len(CutoutStore.create(tmp_path / "begun", SURVEY)) == 0
     with pytest.raises(StoreError, match="no store there"):
         CutoutStore.open(tmp_path / "nothing")
 
@@ -191,3 +193,24 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     for store, seed in zip(stores, [0, 0, 1], strict=True):
         fill(store, "a", 10, seed)
     assert stores[0].fingerprint() == stores[1].fingerprint() != stores[2].fingerprint()
+
+
+@pytest.mark.parametrize("shard_len", [1, 50, 100, 127])
+def test_any_shard_length_will_do(tmp_path: Path, shard_len: int) -> None:
+    store = CutoutStore.create(tmp_path / "s", SURVEY, size=8, shard_len=shard_len)
+    cutout, _ = fill(store, "a", 130)
+    read = np.concatenate([store.read_cutouts(key) for key in store.shards()])
+    np.testing.assert_array_equal(read, cutout)
+
+
+def test_a_store_that_is_not_finished_says_so(store: CutoutStore) -> None:
+    store.declare({"a": "x", "b": "y"})
+    fill(store, "a", 10)
+    with pytest.raises(StoreError, match=r"1 tiles are missing \(the first is 'b'\)"):
+        store.check_complete()
+    assert any("tile b: missing" in problem for problem in store.verify())
+    with pytest.raises(StoreError, match="begun with other tiles"):
+        store.declare({"a": "x", "b": "z"})
+    fill(store, "b", 10, seed=1)
+    store.check_complete()
+    assert store.verify() == []

@@ -99,6 +99,7 @@ def run_inference(
             f"{store.path}: was made for survey '{store.survey.name}', not '{survey.name}'; pass "
             f"--survey {store.survey.name}, or another --store"
         )
+    store.check_complete()
     n_rows = len(store)
     rows_per_part = default_rows_per_part(n_rows) if rows_per_part is None else rows_per_part
     parts = plan_parts(store, rows_per_part)

@@ -184,21 +184,22 @@ class RunFolder:
         except OSError as error:
             raise disk_error(self.path, error) from error
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise CatalogError(
-                        f"{self.path}: another run is writing there now; wait for it or stop it"
-                    ) from error
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(handle)
+                raise CatalogError(
+                    f"{self.path}: another run is writing there now; wait for it or stop it"
+                ) from error
+        try:
             yield
         finally:
-            os.close(handle)
             if not (self.path / "run.json").exists():  # nothing was begun: leave nothing
                 with suppress(OSError):
                     self.catalog.rmdir()
                     (self.path / ".lock").unlink()
                     self.path.rmdir()
+            os.close(handle)
 
 
 def file_sha256(path: str | Path) -> str:

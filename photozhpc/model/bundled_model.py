@@ -18,7 +18,7 @@ def bundled_checkpoint(survey_name: str) -> Path:
     path = _FOLDER / f"pita-{_TRAINED_ON.get(survey_name)}.safetensors"
     if not path.is_file():
         raise CheckpointError(
-            f"no model comes with photozhpc for survey '{survey_name}' (there is one for "
-            f"{', '.join(_TRAINED_ON)}); train one with 'photozhpc train' and pass --checkpoint"
+            f"no model comes with photozhpc for survey '{survey_name}'; train one with "
+            f"'photozhpc train' and pass --checkpoint"
         )
     return path

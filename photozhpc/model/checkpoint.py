@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from photozhpc.config import from_mapping, to_mapping
 from photozhpc.disk import replacing
@@ -20,6 +21,7 @@ from photozhpc.survey import Survey
 
 FORMAT = 1
 _HEADER = "photozhpc"
+_DIGEST = "sha256"  # of the header and the weights: a flipped bit is not another model
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,9 @@ def save_checkpoint(
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
+    text = json.dumps(header)
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata={_HEADER: json.dumps(header)})
+        save_file(tensors, partial, metadata={_HEADER: text, _DIGEST: _digest(text, tensors)})
     return path
 
 
@@ -111,13 +114,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
+            metadata = file.metadata() or {}
+            header = json.loads(metadata[_HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["format"] != FORMAT:
             raise CheckpointError(
                 f"{path}: the checkpoint has format {header['format']}, this photozhpc reads "
                 f"format {FORMAT}; upgrade photozhpc"
             )
+        if metadata[_DIGEST] != _digest(metadata[_HEADER], tensors):
+            raise CheckpointError(f"{path}: was altered or damaged; get or train it again")
         config = from_mapping(PITAConfig, header["model"], f"{path}: model")
         survey = from_mapping(Survey, header["survey"], f"{path}: survey")
         training = dict(header["training"])
@@ -129,10 +135,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: damaged: {config.n_bands} channels, {len(survey.bands)} bands"
         )
-    model = PITA(config)
     try:
+        model = PITA(config)
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         first = str(error).splitlines()[1:2] or [str(error)]
         raise CheckpointError(
             f"{path}: weights do not fit the model: {first[0].strip()}"
@@ -140,3 +146,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     with open(path, "rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return Checkpoint(path, model.eval(), survey, training, sha256)
+
+
+def _digest(header: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()

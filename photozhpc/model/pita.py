@@ -16,6 +16,8 @@ from photozhpc import torchvision_ops
 torchvision_ops.define_if_missing()
 import timm  # noqa: E402  (needs torchvision, which needs the line above)
 
+MAX_WIDTH = 8192  # a configuration beyond this is a typing error, or a damaged file
+
 
 @dataclass(frozen=True)
 class PITAConfig:
@@ -62,6 +64,11 @@ class PITAConfig:
             raise ValueError(f"n_bands must be at least 1, got {self.n_bands}")
         if not self.encoder_mlp or not self.projection_mlp:
             raise ValueError("encoder_mlp and projection_mlp need at least one layer")
+        for name in ("encoder_mlp", "projection_mlp", "redshift_mlp", "colour_mlp"):
+            if not all(0 < width <= MAX_WIDTH for width in getattr(self, name)):
+                raise ValueError(f"{name} must hold widths from 1 to {MAX_WIDTH}")
+        if not 0 <= self.encoder_out <= MAX_WIDTH or self.crop > MAX_WIDTH:
+            raise ValueError(f"encoder_out and crop must not exceed {MAX_WIDTH}")
 
 
 class PITAOutput(NamedTuple):

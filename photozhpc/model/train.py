@@ -91,12 +91,20 @@ class TrainConfig:
     refit_epochs: int = 0
     feature_aperture_arcsec: float = 0.4
     average_weights: bool = True
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
+        for name in ("batch_size", "epochs", "label_repeat"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seed", "refit_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.loss.queue_len < 1 or self.augment.jitter_pix < 0:
+            raise ValueError(
+                f"loss.queue_len must be at least 1 and augment.jitter_pix not negative, got "
+                f"{self.loss.queue_len} and {self.augment.jitter_pix}"
+            )
 
 
 class Trainer:
@@ -308,6 +316,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         PhotozError: a fault in the store, the configuration, or the state to resume from.
     """
     store = CutoutStore.open(config.store)
+    store.check_complete()
     out = Path(config.out)
     state = out / "state.pt"
     if state.exists() and not resume:
@@ -415,4 +424,6 @@ def _learning_rate(config: OptimiserConfig, step: int, total_steps: int) -> floa
 def _pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device")
     return device

@@ -35,13 +35,15 @@ class Footprint:
 def read_footprint(paths: Mapping[str, Path], survey: Survey) -> Footprint:
     """Read the grid of a tile from the first of its mosaics, {band: path}.
 
+    A name that is no band's ("*") stands for a file of several bands.
+
     Raises:
         MosaicError: the file is missing or damaged, or has no WCS.
     """
     band, path = next(iter(paths.items()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
-        with open_planes(path, survey, survey.band(band)) as planes:
+        with open_planes(path, survey, survey.find_band(band)) as planes:
             plane = planes[0]
     if plane.wcs is None:
         raise MosaicError(f"{path}: has no WCS, so the sources' sky positions mean nothing on it")

@@ -188,6 +188,13 @@ def _read_one_truth(path: Path) -> Truth:
             raise SourceListError(
                 f"{path}: the truth table has no column '{wanted}'{did_you_mean(wanted, names)}"
             )
+    kinds = {"source_id": "iu", z_name: "iuf", "is_star": "biuf"}
+    for name, kind in kinds.items():
+        if name in columns and (columns[name].ndim != 1 or columns[name].dtype.kind not in kind):
+            raise SourceListError(
+                f"{path}: column '{name}' of the truth table does not hold one "
+                f"{'identifier' if name == 'source_id' else 'number'} a row ({columns[name].dtype})"
+            )
     z_ref_N = columns[z_name].astype(np.float64)
     galaxy_N = np.isfinite(z_ref_N) & (z_ref_N > 0)
     if "is_star" in columns:

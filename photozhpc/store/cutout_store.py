@@ -9,6 +9,7 @@ This is the only file that knows the schema:
     STORE/TILE/{source_id,ra,dec,y,x,ebv,z_spec}            (N,)
     STORE/TILE/{flux,flux_err}          float32 (N, C, R) nJy;  flags uint16 (N, C)
     STORE/.manifests/TILE.json          size and SHA-256 of every file of the tile
+    STORE/plan.json                     the tiles that an extraction set out to write
 
 A tile exists from the moment its manifest does: it is written under a hidden name, renamed, and
 then declared. Whatever is cut short in between is ignored and made anew.
@@ -38,7 +39,7 @@ from photozhpc.mosaic.sources import Sources
 from photozhpc.survey import Survey
 
 FORMAT = 1
-CHUNK_LEN = 64
+MAX_CHUNK_LEN = 64
 _TILE_ID = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 # Lossless on the bits; what makes it small is that the pixels were rounded (store/ingest.py).
 # The checksum turns a flipped bit into an error where decompression alone might not notice it.
@@ -107,7 +108,8 @@ class CutoutStore:
             path: folder; made with its parents.
             survey: its bands are the channels, in order.
             size: side of the cutouts, pixels; default: the survey's.
-            shard_len: sources in a shard; a multiple of 64.
+            shard_len: sources in a shard; it is cut into chunks of 64 sources, or of the largest
+                smaller number that divides it.
 
         Raises:
             StoreError: the folder holds something else, or a store made differently.
@@ -116,8 +118,8 @@ class CutoutStore:
         size = survey.cutout_size if size is None else size
         if size < 1:
             raise StoreError(f"the cutout size must be positive, got {size}")
-        if shard_len < CHUNK_LEN or shard_len % CHUNK_LEN:
-            raise StoreError(f"shard_len must be a multiple of {CHUNK_LEN}, got {shard_len}")
+        if shard_len < 1:
+            raise StoreError(f"shard_len must be positive, got {shard_len}")
         if (path / "zarr.json").exists():
             store = cls.open(path)
             wanted = {"survey": survey, "cutout_size": size, "shard_len": shard_len}
@@ -128,7 +130,8 @@ class CutoutStore:
                         f"choose another --store or delete that one"
                     )
             return store
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        begun = {".manifests"}  # all that a run killed at this point leaves
+        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - begun):
             raise StoreError(f"{path}: is there already and is not a store; choose another --store")
         path.mkdir(parents=True, exist_ok=True)
         attributes = {
@@ -183,6 +186,37 @@ class CutoutStore:
             for tile_id, n in self.tiles().items()
             for index in range(-(-n // self.shard_len))
         }
+
+    def declare(self, plan: dict[str, Any]) -> None:
+        """Note which tiles are going to be written, {tile_id: anything}, before the first is.
+
+        Raises:
+            StoreError: another plan was declared before.
+        """
+        known = self._plan()
+        if known is None:
+            if self.tiles():
+                raise StoreError(f"{self.path}: holds tiles already; choose another --store")
+            write_durably(self.path / "plan.json", json.dumps(plan).encode())
+        elif known != plan:
+            tile_id = min(t for t in {*known, *plan} if known.get(t) != plan.get(t))
+            raise StoreError(
+                f"{self.path}: was begun with other tiles, or with other sources on them (tile "
+                f"'{tile_id}'); choose another --store or delete that one"
+            )
+
+    def check_complete(self) -> None:
+        """Check that every tile that was declared is there.
+
+        Raises:
+            StoreError: the extraction is not finished.
+        """
+        missing = self._missing_tiles()
+        if missing:
+            raise StoreError(
+                f"{self.path}: its extraction is not finished, {len(missing)} tiles are missing "
+                f"(the first is '{missing[0]}'); run the same 'photozhpc extract' again"
+            )
 
     def __len__(self) -> int:
         return sum(self.tiles().values())
@@ -255,7 +289,10 @@ class CutoutStore:
 
     def verify(self) -> list[str]:
         """Return one line for every missing, truncated, altered or stray file; none if sound."""
-        problems = []
+        problems = [
+            f"tile {tile_id}: missing (never extracted, or lost with its manifest)"
+            for tile_id in self._missing_tiles()
+        ]
         for path in sorted((self.path / ".manifests").glob("*.json")):
             try:
                 manifest = _read_manifest(path)
@@ -279,6 +316,21 @@ class CutoutStore:
                     f"a run was killed); extract it again"
                 )
         return problems
+
+    def _plan(self) -> dict[str, Any] | None:
+        try:
+            plan = json.loads((self.path / "plan.json").read_bytes())
+        except FileNotFoundError:
+            return None  # a store that was not made by an extraction
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self.path}/plan.json: damaged ({error})") from error
+        if not isinstance(plan, dict):
+            raise StoreError(f"{self.path}/plan.json: damaged")
+        return plan
+
+    def _missing_tiles(self) -> list[str]:
+        present = {path.stem for path in (self.path / ".manifests").glob("*.json")}
+        return sorted(set(self._plan() or ()) - present)
 
     def _manifest_path(self, tile_id: str) -> Path:
         return self.path / ".manifests" / f"{tile_id}.json"
@@ -322,13 +374,14 @@ class CutoutStore:
     def _create_arrays(self, group: zarr.Group, n_sources: int) -> dict[str, zarr.Array]:
         axes = {"C": len(self.survey.bands), "R": len(self.survey.aperture_radii_arcsec)}
         image = (axes["C"], self.cutout_size, self.cutout_size)
+        chunk_len = next(n for n in range(MAX_CHUNK_LEN, 0, -1) if self.shard_len % n == 0)
         # Else Zarr drops a file that holds only fill values: a missing file must mean damage.
         always_write: ArrayConfigLike = {"write_empty_chunks": True}
         arrays = {
             "cutout": group.create_array(
                 "cutout",
                 shape=(n_sources, *image),
-                chunks=(CHUNK_LEN, *image),
+                chunks=(chunk_len, *image),
                 shards=(self.shard_len, *image),
                 dtype="float32",
                 fill_value=np.nan,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from photozhpc.disk import remove_stale_partials
-from photozhpc.errors import MosaicError, RunError, SourceListError, StoreError
+from photozhpc.errors import ConfigError, MosaicError, RunError, SourceListError, StoreError
 from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.footprint import Footprint, read_footprint
 from photozhpc.mosaic.measure import Photometry, forced_photometry
@@ -29,6 +29,9 @@ from photozhpc.store.cutout_store import CutoutStore, Measurements
 from photozhpc.survey import Survey
 
 OFF_TILE_ID = "off-tile"
+ALL_BANDS = "*"
+# A network sees sizes in pixels: mosaics on another scale would give wrong redshifts.
+MAX_SCALE_ERROR = 0.02
 # Pixels are rounded by at most 1% of the noise, so that the store compresses.
 ROUNDING = 0.01
 
@@ -42,6 +45,7 @@ class ExtractSummary:
         skipped_tiles: were there already.
         off_tile: sources on no tile (kept, flagged).
         bytes_per_cutout: on disk, all bands.
+        notes: what a user should know of the mosaics: missing bands, estimated errors.
     """
 
     tiles: int
@@ -49,10 +53,13 @@ class ExtractSummary:
     skipped_tiles: int
     off_tile: int
     bytes_per_cutout: float
+    notes: tuple[str, ...]
 
 
 def find_mosaics(where: str | Path, survey: Survey) -> dict[str, dict[str, Path]]:
     """Return {tile_id: {band: path}} of the survey's mosaics in a folder or behind a glob.
+
+    Where the survey's pattern has no {band}, a tile is one file of all bands: {ALL_BANDS: path}.
 
     File names are matched with the survey's `mosaic_pattern`, without regard to case; files of
     bands that the survey does not use are passed over.
@@ -65,17 +72,23 @@ def find_mosaics(where: str | Path, survey: Survey) -> dict[str, dict[str, Path]
         files = sorted(path.rglob("*"))
     else:
         base = Path(path.anchor) if path.is_absolute() else Path()
-        files = sorted(base.glob(str(path.relative_to(base))))
+        try:
+            files = sorted(base.glob(str(path.relative_to(base))))
+        except ValueError as error:
+            raise MosaicError(f"{where}: not a folder, and not a glob ({error})") from error
     found: dict[str, dict[str, Path]] = {}
     for file in files:
         match = survey.match_mosaic(file.name)
-        if match is None or match[1] is None or not file.is_file():
+        if match is None or not file.is_file():
             continue
-        tile_id, band = match[0], match[1].name
+        tile_id = match[0] or "tile"
+        band = match[1].name if match[1] is not None else ALL_BANDS
         bands = found.setdefault(tile_id, {})
         if band in bands:
             raise MosaicError(f"{bands[band]} and {file} are both band {band} of tile '{tile_id}'")
         bands[band] = file
+    if OFF_TILE_ID in found:
+        raise MosaicError(f"{where}: a tile cannot be called '{OFF_TILE_ID}'; rename its mosaics")
     if not found:
         if not files:
             raise MosaicError(f"{where}: no such folder or files; give --mosaics DIR_OR_GLOB")
@@ -94,7 +107,13 @@ def find_source_lists(where: str | Path, survey: Survey) -> list[Path]:
     """
     path = Path(where)
     folder = path if path.is_dir() else path.parent
-    lists = sorted(folder.rglob(survey.source_pattern))
+    try:
+        lists = sorted(folder.rglob(survey.source_pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"survey '{survey.name}': source_pattern '{survey.source_pattern}' is not a glob "
+            f"({error})"
+        ) from error
     if not lists:
         raise SourceListError(
             f"{folder}: no source list there ({survey.source_pattern}); pass --sources FILE"
@@ -133,24 +152,27 @@ def extract(
 
     remove_stale_partials(store.path)
     remove_stale_partials(store.path / ".manifests")
+
     jobs: list[tuple[str, dict[str, Path] | None, Sources]] = []
-    present = store.tiles()
     for index, tile_id in enumerate(found):
         jobs.append((tile_id, found[tile_id], sources[np.flatnonzero(tile_N == index)]))
     off_tile = sources[np.flatnonzero(tile_N == -1)]
     if len(off_tile):
         jobs.append((OFF_TILE_ID, None, off_tile))
-    for tile_id, _, some in jobs:
+    store.declare({tile_id: _sources_digest(some) for tile_id, _, some in jobs})
+    present = store.tiles()
+    for tile_id, bands, _ in jobs:
         if tile_id in present:
-            _check_same_sources(store, tile_id, some)
+            _check_same_mosaics(store, tile_id, bands)
     due = [job for job in jobs if job[0] not in present]
 
     done = sum(len(some) for tile_id, _, some in jobs if tile_id in present)
     progress(done, len(sources))
+    notes: list[str] = []
     n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(due)))
     if n_workers == 1:
         for tile_id, bands, some in due:
-            _ingest_tile(store.path, tile_id, bands, some)
+            notes += _ingest_tile(store.path, tile_id, bands, some)
             done += len(some)
             progress(done, len(sources))
     else:
@@ -160,7 +182,7 @@ def extract(
             futures = {pool.submit(_ingest_tile, store.path, *job): len(job[2]) for job in due}
             try:
                 for future in as_completed(futures):
-                    future.result()
+                    notes += future.result()
                     done += futures[future]
                     progress(done, len(sources))
             except BrokenProcessPool:
@@ -177,6 +199,7 @@ def extract(
         skipped_tiles=len(jobs) - len(due),
         off_tile=len(off_tile),
         bytes_per_cutout=_bytes_per_cutout(store),
+        notes=tuple(sorted(notes)),
     )
 
 
@@ -230,20 +253,22 @@ def round_pixels(cutout_NCSS: NDArray[np.float32], step_C: NDArray[np.float32]) 
 
 def _ingest_tile(
     store_path: Path, tile_id: str, bands: dict[str, Path] | None, sources: Sources
-) -> None:
+) -> list[str]:
+    """Write one tile; return notes on its mosaics."""
     store = CutoutStore.open(store_path)
     if bands is None:
         tile, y_N, x_N = None, np.full(len(sources), np.nan), np.full(len(sources), np.nan)
         attributes: dict[str, Any] = {"missing_bands": list(store.survey.band_names)}
         step_C = np.zeros(len(store.survey.bands), dtype=np.float32)
     else:
-        tile = read_tile(bands, store.survey)
+        tile = read_tile(bands.get(ALL_BANDS, bands), store.survey)
+        _check_pixel_scale(tile, store.survey)
         y_N, x_N = tile.sky_to_pixel(sources.ra_N, sources.dec_N)
         order_N = np.lexsort((x_N, y_N))  # neighbours in the shard are neighbours on the tile
         sources, y_N, x_N = sources[order_N], y_N[order_N], x_N[order_N]
         attributes = {"missing_bands": list(tile.missing_bands), "wcs": wcs_text(tile.wcs)}
         step_C = rounding_step(tile.err_CHW)
-    attributes["sources_sha256"] = _sources_digest(sources)
+    attributes["mosaics"] = _mosaics_stamp(bands)
     with store.new_tile(tile_id, len(sources), attributes) as writer:
         for start in range(0, len(sources), store.shard_len):
             rows = slice(start, start + store.shard_len)
@@ -264,6 +289,20 @@ def _ingest_tile(
                 flags_NC=photometry.flags_NC.astype(np.uint16),
             )
             writer.write_shard(cutout_NCSS, sources[rows], measured)
+    if tile is None:
+        return []
+    missing = [f"no mosaic of band {band}" for band in tile.missing_bands]
+    return [f"tile '{tile_id}': {note}" for note in (*missing, *tile.notes)]
+
+
+def _check_pixel_scale(tile: Tile, survey: Survey) -> None:
+    ratio = tile.pixel_scale_arcsec / survey.pixel_scale_arcsec
+    if abs(ratio - 1) > MAX_SCALE_ERROR:
+        raise MosaicError(
+            f"tile '{tile.tile_id}' has {tile.pixel_scale_arcsec:.4g} arcsec per pixel, survey "
+            f"'{survey.name}' {survey.pixel_scale_arcsec:.4g}; correct pixel_scale_arcsec, or "
+            f"resample the mosaics"
+        )
 
 
 def _measure(tile: Tile | None, y_N: NDArray, x_N: NDArray, survey: Survey) -> Photometry:
@@ -294,12 +333,17 @@ def wcs_text(wcs: Any) -> dict[str, str] | None:
     return {"asdf": text}
 
 
-def _check_same_sources(store: CutoutStore, tile_id: str, sources: Sources) -> None:
-    if store.tile_attributes(tile_id).get("sources_sha256") != _sources_digest(sources):
+def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, Path] | None) -> None:
+    if store.tile_attributes(tile_id).get("mosaics") != _mosaics_stamp(bands):
         raise StoreError(
-            f"{store.path}: tile '{tile_id}' is there already, with other sources than the source "
-            f"list puts on it; choose another --store or delete that one"
+            f"{store.path}: the mosaics of tile '{tile_id}' have changed since it was extracted; "
+            f"choose another --store or delete that one"
         )
+
+
+def _mosaics_stamp(bands: dict[str, Path] | None) -> dict[str, list[int]]:
+    stats = {band: path.stat() for band, path in (bands or {}).items()}
+    return {band: [stat.st_size, stat.st_mtime_ns] for band, stat in stats.items()}
 
 
 def _sources_digest(sources: Sources) -> str:
