@@ -231,6 +231,21 @@ def test_jwst_sample_without_wcs_or_unit():
         ({"BUNIT": "uJy"}, 1e3),
         ({"BUNIT": "Jy"}, 1e9),
         ({"BUNIT": "mJy/pixel"}, 1e6),
+        ({"BUNIT": "10.0*nanoJansky"}, 10.0),
+        ({"BUNIT": "10 nJy"}, 10.0),
+        ({"BUNIT": "1e-9 Jy"}, 1.0),
+        ({"BUNIT": "nmgy"}, 3631.0),
+        ({"BUNIT": "nanomaggy"}, 3631.0),
+        ({"BUNIT": "uJy/arcsec2"}, 1e3 * 0.06**2),
+        ({"BUNIT": "MJY/SR"}, 1e15 * (0.06 / 3600 * np.pi / 180) ** 2),
+        *(
+            ({"MAGZERO": 25.0, "BUNIT": unit}, 10**2.56)
+            for unit in ("", "ct", "COUNTS/SEC", "DN/s", "cps", "e-/s", "count / (pix s)", "ADU")
+        ),
+        ({"PHOTFNU": 1e-6, "BUNIT": "count / (pix s)", "EXPTIME": 100.0}, 1e3),
+        ({"PHOTFNU": 1e-6, "BUNIT": "e- s**-1", "EXPTIME": 100.0}, 1e3),
+        ({"PHOTFNU": 1e-6, "BUNIT": "e-", "EXPTIME": 100.0}, 10.0),
+        ({"PHOTFNU": 1e-6, "BUNIT": "DN/pix", "EXPTIME": 100.0}, 10.0),
         ({"BUNIT": "MJy/sr"}, 1e15 * (0.06 / 3600 * np.pi / 180) ** 2),
         ({"BUNIT": "MJy sr-1"}, 1e15 * (0.06 / 3600 * np.pi / 180) ** 2),
         ({"MAGZERO": 25.0}, 10**2.56),
@@ -251,6 +266,41 @@ def test_calibration_by_unit_and_header(tmp_path, cards, njy):
         zero_point = -2.5 * np.log10(1e-19) - 5 * np.log10(1e4) - 2.408
         njy = 10 ** (0.4 * (31.4 - zero_point)) / cards.get("EXPTIME", 1.0)
     np.testing.assert_allclose(tile.image_CHW[0], make_image() * njy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["erg/s/cm2/A", "mag", "Jy/beam", "10 ct", "furlong?", "K"])
+def test_a_physical_unit_is_never_taken_for_counts(tmp_path, unit):
+    cards = {"PHOTFLAM": 1e-19, "PHOTPLAM": 1e4, "MAGZERO": 25.0, "EXPTIME": 100.0}
+    path = write(tmp_path / "x_f814w_drz.fits", BUNIT=unit, **cards)
+    with pytest.raises(MosaicError, match=r"x_f814w.*BUNIT .*set zero_point_ab of F814W") as caught:
+        read_tile(path, make_survey("F814W"))
+    assert f"'{unit}'" in str(caught.value)
+    tile = read_tile(path, make_survey("F814W", zero_point_ab=31.4))
+    np.testing.assert_allclose(tile.image_CHW[0], make_image())
+
+
+@pytest.mark.parametrize("name", ["ERR", "VAR"])
+def test_an_error_that_is_zero_or_not_finite_is_bad(tmp_path, name):
+    noise = np.ones((40, 50), np.float32)
+    noise[1, :4] = 0, -1, np.nan, np.inf
+    hdus = [
+        fits.PrimaryHDU(),
+        fits.ImageHDU(make_image(), make_header(), name="SCI"),
+        fits.ImageHDU(noise, name=name),
+    ]
+    fits.HDUList(hdus).writeto(tmp_path / "x_f814w_drz.fits")
+    drizzle = read_tile(tmp_path / "x_f814w_drz.fits", AB)
+
+    def spoil(roman):
+        roman["err"][1, :4] = noise[1, :4]
+        if name == "VAR":
+            roman["var_poisson"] = roman.pop("err")
+
+    path = change_roman(F158, tmp_path / "x.asdf", spoil)
+    for tile, c in ((drizzle, 1), (read_tile(path, load_survey("roman-l3")), 3)):
+        assert np.argwhere(tile.mask_HW).tolist() == [[1, 0], [1, 1], [1, 2], [1, 3]]
+        assert np.array_equal(np.isnan(tile.image_CHW[c]), tile.mask_HW)
+        assert np.array_equal(np.isnan(tile.err_CHW[c]), tile.mask_HW)
 
 
 def test_no_zero_point_says_what_to_set(tmp_path):
@@ -388,12 +438,15 @@ def test_the_band_of_a_file(tmp_path):
 
 def test_the_names_of_candels_files():
     survey = load_survey("candels")
-    for name, band in (
-        ("hlsp_candels_hst_acs_gs-tot-60mas_f606w_v1.0_drz.fits", "F606W"),
-        ("hlsp_candels_hst_wfc3_gs-tot_f160w_v1.0_drz.fits.gz", "F160W"),
+    for name, want in (
+        ("acs_gs-tot-60mas_f606w_v1.0_drz.fits", ("gs", "F606W")),
+        ("wfc3_gs-tot_f160w_v1.0_drz.fits.gz", ("gs", "F160W")),
+        ("wfc3_gsd01_f160w_v0.5_drz.fits", ("gsd01", "F160W")),
+        ("acs_cos_f814w_v1.0_drz.fits", ("cos", "F814W")),
+        ("wfc3_cos-tot_f125w_v1.0_drz.fits", ("cos", "F125W")),
     ):
-        tile, found = survey.match_mosaic(name) or ("", None)
-        assert (tile, found and found.name) == ("gs", band)
+        tile, found = survey.match_mosaic(f"hlsp_candels_hst_{name}") or ("", None)
+        assert (tile, found and found.name) == want
     assert survey.match_mosaic("hlsp_candels_hst_wfc3_gs-tot_f160w_v1.0_wht.fits") is None
 
 
@@ -425,6 +478,65 @@ def test_galactic_grids_take_equatorial_positions(tmp_path):
     ra, dec = tile.pixel_to_sky([19.5], [25.0])
     assert (ra[0], dec[0]) != (pytest.approx(150.0), pytest.approx(2.0))
     np.testing.assert_allclose(tile.sky_to_pixel(ra, dec), [[19.5], [25.0]], atol=1e-6)
+
+
+def test_ecliptic_grids_take_equatorial_positions(tmp_path):
+    header = make_header()
+    header.update({"CTYPE1": "ELON-TAN", "CTYPE2": "ELAT-TAN", "CRVAL1": 90.0, "CRVAL2": 0.0})
+    tile = read_tile(write(tmp_path / "x_f814w_drz.fits", header=header), AB)
+    ra, dec = tile.pixel_to_sky([19.5], [25.0])
+    np.testing.assert_allclose([ra[0], dec[0]], [90.0, 23.43928], atol=1e-4)  # the solstice
+    np.testing.assert_allclose(tile.sky_to_pixel(ra, dec), [[19.5], [25.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("sip", [False, True])
+def test_a_header_may_put_the_declination_first(tmp_path, sip):
+    header = make_header()
+    if sip:
+        header.update({"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP"})
+        header.update({"A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-4, "B_1_1": 2e-4})
+    swapped = header.copy()
+    for key in ("CTYPE", "CRVAL", "CDELT", "CUNIT"):
+        swapped[f"{key}1"], swapped[f"{key}2"] = header[f"{key}2"], header[f"{key}1"]
+    for j in (1, 2):
+        swapped[f"PC1_{j}"], swapped[f"PC2_{j}"] = header[f"PC2_{j}"], header[f"PC1_{j}"]
+    want = read_tile(write(tmp_path / "a_f814w_drz.fits", header=header), AB)
+    tile = read_tile(write(tmp_path / "b_f814w_drz.fits", header=swapped), AB)
+    y, x = np.array([0.0, 30.0]), np.array([3.0, 49.0])
+    ra, dec = want.pixel_to_sky(y, x)
+    np.testing.assert_allclose(tile.pixel_to_sky(y, x), [ra, dec], atol=1e-10)
+    np.testing.assert_allclose(tile.sky_to_pixel(ra, dec), [y, x], atol=1e-4)
+    assert tile.pixel_area_arcsec2 == pytest.approx(want.pixel_area_arcsec2)
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [
+        {"RADESYS": "GAPPT"},
+        {"CTYPE1": "HPLN-TAN", "CTYPE2": "HPLT-TAN"},
+        {"CTYPE1": "ELON-TAN", "CTYPE2": "ELAT-TAN", "RADESYS": "FK4"},
+        {"CTYPE1": "TLON-TAN", "CTYPE2": "TLAT-TAN"},
+    ],
+)
+def test_a_frame_that_is_not_of_the_sky_is_one_error(tmp_path, cards):
+    path = write(tmp_path / "x_f814w_drz.fits", header=make_header(), **cards)
+    with pytest.raises(MosaicError, match=r"x_f814w_drz\.fits: the WCS .*resample"):
+        read_tile(path, AB)
+
+
+def test_a_gwcs_without_an_inverse_is_one_error():
+    class OneWay:
+        def __call__(self, x, y, with_bounding_box):
+            return 150 + x * 1e-5, 2 + y * 1e-5
+
+        def invert(self, *_, **__):
+            raise NotImplementedError("no analytical inverse")
+
+    tile = read_tile(F158, load_survey("roman-l3"))
+    one_way = tile_module.Tile(**{**tile.__dict__, "wcs": OneWay()})
+    assert np.isfinite(one_way.pixel_to_sky([3], [4])).all()
+    with pytest.raises(MosaicError, match="no analytical inverse"):
+        one_way.sky_to_pixel([150.0], [2.0])
 
 
 @pytest.mark.parametrize(
@@ -510,6 +622,17 @@ def test_garbage_anywhere_is_a_tile_or_one_error(tmp_path, sound_files):
                 read_tile(tmp_path / path.name, survey)
             except PhotozError as error:
                 assert path.name in str(error)  # noqa: PT017
+
+
+def test_damaged_lz4_blocks_are_one_error(tmp_path):
+    pytest.importorskip("lz4")
+    path = change_roman(F158, tmp_path / "x.asdf", lambda r: None, all_array_compression="lz4")
+    whole = bytearray(path.read_bytes())
+    at = whole.find(b"\xd3BLK") + 54
+    whole[at + 20 : at + 2000] = b"\xff" * 1980
+    path.write_bytes(whole)
+    with pytest.raises(MosaicError, match=r"x\.asdf"):
+        read_tile(path, load_survey("roman-l3"))
 
 
 def test_what_is_not_there_or_no_mosaic(tmp_path):

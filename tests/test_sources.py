@@ -93,3 +93,47 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
     path.write_bytes(b"\x89nonsense\x00\xff" * 50)
     with pytest.raises(SourceListError, match=name.split(".")[1]):
         read_sources([path], COLUMNS)
+
+
+@pytest.mark.parametrize("name", ["RA", "ID", "EBV"])
+def test_a_vector_column_is_named(tmp_path: Path, name: str) -> None:
+    table = _table()
+    table.replace_column(name, np.ones((3, 2), table[name].dtype))
+    table.write(tmp_path / "list.fits")
+    with pytest.raises(SourceListError, match=f"column '{name.lower()}' must hold one value"):
+        read_sources([tmp_path / "list.fits"], COLUMNS)
+
+
+def test_an_identifier_beyond_int64_is_refused(tmp_path: Path) -> None:
+    table = _table()
+    table.replace_column("ID", np.array([1, 2, 2**63], np.uint64))
+    table.write(tmp_path / "list.fits")
+    with pytest.raises(SourceListError, match="column 'id' holds 9223372036854775808"):
+        read_sources([tmp_path / "list.fits"], COLUMNS)
+    table["ID"] = np.array([1, 2, 2**63 - 1], np.uint64)
+    table.write(tmp_path / "list.fits", overwrite=True)
+    assert read_sources([tmp_path / "list.fits"], COLUMNS).source_id_N[2] == 2**63 - 1
+
+
+@pytest.mark.parametrize("name", ["list.parquet", "list.fits", "list.ecsv", "list.csv"])
+def test_an_empty_file_says_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(SourceListError, match="is empty"):
+        read_sources([tmp_path / name], COLUMNS)
+
+
+def test_an_absurd_reddening_is_a_missing_one(tmp_path: Path) -> None:
+    table = _table()
+    table["EBV"] = [-99.0, -0.01, np.nan]
+    table.write(tmp_path / "list.ecsv")
+    ebv_N = read_sources([tmp_path / "list.ecsv"], COLUMNS).ebv_N
+    np.testing.assert_array_equal(ebv_N, np.float32([0, -0.01, 0]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_truncated_fits_list_is_one_error_without_warnings(tmp_path: Path) -> None:
+    path = tmp_path / "list.fits"
+    _table().write(path)
+    path.write_bytes(path.read_bytes()[:-2880])
+    with pytest.raises(SourceListError, match="cannot be read"):
+        read_sources([path], COLUMNS)

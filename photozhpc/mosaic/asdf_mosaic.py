@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.mosaic.calibration import njy_per_unit
-from photozhpc.mosaic.grid import pixel_area_arcsec2
+from photozhpc.mosaic.grid import check_frame, pixel_area_arcsec2
 from photozhpc.mosaic.plane import (
     DAMAGED,
     BandPlane,
     Rows,
+    naming,
     robust_sigma,
     sample_rows,
     sigma_from_weight,
@@ -79,8 +80,10 @@ def _plane(path: Path, tree: Mapping[str, Any], survey: Survey, band: Band | Non
     wcs = meta.get("wcs")
     if wcs is None or isinstance(wcs, Mapping | str):
         raise MosaicError(f"{path}: has no WCS (meta.wcs); make the mosaic again with one")
-    area_arcsec2 = pixel_area_arcsec2(wcs, (height, width))
-    scale = njy_per_unit(unit or "MJy/sr", band, area_arcsec2, lambda key: None)
+    with naming(path):
+        check_frame(wcs)
+        area_arcsec2 = pixel_area_arcsec2(wcs, (height, width))
+        scale = njy_per_unit(unit or "MJy/sr", band, area_arcsec2)
     conversion = meta.get("photometry", {}).get("conversion_megajanskys")
     if scale is None and conversion is not None:
         factor = float(getattr(conversion, "value", conversion))

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.mosaic.calibration import njy_per_unit
 from photozhpc.mosaic.fits_length import check_length, unzipped
-from photozhpc.mosaic.grid import pixel_area_arcsec2
+from photozhpc.mosaic.grid import check_frame, pixel_area_arcsec2
 from photozhpc.mosaic.plane import (
     DAMAGED,
     BandPlane,
     Rows,
+    naming,
     robust_sigma,
     sample_rows,
     sigma_from_weight,
@@ -300,9 +301,11 @@ def _band_plane(
 ) -> BandPlane:
     image = planes["image"]
     wcs = _wcs(path, hdus, image.hdu)
-    area_arcsec2 = (
-        survey.pixel_scale_arcsec**2 if wcs is None else pixel_area_arcsec2(wcs, image.shape)
-    )
+    area_arcsec2 = survey.pixel_scale_arcsec**2
+    if wcs is not None:
+        with naming(path):
+            check_frame(wcs)
+            area_arcsec2 = pixel_area_arcsec2(wcs, image.shape)
     if not 0 < area_arcsec2 < 1e8:
         raise MosaicError(f"{path}: the WCS gives a pixel of {area_arcsec2} arcsec2")
 
@@ -310,7 +313,8 @@ def _band_plane(
         return image.hdu.header.get(key, hdus[0].header.get(key))
 
     unit = lookup("BUNIT")
-    scale = njy_per_unit(None if unit is None else str(unit), band, area_arcsec2, lookup)
+    with naming(path):
+        scale = njy_per_unit(None if unit is None else str(unit), band, area_arcsec2, lookup)
     if scale is None:
         raise MosaicError(
             f"{path}: no zero point (BUNIT '{unit}', no PHOTFLAM with PHOTPLAM, no MAGZERO); "
@@ -353,9 +357,9 @@ def _sigma(
     """1-sigma error and bad pixels of a noise plane."""
     with np.errstate(all="ignore"):
         if role == "err":
-            return values, values < 0
+            return values, ~(values > 0)
         if role == "variance":
-            return np.sqrt(values), values < 0
+            return np.sqrt(values), ~(values > 0)
     return sigma_from_weight(values, factor), ~(values > 0)
 
 

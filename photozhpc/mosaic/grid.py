@@ -1,18 +1,25 @@
 """Sky <-> pixel on a mosaic's grid, for FITS WCS (any projection, SIP, tables) and gwcs."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from astropy.coordinates import SkyCoord
+from astropy.coordinates import BarycentricMeanEcliptic, BaseCoordinateFrame, SkyCoord
+from astropy.time import Time
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 from astropy.wcs.utils import wcs_to_celestial_frame
 from numpy.typing import ArrayLike, NDArray
 
+from photozhpc.errors import MosaicError
+from photozhpc.mosaic.plane import DAMAGED
+
 FloatN = NDArray[np.float64]
 
 _ROUND_TRIP_PIX = 0.02
+_SKY_FRAMES = ("icrs", "fk5", "fk4", "fk4noeterms", "galactic")
 
 
 def sky_to_pixel(
@@ -21,11 +28,14 @@ def sky_to_pixel(
     """Project degrees to (y, x): zero-based, pixel centres on integers.
 
     RA and Dec are in the mosaic's own equatorial frame (ICRS and FK5 J2000 are not told apart);
-    for a galactic, ecliptic or FK4 grid they are ICRS and converted.
+    for a galactic, ecliptic, FK4 or other FK5 grid they are ICRS and converted.
 
     Returns:
         y_N, x_N, float64; NaN where the position cannot be projected: it does not come back to
         itself (the other hemisphere of a TAN, a polynomial that does not invert there).
+
+    Raises:
+        MosaicError: the WCS is in an unknown frame, or has no inverse.
     """
     ra, dec = np.broadcast_arrays(np.atleast_1d(ra_N), np.atleast_1d(dec_N))
     ra, dec = ra.astype(np.float64), dec.astype(np.float64)
@@ -33,9 +43,8 @@ def sky_to_pixel(
     good = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
     if not good.any():
         return y, x
-    lon, lat = _to_native_frame(wcs, ra[good], dec[good])
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", AstropyWarning)
+    with _one_error("cannot turn sky positions into pixels"):
+        lon, lat = _to_native_frame(wcs, ra[good], dec[good])
         if isinstance(wcs, WCS):
             x_good, y_good = _invert_fits(wcs, shape_HW, lon, lat)
         else:
@@ -48,15 +57,18 @@ def sky_to_pixel(
 
 
 def pixel_to_sky(wcs: Any, y_N: ArrayLike, x_N: ArrayLike) -> tuple[FloatN, FloatN]:
-    """Return (ra_N, dec_N) in degrees of zero-based pixel positions; NaN where there is none."""
+    """Return (ra_N, dec_N) in degrees of zero-based pixel positions; NaN where there is none.
+
+    Raises:
+        MosaicError: the WCS is in an unknown frame, or cannot be evaluated.
+    """
     y, x = np.broadcast_arrays(np.atleast_1d(y_N), np.atleast_1d(x_N))
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", AstropyWarning)
+    with _one_error("cannot turn pixels into sky positions"):
         lon, lat = _forward(wcs, y.astype(np.float64), x.astype(np.float64))
-    frame = _other_frame(wcs)
-    if frame is not None:
-        icrs = SkyCoord(lon, lat, unit="deg", frame=frame).icrs
-        lon, lat = icrs.ra.deg, icrs.dec.deg
+        frame = _other_frame(wcs)
+        if frame is not None:
+            icrs = SkyCoord(lon, lat, unit="deg", frame=frame).icrs
+            lon, lat = icrs.ra.deg, icrs.dec.deg
     return np.mod(lon, 360.0), lat
 
 
@@ -67,6 +79,30 @@ def pixel_area_arcsec2(wcs: Any, shape_HW: tuple[int, int]) -> float:
     vector = _unit_vectors(lon, lat)
     area_sr = float(np.linalg.norm(np.cross(vector[1] - vector[0], vector[3] - vector[2])))
     return area_sr * float(np.degrees(1) * 3600) ** 2
+
+
+def check_frame(wcs: Any) -> None:
+    """Make sure that positions on the grid can be told in ICRS.
+
+    Raises:
+        MosaicError: the frame is unknown, or not of the sky.
+    """
+    with _one_error("has no frame of the sky"):
+        _other_frame(wcs)
+
+
+@contextlib.contextmanager
+def _one_error(what: str) -> Iterator[None]:
+    """Hush warnings, and name what astropy and gwcs raise."""
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)
+            yield
+    except DAMAGED as error:
+        detail = " ".join(str(error).split())[:160] or type(error).__name__
+        raise MosaicError(
+            f"the WCS {what} ({detail}); correct it, or resample the mosaic"
+        ) from error
 
 
 def grid_offset_pix(wcs: Any, other: Any, shape_HW: tuple[int, int]) -> float:
@@ -81,7 +117,8 @@ def grid_offset_pix(wcs: Any, other: Any, shape_HW: tuple[int, int]) -> float:
 
 def _forward(wcs: Any, y: FloatN, x: FloatN) -> tuple[FloatN, FloatN]:
     if isinstance(wcs, WCS):
-        lon, lat = wcs.all_pix2world(x, y, 0)
+        world = wcs.all_pix2world(x, y, 0)
+        lon, lat = world[wcs.wcs.lng], world[wcs.wcs.lat]
     else:
         lon, lat = (_values(v) for v in wcs(x, y, with_bounding_box=False))
     return np.asarray(lon, np.float64), np.asarray(lat, np.float64)
@@ -90,7 +127,7 @@ def _forward(wcs: Any, y: FloatN, x: FloatN) -> tuple[FloatN, FloatN]:
 def _invert_fits(
     wcs: WCS, shape_HW: tuple[int, int], lon: FloatN, lat: FloatN
 ) -> tuple[FloatN, FloatN]:
-    x, y = wcs.wcs_world2pix(lon, lat, 0)
+    x, y = wcs.wcs_world2pix(*_in_axis_order(wcs, lon, lat), 0)
     if not wcs.has_distortion:
         return x, y
     # A distortion is a polynomial (or table) fitted on the image: outside it means nothing, and
@@ -100,9 +137,14 @@ def _invert_fits(
     near = (y > -margin) & (y < height + margin) & (x > -margin) & (x < width + margin)
     if near.any():
         x[near], y[near] = wcs.all_world2pix(
-            lon[near], lat[near], 0, tolerance=1e-6, maxiter=50, quiet=True
+            *_in_axis_order(wcs, lon[near], lat[near]), 0, tolerance=1e-6, maxiter=50, quiet=True
         )
     return x, y
+
+
+def _in_axis_order(wcs: WCS, lon: FloatN, lat: FloatN) -> tuple[FloatN, FloatN]:
+    """The header's own order of world axes: some put the declination first."""
+    return (lon, lat) if wcs.wcs.lng < wcs.wcs.lat else (lat, lon)
 
 
 def _separation_deg(lon: FloatN, lat: FloatN, lon_other: FloatN, lat_other: FloatN) -> FloatN:
@@ -125,12 +167,34 @@ def _values(coordinate: Any) -> FloatN:
 
 
 def _other_frame(wcs: Any) -> Any:
-    """The frame of a grid that is not equatorial ICRS or FK5 J2000; else None."""
-    if not isinstance(wcs, WCS):
-        return None
-    frame = wcs_to_celestial_frame(wcs)
+    """The frame of a grid that is not equatorial ICRS or FK5 J2000; else None.
+
+    Raises:
+        MosaicError: it is none that can be told in ICRS.
+    """
+    if isinstance(wcs, WCS):
+        frame = _fits_frame(wcs)
+    else:
+        frame = getattr(getattr(wcs, "output_frame", None), "reference_frame", None)
+        if not isinstance(frame, BaseCoordinateFrame):
+            return None  # a gwcs need not say; Roman's are ICRS
     if frame.name == "icrs" or (frame.name == "fk5" and abs(frame.equinox.jyear - 2000) < 0.01):
         return None
+    return frame
+
+
+def _fits_frame(wcs: WCS) -> Any:
+    header = wcs.wcs
+    if header.lngtyp == "ELON" and header.radesys.strip().upper() in ("", "ICRS", "FK5"):
+        # astropy has no name for an ecliptic grid; its equinox is J2000 unless it is given.
+        year = header.equinox if np.isfinite(header.equinox) else 2000.0
+        return BarycentricMeanEcliptic(equinox=Time(year, format="jyear"))
+    frame = wcs_to_celestial_frame(wcs)  # goes by RADESYS, whatever the axes are
+    if frame.name not in _SKY_FRAMES or header.lngtyp not in ("RA", "GLON"):
+        raise MosaicError(
+            f"the WCS ({', '.join(header.ctype)}, RADESYS '{header.radesys}') is of no frame of "
+            "the sky; resample the mosaic to ICRS"
+        )
     return frame
 
 

@@ -1,9 +1,10 @@
 """One band of a mosaic file, opened and calibrated but not yet read."""
 
 import binascii
+import contextlib
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from astropy.io.fits import VerifyError
 from astropy.io.fits.hdu.compressed._compression import CfitsioException  # no public name
 from numpy.typing import NDArray
 
+from photozhpc.errors import MosaicError
+
 # What astropy, asdf, gwcs and zlib raise on damaged files; every one becomes a MosaicError.
-DAMAGED = (
+DAMAGED: tuple[type[Exception], ...] = (
     OSError,
     EOFError,
     ValueError,
@@ -36,6 +39,10 @@ DAMAGED = (
     binascii.Error,
     struct.error,
 )
+with contextlib.suppress(ImportError):  # only an ASDF file compressed by it needs lz4
+    from lz4.block import LZ4BlockError
+
+    DAMAGED = (*DAMAGED, LZ4BlockError)
 
 Rows = tuple[NDArray[Any], NDArray[Any] | None, NDArray[np.bool_] | None]
 
@@ -58,6 +65,15 @@ class BandPlane:
     njy_per_unit: float
     read_rows: Callable[[int, int], Rows]
     notes: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the path before the message of a MosaicError that does not know it."""
+    try:
+        yield
+    except MosaicError as error:
+        raise MosaicError(f"{path}: {error}") from error
 
 
 def sample_rows(n_rows: int, n_columns: int, n_pixels: int = 1_000_000) -> list[int]:

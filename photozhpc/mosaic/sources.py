@@ -1,5 +1,6 @@
 """Source lists: Parquet, FITS, ECSV or CSV -> Sources."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from astropy.io.registry import IORegistryError
 from astropy.table import Table
+from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean
@@ -24,7 +26,8 @@ class Sources:
         source_id_N: unique identifiers, int64.
         ra_N, dec_N: ICRS degrees, float64.
         z_spec_N: spectroscopic redshifts, float32; NaN = unlabelled.
-        ebv_N: Galactic E(B-V), magnitudes, float32; 0 where the list has none.
+        ebv_N: Galactic E(B-V), magnitudes, float32; 0 where the list has none, or
+            writes it as missing (not finite, or below -0.1, such as -99).
     """
 
     source_id_N: NDArray[np.int64]
@@ -93,7 +96,13 @@ def _read_one(path: Path, columns: SourceColumns, number_rows: bool) -> Sources:
                     f"survey's YAML file"
                 )
             return None
-        return table[names[name.lower()]]
+        values = table[names[name.lower()]]
+        if values.ndim != 1:
+            raise SourceListError(
+                f"{path}: column '{name}' must hold one value a row, it holds "
+                f"{values.shape[1:]}; split it"
+            )
+        return values
 
     n = len(next(iter(table.values()), np.empty(0)))
     id_N = column(columns.source_id, needed=not number_rows)
@@ -101,6 +110,11 @@ def _read_one(path: Path, columns: SourceColumns, number_rows: bool) -> Sources:
     if not np.issubdtype(id_N.dtype, np.integer):
         raise SourceListError(
             f"{path}: column '{columns.source_id}' must hold integers, it holds {id_N.dtype}"
+        )
+    if len(id_N) and id_N.max() > np.iinfo(np.int64).max:
+        raise SourceListError(
+            f"{path}: column '{columns.source_id}' holds {id_N.max()}, which is more than an int64 "
+            "can; number the sources anew"
         )
     numbers = {}
     for name, wanted, needed in (
@@ -125,13 +139,16 @@ def _read_one(path: Path, columns: SourceColumns, number_rows: bool) -> Sources:
         ra_N=numbers["ra"],
         dec_N=numbers["dec"],
         z_spec_N=z_spec_N.astype(np.float32),
-        ebv_N=np.where(np.isfinite(ebv_N), ebv_N, 0).astype(np.float32),
+        # A map's noise may make it slightly negative; -99 and its like mean 'missing'.
+        ebv_N=np.where(np.isfinite(ebv_N) & (ebv_N >= -0.1), ebv_N, 0).astype(np.float32),
     )
 
 
 def _read_table(path: Path) -> dict[str, NDArray]:
     if not path.is_file():
         raise SourceListError(f"{path}: no such source list")
+    if path.stat().st_size == 0:
+        raise SourceListError(f"{path}: the source list is empty; copy or make it again")
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             parquet = pq.ParquetFile(path).read()
@@ -139,7 +156,9 @@ def _read_table(path: Path) -> dict[str, NDArray]:
                 name: parquet.column(name).to_numpy(zero_copy_only=False)
                 for name in parquet.column_names
             }
-        table = Table.read(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)  # what is wrong is in the error
+            table = Table.read(path)
     except (OSError, ValueError, TypeError, KeyError, IndexError, pa.ArrowException) as error:
         raise SourceListError(f"{path}: the source list cannot be read ({_line(error)})") from error
     except IORegistryError as error:

@@ -246,7 +246,8 @@ def _fill_rows(
             sigma[:] = np.nan
         else:
             np.multiply(err, scale, out=sigma, casting="unsafe")
-    lost = ~(np.isfinite(image) & np.isfinite(sigma))
+    # An error of zero is how files write 'no data'; as a weight it would outdo all the others.
+    lost = ~(np.isfinite(image) & np.isfinite(sigma) & (sigma > 0))
     if bad is not None:
         lost |= bad
     image[lost] = np.nan
