@@ -71,7 +71,7 @@ def main() -> None:
             )
         )
     for path in sorted(RESULTS.glob("*.json")):
-        if path != bundled:
+        if path != bundled and (HERE / f"bench_{path.stem}.py").exists():
             sections.append(
                 f"## {path.stem}\n\n`python benchmarks/bench_{path.stem}.py --save`\n\n"
                 + timing_section(path)

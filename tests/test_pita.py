@@ -23,6 +23,8 @@ TINY = PITAConfig(
     crop=32,
     stretch="asinh",
     aperture_radii_pix=(2.0, 5.0),
+    redshift_heads=2,
+    redshift_sees_apertures=True,
     redshift_scale="log1p",
 )
 
@@ -39,7 +41,7 @@ def test_the_defaults_are_the_papers_network() -> None:
     assert network.encoder.head.fc.out_features == 1000
     assert network.encoder.stem[0].weight.shape == (96, 4, 4, 4)
     widths = [
-        layer.out_features for layer in network.redshift_mlp if hasattr(layer, "out_features")
+        layer.out_features for layer in network.redshift_mlp[0] if hasattr(layer, "out_features")
     ]
     assert widths == [128, 128, 128, 128, 128, 64, 1]
     n_encoder = sum(p.numel() for p in network.encoder.parameters())

@@ -95,10 +95,10 @@ def test_label_repeat_brings_labelled_sources_more_often(small_store: CutoutStor
     assert share[1] == pytest.approx(expected, abs=0.08)
 
 
-def test_refitting_the_head_changes_it_alone_and_never_for_the_worse(
+def test_refitting_the_head_changes_it_alone_and_for_the_better(
     small_store: CutoutStore, tmp_path: Path
 ) -> None:
-    config = replace(TINY, out=str(tmp_path), store=str(small_store.path), refit_epochs=300)
+    config = replace(TINY, out=str(tmp_path), store=str(small_store.path), refit_epochs=80)
     refitted = train(config)
     assert refitted.name == "refitted.safetensors"
     before, after = load_checkpoint(tmp_path / "best.safetensors"), load_checkpoint(refitted)
@@ -107,7 +107,7 @@ def test_refitting_the_head_changes_it_alone_and_never_for_the_worse(
         for name, tensor in before.model.state_dict().items()
         if not torch.equal(tensor, after.model.state_dict()[name])
     }
-    assert changed == {"redshift_mlp"}
+    assert changed == {"redshift_mlp", "redshift_mean_F", "redshift_std_F"}
     nmad = after.training["last_epoch"]["validation_nmad"]
     assert after.training["refit_validation"]["nmad"] < nmad
 

@@ -37,9 +37,9 @@ class PhotometryMLP:
     def __init__(
         self, network: nn.Module, mean_F: NDArray, std_F: NDArray, redshift_scale: str
     ) -> None:
-        self._network = network
-        self._mean_F = mean_F
-        self._std_F = std_F
+        self.network = network
+        self.mean_F = mean_F
+        self.std_F = std_F
         self._redshift_scale = redshift_scale
 
     @classmethod
@@ -88,14 +88,14 @@ class PhotometryMLP:
     @torch.inference_mode()
     def predict(self, feature_NF: NDArray) -> NDArray[np.float32]:
         """Return z_phot_N; NaN where a feature is not finite."""
-        self._network.eval()
+        self.network.eval()
         z_phot_N = self._redshift(self._scaled(np.nan_to_num(feature_NF))).numpy().copy()
         z_phot_N[~np.isfinite(feature_NF).all(axis=1)] = np.nan
         return z_phot_N
 
     def _scaled(self, feature_NF: NDArray) -> torch.Tensor:
-        return torch.from_numpy(((feature_NF - self._mean_F) / self._std_F).astype(np.float32))
+        return torch.from_numpy(((feature_NF - self.mean_F) / self.std_F).astype(np.float32))
 
     def _redshift(self, x_NF: torch.Tensor) -> torch.Tensor:
-        raw_N = self._network(x_NF).squeeze(1)
+        raw_N = self.network(x_NF).squeeze(1)
         return torch.expm1(raw_N) if self._redshift_scale == "log1p" else raw_N

@@ -36,6 +36,9 @@ class PITAConfig:
             in the noise and logarithmic in bright cores.
         aperture_radii_pix: circles round the centre whose fluxes are given to the encoder's
             MLP beside the pooled features; empty (the paper): none.
+        redshift_heads: the redshift is the mean of this many heads.
+        redshift_sees_apertures: the redshift heads see the colours of the aperture fluxes beside
+            the latent.
         redshift_scale: what the redshift head estimates: "z" (the paper) or "log1p", ln(1+z).
     """
 
@@ -52,6 +55,8 @@ class PITAConfig:
     crop: int = 64
     stretch: Literal["none", "asinh"] = "none"
     aperture_radii_pix: tuple[float, ...] = ()
+    redshift_heads: int = 1
+    redshift_sees_apertures: bool = False
     redshift_scale: Literal["z", "log1p"] = "z"
 
     def __post_init__(self) -> None:
@@ -64,6 +69,10 @@ class PITAConfig:
             raise ValueError(f"n_bands must be at least 1, got {self.n_bands}")
         if not self.encoder_mlp or not self.projection_mlp:
             raise ValueError("encoder_mlp and projection_mlp need at least one layer")
+        if not 1 <= self.redshift_heads <= 64:
+            raise ValueError(f"redshift_heads must be 1 to 64, got {self.redshift_heads}")
+        if self.redshift_sees_apertures and not self.aperture_radii_pix:
+            raise ValueError("redshift_sees_apertures needs aperture_radii_pix")
         for name in ("encoder_mlp", "projection_mlp", "redshift_mlp", "colour_mlp"):
             if not all(0 < width <= MAX_WIDTH for width in getattr(self, name)):
                 raise ValueError(f"{name} must hold widths from 1 to {MAX_WIDTH}")
@@ -108,6 +117,8 @@ class PITA(nn.Module):
     extinction_r_C: Tensor
     noise_C: Tensor
     aperture_RHW: Tensor
+    redshift_mean_F: Tensor
+    redshift_std_F: Tensor
 
     def __init__(self, config: PITAConfig) -> None:
         super().__init__()
@@ -126,7 +137,12 @@ class PITA(nn.Module):
         self.encoder_mlp = MLP(width + n_signals, config.encoder_mlp)
         self.aperture_skip = nn.Linear(n_signals, n_latent) if n_signals else None
         self.projection_mlp = MLP(n_latent, config.projection_mlp)
-        self.redshift_mlp = MLP(n_latent, (*config.redshift_mlp, 1))
+        n_redshift = n_latent + (n_signals if config.redshift_sees_apertures else 0)
+        self.redshift_mlp = nn.ModuleList(
+            MLP(n_redshift, (*config.redshift_mlp, 1)) for _ in range(config.redshift_heads)
+        )
+        self.register_buffer("redshift_mean_F", torch.zeros(n_redshift))
+        self.register_buffer("redshift_std_F", torch.ones(n_redshift))
         self.colour_mlp = MLP(n_latent, (*config.colour_mlp, config.n_colours))
         self.register_buffer("extinction_r_C", torch.zeros(config.n_bands))
         self.register_buffer("noise_C", torch.ones(config.n_bands))
@@ -140,35 +156,48 @@ class PITA(nn.Module):
         Args:
             image_BCHW: from `augment.prepare` or a random view, H = W = config.crop.
         """
-        latent_BD = self.encode(image_BCHW)
+        latent_BD, signal_BA = self.features(image_BCHW)
         with torch.autocast(image_BCHW.device.type, enabled=False):
             return PITAOutput(
                 latent_BD=latent_BD,
                 projection_BP=self.project(latent_BD),
-                z_phot_B=self.redshift(latent_BD),
+                z_phot_B=self.redshift(self.redshift_input(latent_BD, signal_BA)),
                 colour_BM=self.colour_mlp(latent_BD),
             )
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """Return latent_BD of prepared images."""
+        return self.features(image_BCHW)[0]
+
+    def features(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return latent_BD and the aperture signals (B, A) of prepared images; A may be 0."""
         feature_BF = self.encoder(image_BCHW)
         # From here on in float32: a percent of flux is a percent of redshift, and costs nothing.
         with torch.autocast(image_BCHW.device.type, enabled=False):
             feature_BF = feature_BF.float()
-            if self.aperture_skip is None:
-                return self.encoder_mlp(feature_BF)
             signal_BA = self.aperture_signal(image_BCHW)
             latent_BD = self.encoder_mlp(torch.cat([feature_BF, signal_BA], dim=1))
-            return latent_BD + self.aperture_skip(signal_BA)
+            if self.aperture_skip is not None:
+                latent_BD = latent_BD + self.aperture_skip(signal_BA)
+            return latent_BD, signal_BA
 
     def project(self, latent_BD: Tensor) -> Tensor:
         """Return projection_BP, unit length."""
         with torch.autocast(latent_BD.device.type, enabled=False):
             return F.normalize(self.projection_mlp(latent_BD), dim=1)
 
-    def redshift(self, latent_BD: Tensor) -> Tensor:
-        """Return z_phot_B."""
-        redshift_B = self.redshift_mlp(latent_BD).squeeze(1)
+    def redshift_input(self, latent_BD: Tensor, signal_BA: Tensor) -> Tensor:
+        """Return what the redshift heads see: latents, and the colours of the apertures."""
+        if not self.config.redshift_sees_apertures:
+            return latent_BD
+        signal_BCR = signal_BA.unflatten(1, (self.config.n_bands, -1))
+        colour_BCR = torch.cat([signal_BCR[:, :-1] - signal_BCR[:, 1:], signal_BCR[:, -1:]], dim=1)
+        return torch.cat([latent_BD, colour_BCR.flatten(1)], dim=1)
+
+    def redshift(self, input_BF: Tensor) -> Tensor:
+        """Return z_phot_B, the mean of the heads, of `redshift_input`."""
+        scaled_BF = (input_BF - self.redshift_mean_F) / self.redshift_std_F
+        redshift_B = torch.stack([head(scaled_BF) for head in self.redshift_mlp]).mean(0).squeeze(1)
         return torch.expm1(redshift_B) if self.config.redshift_scale == "log1p" else redshift_B
 
     def aperture_signal(self, image_BCHW: Tensor) -> Tensor:
@@ -178,6 +207,8 @@ class PITA(nn.Module):
         neighbours; these few numbers hand the network the photometry that its pixels hold. They
         are shifted and scaled by constants to be of order one for sources worth measuring.
         """
+        if self.aperture_skip is None:
+            return image_BCHW.new_zeros(len(image_BCHW), 0, dtype=torch.float32)
         signal_BCHW = image_BCHW.float()
         if self.config.stretch == "asinh":
             signal_BCHW = torch.sinh(signal_BCHW)

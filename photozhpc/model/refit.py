@@ -1,70 +1,63 @@
-"""Refitting the redshift head on the latents of a finished encoder.
+"""Refitting the redshift heads on the features of a finished encoder.
 
 The joint training sees each label a few dozen times before the compute is spent; on fixed
-latents a head sees it thousands of times in a minute. The encoder does not change.
+features a head sees it thousands of times in a minute. The encoder does not change.
 """
 
-import copy
-import math
-
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from photozhpc.metrics import point_metrics
 from photozhpc.model.augment import calibrate, prepare, random_view, stretch
-from photozhpc.model.losses import redshift_loss
+from photozhpc.model.engine import native_precision
+from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita import PITA
 from photozhpc.store.loader import Block
 
-N_VIEWS = 8
+N_VIEWS = 4
 BATCH_SIZE = 512
-LR = 5e-4
-WEIGHT_DECAY = 1e-3
+WEIGHT_DECAY = 1e-2
 
 
-def refit_redshift_head(
+def refit_redshift_heads(
     model: PITA, labels: Block, validation: Block, epochs: int, huber_delta: float, seed: int
 ) -> None:
-    """Train model.redshift_mlp, in place, on the latents of several quarter-turn views.
+    """Fit the redshift heads anew, in place, each from a seed of its own.
 
-    It starts from the head that is there, and ends with the state of the epoch that is best in
-    NMAD on the validation sample, which may be the start.
+    Each is trained on several quarter-turn views of the labelled images and ends with the epoch
+    that is best in NMAD on the validation sample.
     """
     model.eval()
     generator = torch.Generator(model.noise_C.device).manual_seed(seed)
-    views = [_latents(model, labels, generator) for _ in range(N_VIEWS)]
-    latent_ND = torch.cat(views)
-    z_spec_N = torch.from_numpy(labels.z_spec_N).to(latent_ND.device).repeat(N_VIEWS)
-    check_ND = _latents(model, validation, None)
-    head, scale = model.redshift_mlp, model.config.redshift_scale
-    optimiser = torch.optim.AdamW(head.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimiser, epochs * math.ceil(len(latent_ND) / BATCH_SIZE)
-    )
-    best, best_state = math.inf, copy.deepcopy(head.state_dict())
-    for epoch in range(epochs + 1):
-        with torch.inference_mode():
-            nmad = point_metrics(validation.z_spec_N, model.redshift(check_ND).cpu()).nmad
-        if nmad < best:
-            best, best_state = nmad, copy.deepcopy(head.state_dict())
-        if epoch == epochs:
-            break
-        order_N = torch.randperm(len(latent_ND), generator=generator, device=latent_ND.device)
-        for rows in order_N.split(BATCH_SIZE):
-            z_phot_B = model.redshift(latent_ND[rows])
-            loss = redshift_loss(z_phot_B, z_spec_N[rows], huber_delta, scale)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    head.load_state_dict(best_state)
+    input_NF = np.concatenate([_inputs(model, labels, generator) for _ in range(N_VIEWS)])
+    check_NF = _inputs(model, validation, None)
+    for number, head in enumerate(model.redshift_mlp):
+        fitted = PhotometryMLP.fit(
+            input_NF,
+            np.tile(labels.z_spec_N, N_VIEWS),
+            check_NF,
+            validation.z_spec_N,
+            PhotometryMLPConfig(
+                widths=model.config.redshift_mlp,
+                epochs=epochs,
+                batch_size=BATCH_SIZE,
+                weight_decay=WEIGHT_DECAY,
+                huber_delta=huber_delta,
+                redshift_scale=model.config.redshift_scale,
+                seed=seed + number,
+            ),
+        )
+        head.load_state_dict(fitted.network.state_dict())
+        model.redshift_mean_F.copy_(torch.from_numpy(fitted.mean_F))
+        model.redshift_std_F.copy_(torch.from_numpy(fitted.std_F))
 
 
 @torch.no_grad()
-def _latents(model: PITA, block: Block, generator: torch.Generator | None) -> Tensor:
-    """Latents of a block: of a random quarter-turn view each, or as inference sees them."""
+def _inputs(model: PITA, block: Block, generator: torch.Generator | None) -> NDArray[np.float32]:
+    """What the heads see of a block: of a random quarter-turn view each, or as inference does."""
     config, device = model.config, model.noise_C.device
-    latents = []
+    precision = native_precision(device)
+    inputs = []
     for start in range(0, len(block), 256):
         part = block.take(slice(start, start + 256))
         cutout_BCSS = torch.from_numpy(part.cutout_NCSS).to(device)
@@ -76,5 +69,9 @@ def _latents(model: PITA, block: Block, generator: torch.Generator | None) -> Te
             calibrated_BCSS = calibrate(cutout_BCSS, ebv_B, *constants)
             view_BCHW = random_view(calibrated_BCSS, config.crop, "quarter", 0, 0.0, generator)
             image_BCHW = stretch(view_BCHW, config.stretch)
-        latents.append(model.encode(image_BCHW.contiguous(memory_format=torch.channels_last)))
-    return torch.cat(latents)
+        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+            latent_BD, signal_BA = model.features(
+                image_BCHW.contiguous(memory_format=torch.channels_last)
+            )
+        inputs.append(model.redshift_input(latent_BD, signal_BA).cpu().numpy())
+    return np.concatenate(inputs)

@@ -24,7 +24,7 @@ from photozhpc.model.colours import colour_features
 from photozhpc.model.engine import Engine, native_precision
 from photozhpc.model.losses import colour_loss, contrastive_loss, redshift_loss
 from photozhpc.model.pita import PITA, KeyEncoder, PITAConfig
-from photozhpc.model.refit import refit_redshift_head
+from photozhpc.model.refit import refit_redshift_heads
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Block, TrainingLoader, read_labelled, typical_noise
 
@@ -71,8 +71,8 @@ class TrainConfig:
         store: folder of the cutout store; `--store` takes precedence.
         labelled_only: train on sources with a label only (the fully supervised method).
         label_repeat: how often a labelled source comes in an epoch (see TrainingLoader).
-        refit_epochs: passes over the labels in which, at the end, the redshift head alone is
-            trained on the latents of the finished encoder (see `refit.refit_redshift_head`).
+        refit_epochs: passes over the labels in which, at the end, the redshift heads alone are
+            trained on the features of the finished encoder (see `refit.refit_redshift_heads`).
         feature_aperture_arcsec: radius of the aperture behind the colour loss.
         average_weights: checkpoints hold the moving average of the weights (KeyEncoder.model).
     """
@@ -362,10 +362,10 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 
 
 def _refit(trainer: Trainer, best: Path, validation: Block) -> Path:
-    """Refit the redshift head of the best checkpoint; return the path of the new one."""
+    """Refit the redshift heads of the best checkpoint; return the path of the new one."""
     checkpoint = load_checkpoint(best)
     labels = read_labelled(trainer.store, "train", trainer.config.seed, trainer.aperture)
-    refit_redshift_head(
+    refit_redshift_heads(
         checkpoint.model.to(trainer.device),
         labels,
         validation,
@@ -375,7 +375,7 @@ def _refit(trainer: Trainer, best: Path, validation: Block) -> Path:
     )
     metrics = asdict(trainer.validate(validation, checkpoint.model))
     print(
-        f"redshift head refitted  validation NMAD {metrics['nmad']:.4f}  "
+        f"redshift heads refitted  validation NMAD {metrics['nmad']:.4f}  "
         f"outliers {metrics['outlier_fraction']:.3f}",
         file=sys.stderr,
     )

@@ -46,7 +46,8 @@ def summarise(run: RunSummary, truth: Sequence[str | Path] | None = None) -> str
         RunError: the disk is full.
     """
     if truth:
-        known, reference = read_truth(truth), " ".join(str(path) for path in truth)
+        tables = f"{truth[0]}" + (f" and {len(truth) - 1} more" if len(truth) > 1 else "")
+        known, reference = read_truth(truth), tables
     else:
         known, reference = store_labels(run.store_path), LABELS
     evaluation = evaluate(run.path, known) if len(known.source_id_N) else None
