@@ -64,8 +64,8 @@ def main() -> None:
         card = CARD.read_text()
         CARD.write_text(
             re.sub(
-                r"(<!-- metrics -->\n).*?(\n<!-- /metrics -->)",
-                lambda m: m[1] + block + m[2],
+                r"(<!-- metrics -->\n).*?(<!-- /metrics -->)",
+                lambda m: f"{m[1]}{block}\n{m[2]}",
                 card,
                 flags=re.DOTALL,
             )

@@ -31,6 +31,8 @@ Device = Literal["auto", "cpu", "cuda"]
 MIN_WORKER_BYTES = 2 << 30
 # A frozen worker is killed and replaced after one to two of these without a heartbeat.
 WORKER_TTL_SECONDS = 30
+# Dask serves HTTP (health, Prometheus) even without a dashboard, by default on every interface.
+LOOPBACK_HTTP = "127.0.0.1:0"
 # A task is set aside when this many workers and one more died under it.
 ALLOWED_FAILURES = 2
 
@@ -138,6 +140,7 @@ def local_client(
         "host": "127.0.0.1",
         "memory_limit": MEMORY_LIMIT // len(environments),
         "dashboard": False,
+        "dashboard_address": LOOPBACK_HTTP,
         "silence_logs": logging.CRITICAL,
     }
     specs = {
@@ -204,6 +207,7 @@ def _start(specs: dict[int, dict[str, Any]], losses: SchedulerPlugin) -> SpecClu
         "host": "127.0.0.1",
         "port": 0,
         "dashboard": False,
+        "dashboard_address": LOOPBACK_HTTP,
         "worker_ttl": f"{WORKER_TTL_SECONDS}s",
         "allowed_failures": ALLOWED_FAILURES,
         "plugins": [losses],

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from photozhpc import cluster
@@ -123,3 +124,16 @@ def test_a_program_without_a_main_guard_can_start_workers(tmp_path, source):
         timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_nothing_listens_beyond_the_loopback():
+    with local_client(2, "cpu") as client:
+        pids = [os.getpid(), *client.run(os.getpid).values(), *client.run(os.getppid).values()]
+        listening = {
+            connection.laddr
+            for pid in set(pids)
+            for connection in psutil.Process(pid).net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    assert listening
+    assert {address.ip for address in listening} == {"127.0.0.1"}
