@@ -52,7 +52,8 @@ def test_the_split_is_by_identifier_alone_and_in_proportion() -> None:
     shuffled = np.random.default_rng(0).permutation(ids)
     assert (label_split(shuffled, 3) == split[shuffled]).all()
     assert np.mean(split == "train") == pytest.approx(0.7, abs=0.01)
-    assert np.mean(split == "validation") == pytest.approx(0.15, abs=0.01)
+    for name in ("validation", "calibration", "test"):
+        assert np.mean(split == name) == pytest.approx(0.10, abs=0.01)
     assert (label_split(ids, 4) != split).mean() > 0.3
 
 

@@ -15,7 +15,7 @@ from photozhpc.errors import StoreError
 from photozhpc.mosaic.sources import Sources
 from photozhpc.store.cutout_store import CutoutStore, Measurements, ShardKey
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "calibration", "test"]
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,25 @@ class Block:
 
 
 def label_split(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
-    """Assign each source to "train" (70%), "validation" (15%) or "test" (15%).
+    """Assign each source to "train" (70%), "validation", "calibration" or "test" (10% each).
 
-    The assignment is a hash of the identifier (SplitMix64), so it does not depend on which
-    sources are read, or in which order: the three never overlap, in any run with this seed.
+    The assignment is a hash of the identifier, so it does not depend on which sources are read,
+    or in which order: the four never overlap, in any run with this seed.
     """
+    u_N = _hash(source_id_N, seed)
+    return np.select(
+        [u_N < 0.70, u_N < 0.80, u_N < 0.90], ["train", "validation", "calibration"], "test"
+    )
+
+
+def _hash(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+    """Return a number in [0, 1) for each identifier (SplitMix64)."""
     with np.errstate(over="ignore"):
         h_N = source_id_N.astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
         h_N = (h_N ^ (h_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         h_N = (h_N ^ (h_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         h_N = h_N ^ (h_N >> np.uint64(31))
-    u_N = h_N / 2.0**64
-    return np.select([u_N < 0.70, u_N < 0.85], ["train", "validation"], "test")
+    return h_N / 2.0**64
 
 
 class TrainingLoader:
