@@ -59,7 +59,10 @@ def predict_pita(store: CutoutStore, checkpoint_path: str) -> tuple[np.ndarray, 
     """Redshifts of a whole store, and cutouts a second."""
     engine = Engine(load_checkpoint(checkpoint_path))
     started = time.perf_counter()
-    z = [engine.predict(store.read_cutouts(k), store.read_sources(k).ebv_N) for k in store.shards()]
+    z = [
+        engine.predict(store.read_cutouts(k), store.read_sources(k).ebv_N).z_phot_N
+        for k in store.shards()
+    ]
     z_N = np.concatenate(z)
     return z_N, len(z_N) / (time.perf_counter() - started)
 

@@ -55,7 +55,7 @@ def test_it_is_small_and_for_the_roman_surveys_only() -> None:
 def test_it_is_as_good_as_its_card_says(unseen) -> None:
     cutout, ebv, z_true = unseen
     measured = point_metrics(z_true, Engine(load_checkpoint(CARD.with_name(
-        "pita-roman-sim.safetensors"))).predict(cutout, ebv))  # fmt: skip
+        "pita-roman-sim.safetensors"))).predict(cutout, ebv).z_phot_N)  # fmt: skip
     stated = json.loads(RESULT.read_text())["metrics"]["all"]["PITA"]
     n = measured.n
     assert n > 300
@@ -81,7 +81,7 @@ def test_reduced_precision_does_not_move_the_redshifts(unseen) -> None:
     z = {}
     for precision in (torch.float32, torch.bfloat16):
         engine = Engine(load_checkpoint(bundled_checkpoint("roman-sim")), precision=precision)
-        z[precision] = engine.predict(cutout, ebv)
+        z[precision] = engine.predict(cutout, ebv).z_phot_N
     exact, reduced = z[torch.float32], z[torch.bfloat16]
     good = np.isfinite(exact)
     shift = (reduced - exact)[good] / (1 + exact[good])

@@ -14,6 +14,7 @@ import pytest
 
 from photozhpc.catalog import PhotozFlag, read_catalog
 from photozhpc.catalog import run as run_module
+from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.catalog.predict import BLOCK_LEN, check_fit, photoz_flags, predict_part
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run import run_inference
@@ -71,13 +72,22 @@ def make_checkpoint(path: Path, seed: int = 0, survey_name: str = "roman-sim") -
     import torch
 
     from photozhpc.model import PITA, PITAConfig, save_checkpoint
+    from photozhpc.model.density import LEVEL_Q
 
     torch.manual_seed(seed)
     survey = load_survey(survey_name)
     small = PITAConfig(
-        len(survey.bands), encoder="convnext_atto", encoder_out=0, crop=SIZE, layer_scale=1.0
+        len(survey.bands),
+        encoder="convnext_atto",
+        encoder_out=0,
+        crop=SIZE,
+        layer_scale=1.0,
+        density_bins=32,
     )
-    return save_checkpoint(path, PITA(small), survey)
+    model = PITA(small)
+    model.uncertainty.level_GQ.copy_(torch.tensor(LEVEL_Q).expand_as(model.uncertainty.level_GQ))
+    model.uncertainty.usual_distance.fill_(2.0)
+    return save_checkpoint(path, model, survey)
 
 
 @pytest.fixture(scope="session")
@@ -116,17 +126,24 @@ def test_the_catalogue_equals_a_plain_loop_over_the_store(store, checkpoint, und
     engine = Engine(load_checkpoint(checkpoint), "cpu")
     table = read_catalog(undisturbed)
     assert len(table) == len(store) == sum(TILES.values())
-    ids, tiles, redshifts, fluxes = [], [], [], []
+    ids, tiles, predictions, fluxes = [], [], [], []
     for key in store.shards():
         sources = store.read_sources(key)
         ids.append(sources.source_id_N)
         tiles += [key.tile_id] * len(sources)
-        redshifts.append(engine.predict(store.read_cutouts(key), sources.ebv_N))
+        predictions.append(engine.predict(store.read_cutouts(key), sources.ebv_N))
         fluxes.append(store.read_measurements(key).flux_NCR[:, 3, 1])
     assert np.array_equal(table["source_id"].to_numpy(), np.concatenate(ids))
     assert table["tile_id"].to_pylist() == tiles
     photoz = table["photoz"].to_numpy()
-    np.testing.assert_allclose(photoz, np.concatenate(redshifts), rtol=2e-2, atol=2e-3)
+    z_phot, quantile, ood = map(np.concatenate, zip(*predictions, strict=True))
+    np.testing.assert_allclose(photoz, z_phot, rtol=2e-2, atol=2e-3)
+    columns = np.stack([table[name].to_numpy() for name in INTERVAL_LEVELS], axis=1)
+    by_level = columns[:, np.argsort(list(INTERVAL_LEVELS.values()))]
+    np.testing.assert_allclose(by_level, quantile, rtol=2e-2, atol=2e-3)
+    np.testing.assert_allclose(table["photoz_ood"].to_numpy(), ood, rtol=2e-2, atol=2e-3)
+    assert np.isfinite(columns[np.isfinite(photoz)]).all()
+    assert (np.diff(by_level[np.isfinite(photoz)], axis=1) >= 0).all()
     assert np.ptp(photoz[np.isfinite(photoz)]) > 0
     np.testing.assert_array_equal(table["aper02_f158_flux"].to_numpy(), np.concatenate(fluxes))
 

@@ -16,10 +16,17 @@ from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 
 from photozhpc.catalog import PhotozFlag, catalog_schema, read_catalog
-from photozhpc.catalog.photoz_catalog import check_part, flux_column, make_table, write_part
+from photozhpc.catalog.photoz_catalog import (
+    INTERVAL_LEVELS,
+    check_part,
+    flux_column,
+    make_table,
+    write_part,
+)
 from photozhpc.config import from_mapping, to_mapping
 from photozhpc.disk import remove_stale_partials, write_durably
 from photozhpc.errors import CatalogError, RunError
+from photozhpc.model.density import LEVEL_Q
 from photozhpc.survey import Survey, load_survey
 
 SURVEY = load_survey("roman-sim")
@@ -41,6 +48,8 @@ def table(seed: int = 0) -> pa.Table:
         dec_N=rng.uniform(-90, 90, N),
         tile_id="t",
         photoz_N=photoz_N,
+        quantile_NQ=photoz_N[:, None] + np.linspace(-0.3, 0.3, 6, dtype=np.float32),
+        ood_N=np.where(np.isnan(photoz_N), np.nan, 0.5).astype(np.float32),
         photoz_flags_N=np.where(np.isnan(photoz_N), 8, 0),
         flux_NCR=flux_NCR,
         flux_err_NCR=np.abs(flux_NCR),
@@ -57,14 +66,37 @@ def part(tmp_path):
 
 def test_columns_are_those_of_the_roman_source_catalogue():
     names = catalog_schema(SURVEY).names
-    assert names[:6] == ["source_id", "ra", "dec", "tile_id", "photoz", "photoz_flags"]
-    assert names[6:8] == ["aper01_f062_flux", "aper01_f062_flux_err"]
+    assert names[:5] == ["source_id", "ra", "dec", "tile_id", "photoz"]
+    assert names[5:11] == [f"photoz_{side}{p}" for p in (68, 90, 99) for side in ("low", "high")]
+    assert names[11:13] == ["photoz_ood", "photoz_flags"]
+    assert names[13:15] == ["aper01_f062_flux", "aper01_f062_flux_err"]
     assert names[-1] == "aper16_f158_flux_err"
-    assert len(names) == 6 + 2 * 4 * 5
+    assert len(names) == 13 + 2 * 4 * 5
     types = {field.name: str(field.type) for field in catalog_schema(SURVEY)}
     assert types["source_id"] == "int64"
     assert types["ra"] == types["dec"] == "double"
     assert types["photoz"] == types["aper16_f158_flux"] == "float"
+
+
+def test_each_interval_column_holds_its_quantile():
+    expected = {
+        "photoz_low99": -0.3,
+        "photoz_low90": -0.18,
+        "photoz_low68": -0.06,
+        "photoz_high68": 0.06,
+        "photoz_high90": 0.18,
+        "photoz_high99": 0.3,
+    }
+    rows, schema = table(), catalog_schema(SURVEY)
+    assert tuple(sorted(INTERVAL_LEVELS.values())) == LEVEL_Q
+    levels = {"low99": "0.005", "low90": "0.05", "low68": "0.16", "high68": "0.84"}
+    for name, offset in expected.items():
+        shift_N = rows[name].to_numpy() - rows["photoz"].to_numpy()
+        np.testing.assert_allclose(shift_N[np.isfinite(shift_N)], offset, atol=1e-6)
+        assert rows[name].null_count == 1
+        description = schema.field(name).metadata[b"description"].decode()
+        assert levels.get(name.removeprefix("photoz_"), "quantile 0.9") in description
+    assert rows["photoz_ood"].null_count == 1
 
 
 def test_radii_that_share_a_column_are_refused():
@@ -110,9 +142,11 @@ def test_astropy_reads_units_and_ucds_from_the_votable(part):
     assert ucds["photoz"] == "src.redshift.phot"
     assert ucds["aper01_f158_flux"] == "phot.flux;em.IR.H"
     assert ucds["aper01_f158_flux_err"] == "stat.error;phot.flux;em.IR.H"
-    assert [field.datatype for field in fields[:6]] == [
-        *("long", "double", "double", "char", "float", "int")
+    assert ucds["photoz_low68"] == ucds["photoz_high99"] == "stat.error;src.redshift.phot"
+    assert [field.datatype for field in fields[:5]] == [
+        *("long", "double", "double", "char", "float")
     ]
+    assert [field.datatype for field in fields[11:13]] == ["float", "int"]
     flags = next(field.description for field in fields if field.name == "photoz_flags")
     assert all(f"{flag.value} {flag.name}" in flags for flag in PhotozFlag)
 

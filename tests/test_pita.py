@@ -144,7 +144,9 @@ def test_the_engine_is_prepare_then_the_model(model: PITA, tmp_path) -> None:
     cutout[4, 2] = np.nan
     cutout[5, :, :5] = np.nan
     ebv = rng.uniform(0, 0.1, 10)
-    z_phot = Engine(checkpoint, batch_size=4, precision=torch.float32).predict(cutout, ebv)
+    z_phot, quantile, ood = Engine(checkpoint, batch_size=4, precision=torch.float32).predict(
+        cutout, ebv
+    )
     image = prepare(
         torch.from_numpy(cutout),
         torch.from_numpy(ebv).float(),
@@ -156,6 +158,9 @@ def test_the_engine_is_prepare_then_the_model(model: PITA, tmp_path) -> None:
     expected = model(image).z_phot_B.detach().numpy()
     expected[3:5] = np.nan
     np.testing.assert_allclose(z_phot, expected, rtol=1e-4, atol=1e-5)
+    assert quantile.shape == (10, 6)
+    assert np.isnan(quantile).all()  # TINY has no density heads
+    assert np.isnan(ood).all()
     assert usable(cutout, 32).tolist() == [True] * 3 + [False] * 2 + [True] * 5
     with pytest.raises(ConfigError, match="no CUDA device"):
         Engine(checkpoint, "cuda")

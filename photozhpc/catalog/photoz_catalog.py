@@ -24,7 +24,16 @@ from photozhpc.disk import write_durably
 from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: intervals and photoz_ood
+# Column -> quantile; in the order of the columns. The levels are those of model/density.py.
+INTERVAL_LEVELS = {
+    "photoz_low68": 0.16,
+    "photoz_high68": 0.84,
+    "photoz_low90": 0.05,
+    "photoz_high90": 0.95,
+    "photoz_low99": 0.005,
+    "photoz_high99": 0.995,
+}
 PART_FOLDER = "catalog"
 _PART_KEY = b"photozhpc.part"
 
@@ -89,6 +98,11 @@ def catalog_schema(survey: Survey) -> pa.Schema:
         _field("dec", pa.float64(), "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
         _field("tile_id", pa.string(), "", "meta.id;obs.field", "tile it was measured on"),
         _field("photoz", pa.float32(), "", "src.redshift.phot", "photometric redshift"),
+        *(
+            _field(name, pa.float32(), "", "stat.error;src.redshift.phot", _interval_text(name))
+            for name in INTERVAL_LEVELS
+        ),
+        _field("photoz_ood", pa.float32(), "", "stat.value", _OOD_TEXT),
         _field("photoz_flags", pa.int32(), "", "meta.code.qual", f"sum of: {flags}"),
     ]
     for band in survey.bands:
@@ -132,11 +146,17 @@ def make_table(
     dec_N: NDArray[np.float64],
     tile_id: str,
     photoz_N: NDArray[np.float32],
+    quantile_NQ: NDArray[np.float32],
+    ood_N: NDArray[np.float32],
     photoz_flags_N: NDArray[np.int32],
     flux_NCR: NDArray[np.float32],
     flux_err_NCR: NDArray[np.float32],
 ) -> pa.Table:
-    """Return the rows of sources of one tile; what is not finite becomes null."""
+    """Return the rows of sources of one tile; what is not finite becomes null.
+
+    Args:
+        quantile_NQ: quantiles of the redshift at the levels of INTERVAL_LEVELS, ascending.
+    """
     schema = catalog_schema(survey)
     columns: dict[str, Any] = {
         "source_id": source_id_N,
@@ -144,6 +164,11 @@ def make_table(
         "dec": dec_N,
         "tile_id": pa.repeat(pa.scalar(tile_id), len(source_id_N)),
         "photoz": _null_where_not_finite(photoz_N),
+        **{
+            name: _null_where_not_finite(quantile_NQ[:, sorted(INTERVAL_LEVELS.values()).index(q)])
+            for name, q in INTERVAL_LEVELS.items()
+        },
+        "photoz_ood": _null_where_not_finite(ood_N),
         "photoz_flags": photoz_flags_N.astype(np.int32),
     }
     for c, band in enumerate(survey.bands):
@@ -264,6 +289,12 @@ def _field(name: str, kind: pa.DataType, unit: str, ucd: str, description: str) 
     return pa.field(name, kind, nullable=name not in _NEVER_NULL, metadata=metadata)
 
 
+def _interval_text(name: str) -> str:
+    side = "lower" if "low" in name else "upper"
+    return f"{side} end of the central {name[-2:]}% interval: quantile {INTERVAL_LEVELS[name]:g}"
+
+
+_OOD_TEXT = "distance to the training images in latent space; 1: as far out as 1% of them"
 _NEVER_NULL = ("source_id", "ra", "dec", "tile_id", "photoz_flags")
 
 

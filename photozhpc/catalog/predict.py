@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from photozhpc.catalog.photoz_catalog import (
+    INTERVAL_LEVELS,
     Counts,
     PhotozFlag,
     catalog_schema,
@@ -149,11 +150,15 @@ def _shard_table(store: CutoutStore, key: ShardKey, engine: "Engine") -> pa.Tabl
     measured = store.read_measurements(key)
     blocks = [slice(a, min(a + BLOCK_LEN, n_rows)) for a in range(0, n_rows, BLOCK_LEN)]
     photoz_N = np.empty(n_rows, dtype=np.float32)
+    quantile_NQ = np.empty((n_rows, len(INTERVAL_LEVELS)), dtype=np.float32)
+    ood_N = np.empty(n_rows, dtype=np.float32)
     flags_N = np.empty(n_rows, dtype=np.int32)
     crop = engine.model.config.crop
     reads = (lambda rows=rows: store.read_cutouts(key, rows) for rows in blocks)
     for rows, cutout_BCSS in zip(blocks, _read_ahead(reads), strict=True):
-        photoz_N[rows] = engine.predict(cutout_BCSS, sources.ebv_N[rows])
+        photoz_N[rows], quantile_NQ[rows], ood_N[rows] = engine.predict(
+            cutout_BCSS, sources.ebv_N[rows]
+        )
         flags_N[rows] = photoz_flags(cutout_BCSS, crop, measured.flags_NC[rows], photoz_N[rows])
     return make_table(
         store.survey,
@@ -162,6 +167,8 @@ def _shard_table(store: CutoutStore, key: ShardKey, engine: "Engine") -> pa.Tabl
         dec_N=sources.dec_N,
         tile_id=key.tile_id,
         photoz_N=photoz_N,
+        quantile_NQ=quantile_NQ,
+        ood_N=ood_N,
         photoz_flags_N=flags_N,
         flux_NCR=measured.flux_NCR,
         flux_err_NCR=measured.flux_err_NCR,

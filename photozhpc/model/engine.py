@@ -1,5 +1,7 @@
 """The forward pass of inference: device, precision and memory layout."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -7,8 +9,26 @@ from numpy.typing import NDArray
 from photozhpc.errors import ConfigError
 from photozhpc.model.augment import prepare
 from photozhpc.model.checkpoint import Checkpoint
+from photozhpc.model.density import LEVEL_Q
+from photozhpc.model.pita import Estimate
 
 MIN_FINITE_FRACTION = 0.5
+
+
+class Prediction(NamedTuple):
+    """What inference says of N cutouts; NaN where a cutout cannot be used.
+
+    Attributes:
+        z_phot_N: redshift.
+        quantile_NQ: calibrated quantiles at density.LEVEL_Q (central 99, 90 and 68% from the
+            outside in); NaN from a model without density heads.
+        ood_N: distance to the training images in latent space, 1: as far out as 1% of them;
+            NaN from a model without density heads.
+    """
+
+    z_phot_N: NDArray[np.float32]
+    quantile_NQ: NDArray[np.float32]
+    ood_N: NDArray[np.float32]
 
 
 class Engine:
@@ -40,8 +60,8 @@ class Engine:
         self.model = checkpoint.model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def predict(self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray) -> NDArray[np.float32]:
-        """Return z_phot_N, NaN where a cutout cannot be used.
+    def predict(self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray) -> Prediction:
+        """Return redshifts, quantiles and the score of unusual images.
 
         A cutout is used when at least half of the pixels that the network sees, in every band,
         hold data.
@@ -50,14 +70,23 @@ class Engine:
             cutout_NCSS: nJy per pixel, NaN where there is no pixel.
             ebv_N: Galactic E(B-V), magnitudes.
         """
-        z_phot_N = np.empty(len(cutout_NCSS), dtype=np.float32)
-        for start in range(0, len(cutout_NCSS), self.batch_size):
+        n = len(cutout_NCSS)
+        prediction = Prediction(
+            np.empty(n, np.float32),
+            np.empty((n, len(LEVEL_Q)), np.float32),
+            np.empty(n, np.float32),
+        )
+        for start in range(0, n, self.batch_size):
             rows = slice(start, start + self.batch_size)
-            z_phot_N[rows] = self._predict_batch(cutout_NCSS[rows], ebv_N[rows])
-        z_phot_N[~usable(cutout_NCSS, self.model.config.crop)] = np.nan
-        return z_phot_N
+            estimate = self._estimate_batch(cutout_NCSS[rows], ebv_N[rows])
+            for column, values in zip(prediction, estimate, strict=True):
+                column[rows] = values.float().cpu().numpy()
+        unusable_N = ~usable(cutout_NCSS, self.model.config.crop)
+        for column in prediction:
+            column[unusable_N] = np.nan
+        return prediction
 
-    def _predict_batch(self, cutout_BCSS: NDArray, ebv_B: NDArray) -> NDArray:
+    def _estimate_batch(self, cutout_BCSS: NDArray, ebv_B: NDArray) -> Estimate:
         model = self.model
         image_BCHW = prepare(
             torch.from_numpy(np.ascontiguousarray(cutout_BCSS)).to(self.device),
@@ -69,8 +98,7 @@ class Engine:
         ).to(memory_format=torch.channels_last)
         reduced = self.precision != torch.float32
         with torch.autocast(self.device.type, dtype=self.precision, enabled=reduced):
-            z_phot_B = model(image_BCHW).z_phot_B
-        return z_phot_B.float().cpu().numpy()
+            return model.estimate(image_BCHW)
 
 
 def usable(cutout_NCSS: NDArray, crop: int) -> NDArray[np.bool_]:

@@ -16,7 +16,12 @@ from photozhpc import torchvision_ops
 torchvision_ops.define_if_missing()
 import timm  # noqa: E402  (needs torchvision, which needs the line above)
 
+from photozhpc.model.density import LEVEL_Q, Uncertainty  # noqa: E402
+from photozhpc.model.mlp import MLP  # noqa: E402
+
 MAX_WIDTH = 8192  # a configuration beyond this is a typing error, or a damaged file
+# The circle in which the brightness is taken that the calibration of quantiles depends on.
+BRIGHTNESS_RADIUS_PIX = 5.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,10 @@ class PITAConfig:
         redshift_sees_apertures: the redshift heads see the colours of the aperture fluxes beside
             the latent.
         redshift_scale: what the redshift head estimates: "z" (the paper) or "log1p", ln(1+z).
+        density_bins: bins of the redshift's density, equally wide in ln(1+z), which give the
+            intervals; as many heads as redshift_heads, with the widths of redshift_mlp. 0 (the
+            paper): no intervals and no score of unusual images.
+        density_z_max: upper end of the last bin; labels beyond it count as on it.
     """
 
     n_bands: int = 4
@@ -58,6 +67,8 @@ class PITAConfig:
     redshift_heads: int = 1
     redshift_sees_apertures: bool = False
     redshift_scale: Literal["z", "log1p"] = "z"
+    density_bins: int = 0
+    density_z_max: float = 4.0
 
     def __post_init__(self) -> None:
         if not self.encoder.startswith("convnext") or not timm.is_model(self.encoder):
@@ -73,6 +84,12 @@ class PITAConfig:
             raise ValueError(f"redshift_heads must be 1 to 64, got {self.redshift_heads}")
         if self.redshift_sees_apertures and not self.aperture_radii_pix:
             raise ValueError("redshift_sees_apertures needs aperture_radii_pix")
+        if not (self.density_bins == 0 or 2 <= self.density_bins <= MAX_WIDTH):
+            raise ValueError(
+                f"density_bins must be 0, or 2 to {MAX_WIDTH}, got {self.density_bins}"
+            )
+        if not 0 < self.density_z_max <= 100:
+            raise ValueError(f"density_z_max must be above 0, to 100, got {self.density_z_max}")
         for name in ("encoder_mlp", "projection_mlp", "redshift_mlp", "colour_mlp"):
             if not all(0 < width <= MAX_WIDTH for width in getattr(self, name)):
                 raise ValueError(f"{name} must hold widths from 1 to {MAX_WIDTH}")
@@ -96,19 +113,21 @@ class PITAOutput(NamedTuple):
     colour_BM: Tensor
 
 
-class MLP(nn.Sequential):
-    """Linear layers with ReLU between them (none after the last)."""
+class Estimate(NamedTuple):
+    """What inference asks of B images; NaN where the model cannot say.
 
-    def __init__(self, n_in: int, widths: tuple[int, ...]) -> None:
-        layers: list[nn.Module] = []
-        for width in widths:
-            layers += [nn.Linear(n_in, width), nn.ReLU(inplace=True)]
-            n_in = width
-        super().__init__(*layers[:-1])
+    Attributes:
+        quantile_BQ: redshifts below which the truth lies with probability density.LEVEL_Q.
+        ood_B: distance to the training images; 1: as far out as 1% of them.
+    """
+
+    z_phot_B: Tensor
+    quantile_BQ: Tensor
+    ood_B: Tensor
 
 
 class PITA(nn.Module):
-    """The encoder and its three heads.
+    """The encoder and its three heads; with density_bins, an `Uncertainty` beside them.
 
     `extinction_r_C` and `noise_C` (see model/augment.py) are kept with the weights: an image
     means nothing to the network without them.
@@ -117,6 +136,7 @@ class PITA(nn.Module):
     extinction_r_C: Tensor
     noise_C: Tensor
     aperture_RHW: Tensor
+    brightness_RHW: Tensor
     redshift_mean_F: Tensor
     redshift_std_F: Tensor
 
@@ -149,6 +169,21 @@ class PITA(nn.Module):
         self.register_buffer(
             "aperture_RHW", _soft_circles(config.aperture_radii_pix, config.crop), persistent=False
         )
+        self.uncertainty: Uncertainty | None = None
+        if config.density_bins:
+            self.uncertainty = Uncertainty(
+                n_redshift,
+                n_latent,
+                config.redshift_mlp,
+                config.redshift_heads,
+                config.density_bins,
+                config.density_z_max,
+            )
+            self.register_buffer(
+                "brightness_RHW",
+                _soft_circles((BRIGHTNESS_RADIUS_PIX,), config.crop),
+                persistent=False,
+            )
 
     def forward(self, image_BCHW: Tensor) -> PITAOutput:
         """Return latents, projections, redshifts and colours of prepared images.
@@ -163,6 +198,21 @@ class PITA(nn.Module):
                 projection_BP=self.project(latent_BD),
                 z_phot_B=self.redshift(self.redshift_input(latent_BD, signal_BA)),
                 colour_BM=self.colour_mlp(latent_BD),
+            )
+
+    def estimate(self, image_BCHW: Tensor) -> Estimate:
+        """Return redshifts, their quantiles and the score of unusual images."""
+        latent_BD, signal_BA = self.features(image_BCHW)
+        with torch.autocast(image_BCHW.device.type, enabled=False):
+            input_BF = self.redshift_input(latent_BD, signal_BA)
+            z_phot_B = self.redshift(input_BF)
+            if self.uncertainty is None:
+                nothing_B = torch.full_like(z_phot_B, torch.nan)
+                return Estimate(z_phot_B, nothing_B[:, None].expand(-1, len(LEVEL_Q)), nothing_B)
+            return Estimate(
+                z_phot_B,
+                self.uncertainty.quantiles(input_BF, self.brightness(image_BCHW)),
+                self.uncertainty.ood(latent_BD),
             )
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
@@ -209,13 +259,19 @@ class PITA(nn.Module):
         """
         if self.aperture_skip is None:
             return image_BCHW.new_zeros(len(image_BCHW), 0, dtype=torch.float32)
+        return (self._asinh_snr(image_BCHW, self.aperture_RHW).flatten(1) - 4) / 2
+
+    def brightness(self, image_BCHW: Tensor) -> Tensor:
+        """Return brightness_B: asinh of the last band's signal-to-noise ratio in one circle."""
+        return self._asinh_snr(image_BCHW[:, -1:], self.brightness_RHW).flatten()
+
+    def _asinh_snr(self, image_BCHW: Tensor, weight_RHW: Tensor) -> Tensor:
         signal_BCHW = image_BCHW.float()
         if self.config.stretch == "asinh":
             signal_BCHW = torch.sinh(signal_BCHW)
-        weight_RHW = self.aperture_RHW
         flux_BCR = torch.einsum("bchw,rhw->bcr", signal_BCHW, weight_RHW)
         noise_R = weight_RHW.square().sum(dim=(1, 2)).sqrt()
-        return (torch.asinh(flux_BCR / noise_R).flatten(1) - 4) / 2
+        return torch.asinh(flux_BCR / noise_R)
 
 
 class KeyEncoder(nn.Module):

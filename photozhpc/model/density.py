@@ -1,0 +1,127 @@
+"""Redshift densities with calibrated quantiles, and how unusual an image is.
+
+A head gives the probability of K bins, equally wide in ln(1+z) (Pasquet et al. 2019,
+arXiv 1806.06607, section 4); several heads are averaged. A density that a network learned is
+rarely as wide as its errors, so a quantile is not read off at its own level but at the level that
+was measured to have this share of the labels below it (see model/calibrate.py).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from photozhpc.model.mlp import MLP
+
+# Central intervals of 68, 90 and 99%: photoz_low99, low90, low68, high68, high90, high99.
+LEVEL_Q = (0.005, 0.05, 0.16, 0.84, 0.95, 0.995)
+# Brightnesses at which the calibration is tabulated.
+N_KNOTS = 24
+# This much probability is spread evenly over all redshifts: a cumulative distribution that
+# never rests can be inverted, and its tails can be told apart.
+FLOOR = 1e-3
+
+
+class Uncertainty(nn.Module):
+    """Density heads, the calibration of their quantiles, and the distance to the training images.
+
+    The heads do not train with the network: `calibrate.fit_uncertainty` fits them on the features
+    of the finished one, and until then every quantile and distance is NaN.
+
+    Args:
+        n_input: length of `PITA.redshift_input`.
+        n_latent: length of the latent.
+        widths: of the hidden layers of a head.
+        n_heads: heads whose densities are averaged.
+        n_bins: bins of a density between z = 0 and z_max.
+    """
+
+    mean_F: Tensor
+    std_F: Tensor
+    knot_G: Tensor
+    level_GQ: Tensor
+    latent_mean_D: Tensor
+    whitening_DD: Tensor
+    usual_distance: Tensor
+
+    def __init__(
+        self,
+        n_input: int,
+        n_latent: int,
+        widths: tuple[int, ...],
+        n_heads: int,
+        n_bins: int,
+        z_max: float,
+    ) -> None:
+        super().__init__()
+        self.n_bins = n_bins
+        self.log1p_max = math.log1p(z_max)
+        self.heads = nn.ModuleList(MLP(n_input, (*widths, n_bins)) for _ in range(n_heads))
+        # Nothing that DDP or the joint optimiser should wait for.
+        self.heads.requires_grad_(False)
+        self.register_buffer("mean_F", torch.zeros(n_input))
+        self.register_buffer("std_F", torch.ones(n_input))
+        self.register_buffer("knot_G", torch.linspace(0, 1, N_KNOTS))
+        self.register_buffer("level_GQ", torch.full((N_KNOTS, len(LEVEL_Q)), torch.nan))
+        self.register_buffer("latent_mean_D", torch.zeros(n_latent))
+        self.register_buffer("whitening_DD", torch.eye(n_latent))
+        self.register_buffer("usual_distance", torch.tensor(torch.nan))
+
+    def cdf(self, input_BF: Tensor) -> Tensor:
+        """Return cdf_BE at the K+1 edges of the bins, from 0 at z = 0 to 1 at z_max."""
+        scaled_BF = (input_BF - self.mean_F) / self.std_F
+        density_BK = torch.stack([head(scaled_BF).softmax(dim=1) for head in self.heads]).mean(0)
+        return cumulative(density_BK)
+
+    def quantiles(self, input_BF: Tensor, brightness_B: Tensor) -> Tensor:
+        """Return quantile_BQ: redshifts with the calibrated probabilities LEVEL_Q below them."""
+        level_BQ = interpolate(brightness_B, self.knot_G, self.level_GQ)
+        return torch.expm1(inverse_cdf(self.cdf(input_BF), level_BQ) * self.log1p_max)
+
+    def ood(self, latent_BD: Tensor) -> Tensor:
+        """Return ood_B: Mahalanobis distance to the training images, 1 = their 99th percentile.
+
+        Lee et al. 2018 (arXiv 1807.03888), with one class.
+        """
+        return self.distance(latent_BD) / self.usual_distance
+
+    def distance(self, latent_BD: Tensor) -> Tensor:
+        """Return the Mahalanobis distance of latents to the training images' mean, (B,)."""
+        return ((latent_BD - self.latent_mean_D) @ self.whitening_DD).norm(dim=1)
+
+
+def cumulative(density_BK: Tensor) -> Tensor:
+    """Return cdf_BE at the edges of K bins of given probability, after adding FLOOR."""
+    floored_BK = (1 - FLOOR) * density_BK + FLOOR / density_BK.shape[1]
+    cdf_BE = F.pad(floored_BK.double().cumsum(dim=1), (1, 0))
+    return (cdf_BE / cdf_BE[:, -1:]).float()
+
+
+def cdf_at(cdf_BE: Tensor, position_B: Tensor) -> Tensor:
+    """Return the cumulative distribution (B,) at positions, 0 to 1 along the K bins.
+
+    Linear within a bin; positions outside are moved to the ends.
+    """
+    n_bins = cdf_BE.shape[1] - 1
+    place_B = position_B.clamp(0, 1) * n_bins
+    bin_B1 = place_B.floor().long().clamp(max=n_bins - 1)[:, None]
+    low_B, high_B = (cdf_BE.gather(1, bin_B1 + step).squeeze(1) for step in (0, 1))
+    return low_B + (place_B - bin_B1.squeeze(1)) * (high_B - low_B)
+
+
+def inverse_cdf(cdf_BE: Tensor, level_BQ: Tensor) -> Tensor:
+    """Return position_BQ, 0 to 1 along the K bins, where the distribution reaches levels."""
+    n_bins = cdf_BE.shape[1] - 1
+    bin_BQ = torch.searchsorted(cdf_BE, level_BQ.contiguous(), right=True) - 1
+    bin_BQ = bin_BQ.clamp(0, n_bins - 1)
+    low_BQ, high_BQ = cdf_BE.gather(1, bin_BQ), cdf_BE.gather(1, bin_BQ + 1)
+    return (bin_BQ + ((level_BQ - low_BQ) / (high_BQ - low_BQ)).clamp(0, 1)) / n_bins
+
+
+def interpolate(x_B: Tensor, knot_G: Tensor, value_GQ: Tensor) -> Tensor:
+    """Return value_BQ, linear between knots (which increase) and constant beyond them."""
+    right_B = torch.searchsorted(knot_G, x_B.contiguous()).clamp(1, len(knot_G) - 1)
+    left_G, right_G = knot_G[right_B - 1], knot_G[right_B]
+    share_B1 = ((x_B - left_G) / (right_G - left_G)).clamp(0, 1)[:, None]
+    return value_GQ[right_B - 1] * (1 - share_B1) + value_GQ[right_B] * share_B1
