@@ -1,0 +1,84 @@
+"""What the numbers of the reference code `pita-z` mean: counts of its images, colour features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photozhpc.errors import StoreError
+from photozhpc.survey import AB_ZERO_POINT_NJY, Survey
+
+NJY_PER_UJY = 1000.0
+# AB magnitude of one electron per second in the CANDELS mosaics: the ACS values of the CANDELS
+# catalogues (e.g. Guo et al. 2013) and WFC3's of STScI. What 'candels' mosaics state in their
+# headers agrees to 0.02 mag.
+CANDELS_ZERO_POINT_AB = {"F606W": 26.49, "F814W": 25.94, "F125W": 26.2303, "F160W": 25.9463}
+
+
+@dataclass(frozen=True)
+class FluxFeatures:
+    """What the reference's colour features are: C-1 log10 flux ratios, then one log10 flux (uJy).
+
+    The authors' script takes the redder band over the bluer; `colours.colour_features` takes the
+    bluer over the redder. The flux is F160W's (the last band's) in the paper (section 3), F814W's
+    in the script.
+
+    Attributes:
+        red_over_blue: the ratios are of each band to its bluer neighbour.
+        flux_band: index of the band of the last feature.
+    """
+
+    red_over_blue: bool = True
+    flux_band: int = -1
+
+    def to_flux(self, feature_NC: NDArray) -> NDArray[np.float64]:
+        """Return flux_NC, nJy, dereddened if the features were; NaN where they are not finite."""
+        step_NK = np.asarray(feature_NC[:, :-1], np.float64) * (1 if self.red_over_blue else -1)
+        log_NC = np.concatenate(
+            [np.zeros((len(step_NK), 1)), np.cumsum(step_NK, axis=1)], axis=1
+        )  # relative to the first band
+        known_N = np.asarray(feature_NC[:, -1], np.float64)
+        log_NC += (known_N - log_NC[:, self.flux_band])[:, None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            return NJY_PER_UJY * 10**log_NC
+
+    def from_flux(self, flux_NC: NDArray) -> NDArray[np.float64]:
+        """Return the features of fluxes in nJy; NaN where a flux is not positive."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            log_NC = np.log10(np.where(flux_NC > 0, flux_NC, np.nan) / NJY_PER_UJY)
+        ratio_NK = np.diff(log_NC, axis=1) * (1 if self.red_over_blue else -1)
+        return np.concatenate([ratio_NK, log_NC[:, self.flux_band][:, None]], axis=1)
+
+
+def njy_per_count(
+    survey: Survey, zero_point_ab_C: Sequence[float] | None = None
+) -> NDArray[np.float32]:
+    """Return (C,) nJy of one unit of the reference's images.
+
+    Nothing published states that unit. The images are cutouts of the CANDELS mosaics, whose unit
+    is electrons per second, and no step of the published code rescales them: that is assumed.
+    It cancels where a checkpoint and a catalogue are imported with the same zero points.
+
+    Args:
+        zero_point_ab_C: AB magnitude of one count; default: the survey's `zero_point_ab`, or
+            `CANDELS_ZERO_POINT_AB` for those bands.
+
+    Raises:
+        StoreError: a band has no known zero point, or their number is wrong.
+    """
+    if zero_point_ab_C is None:
+        known = {**CANDELS_ZERO_POINT_AB}
+        known |= {b.name: b.zero_point_ab for b in survey.bands if b.zero_point_ab is not None}
+        if unknown := [name for name in survey.band_names if name not in known]:
+            raise StoreError(
+                f"survey '{survey.name}' has no zero point for {' '.join(unknown)}; pass "
+                f"--zero-point for each band, or set zero_point_ab in the survey's YAML file"
+            )
+        zero_point_ab_C = [known[name] for name in survey.band_names]
+    if len(zero_point_ab_C) != len(survey.bands) or not np.isfinite(zero_point_ab_C).all():
+        raise StoreError(
+            f"{len(survey.bands)} zero points are needed ({' '.join(survey.band_names)}), got "
+            f"{list(zero_point_ab_C)}"
+        )
+    return (10 ** (0.4 * (AB_ZERO_POINT_NJY - np.asarray(zero_point_ab_C)))).astype(np.float32)
