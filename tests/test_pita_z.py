@@ -19,6 +19,8 @@ from photozhpc.errors import CheckpointError, StoreError
 from photozhpc.model import load_checkpoint, save_checkpoint
 from photozhpc.model.augment import prepare
 from photozhpc.model.pita_z import import_checkpoint
+from photozhpc.store import CutoutStore
+from photozhpc.store.hdf5_catalogue import import_hdf5
 from photozhpc.store.pita_z_units import njy_per_count
 from photozhpc.survey import load_survey
 
@@ -135,25 +137,34 @@ def test_outputs_are_the_references(trained: tuple[Any, Path], tmp_path: Path) -
 
 
 @torch.no_grad()
-def test_whole_path_from_cutout_to_redshift(trained: tuple[Any, Path]) -> None:
+@pytest.mark.parametrize("zero_point_ab_C", [None, (31.4, 20.0, 28.9, 26.4)])
+def test_whole_path_from_catalogue_to_redshift(
+    trained: tuple[Any, Path], zero_point_ab_C: tuple[float, ...] | None, tmp_path: Path
+) -> None:
+    """The network sees the reference's pixels, whatever the unit of its images is taken to be."""
+    h5py = pytest.importorskip("h5py")
     module, path = trained
     rng = np.random.default_rng(2)
-    raw = rng.normal(0, 2, (3, 4, 108, 108)).astype(np.float32)  # counts per second
+    raw = rng.normal(0, 2, (3, 4, 108, 108)).astype(np.float32)
     ebv = np.array([0.0, 0.02, 0.3], np.float32)
     redden = reference("utils/reddening").ReddeningTransform(R=[2.471, 1.526, 0.726, 0.512])
     crop = reference("utils/augmentations").JitterCrop(output_dim=64)
     seen = crop(torch.from_numpy(np.stack([redden(pair) for pair in zip(raw, ebv, strict=True)])))
-    model, _ = import_checkpoint(path, SURVEY)
-    njy = raw * njy_per_count(SURVEY)[:, None, None]
+    with h5py.File(tmp_path / "c.hdf5", "w") as file:
+        file["images"], file["ebvs"], file["redshifts"] = raw, ebv, np.full(3, -1.0)
+    import_hdf5(tmp_path / "c.hdf5", SURVEY, tmp_path / "store", zero_point_ab_C=zero_point_ab_C)
+    store = CutoutStore.open(tmp_path / "store")
+    (key,) = store.shards()
+    model, _ = import_checkpoint(path, SURVEY, zero_point_ab_C)
     image = prepare(
-        torch.from_numpy(njy),
-        torch.from_numpy(ebv),
+        torch.from_numpy(store.read_cutouts(key)),
+        torch.from_numpy(store.read_sources(key).ebv_N),
         model.extinction_r_C,
         model.noise_C,
-        64,
-        "none",
+        crop=64,
+        kind="none",
     )
-    torch.testing.assert_close(image, seen, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(image, seen, rtol=2e-6, atol=1e-6)
     torch.testing.assert_close(model(image).z_phot_B, module(seen)[1], rtol=1e-5, atol=1e-5)
 
 
@@ -226,6 +237,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
             import_checkpoint(path, SURVEY)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_damage_is_one_clear_error(as_zip: bool, tmp_path: Path) -> None:
     path, rng = tmp_path / "model.ckpt", np.random.default_rng(0)
