@@ -15,8 +15,8 @@ from photozhpc.catalog.run import RunSummary
 from photozhpc.errors import RunError, SourceListError
 from photozhpc.metrics import point_metrics
 from photozhpc.mosaic.sources import Sources
-from photozhpc.report import plot_zz, summarise
-from photozhpc.report.summary import read_truth, store_labels
+from photozhpc.report import plot_zz, save_figure, summarise
+from photozhpc.report.truth import read_truth, store_labels
 from photozhpc.store import CutoutStore, Measurements
 from photozhpc.survey import load_survey
 
@@ -59,6 +59,8 @@ def run(tmp_path) -> RunSummary:
             dec_N=np.zeros(n),
             tile_id="t",
             photoz_N=photoz_N[rows],
+            quantile_NQ=np.full((n, 6), np.nan, np.float32),
+            ood_N=np.full(n, np.nan, np.float32),
             photoz_flags_N=np.zeros(n, np.int32),
             flux_NCR=flux_NCR[rows],
             flux_err_NCR=flux_NCR[rows],
@@ -138,20 +140,50 @@ def test_faulty_truth_tables_are_named(run, tmp_path):
     assert not (run.path / "summary.json").exists()
 
 
+def test_a_source_twice_in_the_truth_is_an_error(tmp_path):
+    pq.write_table(pa.table({"source_id": [1, 2], "z_spec": [1.0, 2.0]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"source_id": [7, 2], "z_spec": [1.0, 2.0]}), tmp_path / "b.parquet")
+    assert read_truth([tmp_path / "a.parquet"]).z_kind == "spectroscopic"
+    with pytest.raises(SourceListError, match="and 1 more: source_id 2 is in the truth more than"):
+        read_truth([tmp_path / "a.parquet", tmp_path / "b.parquet"])
+
+
+def test_masked_values_of_the_truth_are_none(tmp_path):
+    table = Table(
+        {"source_id": [3, 1, 2], "z_spec": [1.0, 2.0, 3.0], "mag_r": [20, 21, 22]}, masked=True
+    )
+    table["z_spec"].mask = [False, True, False]
+    table["mag_r"].mask = [True, False, False]
+    table.write(tmp_path / "truth.ecsv")
+    truth = read_truth([tmp_path / "truth.ecsv"])
+    assert truth.source_id_N.tolist() == [2, 3]
+    assert truth.z_ref_N.tolist() == [3, 1]
+    np.testing.assert_array_equal(truth.magnitudes["r"], [22, np.nan])
+    table["source_id"].mask = [True, False, False]
+    table.write(tmp_path / "truth.ecsv", overwrite=True)
+    with pytest.raises(
+        SourceListError, match="'source_id' of the truth table does not hold one id"
+    ):
+        read_truth([tmp_path / "truth.ecsv"])
+
+
 @pytest.mark.parametrize("n", [0, 1, 300, 20_000])
 def test_zz_plot_of_any_size(tmp_path, n):
     rng = np.random.default_rng(n)
     z_N = rng.gamma(3, 0.35, n)
     z_phot_N = z_N + rng.normal(0, 0.1, n)
     z_phot_N[:1] = np.nan
-    plot_zz(z_N, z_phot_N, point_metrics(z_N, z_phot_N), tmp_path / "zz.png", reference="true")
+    figure = plot_zz(z_N, z_phot_N, point_metrics(z_N, z_phot_N), reference="true")
+    save_figure(figure, tmp_path / "zz.png")
     image = imread(tmp_path / "zz.png")
-    assert image.shape[:2] == (920, 1040)
+    assert image.shape[:2] == (840, 1050)  # 3.5 inches, one column, at 300 dots an inch
     assert image[..., :3].std() > 0.05
     assert [p.name for p in tmp_path.iterdir()] == ["zz.png"]
+    save_figure(figure, tmp_path / "zz.pdf")
+    assert (tmp_path / "zz.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_zz_plot_that_cannot_be_written(tmp_path):
-    metrics = point_metrics([1.0], [1.0])
+    figure = plot_zz([1.0], [1.0], point_metrics([1.0], [1.0]))
     with pytest.raises(RunError, match="cannot be written"):
-        plot_zz([1.0], [1.0], metrics, tmp_path / "none" / "zz.png")
+        save_figure(figure, tmp_path / "none" / "zz.png")

@@ -1,0 +1,155 @@
+"""Reference redshifts: truth tables, and the labels of a store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from astropy.io.registry import IORegistryError
+from astropy.table import Table
+from numpy.typing import NDArray
+
+from photozhpc.errors import SourceListError, did_you_mean
+from photozhpc.store import CutoutStore
+
+_Z_NAMES = {"z_true": "true", "z_spec": "spectroscopic"}  # the first that a table has
+_KINDS = {"source_id": "iu", "is_star": "biuf"}  # NumPy's; of all others: numbers
+_MAGNITUDE_PREFIX = "mag_"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Reference redshifts of galaxies, sorted by source_id.
+
+    Attributes:
+        z_kind: what z_ref is, for people: "true", "spectroscopic", or "reference" for both.
+        magnitudes: AB magnitudes (N,) by band, in lower case, of the bands of which every table
+            has a column mag_{band}.
+    """
+
+    source_id_N: NDArray[np.int64]
+    z_ref_N: NDArray[np.float64]
+    z_kind: str
+    magnitudes: dict[str, NDArray[np.float64]]
+
+
+def read_truth(paths: Sequence[str | Path]) -> Truth:
+    """Read the galaxies with a redshift of truth tables: Parquet, FITS, ECSV or CSV.
+
+    Args:
+        paths: tables with source_id and z_true (or z_spec) and, if they like, is_star (not 0: left
+            out) and mag_{band}. A redshift at or below 0 is none.
+
+    Raises:
+        SourceListError: missing, damaged, without source_id and z_true (or z_spec), or with one
+            source_id twice.
+    """
+    tables = [_read_one(Path(path)) for path in paths]
+    bands = set.intersection(*(set(table.magnitudes) for table in tables))
+    kinds = {table.z_kind for table in tables}
+    truth = Truth(
+        np.concatenate([table.source_id_N for table in tables]),
+        np.concatenate([table.z_ref_N for table in tables]),
+        kinds.pop() if len(kinds) == 1 else "reference",
+        {band: np.concatenate([table.magnitudes[band] for table in tables]) for band in bands},
+    )
+    truth = _rows(truth, np.argsort(truth.source_id_N, kind="stable"))
+    twice_N = truth.source_id_N[1:] == truth.source_id_N[:-1]
+    if twice_N.any():
+        raise SourceListError(
+            f"{_names(paths)}: source_id {truth.source_id_N[1:][twice_N][0]} is in the truth more "
+            f"than once ({np.count_nonzero(twice_N)} rows too many); keep one row a source"
+        )
+    return _rows(truth, np.flatnonzero(np.isfinite(truth.z_ref_N)))
+
+
+def store_labels(store_path: str | Path) -> Truth:
+    """Return the spectroscopic redshifts in a store.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    store = CutoutStore.open(store_path)
+    ids, labels = [np.empty(0, np.int64)], [np.empty(0)]
+    for key in store.shards():
+        sources = store.read_sources(key)
+        labelled_N = np.isfinite(sources.z_spec_N)
+        ids.append(sources.source_id_N[labelled_N])
+        labels.append(sources.z_spec_N[labelled_N].astype(np.float64))
+    truth = Truth(np.concatenate(ids), np.concatenate(labels), "spectroscopic", {})
+    return _rows(truth, np.argsort(truth.source_id_N, kind="stable"))
+
+
+def _names(paths: Sequence[str | Path]) -> str:
+    return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
+def _rows(truth: Truth, row_N: NDArray[np.intp]) -> Truth:
+    return Truth(
+        truth.source_id_N[row_N],
+        truth.z_ref_N[row_N],
+        truth.z_kind,
+        {band: mag_N[row_N] for band, mag_N in truth.magnitudes.items()},
+    )
+
+
+def _read_one(path: Path) -> Truth:
+    """Read every row of a table, in its order; z_ref is NaN where there is none."""
+    if not path.is_file():
+        raise SourceListError(f"{path}: no such truth table")
+    try:
+        columns, names = _read_columns(path)
+    except (OSError, ValueError, TypeError, pa.ArrowException, IORegistryError) as error:
+        line = " ".join(str(error).split())[:160]
+        raise SourceListError(f"{path}: the truth table cannot be read ({line})") from error
+    z_name = next((name for name in _Z_NAMES if name in columns), "z_true")
+    for name in ("source_id", z_name):
+        if name not in columns:
+            raise SourceListError(
+                f"{path}: the truth table has no column '{name}'{did_you_mean(name, names)}"
+            )
+    for name, column in columns.items():
+        if column.ndim != 1 or column.dtype.kind not in _KINDS.get(name, "iuf"):
+            raise SourceListError(
+                f"{path}: column '{name}' of the truth table does not hold one "
+                f"{'identifier' if name == 'source_id' else 'number'} a row ({column.dtype})"
+            )
+    z_ref_N = columns[z_name].astype(np.float64)
+    none_N = ~(np.isfinite(z_ref_N) & (z_ref_N > 0))
+    if "is_star" in columns:
+        none_N |= columns["is_star"].astype(bool)
+    z_ref_N[none_N] = np.nan
+    magnitudes = {
+        name.removeprefix(_MAGNITUDE_PREFIX).lower(): column.astype(np.float64)
+        for name, column in columns.items()
+        if name.startswith(_MAGNITUDE_PREFIX)
+    }
+    return Truth(columns["source_id"].astype(np.int64), z_ref_N, _Z_NAMES[z_name], magnitudes)
+
+
+def _read_columns(path: Path) -> tuple[dict[str, NDArray], list[str]]:
+    """Return the columns that matter, what is masked or null as NaN, and the names of all."""
+
+    def matters(name: str) -> bool:
+        return name in ("source_id", "is_star", *_Z_NAMES) or name.startswith(_MAGNITUDE_PREFIX)
+
+    if path.suffix.lower() in (".parquet", ".pq"):
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            parquet = file.read(columns=[name for name in names if matters(name)])
+        return {
+            name: parquet.column(name).to_numpy(zero_copy_only=False)
+            for name in parquet.column_names
+        }, names
+    table = Table.read(path)
+    return {
+        name: _without_mask(np.ma.asarray(table[name])) for name in table.colnames if matters(name)
+    }, table.colnames
+
+
+def _without_mask(column_N: np.ma.MaskedArray) -> NDArray:
+    if not np.ma.is_masked(column_N) or column_N.dtype.kind not in "iuf":
+        return np.ma.getdata(column_N)
+    return np.ma.filled(column_N.astype(np.float64), np.nan)
