@@ -9,7 +9,7 @@ scripts/CatalogCreation/creating_training_catalogs.py; both at github.com/ashodk
     use_redshift_F or use_redshift  (N,)          1: a label (one in F of them is kept); optional
     dered_color_features            (N, C)        see `FluxFeatures`; optional
     fluxes                          (N, C)        catalogue fluxes, microjansky; optional
-    custom_ids, ids, ra, dec        (N,)          optional
+    custom_ids, ra, dec             (N,)          optional
 """
 
 import re
@@ -33,8 +33,13 @@ from photozhpc.store.cutout_store import CutoutStore, Measurements
 from photozhpc.store.pita_z_units import NJY_PER_UJY, FluxFeatures, njy_per_count
 from photozhpc.survey import Survey
 
-FEATURE_NAMES = ("dered_color_features", "dered_color_feature", "dereddened_features")
-ID_NAMES = ("custom_ids", "source_id", "ids")
+FEATURE_NAMES = (
+    "dered_color_features",
+    "dered_color_feature",
+    "dereddened_features",
+    "features_dr",
+)
+ID_NAMES = ("custom_ids", "source_id")
 SHARDS_A_TILE = 8  # a killed import goes on from the last finished tile
 _BLOCK_LEN = 256  # cutouts that are read and measured at a time
 _MAX_FEATURE_ERROR_DEX = 0.02  # float16 holds the features to 0.002
@@ -86,10 +91,11 @@ def import_hdf5(
       stands under every aperture radius.
     - Flux errors: the pixel noise of each cutout (1.4826 MAD about its median) over each
       aperture's area, pixels taken as independent.
-    - source_id: `custom_ids` or `ids`, else the row number. ra and dec: NaN where the file has
-      none; such a catalogue cannot be exported as HATS.
+    - source_id: `custom_ids` or `source_id`, else the row number.
+    - ra, dec: NaN where the file has none (an export as HATS needs them).
 
-    Memory: one shard of cutouts, two to four times over (2048 sources of 108 px: about 1 GB).
+    Memory: one shard of cutouts and its compression, 1.4 GB for 2048 sources of 108 px (measured),
+    whatever the file's size; the columns are read whole.
 
     Args:
         survey: its bands are the channels, in order.
