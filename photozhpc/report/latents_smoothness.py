@@ -1,0 +1,118 @@
+"""How well a latent space is ordered by redshift, as a number; and its UMAP, as a picture.
+
+The paper (arXiv 2602.10207, figures 4 and 6) shows that PITA's latents vary smoothly in redshift
+where a self-supervised model's do not. If they do, the neighbours of a source tell its redshift.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photozhpc.errors import ConfigError
+from photozhpc.metrics import normalised_residual, point_metrics
+
+N_NEIGHBOURS = 10
+_UMAP_NEIGHBOURS = 15
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """Errors of the redshifts that neighbours tell.
+
+    Attributes:
+        nmad, rms: of dz = (z_ref - z) / (1 + z_ref).
+        nmad_shuffled, rms_shuffled: with the redshifts dealt out at random: what neighbours are
+            worth where a space knows nothing of redshift.
+        n: sources with a reference redshift.
+    """
+
+    nmad: float
+    rms: float
+    nmad_shuffled: float
+    rms_shuffled: float
+    n: int
+
+
+def smoothness(
+    latent_ND: NDArray, z_ref_N: NDArray, k: int = N_NEIGHBOURS, seed: int = 0
+) -> Smoothness:
+    """Return the errors of leave-one-out k-nearest-neighbour redshifts.
+
+    A source's redshift is told by the mean ln(1+z) of its k nearest other sources in the
+    standardised latents. Sources without a reference redshift are left out.
+
+    Args:
+        seed: of the shuffle.
+
+    Raises:
+        ConfigError: scikit-learn is missing.
+        ValueError: no more than k sources have a reference redshift.
+    """
+    known_N = np.isfinite(z_ref_N)
+    z_N = np.asarray(z_ref_N, dtype=np.float64)[known_N]
+    neighbour_NK = neighbours(standardise(latent_ND[known_N]), k)
+    nmad, rms = _errors(z_N, neighbour_NK)
+    shuffled_N = np.random.default_rng(seed).permutation(z_N)
+    return Smoothness(nmad, rms, *_errors(shuffled_N, neighbour_NK), n=len(z_N))
+
+
+def neighbours(point_ND: NDArray, k: int) -> NDArray[np.intp]:
+    """Return neighbour_NK, the k nearest other points of each point (Euclidean).
+
+    Raises:
+        ConfigError: scikit-learn, which comes with umap-learn, is missing.
+        ValueError: there are no more than k points.
+    """
+    try:
+        from sklearn.neighbors import NearestNeighbors
+    except ImportError as error:
+        raise _missing("scikit-learn") from error
+    # Without a query, kneighbors leaves each point itself out, also among duplicates.
+    return NearestNeighbors(n_neighbors=k).fit(point_ND).kneighbors(return_distance=False)
+
+
+def standardise(latent_ND: NDArray) -> NDArray[np.float64]:
+    """Return each dimension with mean 0 and standard deviation 1; a constant one as 0."""
+    centred_ND = latent_ND - latent_ND.mean(axis=0, dtype=np.float64)
+    std_D = centred_ND.std(axis=0)
+    return centred_ND / np.where(std_D > 0, std_D, 1)
+
+
+def embed(latent_ND: NDArray, seed: int) -> NDArray[np.float32]:
+    """Return plane_N2, the UMAP (McInnes et al. 2018) of the standardised latents.
+
+    Raises:
+        ConfigError: umap-learn is missing.
+    """
+    umap = import_umap()
+    # A seed costs UMAP its threads; n_jobs=1 says that we know.
+    n_neighbours = min(_UMAP_NEIGHBOURS, len(latent_ND) - 1)
+    reducer = umap.UMAP(n_neighbors=n_neighbours, random_state=seed, n_jobs=1)
+    return np.asarray(reducer.fit_transform(standardise(latent_ND)), dtype=np.float32)
+
+
+def import_umap() -> Any:
+    """Return the module umap; it takes seconds to import.
+
+    Raises:
+        ConfigError: umap-learn is missing.
+    """
+    try:
+        import umap
+    except ImportError as error:
+        raise _missing("umap-learn") from error
+    return umap
+
+
+def _errors(z_N: NDArray, neighbour_NK: NDArray) -> tuple[float, float]:
+    z_told_N = np.expm1(np.log1p(z_N)[neighbour_NK].mean(axis=1))
+    rms = float(np.sqrt(np.mean(normalised_residual(z_N, z_told_N) ** 2)))
+    return point_metrics(z_N, z_told_N).nmad, rms
+
+
+def _missing(package: str) -> ConfigError:
+    return ConfigError(
+        f"figures of latents need {package}, which is not installed: pip install photozhpc[figures]"
+    )
