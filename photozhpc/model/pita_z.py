@@ -132,10 +132,12 @@ def _read(path: Path) -> dict[str, Any]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"holds '{found[1]}', which could run code" if found else "is not a checkpoint"
+        if found is None:
+            raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged") from error
         raise CheckpointError(
-            f"{path}: {what}; nothing was loaded. If you trust it, save its state_dict alone "
-            f"where it was made: torch.save({{'state_dict': model.state_dict()}}, FILE)"
+            f"{path}: holds '{found[1]}', which could run code; nothing was loaded. If you trust "
+            f"it, save its state_dict alone where it was made: "
+            f"torch.save({{'state_dict': model.state_dict()}}, FILE)"
         ) from error
     except _DAMAGE as error:
         raise CheckpointError(
