@@ -144,6 +144,9 @@ def test_a_source_twice_in_the_truth_is_an_error(tmp_path):
     pq.write_table(pa.table({"source_id": [1, 2], "z_spec": [1.0, 2.0]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"source_id": [7, 2], "z_spec": [1.0, 2.0]}), tmp_path / "b.parquet")
     assert read_truth([tmp_path / "a.parquet"]).z_kind == "spectroscopic"
+    assert read_truth([f"{tmp_path}/[ac].parquet"]).source_id_N.tolist() == [1, 2]
+    with pytest.raises(SourceListError, match=r"c\*: no such truth table"):
+        read_truth([tmp_path / "c*"])
     with pytest.raises(SourceListError, match="and 1 more: source_id 2 is in the truth more than"):
         read_truth([tmp_path / "a.parquet", tmp_path / "b.parquet"])
 

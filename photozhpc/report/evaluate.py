@@ -18,10 +18,10 @@ from photozhpc.metrics import (
     sample_statistics,
 )
 from photozhpc.report.match import INTERVALS_PERCENT, Matched, match
-from photozhpc.report.truth import read_truth
+from photozhpc.report.truth import read_truth, truth_tables
 
 MIN_IN_BIN = 20
-N_RESAMPLES = 500
+N_RESAMPLES = 200  # enough for a standard error (Efron & Tibshirani 1993, section 6.4)
 _MAX_BINS = 10
 _MAG_WIDTHS = (0.5, 1.0, 2.0, 4.0)
 _Z_WIDTHS = (0.25, 0.5, 1.0, 2.0)
@@ -114,7 +114,7 @@ def evaluate(
         SourceListError: a truth table is missing, damaged, lacks a column, names a source twice,
             or is of other sources.
     """
-    tables = tuple(Path(path) for path in truth)
+    tables = tuple(truth_tables(truth))
     known = read_truth(tables)
     if not len(known.source_id_N):
         raise SourceListError(f"{tables[0]}: the truth holds no galaxy with a redshift above 0")

@@ -25,12 +25,12 @@ def write_evaluation(evaluation: Evaluation, out: str | Path | None = None) -> l
     """Write evaluation.json and the figures, as PNG and PDF; return what was written.
 
     Args:
-        out: folder; None: 'evaluation' beside the catalogue's folder of parts.
+        out: folder; None: `default_folder`.
 
     Raises:
         RunError: the disk is full, or cannot be written.
     """
-    folder = Path(out) if out is not None else _beside(evaluation.catalog)
+    folder = Path(out) if out is not None else default_folder(evaluation.catalog)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -192,6 +192,7 @@ def _null_if_nan(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _beside(catalog: Path) -> Path:
+def default_folder(catalog: Path) -> Path:
+    """Return 'evaluation' in the --out folder of `photozhpc infer`, however that was named."""
     folder = catalog if catalog.is_dir() else catalog.parent
     return (folder.parent if folder.name == PART_FOLDER else folder) / "evaluation"

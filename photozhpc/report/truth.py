@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +36,27 @@ class Truth:
     magnitudes: dict[str, NDArray[np.float64]]
 
 
+def truth_tables(paths: Sequence[str | Path]) -> list[Path]:
+    """Return the files that paths and globs name; a glob that matches nothing stays as it is."""
+    return [
+        Path(file)
+        for path in paths
+        for file in ([path] if Path(path).is_file() else sorted(glob(str(path))) or [path])
+    ]
+
+
 def read_truth(paths: Sequence[str | Path]) -> Truth:
     """Read the galaxies with a redshift of truth tables: Parquet, FITS, ECSV or CSV.
 
     Args:
-        paths: tables with source_id and z_true (or z_spec) and, if they like, is_star (not 0: left
-            out) and mag_{band}. A redshift at or below 0 is none.
+        paths: tables, or globs of them, with source_id and z_true (or z_spec) and, if they like,
+            is_star (not 0: left out) and mag_{band}. A redshift at or below 0 is none.
 
     Raises:
         SourceListError: missing, damaged, without source_id and z_true (or z_spec), or with one
             source_id twice.
     """
-    tables = [_read_one(Path(path)) for path in paths]
+    tables = [_read_one(path) for path in truth_tables(paths)]
     bands = set.intersection(*(set(table.magnitudes) for table in tables))
     kinds = {table.z_kind for table in tables}
     truth = Truth(
