@@ -41,7 +41,9 @@ def truth_tables(paths: Sequence[str | Path]) -> list[Path]:
     return [
         Path(file)
         for path in paths
-        for file in ([path] if Path(path).is_file() else sorted(glob(str(path))) or [path])
+        for file in (
+            [str(path)] if Path(path).is_file() else sorted(glob(str(path))) or [str(path)]
+        )
     ]
 
 
