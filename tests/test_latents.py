@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from astropy.table import Table
 from matplotlib.image import imread
 
 import photozhpc.report.latents as latents_module
@@ -258,7 +260,7 @@ def test_a_report_of_two_models(
     # UMAP takes seconds to import and compile; see the slow test below.
     monkeypatch.setattr(report_module, "import_umap", lambda: None)
     monkeypatch.setattr(report_module, "embed", lambda latent_ND, seed: latent_ND[:, :2])
-    truth = sorted(small_sky.glob("*_truth.parquet"))
+    truth = [small_sky / "*_truth.parquet"]
     copy = tmp_path / "other" / "tiny.safetensors"
     copy.parent.mkdir()
     copy.write_bytes(checkpoint.read_bytes())
@@ -286,6 +288,24 @@ def test_without_truth_the_labels_and_a_concentration_do(
     assert 0 < one.of_latents.n == labelled_N.sum() < len(one.latents)
     assert one.size_label == "mag(r < 0.1″) − mag(r < 0.4″)"
     assert np.nanmedian(one.size_N) > 0
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".csv", ".parquet"])
+def test_truth_tables_may_lack_columns_and_sources(tmp_path: Path, suffix: str) -> None:
+    full, bare = tmp_path / f"full{suffix}", tmp_path / f"bare{suffix}"
+    one = pd.DataFrame({"source_id": [9, 4], "z_true": [1.0, 0.0], "is_star": [0, 1]})
+    one["half_light_radius_arcsec"] = [0.3, 0.0]
+    two = pd.DataFrame({"source_id": [2**60 + 1, 5], "z_true": [2.0, 0.5]})
+    for table, path in ((one, full), (two, bare)):
+        if suffix == ".parquet":
+            table.to_parquet(path)
+        else:
+            Table.from_pandas(table).write(path)
+    known = report_module._read_known([full, bare], np.array([2**60 + 1, 4, 7, 9]))
+    assert known["is_star"].tolist() == [False, True, False, False]
+    np.testing.assert_array_equal(known["z_ref"], [2.0, np.nan, np.nan, 1.0])
+    size_N = known["half_light_radius_arcsec"]
+    np.testing.assert_array_equal(size_N, [np.nan, 0.0, np.nan, 0.3])
 
 
 def test_too_few_redshifts_are_refused(

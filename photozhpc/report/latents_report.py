@@ -18,7 +18,7 @@ from photozhpc.metrics import point_metrics
 from photozhpc.report.latents import Latents, concentration, read_latents
 from photozhpc.report.latents_figure import LatentMap, plot_latents
 from photozhpc.report.latents_smoothness import N_NEIGHBOURS, embed, import_umap, smoothness
-from photozhpc.report.truth import read_truth
+from photozhpc.report.truth import read_truth, truth_tables
 from photozhpc.store import CutoutStore
 
 _SIZE = "half_light_radius_arcsec"
@@ -35,8 +35,9 @@ def report_latents(
     """Write OUT/latents.png, .pdf and .json for one or more models; return the lines to show.
 
     Args:
-        truth: tables with source_id and z_true (or z_spec), and, where they have them, is_star
-            (rows to leave out) and half_light_radius_arcsec; empty: the store's labels.
+        truth: tables, or globs of them, with source_id and z_true (or z_spec), and, where they
+            have them, is_star (rows to leave out) and half_light_radius_arcsec; empty: the
+            store's labels.
 
     Raises:
         ConfigError: umap-learn is missing.
@@ -115,12 +116,10 @@ def map_latents(name: str, latents: Latents, truth: Sequence[str | Path]) -> Lat
 def _read_known(paths: Sequence[str | Path], source_id_N: NDArray[np.int64]) -> pd.DataFrame:
     """Return z_ref, is_star and half_light_radius_arcsec of each source; NaN where unknown."""
     truth = read_truth(paths)
-    z_ref = pd.Series(truth.z_ref_N, truth.source_id_N)
-    table = pd.concat([_read_columns(Path(path)) for path in paths])
-    table = table.drop_duplicates("source_id").set_index("source_id")
-    known = table.reindex(index=source_id_N, columns=["is_star", _SIZE])
+    table = pd.concat([_read_columns(path) for path in truth_tables(paths)])
+    known = table.set_index("source_id").reindex(index=source_id_N, columns=["is_star", _SIZE])
     known["is_star"] = known["is_star"].eq(True)
-    known["z_ref"] = z_ref[~z_ref.index.duplicated()].reindex(source_id_N)
+    known["z_ref"] = pd.Series(truth.z_ref_N, truth.source_id_N).reindex(source_id_N)
     try:
         known[_SIZE] = known[_SIZE].astype(float)
     except (TypeError, ValueError) as error:
