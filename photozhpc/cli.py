@@ -11,7 +11,7 @@ from typing import Any, Literal
 import click
 
 from photozhpc import __version__
-from photozhpc.errors import PhotozError
+from photozhpc.errors import PhotozError, Preempted
 from photozhpc.survey import load_survey
 
 # The sky that `photozhpc infer --survey roman-sim` makes for itself. No model that comes with
@@ -27,7 +27,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except PhotozError as error:
-            raise _OneLine(str(error)) from error
+            shown = _Requeue if isinstance(error, Preempted) else _OneLine
+            raise shown(str(error)) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
@@ -43,6 +44,10 @@ class _Group(click.Group):
 class _OneLine(click.ClickException):
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class _Requeue(_OneLine):
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the job scripts requeue on it
 
 
 class _Examples(click.Command):
@@ -130,14 +135,17 @@ def extract(
 @click.option("--config", required=True, type=click.Path(path_type=Path), help="YAML file.")
 @click.option("--store", type=click.Path(path_type=Path), help="Store; default: the config's.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: the config's.")
-@click.option("--resume", is_flag=True, help="Go on from the last finished epoch, if there is one.")
+@click.option("--resume", is_flag=True, help="Go on where it was, if it had begun.")
 def train(config: Path, store: Path | None, out: Path | None, resume: bool) -> None:
-    """Train PITA on a store."""
+    """Train on a store; several processes where torchrun starts it.
+
+    It stops on SIGTERM or SIGUSR1 with its state saved and exit code 75; --resume goes on.
+    """
     from dataclasses import replace
 
     from photozhpc.config import from_mapping, load_yaml
-    from photozhpc.model.train import TrainConfig
     from photozhpc.model.train import train as run
+    from photozhpc.model.train_config import TrainConfig
 
     settings = from_mapping(TrainConfig, load_yaml(config), str(config))
     if store is not None:
@@ -146,7 +154,7 @@ def train(config: Path, store: Path | None, out: Path | None, resume: bool) -> N
         settings = replace(settings, out=str(out))
     if not settings.store:
         raise click.UsageError(f"{config} names no store; pass --store PATH")
-    click.echo(f"best checkpoint: {run(settings, resume)}")
+    click.echo(f"model file: {run(settings, resume)}")
 
 
 @main.command(cls=_Examples, example="photozhpc infer --survey roman-sim")

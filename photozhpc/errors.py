@@ -36,6 +36,10 @@ class RunError(PhotozError):
     """A run that could not be finished: a full disk, lost workers, parts set aside."""
 
 
+class Preempted(RunError):
+    """A run that was asked to stop and saved its state: run it again to go on."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'X'? Known: ..." for an error about an unknown name."""
     names = sorted(known)

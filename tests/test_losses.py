@@ -55,7 +55,7 @@ def test_redshift_loss_is_huber_over_the_labelled(scale: str) -> None:
         errors = [math.log(1.5 / 1.55), math.log(3.0 / 2.0), 0.0]
     expected = sum(_huber(e, 0.15) for e in errors) / 3
     assert redshift_loss(z_phot, z_spec, 0.15, scale).item() == pytest.approx(expected, rel=1e-5)
-    count = torch.tensor(6)
+    count = 6
     assert redshift_loss(z_phot, z_spec, 0.15, scale, count).item() == pytest.approx(
         expected / 2, rel=1e-5
     )

@@ -21,7 +21,7 @@ def contrastive_loss(
     )
 
 
-def colour_loss(predicted_BM: Tensor, colour_BM: Tensor, count: Tensor | None = None) -> Tensor:
+def colour_loss(predicted_BM: Tensor, colour_BM: Tensor, count: float | None = None) -> Tensor:
     """Return the mean squared error over sources whose colours are all finite.
 
     Args:
@@ -30,8 +30,8 @@ def colour_loss(predicted_BM: Tensor, colour_BM: Tensor, count: Tensor | None = 
     """
     valid_B = torch.isfinite(colour_BM).all(dim=1)
     error_BM = torch.where(valid_B[:, None], predicted_BM - colour_BM.nan_to_num(), 0.0)
-    n = valid_B.sum() if count is None else count
-    return error_BM.square().mean(dim=1).sum() / torch.clamp(n, min=1)
+    n = torch.clamp(valid_B.sum(), min=1) if count is None else (count or 1.0)
+    return error_BM.square().mean(dim=1).sum() / n
 
 
 def redshift_loss(
@@ -39,7 +39,7 @@ def redshift_loss(
     z_spec_B: Tensor,
     delta: float,
     scale: str = "z",
-    count: Tensor | None = None,
+    count: float | None = None,
 ) -> Tensor:
     """Return the Huber loss over labelled sources (those whose z_spec is finite).
 
@@ -57,5 +57,5 @@ def redshift_loss(
     if scale == "log1p":
         target_B, estimate_B = torch.log1p(target_B), torch.log1p(estimate_B)
     total = F.huber_loss(estimate_B, target_B, delta=delta, reduction="sum")
-    n = labelled_B.sum() if count is None else count
-    return total / torch.clamp(n, min=1)
+    n = torch.clamp(labelled_B.sum(), min=1) if count is None else (count or 1.0)
+    return total / n

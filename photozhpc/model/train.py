@@ -1,137 +1,55 @@
-"""Training PITA on a store: one process, on the CPU or one GPU."""
+"""Training on a store: one process, or several that torchrun started (plain DDP).
+
+Random views, shuffling and drop-path are functions of seed, epoch, step and lane: there is no
+random state to save, and a run does not depend on the number of ranks.
+"""
 
 import json
 import math
-import sys
+import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from photozhpc import __version__
 from photozhpc.config import to_mapping
 from photozhpc.disk import replacing
-from photozhpc.errors import CheckpointError, ConfigError, StoreError
+from photozhpc.errors import CheckpointError, ConfigError, Preempted, RunError
 from photozhpc.metrics import PointMetrics, point_metrics
 from photozhpc.model.augment import calibrate, random_view, stretch
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.colours import colour_features
 from photozhpc.model.engine import Engine, native_precision
 from photozhpc.model.losses import colour_loss, contrastive_loss, redshift_loss
-from photozhpc.model.pita import PITA, KeyEncoder, PITAConfig
+from photozhpc.model.pita import PITA, KeyEncoder
+from photozhpc.model.ranks import Ranks, joined_ranks
 from photozhpc.model.refit import refit_redshift_heads
+from photozhpc.model.train_config import OptimiserConfig, TrainConfig
+from photozhpc.model.train_log import TrainLog
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Block, TrainingLoader, read_labelled, typical_noise
 
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Random views; the defaults are the paper's. See `augment.random_view`."""
-
-    rotation: Literal["any", "quarter"] = "any"
-    jitter_pix: int = 4
-    noise: float = 1.0
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights and constants of the three losses; the defaults are the paper's."""
-
-    contrastive_weight: float = 0.0025
-    colour_weight: float = 1.0
-    redshift_weight: float = 1.0
-    temperature: float = 0.1
-    queue_len: int = 60_000
-    momentum: float = 0.999
-    huber_delta: float = 0.15
-
-
-@dataclass(frozen=True)
-class OptimiserConfig:
-    """Adam with decoupled weight decay, linear warm-up, then a cosine down to min_lr."""
-
-    lr: float = 1e-3
-    min_lr: float = 1e-6
-    weight_decay: float = 1e-5
-    warmup_steps: int = 0
-    clip_norm: float = 0.0
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run.
-
-    Attributes:
-        out: folder for checkpoints and the log.
-        store: folder of the cutout store; `--store` takes precedence.
-        labelled_only: train on sources with a label only (the fully supervised method).
-        label_repeat: how often a labelled source comes in an epoch (see TrainingLoader).
-        refit_epochs: passes over the labels in which, at the end, the redshift heads alone are
-            trained on the features of the finished encoder (see `refit.refit_redshift_heads`).
-        feature_aperture_arcsec: radius of the aperture behind the colour loss.
-        average_weights: checkpoints hold the moving average of the weights (KeyEncoder.model).
-    """
-
-    out: str
-    store: str = ""
-    model: PITAConfig = field(default_factory=PITAConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    batch_size: int = 256
-    epochs: int = 100
-    seed: int = 0
-    labelled_only: bool = False
-    label_repeat: int = 1
-    refit_epochs: int = 0
-    feature_aperture_arcsec: float = 0.4
-    average_weights: bool = True
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "label_repeat"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "refit_epochs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.loss.queue_len < 1 or self.augment.jitter_pix < 0:
-            raise ValueError(
-                f"loss.queue_len must be at least 1 and augment.jitter_pix not negative, got "
-                f"{self.loss.queue_len} and {self.augment.jitter_pix}"
-            )
+LOSSES = ("total", "contrastive", "colour", "redshift")
+# Settings that do not change what a run computes.
+_INCIDENTAL = {"out": "", "store": "", "checkpoint_minutes": 0.0, "device": "auto"}
 
 
 class Trainer:
     """The state of a run: model, key encoder, optimiser, step. It saves and resumes itself."""
 
-    def __init__(self, config: TrainConfig, store: CutoutStore) -> None:
-        survey = store.survey
-        if config.feature_aperture_arcsec not in survey.aperture_radii_arcsec:
-            raise ConfigError(
-                f"feature_aperture_arcsec {config.feature_aperture_arcsec} is not among the "
-                f"store's apertures {survey.aperture_radii_arcsec}"
-            )
-        if config.model.n_bands != len(survey.bands) or config.model.n_colours != len(survey.bands):
-            raise ConfigError(
-                f"model.n_bands and model.n_colours must be {len(survey.bands)}, "
-                f"the number of the store's bands"
-            )
-        if store.cutout_size < config.model.crop + 2 * config.augment.jitter_pix:
-            raise ConfigError(
-                f"cutouts of {store.cutout_size} px are too small for a crop of "
-                f"{config.model.crop} px with a jitter of {config.augment.jitter_pix} px; extract "
-                f"with --size {config.model.crop + 2 * config.augment.jitter_pix} or more"
-            )
+    def __init__(self, config: TrainConfig, store: CutoutStore, ranks: Ranks | None = None) -> None:
         self.config = config
         self.store = store
-        self.device = torch.device(_pick_device(config.device))
-        self.aperture = survey.aperture_radii_arcsec.index(config.feature_aperture_arcsec)
+        self.ranks = ranks or Ranks()
+        self.device = self.ranks.device
+        self.aperture = _check_fit(config, store)
         self.loader = TrainingLoader(
             store,
             config.batch_size,
@@ -139,141 +57,212 @@ class Trainer:
             self.aperture,
             config.labelled_only,
             config.label_repeat,
+            config.label_fraction,
+            config.lanes,
+            self.ranks.rank,
+            self.ranks.world,
+            config.shuffle_len,
         )
         torch.manual_seed(config.seed)
-        self.model = PITA(config.model)
         noise_C, self.softening_C = typical_noise(store, self.aperture)
-        self.extinction_r_C = np.array([band.extinction_r for band in survey.bands])
+        self.extinction_r_C = np.array([band.extinction_r for band in store.survey.bands])
+        self.model = PITA(config.model)
         self.model.noise_C.copy_(torch.from_numpy(noise_C))
         self.model.extinction_r_C.copy_(torch.from_numpy(self.extinction_r_C))
+        if config.initial_checkpoint:
+            _take_encoder(self.model, load_checkpoint(config.initial_checkpoint), store)
         self.keys = KeyEncoder(self.model, config.loss.queue_len, config.loss.momentum)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.keys.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._freeze_idle_heads()
+        if config.compile:
+            self.model.encoder.compile()
+            self.keys.model.encoder.compile()
+        self.network: nn.Module = self.model
+        if self.ranks.world > 1:
+            self.network = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
         self.optimiser = torch.optim.AdamW(
-            self.model.parameters(),
+            [p for p in self.model.parameters() if p.requires_grad],
             lr=config.optimiser.lr,
             weight_decay=config.optimiser.weight_decay,
             fused=True,
         )
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.precision = native_precision(self.device)
-        self.epoch = 0
+        self.generator = torch.Generator(self.device)
+        self.precision = {
+            "auto": native_precision(self.device),
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+        }[config.precision]
         self.step = 0
+        self.loss_sums = torch.zeros(len(LOSSES), device=self.device)  # of this epoch so far
         self.best_nmad = math.inf
 
     @property
     def total_steps(self) -> int:
         return self.config.epochs * self.loader.steps_per_epoch
 
-    def train_epoch(self, report: Callable[[int], None]) -> dict[str, float]:
-        """Run one epoch; return the mean of each loss. `report` is called with images done."""
-        sums: dict[str, float] = {}
-        for batch in self.loader.epoch(self.epoch):
-            for name, value in self.train_step(batch).items():
-                sums[name] = sums.get(name, 0.0) + value.item()
-            report(len(batch))
-        self.epoch += 1
-        return {name: value / self.loader.steps_per_epoch for name, value in sums.items()}
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return self.step // self.loader.steps_per_epoch
 
-    def train_step(self, batch: Block) -> dict[str, Tensor]:
-        """Make one step on a batch; return the losses before it."""
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the run is between two epochs."""
+        return self.step % self.loader.steps_per_epoch == 0
+
+    def batches(self) -> Iterator[list[Block]]:
+        """Yield what is left of the epoch, from the step at which the run is."""
+        return self.loader.epoch(self.epoch, self.step % self.loader.steps_per_epoch)
+
+    def train_step(self, lanes: list[Block]) -> Tensor:
+        """Make one step on this rank's lanes of a batch; return its LOSSES, before the step."""
         for group in self.optimiser.param_groups:
             group["lr"] = _learning_rate(self.config.optimiser, self.step, self.total_steps)
-        losses = self.losses(batch)
-        weights = self.config.loss
-        total = (
-            weights.contrastive_weight * losses["contrastive"]
-            + weights.colour_weight * losses["colour"]
-            + weights.redshift_weight * losses["redshift"]
-        )
+        if self.config.model.drop_path > 0:
+            torch.manual_seed(_seed_of(self.config.seed, self.step, self.ranks.rank))
+        losses, key_BP = self.losses(lanes)
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
+        losses[0].backward()
         if self.config.optimiser.clip_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.clip_norm)
         self.optimiser.step()
         # In the first steps the average would hold on to the random start: forget it faster.
         momentum = min(self.config.loss.momentum, (1 + self.step) / (10 + self.step))
         self.keys.update(self.model, momentum)
-        if self._pending_keys is not None:
-            self.keys.enqueue(self._pending_keys)
+        if key_BP is not None:
+            self.keys.enqueue(self.ranks.gather(key_BP))
         self.step += 1
-        return {"total": total.detach(), **{k: v.detach() for k, v in losses.items()}}
+        return losses.detach()
 
-    def losses(self, batch: Block) -> dict[str, Tensor]:
-        """Return the three losses of a batch, unweighted."""
+    def losses(self, lanes: list[Block]) -> tuple[Tensor, Tensor | None]:
+        """Return LOSSES of this rank's lanes, and the new keys.
+
+        The mean over ranks is the loss of the whole batch: each divides its sums over labelled
+        sources by the number of these on all ranks.
+        """
         config, device = self.config, self.device
+        batch = Block.join(lanes)
+        colour_BM = torch.from_numpy(
+            colour_features(batch.flux_NC, self.softening_C, batch.ebv_N, self.extinction_r_C)
+        )
+        z_spec_B = torch.from_numpy(batch.z_spec_N)
+        n_labels, n_colours = (
+            total / self.ranks.world
+            for total in self.ranks.sum(
+                [int(torch.isfinite(z_spec_B).sum()), int(colour_BM.isfinite().all(dim=1).sum())]
+            )
+        )
         image_BCSS = calibrate(
             torch.from_numpy(batch.cutout_NCSS).to(device),
             torch.from_numpy(batch.ebv_N).to(device),
             self.model.extinction_r_C,
             self.model.noise_C,
         )
-        z_spec_B = torch.from_numpy(batch.z_spec_N).to(device)
-        colour_BM = torch.from_numpy(
-            colour_features(batch.flux_NC, self.softening_C, batch.ebv_N, self.extinction_r_C)
-        ).to(device)
         self.model.train()
         self.keys.eval()
-        self._pending_keys: Tensor | None = None
-        contrastive = torch.zeros((), device=device)
-        with torch.autocast(
-            device.type, dtype=self.precision, enabled=self.precision != torch.float32
-        ):
-            output = self.model(self._view(image_BCSS))
-            if config.loss.contrastive_weight > 0:
-                self._pending_keys = self.keys(self._view(image_BCSS))
-        if self._pending_keys is not None:
+        key_BP = None
+        reduced = self.precision != torch.float32
+        with torch.autocast(device.type, dtype=self.precision, enabled=reduced):
+            output = self.network(self._view(image_BCSS, 0))
+            if config.contrastive_weight > 0:
+                key_BP = self.keys(self._view(image_BCSS, 1))
+        zero = torch.zeros((), device=device)
+        contrastive = colour = redshift = zero
+        if key_BP is not None:
             contrastive = contrastive_loss(
-                output.projection_BP,
-                self._pending_keys,
-                self.keys.queue_KP,
-                config.loss.temperature,
+                output.projection_BP, key_BP, self.keys.queue_KP, config.loss.temperature
             )
-        return {
-            "contrastive": contrastive,
-            "colour": colour_loss(output.colour_BM, colour_BM),
-            "redshift": redshift_loss(
-                output.z_phot_B, z_spec_B, config.loss.huber_delta, config.model.redshift_scale
-            ),
-        }
-
-    def _view(self, image_BCSS: Tensor) -> Tensor:
-        augment = self.config.augment
-        view_BCHW = random_view(
-            image_BCSS,
-            self.config.model.crop,
-            augment.rotation,
-            augment.jitter_pix,
-            augment.noise,
-            self.generator,
+        if config.colour_weight > 0:
+            colour = colour_loss(output.colour_BM, colour_BM.to(device), n_colours)
+        if config.redshift_weight > 0:
+            redshift = redshift_loss(
+                output.z_phot_B,
+                z_spec_B.to(device),
+                config.loss.huber_delta,
+                config.model.redshift_scale,
+                n_labels,
+            )
+        total = (
+            config.contrastive_weight * contrastive
+            + config.colour_weight * colour
+            + config.redshift_weight * redshift
         )
-        view_BCHW = stretch(view_BCHW, self.config.model.stretch)
-        return view_BCHW.contiguous(memory_format=torch.channels_last)
+        return torch.stack([total, contrastive, colour, redshift]), key_BP
+
+    def _view(self, image_BCSS: Tensor, number: int) -> Tensor:
+        """One random view of every image; each lane has its own random numbers."""
+        augment, views = self.config.augment, []
+        for lane, image_LCSS in zip(
+            self.loader.lanes, image_BCSS.split(self.loader.lane_batch), strict=True
+        ):
+            self.generator.manual_seed(_seed_of(self.config.seed, self.step, lane, number))
+            view_LCHW = random_view(
+                image_LCSS,
+                self.config.model.crop,
+                augment.rotation,
+                augment.jitter_pix,
+                augment.noise,
+                self.generator,
+            )
+            views.append(stretch(view_LCHW, self.config.model.stretch))
+        return torch.cat(views).contiguous(memory_format=torch.channels_last)
+
+    def _freeze_idle_heads(self) -> None:
+        """DDP waits for the gradient of every parameter, so what has no task must want none."""
+        for weight, head in (
+            (self.config.contrastive_weight, self.model.projection_mlp),
+            (self.config.colour_weight, self.model.colour_mlp),
+            (self.config.redshift_weight, self.model.redshift_mlp),
+        ):
+            head.requires_grad_(weight > 0)
+
+    def mean_losses(self) -> dict[str, float]:
+        """Return the means, over ranks and the epoch so far, of LOSSES.
+
+        Raises:
+            RunError: one is not finite.
+        """
+        steps = self.step % self.loader.steps_per_epoch or self.loader.steps_per_epoch
+        sums = self.ranks.sum(self.loss_sums.tolist())
+        means = [total / self.ranks.world / steps for total in sums]
+        if not all(map(math.isfinite, means)):
+            raise RunError(
+                f"the loss is not finite any more (step {self.step}); lower optimiser.lr or set "
+                f"optimiser.clip_norm, then resume from the last checkpoint"
+            )
+        return dict(zip(LOSSES, means, strict=True))
 
     def result(self) -> PITA:
         """Return the model that inference should use."""
         return self.keys.model if self.config.average_weights else self.model
 
-    def validate(self, block: Block, model: PITA | None = None) -> PointMetrics:
-        """Return metrics of a labelled sample, as inference would measure it."""
-        model = (model or self.result()).eval()
-        checkpoint = Checkpoint(Path(), model, self.store.survey, {}, "")
+    def validate(self, block: Block) -> PointMetrics:
+        """Return metrics of a whole labelled sample, as inference would measure it."""
+        checkpoint = Checkpoint(Path(), self.result().eval(), self.store.survey, {}, "")
         engine = Engine(checkpoint, str(self.device))
-        z_phot_N = engine.predict(block.cutout_NCSS, block.ebv_N)
-        return point_metrics(block.z_spec_N, z_phot_N)
+        mine = block.take(slice(self.ranks.rank, None, self.ranks.world))
+        z_phot_N = engine.predict(mine.cutout_NCSS, mine.ebv_N).z_phot_N
+        pairs = self.ranks.gather_objects((mine.z_spec_N, z_phot_N))
+        return point_metrics(*(np.concatenate(column) for column in zip(*pairs, strict=True)))
 
     def save_state(self, path: Path) -> None:
-        """Write everything that a resumed run needs (temporary name, fsync, rename)."""
+        """Write everything that a resumed run needs (temporary name, fsync, rename).
+
+        All ranks call it; the first one writes: they differ in nothing but their losses.
+        """
+        self.mean_losses()  # a state that is not finite must not replace one that is
+        sums = self.ranks.sum(self.loss_sums.tolist())
+        if not self.ranks.is_first:
+            return
         state = {
-            "config": json.dumps(to_mapping(replace(self.config, out="", store=""))),
+            "config": self._identity(),
             "store": self.store.fingerprint(),
             "model": self.model.state_dict(),
             "keys": self.keys.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-            "rng": torch.get_rng_state(),
-            "epoch": self.epoch,
             "step": self.step,
+            "loss_sums": [total / self.ranks.world for total in sums],
             "best_nmad": self.best_nmad,
         }
         with replacing(path) as partial:
@@ -289,7 +278,7 @@ class Trainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path}: cannot be resumed from, it is damaged") from error
-        if state["config"] != json.dumps(to_mapping(replace(self.config, out="", store=""))):
+        if state["config"] != self._identity():
             raise CheckpointError(
                 f"{path}: belongs to a run with another configuration; choose another 'out'"
             )
@@ -300,19 +289,26 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.keys.load_state_dict(state["keys"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["rng"])
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.loss_sums.copy_(torch.tensor(state["loss_sums"]))
+        self.step = state["step"]
         self.best_nmad = state["best_nmad"]
+
+    def _identity(self) -> str:
+        return json.dumps(to_mapping(replace(self.config, **_INCIDENTAL)))  # type: ignore[arg-type]
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
-    """Train as configured; return the path of the best checkpoint (by validation NMAD).
+    """Train as configured; return the path of the model file to use.
 
-    Writes into config.out: best.safetensors and last.safetensors, state.pt (to resume from),
-    and log.jsonl with one line of losses and metrics an epoch.
+    Writes into config.out: last.safetensors and best.safetensors (by validation NMAD; without a
+    redshift loss, the last), refitted.safetensors with refit_epochs, state.pt (to resume from),
+    log.jsonl with one line of losses and metrics an epoch, and tensorboard/.
+
+    Started by torchrun, every rank calls it. On SIGTERM or SIGUSR1 all ranks finish the step,
+    save the state, and raise Preempted.
 
     Raises:
+        Preempted: it was asked to stop, and saved its state.
         PhotozError: a fault in the store, the configuration, or the state to resume from.
     """
     store = CutoutStore.open(config.store)
@@ -322,96 +318,168 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     if state.exists() and not resume:
         raise CheckpointError(f"{out}: holds a run already; pass --resume or choose another 'out'")
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, store)
-    if resume and state.exists():
-        trainer.load_state(state)
-    validation = read_labelled(store, "validation", config.seed, trainer.aperture)
-    if not len(validation):
-        raise StoreError(f"{store.path}: no labelled source for validation")
-    progress = _Progress(trainer)
-    while trainer.epoch < config.epochs:
-        started = time.monotonic()
-        losses = trainer.train_epoch(progress.add)
-        metrics = trainer.validate(validation)
-        record: dict[str, Any] = {
-            "epoch": trainer.epoch,
-            "step": trainer.step,
-            "lr": trainer.optimiser.param_groups[0]["lr"],
-            **{f"loss_{name}": value for name, value in losses.items()},
-            **{f"validation_{name}": value for name, value in asdict(metrics).items()},
-            "seconds": time.monotonic() - started,
-        }
-        with open(out / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
-        training = {
-            "photozhpc": __version__,
-            "config": to_mapping(config),
-            "store_sha256": store.fingerprint(),
-            "last_epoch": record,
-        }
-        save_checkpoint(out / "last.safetensors", trainer.result(), store.survey, training)
-        if metrics.nmad < trainer.best_nmad:
-            trainer.best_nmad = metrics.nmad
-            save_checkpoint(out / "best.safetensors", trainer.result(), store.survey, training)
-        trainer.save_state(state)
-        progress.epoch_done(record)
-    best = out / "best.safetensors"
-    if config.refit_epochs:
-        best = _refit(trainer, best, validation)
-    return best
+    with joined_ranks(config.device) as ranks, _stop_signals() as stop:
+        trainer = Trainer(config, store, ranks)
+        validation = None
+        if config.redshift_weight > 0:
+            validation = read_labelled(store, "validation", config.seed, trainer.aperture)
+        if resume and state.exists():
+            trainer.load_state(state)
+        log = TrainLog(out, trainer.step, trainer.total_steps) if ranks.is_first else None
+        while trainer.epoch < config.epochs:
+            stopped = _train_epoch(trainer, log, stop, state)
+            if trainer.at_epoch_end:
+                _end_epoch(trainer, validation, log, out)
+            trainer.save_state(state)
+            if stopped and trainer.epoch < config.epochs:
+                raise Preempted(
+                    f"stopped at step {trainer.step} of {trainer.total_steps}; the state is in "
+                    f"{state}: go on with --resume"
+                )
+        if log is not None:
+            log.close()
+        model_file = out / "best.safetensors"
+        if validation is not None and config.refit_epochs:
+            if ranks.is_first:
+                _refit(trainer, model_file, validation)
+            model_file = out / "refitted.safetensors"
+        return model_file
 
 
-def _refit(trainer: Trainer, best: Path, validation: Block) -> Path:
-    """Refit the redshift heads of the best checkpoint; return the path of the new one."""
+def _train_epoch(trainer: Trainer, log: TrainLog | None, stop: list[int], state: Path) -> bool:
+    """Make the steps that are left of the epoch, saving the state now and then; return whether
+    it was told to stop, on any rank."""
+    ranks = trainer.ranks
+    saved = time.monotonic()
+    if trainer.at_epoch_end:
+        trainer.loss_sums.zero_()
+    for lanes in trainer.batches():
+        trainer.loss_sums += trainer.train_step(lanes)
+        if log is not None:
+            log.progress(trainer.step, trainer.config.batch_size)
+        due = ranks.is_first and time.monotonic() - saved > 60 * trainer.config.checkpoint_minutes
+        n_stop, n_due = ranks.sum([len(stop), due])
+        if n_stop:
+            return True
+        if n_due and not trainer.at_epoch_end:
+            trainer.save_state(state)
+            saved = time.monotonic()
+    return False
+
+
+def _end_epoch(trainer: Trainer, validation: Block | None, log: TrainLog | None, out: Path) -> None:
+    """Validate, write the log and the model files."""
+    metrics = None if validation is None else trainer.validate(validation)
+    losses = trainer.mean_losses()
+    is_best = metrics is None or metrics.nmad < trainer.best_nmad
+    if metrics is not None and is_best:
+        trainer.best_nmad = metrics.nmad
+    if log is None:
+        return
+    record: dict[str, Any] = {
+        "epoch": trainer.epoch,
+        "step": trainer.step,
+        "lr": trainer.optimiser.param_groups[0]["lr"],
+        **{f"loss_{name}": value for name, value in losses.items()},
+    }
+    text = f"epoch {trainer.epoch}/{trainer.config.epochs}  loss {losses['total']:.4f}"
+    if metrics is not None:
+        record |= {f"validation_{name}": value for name, value in asdict(metrics).items()}
+        text += f"  validation NMAD {metrics.nmad:.4f}  outliers {metrics.outlier_fraction:.3f}"
+    training = {
+        "photozhpc": __version__,
+        "config": to_mapping(trainer.config),
+        "store_sha256": trainer.store.fingerprint(),
+        "last_epoch": record,
+    }
+    for name in ("last", "best") if is_best else ("last",):
+        save_checkpoint(
+            out / f"{name}.safetensors", trainer.result(), trainer.store.survey, training
+        )
+    log.epoch(record, text)
+
+
+def _refit(trainer: Trainer, best: Path, validation: Block) -> None:
+    """Refit the redshift heads of the best checkpoint and write it beside it."""
+    config = trainer.config
     checkpoint = load_checkpoint(best)
-    labels = read_labelled(trainer.store, "train", trainer.config.seed, trainer.aperture)
+    labels = read_labelled(
+        trainer.store, "train", config.seed, trainer.aperture, config.label_fraction
+    )
     refit_redshift_heads(
         checkpoint.model.to(trainer.device),
         labels,
         validation,
-        trainer.config.refit_epochs,
-        trainer.config.loss.huber_delta,
-        trainer.config.seed,
+        config.refit_epochs,
+        config.loss.huber_delta,
+        config.seed,
     )
-    metrics = asdict(trainer.validate(validation, checkpoint.model))
-    print(
-        f"redshift heads refitted  validation NMAD {metrics['nmad']:.4f}  "
-        f"outliers {metrics['outlier_fraction']:.3f}",
-        file=sys.stderr,
-    )
+    engine = Engine(checkpoint, str(trainer.device))
+    z_phot_N = engine.predict(validation.cutout_NCSS, validation.ebv_N).z_phot_N
+    metrics = asdict(point_metrics(validation.z_spec_N, z_phot_N))
     training = {**checkpoint.training, "refit_validation": metrics}
-    refitted = best.with_name("refitted.safetensors")
-    return save_checkpoint(refitted, checkpoint.model, trainer.store.survey, training)
+    save_checkpoint(
+        best.with_name("refitted.safetensors"), checkpoint.model, trainer.store.survey, training
+    )
 
 
-class _Progress:
-    """One line an epoch, and at most one a minute in between, to stderr."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._first_step = trainer.step
-        self._started = self._last = time.monotonic()
-        self._images = 0
-
-    def add(self, images: int) -> None:
-        self._images += images
-        if time.monotonic() - self._last > 60:
-            self._print(f"step {self._trainer.step}/{self._trainer.total_steps}")
-
-    def epoch_done(self, record: dict[str, Any]) -> None:
-        self._print(
-            f"epoch {record['epoch']}/{self._trainer.config.epochs}  "
-            f"loss {record['loss_total']:.4f}  validation NMAD {record['validation_nmad']:.4f}  "
-            f"outliers {record['validation_outlier_fraction']:.3f}"
+def _check_fit(config: TrainConfig, store: CutoutStore) -> int:
+    """Check that the store is what the configuration needs; return the index of the aperture."""
+    survey = store.survey
+    if config.feature_aperture_arcsec not in survey.aperture_radii_arcsec:
+        raise ConfigError(
+            f"feature_aperture_arcsec {config.feature_aperture_arcsec} is not among the "
+            f"store's apertures {survey.aperture_radii_arcsec}"
         )
+    if config.model.n_bands != len(survey.bands) or config.model.n_colours != len(survey.bands):
+        raise ConfigError(
+            f"model.n_bands and model.n_colours must be {len(survey.bands)}, "
+            f"the number of the store's bands"
+        )
+    needed = config.model.crop + 2 * config.augment.jitter_pix
+    if store.cutout_size < needed:
+        raise ConfigError(
+            f"cutouts of {store.cutout_size} px are too small for a crop of "
+            f"{config.model.crop} px with a jitter of {config.augment.jitter_pix} px; extract "
+            f"with --size {needed} or more"
+        )
+    return survey.aperture_radii_arcsec.index(config.feature_aperture_arcsec)
 
-    def _print(self, text: str) -> None:
-        self._last = time.monotonic()
-        elapsed = self._last - self._started
-        steps = self._trainer.step - self._first_step
-        left = elapsed / max(steps, 1) * (self._trainer.total_steps - self._trainer.step)
-        rate = self._images / elapsed
-        print(f"{text}  {rate:.0f} images/s  {left / 60:.1f} min left", file=sys.stderr, flush=True)
+
+def _take_encoder(model: PITA, initial: Checkpoint, store: CutoutStore) -> None:
+    """Take everything from a checkpoint but the redshift heads."""
+    initial.check_store(store.survey, store.cutout_size)
+    mine = model.state_dict()
+    theirs = initial.model.state_dict()
+    kept = {k: v for k, v in theirs.items() if not k.startswith("redshift_")}
+    wanted = [name for name in mine if not name.startswith("redshift_")]
+    unlike = [k for k in wanted if k not in kept or kept[k].shape != mine[k].shape]
+    if unlike:
+        raise CheckpointError(
+            f"{initial.path}: '{unlike[0]}' does not fit the configuration's model; the encoder "
+            f"and heads must be those of the run that made it"
+        )
+    model.load_state_dict(kept, strict=False)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGUSR1 instead of dying of them."""
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda signum, frame: received.append(signum))
+        for number in (signal.SIGTERM, signal.SIGUSR1)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _seed_of(*numbers: int) -> int:
+    """A seed for a generator, different for every tuple of numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _learning_rate(config: OptimiserConfig, step: int, total_steps: int) -> float:
@@ -419,11 +487,3 @@ def _learning_rate(config: OptimiserConfig, step: int, total_steps: int) -> floa
         return config.lr * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _pick_device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device")
-    return device

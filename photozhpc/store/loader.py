@@ -1,6 +1,6 @@
 """Shards -> shuffled training batches, and whole samples for validation.
 
-Memory is bounded: a buffer of shards is shuffled as a whole while the next one is read.
+Memory is bounded: a window of sources is shuffled as a whole while the next one is read.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.errors import StoreError
+from photozhpc.errors import ConfigError, StoreError
 from photozhpc.mosaic.sources import Sources
 from photozhpc.store.cutout_store import CutoutStore, Measurements, ShardKey
 
@@ -63,6 +63,13 @@ def label_split(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
     )
 
 
+def _training_label(
+    source_id_N: NDArray[np.int64], seed: int, label_fraction: float
+) -> NDArray[np.bool_]:
+    """Whether a source's label, if it has one, is among that share of the training split."""
+    return _hash(source_id_N, seed) < 0.70 * label_fraction
+
+
 def _hash(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
     """Return a number in [0, 1) for each identifier (SplitMix64)."""
     with np.errstate(over="ignore"):
@@ -76,16 +83,29 @@ def _hash(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
 class TrainingLoader:
     """Shuffled batches of a store; labels other than the training split's are hidden.
 
+    The sources of an epoch, shard after shard in an order drawn anew, form one line. It is cut
+    into `lanes` stretches of equal length; a batch takes the same number from each, in the order
+    of the lanes, out of a window that moves along the stretch and is shuffled as a whole. Ranks
+    share the lanes. So every rank makes the same number of steps, no source comes twice, less
+    than a batch is left out, and what a step sees does not depend on the number of ranks.
+
     Args:
         store: its cutouts.
-        batch_size: sources in a batch, on this rank.
+        batch_size: sources in a step, over all ranks; a multiple of `lanes`.
         seed: of the shuffling and of the label split.
         aperture: index of the aperture whose fluxes are the features.
         labelled_only: leave sources without a training label out.
         label_repeat: how often a source with a training label comes in an epoch, against once
             for the others: with few labels, a batch would else hold next to none.
-        rank, world: this process and how many share the store.
-        buffer_len: sources that are shuffled together (and held in memory, twice).
+        label_fraction: share of the training labels that are used; a smaller one's are a subset
+            of a larger one's.
+        lanes: see above.
+        rank, world: this process and how many share the store; `lanes` is a multiple of `world`.
+        shuffle_len: sources in the windows of all lanes (twice as many are held in memory, over
+            all ranks). An epoch that is not longer is read once and kept.
+
+    Raises:
+        StoreError: there is not one batch.
     """
 
     def __init__(
@@ -96,100 +116,133 @@ class TrainingLoader:
         aperture: int,
         labelled_only: bool = False,
         label_repeat: int = 1,
+        label_fraction: float = 1.0,
+        lanes: int = 8,
         rank: int = 0,
         world: int = 1,
-        buffer_len: int = 8192,
+        shuffle_len: int = 8192,
     ) -> None:
+        if batch_size % lanes or lanes % world:
+            raise ConfigError(
+                f"batch_size ({batch_size}) must be a multiple of lanes ({lanes}), and lanes of "
+                f"the number of ranks ({world})"
+            )
         self.store = store
-        self.batch_size = batch_size
         self.seed = seed
         self.aperture = aperture
         self.labelled_only = labelled_only
         self.label_repeat = label_repeat
-        self.rank = rank
-        self.world = world
-        self.buffer_len = buffer_len
+        self.label_fraction = label_fraction
+        self.lanes = range(rank * lanes // world, (rank + 1) * lanes // world)
+        self.lane_batch = batch_size // lanes
+        self._n_lanes = lanes
+        self._window_steps = max(1, shuffle_len // batch_size)
         self._lengths = self._count()
         total = sum(self._lengths.values())
-        self.steps_per_epoch = total // (batch_size * world)
+        self.steps_per_epoch = total // batch_size
+        self._cache: dict[ShardKey, Block] | None = {} if total <= shuffle_len else None
         if self.steps_per_epoch == 0:
-            what = "training labels" if labelled_only else "sources"
+            what = "training labels" if labelled_only else "measured sources"
             raise StoreError(
-                f"{store.path}: {total} {what} do not fill one batch of {batch_size} on each of "
-                f"{world} ranks; use a smaller batch_size or a larger store"
+                f"{store.path}: {total} {what} do not fill one batch of {batch_size}; use a "
+                f"smaller batch_size or a larger store"
+                + (", or method 'self-supervised'" if labelled_only else "")
             )
 
-    def epoch(self, epoch: int) -> Iterator[Block]:
-        """Yield steps_per_epoch batches: every rank the same number, whatever its shards."""
-        rng = np.random.default_rng([self.seed, self.rank, epoch])
-        carry: list[Block] = []
-        steps = 0
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Block]]:
+        """Yield the batches of an epoch from `first_step` on: one block for each of the lanes."""
+        line = self._line(epoch)
+        windows = range(
+            first_step // self._window_steps, -(-self.steps_per_epoch // self._window_steps)
+        )
         with ThreadPoolExecutor(max_workers=1) as reader:
-            groups = self._groups(epoch)
-            coming = reader.submit(self._read, next(groups))
-            while steps < self.steps_per_epoch:
-                block = Block.join([*carry, coming.result()])
-                coming = reader.submit(self._read, next(groups))
-                block = block.take(rng.permutation(len(block)))
-                whole = len(block) // self.batch_size * self.batch_size
-                for start in range(0, whole, self.batch_size):
-                    yield block.take(slice(start, start + self.batch_size))
-                    steps += 1
-                    if steps == self.steps_per_epoch:
-                        return
-                carry = [block.take(slice(whole, None))]
+            coming = reader.submit(self._read_window, line, epoch, windows[0]) if windows else None
+            for window in windows:
+                assert coming is not None
+                lanes = coming.result()
+                if window + 1 in windows:
+                    coming = reader.submit(self._read_window, line, epoch, window + 1)
+                start = window * self._window_steps
+                for step in range(start, min(start + self._window_steps, self.steps_per_epoch)):
+                    if step >= first_step:
+                        rows = slice(
+                            (step - start) * self.lane_batch, (step - start + 1) * self.lane_batch
+                        )
+                        yield [block.take(rows) for block in lanes]
 
-    def _groups(self, epoch: int) -> Iterator[list[ShardKey]]:
-        """Yield, without end, this rank's shards in groups of about buffer_len sources."""
-        repeat = 0
-        while True:
-            order = np.random.default_rng([self.seed, epoch, repeat])
-            keys = list(self._lengths)
-            mine = [keys[i] for i in order.permutation(len(keys))][self.rank :: self.world]
-            mine = mine or keys
-            group: list[ShardKey] = []
-            for key in mine:
-                group.append(key)
-                if sum(self._lengths[k] for k in group) >= self.buffer_len:
-                    yield group
-                    group = []
-            if group:
-                yield group
-            repeat += 1
+    def _line(self, epoch: int) -> list[tuple[ShardKey, int]]:
+        """The shards in this epoch's order, each with its number of sources."""
+        keys = list(self._lengths)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(keys))
+        return [(keys[i], self._lengths[keys[i]]) for i in order]
+
+    def _read_window(
+        self, line: list[tuple[ShardKey, int]], epoch: int, window: int
+    ) -> list[Block]:
+        lane_len = self.steps_per_epoch * self.lane_batch
+        window_len = self._window_steps * self.lane_batch
+        blocks = []
+        for lane in self.lanes:
+            first = lane * lane_len + window * window_len
+            last = min(first + window_len, (lane + 1) * lane_len)
+            parts = []
+            at = 0
+            for key, n in line:
+                if at < last and at + n > first:
+                    parts.append(self._read(key, max(first - at, 0), min(last - at, n)))
+                at += n
+            block = Block.join(parts)
+            rng = np.random.default_rng([self.seed, epoch, window, lane])
+            blocks.append(block.take(rng.permutation(len(block))))
+        return blocks
 
     def _count(self) -> dict[ShardKey, int]:
-        lengths = self.store.shard_lengths()
-        if not self.labelled_only:
-            return lengths
-        counts = {key: int(self._labelled(self.store.read_sources(key)).sum()) for key in lengths}
-        return {key: count for key, count in counts.items() if count}
+        counts = {}
+        for key in self.store.shards():
+            rows_N = self._rows(self.store.read_sources(key), self.store.read_measurements(key))
+            if len(rows_N):
+                counts[key] = len(rows_N)
+        return counts
 
     def _labelled(self, sources: Sources) -> NDArray[np.bool_]:
-        in_split_N = label_split(sources.source_id_N, self.seed) == "train"
-        return np.isfinite(sources.z_spec_N) & in_split_N
+        chosen_N = _training_label(sources.source_id_N, self.seed, self.label_fraction)
+        return np.isfinite(sources.z_spec_N) & chosen_N
 
-    def _read(self, group: list[ShardKey]) -> Block:
-        blocks = []
-        for key in group:
-            sources = self.store.read_sources(key)
-            labelled_N = self._labelled(sources)
-            block = _block(
-                sources,
-                self.store.read_measurements(key),
-                self.store.read_cutouts(key),
-                self.aperture,
-            )
-            block.z_spec_N[~labelled_N] = np.nan
-            wanted_N = np.isfinite(block.flux_NC).all(axis=1)  # measured in every band
-            if self.labelled_only:
-                wanted_N &= labelled_N
-            times_N = np.where(labelled_N, self.label_repeat, 1)
-            blocks.append(block.take(np.repeat(np.flatnonzero(wanted_N), times_N[wanted_N])))
-        return Block.join(blocks)
+    def _rows(self, sources: Sources, measured: Measurements) -> NDArray[np.intp]:
+        """Rows of a shard that an epoch sees, ascending, as often as it sees them."""
+        labelled_N = self._labelled(sources)
+        wanted_N = np.isfinite(measured.flux_NCR[:, :, self.aperture]).all(axis=1)
+        if self.labelled_only:
+            wanted_N &= labelled_N
+        return np.repeat(
+            np.arange(len(sources)), np.where(labelled_N, self.label_repeat, 1) * wanted_N
+        )
+
+    def _read(self, key: ShardKey, first: int, last: int) -> Block:
+        """Read some of the rows of a shard that `_rows` lists."""
+        if self._cache is None:
+            return self._read_rows(key, slice(first, last))
+        if key not in self._cache:
+            self._cache[key] = self._read_rows(key, slice(None))
+        return self._cache[key].take(slice(first, last))
+
+    def _read_rows(self, key: ShardKey, part: slice) -> Block:
+        sources, measured = self.store.read_sources(key), self.store.read_measurements(key)
+        rows_N = self._rows(sources, measured)[part]
+        span = slice(int(rows_N[0]), int(rows_N[-1]) + 1)
+        cutout_NCSS = self.store.read_cutouts(key, span)[rows_N - rows_N[0]]
+        block = _block(sources, measured, cutout_NCSS, self.aperture, rows_N)
+        block.z_spec_N[~self._labelled(sources)[rows_N]] = np.nan
+        return block
 
 
-def read_labelled(store: CutoutStore, split: Split, seed: int, aperture: int) -> Block:
+def read_labelled(
+    store: CutoutStore, split: Split, seed: int, aperture: int, label_fraction: float = 1.0
+) -> Block:
     """Return every labelled source of one split, in the store's order.
+
+    Args:
+        label_fraction: of the training split, as TrainingLoader takes it.
 
     Raises:
         StoreError: there is none.
@@ -197,11 +250,15 @@ def read_labelled(store: CutoutStore, split: Split, seed: int, aperture: int) ->
     blocks = []
     for key in store.shards():
         sources = store.read_sources(key)
-        in_split_N = label_split(sources.source_id_N, seed) == split
+        if split == "train":
+            in_split_N = _training_label(sources.source_id_N, seed, label_fraction)
+        else:
+            in_split_N = label_split(sources.source_id_N, seed) == split
         rows_N = np.flatnonzero(np.isfinite(sources.z_spec_N) & in_split_N)
         if len(rows_N):
-            block = _block(sources, store.read_measurements(key), store.read_cutouts(key), aperture)
-            blocks.append(block.take(rows_N))
+            cutout_NCSS = store.read_cutouts(key)[rows_N]
+            measured = store.read_measurements(key)
+            blocks.append(_block(sources, measured, cutout_NCSS, aperture, rows_N))
     if not blocks:
         raise StoreError(
             f"{store.path}: no source with a z_spec falls into the {split} split; "
@@ -229,12 +286,19 @@ def typical_noise(store: CutoutStore, aperture: int) -> tuple[NDArray, NDArray]:
     return median_CR[:, smallest] / np.sqrt(area), median_CR[:, aperture]
 
 
-def _block(sources: Sources, measured: Measurements, cutout_NCSS: NDArray, aperture: int) -> Block:
+def _block(
+    sources: Sources,
+    measured: Measurements,
+    cutout_NCSS: NDArray,
+    aperture: int,
+    rows_N: NDArray[np.intp],
+) -> Block:
+    """The given rows of a shard; the cutouts are of these rows already."""
     return Block(
-        source_id_N=sources.source_id_N,
+        source_id_N=sources.source_id_N[rows_N],
         cutout_NCSS=cutout_NCSS,
-        flux_NC=measured.flux_NCR[:, :, aperture],
-        flux_err_NC=measured.flux_err_NCR[:, :, aperture],
-        ebv_N=sources.ebv_N,
-        z_spec_N=sources.z_spec_N.copy(),
+        flux_NC=measured.flux_NCR[rows_N][:, :, aperture],
+        flux_err_NC=measured.flux_err_NCR[rows_N][:, :, aperture],
+        ebv_N=sources.ebv_N[rows_N],
+        z_spec_N=sources.z_spec_N[rows_N],
     )

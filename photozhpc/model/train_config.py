@@ -1,0 +1,136 @@
+"""What a training run is made of. The defaults are the paper's (arXiv 2602.10207, section 3)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from photozhpc.model.pita import PITAConfig
+
+Method = Literal["pita", "supervised", "self-supervised", "fine-tuned"]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random views. See `augment.random_view`."""
+
+    rotation: Literal["any", "quarter"] = "any"
+    jitter_pix: int = 4
+    noise: float = 1.0
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and constants of the three losses. A method without a task has weight 0 for it."""
+
+    contrastive_weight: float = 0.0025
+    colour_weight: float = 1.0
+    redshift_weight: float = 1.0
+    temperature: float = 0.1
+    queue_len: int = 60_000
+    momentum: float = 0.999
+    huber_delta: float = 0.15
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Adam with decoupled weight decay, linear warm-up, then a cosine down to min_lr.
+
+    clip_norm: largest norm of the gradient; 0: no limit.
+    """
+
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    weight_decay: float = 1e-5
+    warmup_steps: int = 0
+    clip_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        out: folder for checkpoints and the log.
+        store: folder of the cutout store; `--store` takes precedence.
+        method: "pita": contrastive and colour loss on every image, redshift loss on the labelled;
+            "supervised": redshift loss on the labelled images alone; "self-supervised":
+            contrastive loss alone; "fine-tuned": as supervised, from the weights of
+            `initial_checkpoint` with new redshift heads.
+        initial_checkpoint: a self-supervised model file, for "fine-tuned".
+        batch_size: sources in a step, over all ranks.
+        lanes: into which the epoch is cut (see TrainingLoader); a multiple of the number of
+            ranks. The run does not depend on how many ranks share them.
+        shuffle_len: sources that are shuffled together, over all ranks.
+        label_repeat: how often a labelled source comes in an epoch (see TrainingLoader).
+        label_fraction: share of the training labels that are used.
+        refit_epochs: passes over the labels in which, at the end, the redshift heads alone are
+            trained on the features of the finished encoder (see `refit.refit_redshift_heads`).
+        feature_aperture_arcsec: radius of the aperture behind the colour loss.
+        average_weights: checkpoints hold the moving average of the weights (KeyEncoder.model).
+        checkpoint_minutes: how often, at least, the state is saved within an epoch.
+        precision: of the encoder; "auto": bfloat16 where the device multiplies it natively.
+        compile: let torch.compile make the encoder's code.
+    """
+
+    out: str
+    store: str = ""
+    method: Method = "pita"
+    initial_checkpoint: str = ""
+    model: PITAConfig = field(default_factory=PITAConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    batch_size: int = 256
+    lanes: int = 8
+    shuffle_len: int = 8192
+    epochs: int = 100
+    seed: int = 0
+    label_repeat: int = 1
+    label_fraction: float = 1.0
+    refit_epochs: int = 0
+    feature_aperture_arcsec: float = 0.4
+    average_weights: bool = True
+    checkpoint_minutes: float = 10.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "lanes", "shuffle_len", "epochs", "label_repeat"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seed", "refit_epochs", "checkpoint_minutes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.batch_size % self.lanes:
+            raise ValueError(
+                f"batch_size must be a multiple of lanes, got {self.batch_size} and {self.lanes}"
+            )
+        if not 0 < self.label_fraction <= 1:
+            raise ValueError(
+                f"label_fraction must be above 0 and at most 1, got {self.label_fraction}"
+            )
+        if self.loss.queue_len < 1 or self.augment.jitter_pix < 0:
+            raise ValueError(
+                f"loss.queue_len must be at least 1 and augment.jitter_pix not negative, got "
+                f"{self.loss.queue_len} and {self.augment.jitter_pix}"
+            )
+        if (self.method == "fine-tuned") != bool(self.initial_checkpoint):
+            raise ValueError(
+                "initial_checkpoint: method 'fine-tuned' needs it, and no other method takes it"
+            )
+
+    @property
+    def labelled_only(self) -> bool:
+        return self.method in ("supervised", "fine-tuned")
+
+    @property
+    def contrastive_weight(self) -> float:
+        return 0.0 if self.labelled_only else self.loss.contrastive_weight
+
+    @property
+    def colour_weight(self) -> float:
+        return self.loss.colour_weight if self.method == "pita" else 0.0
+
+    @property
+    def redshift_weight(self) -> float:
+        return 0.0 if self.method == "self-supervised" else self.loss.redshift_weight

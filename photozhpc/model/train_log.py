@@ -1,0 +1,67 @@
+"""What a training run says: log.jsonl, TensorBoard where it is installed, lines on stderr."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from photozhpc.disk import write_durably
+
+
+class TrainLog:
+    """One record an epoch, and at most one progress line a minute in between.
+
+    Args:
+        out: folder; log.jsonl and tensorboard/ go there.
+        step: where the run is taken up; later records of an earlier attempt are dropped.
+    """
+
+    def __init__(self, out: Path, step: int, total_steps: int) -> None:
+        self._path = out / "log.jsonl"
+        self._total_steps = total_steps
+        self._first_step = step
+        self._started = self._last = time.monotonic()
+        self._images = 0
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
+        write_durably(self._path, "".join(kept).encode())
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._writer = None
+        else:
+            self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+
+    def progress(self, step: int, images: int) -> None:
+        """Note a step and how many images it saw."""
+        self._images += images
+        if time.monotonic() - self._last > 60:
+            self._print(f"step {step}/{self._total_steps}", step)
+
+    def epoch(self, record: dict[str, Any], text: str) -> None:
+        """Add the record of a finished epoch."""
+        with open(self._path, "a", encoding="utf-8") as log:
+            log.write(json.dumps(record) + "\n")
+        if self._writer is not None:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(name.replace("_", "/", 1), value, record["step"])
+            self._writer.flush()
+        self._print(text, record["step"])
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _lines(self) -> list[str]:
+        if not self._path.exists():
+            return []
+        # A line without its end was being written when the run was killed.
+        return [line for line in self._path.open(encoding="utf-8") if line.endswith("\n")]
+
+    def _print(self, text: str, step: int) -> None:
+        self._last = time.monotonic()
+        elapsed = self._last - self._started
+        left = elapsed / max(step - self._first_step, 1) * (self._total_steps - step)
+        rate = self._images / elapsed
+        print(f"{text}  {rate:.0f} images/s  {left / 60:.1f} min left", file=sys.stderr, flush=True)
