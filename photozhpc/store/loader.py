@@ -250,11 +250,7 @@ def read_labelled(
     blocks = []
     for key in store.shards():
         sources = store.read_sources(key)
-        if split == "train":
-            in_split_N = _training_label(sources.source_id_N, seed, label_fraction)
-        else:
-            in_split_N = label_split(sources.source_id_N, seed) == split
-        rows_N = np.flatnonzero(np.isfinite(sources.z_spec_N) & in_split_N)
+        rows_N = _label_rows(sources, split, seed, label_fraction)
         if len(rows_N):
             cutout_NCSS = store.read_cutouts(key)[rows_N]
             measured = store.read_measurements(key)
@@ -265,6 +261,27 @@ def read_labelled(
             f"label more sources"
         )
     return Block.join(blocks)
+
+
+def read_labels(
+    store: CutoutStore, split: Split, seed: int, label_fraction: float = 1.0
+) -> NDArray[np.int64]:
+    """Return source_id_N of the sources that `read_labelled` would read."""
+    ids = [np.empty(0, np.int64)]
+    for key in store.shards():
+        sources = store.read_sources(key)
+        ids.append(sources.source_id_N[_label_rows(sources, split, seed, label_fraction)])
+    return np.concatenate(ids)
+
+
+def _label_rows(
+    sources: Sources, split: Split, seed: int, label_fraction: float
+) -> NDArray[np.intp]:
+    if split == "train":
+        in_split_N = _training_label(sources.source_id_N, seed, label_fraction)
+    else:
+        in_split_N = label_split(sources.source_id_N, seed) == split
+    return np.flatnonzero(np.isfinite(sources.z_spec_N) & in_split_N)
 
 
 def typical_noise(store: CutoutStore, aperture: int) -> tuple[NDArray, NDArray]:
