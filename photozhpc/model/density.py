@@ -68,6 +68,10 @@ class Uncertainty(nn.Module):
         self.register_buffer("whitening_DD", torch.eye(n_latent))
         self.register_buffer("usual_distance", torch.tensor(torch.nan))
 
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.usual_distance.isfinite())
+
     def cdf(self, input_BF: Tensor) -> Tensor:
         """Return cdf_BE at the K+1 edges of the bins, from 0 at z = 0 to 1 at z_max."""
         scaled_BF = (input_BF - self.mean_F) / self.std_F
@@ -77,7 +81,16 @@ class Uncertainty(nn.Module):
     def quantiles(self, input_BF: Tensor, brightness_B: Tensor) -> Tensor:
         """Return quantile_BQ: redshifts with the calibrated probabilities LEVEL_Q below them."""
         level_BQ = interpolate(brightness_B, self.knot_G, self.level_GQ)
-        return torch.expm1(inverse_cdf(self.cdf(input_BF), level_BQ) * self.log1p_max)
+        quantile_BQ = torch.expm1(inverse_cdf(self.cdf(input_BF), level_BQ) * self.log1p_max)
+        return quantile_BQ.cummax(dim=1).values  # expm1 need not be monotonic to the last bit
+
+    def pit(self, input_BF: Tensor, z_B: Tensor) -> Tensor:
+        """Return the raw density's cumulative probability (B,) at redshifts."""
+        return cdf_at(self.cdf(input_BF), self.position(z_B))
+
+    def position(self, z_B: Tensor) -> Tensor:
+        """Return where redshifts lie along the bins, from 0 at z = 0 to 1 at z_max and beyond."""
+        return (torch.log1p(z_B) / self.log1p_max).clamp(0, 1).float()
 
     def ood(self, latent_BD: Tensor) -> Tensor:
         """Return ood_B: Mahalanobis distance to the training images, 1 = their 99th percentile.
@@ -91,20 +104,24 @@ class Uncertainty(nn.Module):
         return ((latent_BD - self.latent_mean_D) @ self.whitening_DD).norm(dim=1)
 
 
+def floored(density_BK: Tensor) -> Tensor:
+    """Return the probabilities of K bins with FLOOR spread over them."""
+    return (1 - FLOOR) * density_BK + FLOOR / density_BK.shape[1]
+
+
 def cumulative(density_BK: Tensor) -> Tensor:
     """Return cdf_BE at the edges of K bins of given probability, after adding FLOOR."""
-    floored_BK = (1 - FLOOR) * density_BK + FLOOR / density_BK.shape[1]
-    cdf_BE = F.pad(floored_BK.double().cumsum(dim=1), (1, 0))
+    cdf_BE = F.pad(floored(density_BK).double().cumsum(dim=1), (1, 0))
     return (cdf_BE / cdf_BE[:, -1:]).float()
 
 
 def cdf_at(cdf_BE: Tensor, position_B: Tensor) -> Tensor:
     """Return the cumulative distribution (B,) at positions, 0 to 1 along the K bins.
 
-    Linear within a bin; positions outside are moved to the ends.
+    Linear within a bin.
     """
     n_bins = cdf_BE.shape[1] - 1
-    place_B = position_B.clamp(0, 1) * n_bins
+    place_B = position_B * n_bins
     bin_B1 = place_B.floor().long().clamp(max=n_bins - 1)[:, None]
     low_B, high_B = (cdf_BE.gather(1, bin_B1 + step).squeeze(1) for step in (0, 1))
     return low_B + (place_B - bin_B1.squeeze(1)) * (high_B - low_B)

@@ -21,7 +21,7 @@ from photozhpc.model.mlp import MLP  # noqa: E402
 
 MAX_WIDTH = 8192  # a configuration beyond this is a typing error, or a damaged file
 # The circle in which the brightness is taken that the calibration of quantiles depends on.
-BRIGHTNESS_RADIUS_PIX = 5.0
+BRIGHTNESS_RADIUS_PIX = 7.0
 
 
 @dataclass(frozen=True)

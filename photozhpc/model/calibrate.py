@@ -1,0 +1,276 @@
+"""Calibrated intervals for a finished network, from labels and images that it is given.
+
+Of the training store's labels, those of the training split fit the density heads; those of the
+validation split stop them, and shape the smooth map of the calibration; those of the calibration
+split give the conformal quantiles. The splits are hashes of the identifier (`label_split`), so no
+source has two of these roles. The images, labelled or not, tell how the labels were selected and
+what is usual in latent space.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from photozhpc.errors import CheckpointError, StoreError
+from photozhpc.model.augment import calibrate as calibrate_image
+from photozhpc.model.augment import prepare, random_view, stretch
+from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
+from photozhpc.model.conformal import Labels, effective_number, level_table
+from photozhpc.model.density import LEVEL_Q, N_KNOTS, Uncertainty
+from photozhpc.model.density_fit import fit_distance, fit_heads, selection_weights
+from photozhpc.model.engine import native_precision, usable
+from photozhpc.model.pita import PITA
+from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store.loader import Block, label_split, read_labelled
+
+N_VIEWS = 4
+BATCH_SIZE = 256
+# A fair sample of so many images stands for the survey.
+MAX_IMAGES = 50_000
+# Knots lie this far apart at least, so that a table can be interpolated whatever the images.
+_MIN_KNOT_STEP = 1e-4
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Identifiers of the labelled sources that were used, by what for."""
+
+    fit_N: NDArray[np.int64]
+    shape_N: NDArray[np.int64]
+    conformal_N: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What the network makes of images of a store.
+
+    Attributes:
+        z_spec_N: NaN = unlabelled.
+        sampled_N: it belongs to the fair sample; the others are there for their label.
+    """
+
+    source_id_N: NDArray[np.int64]
+    z_spec_N: NDArray[np.float32]
+    sampled_N: NDArray[np.bool_]
+    input_NF: NDArray[np.float32]
+    latent_ND: NDArray[np.float32]
+    brightness_N: NDArray[np.float32]
+
+    @property
+    def labelled_N(self) -> NDArray[np.bool_]:
+        return np.isfinite(self.z_spec_N)
+
+
+def fit_uncertainty(
+    model: PITA, store: CutoutStore, seed: int, aperture: int, epochs: int
+) -> Roles:
+    """Fit density heads, their calibration and the distance to the images, in place.
+
+    Args:
+        model: with density_bins, trained on `store`; its encoder does not change.
+        seed: of the label split, and of everything random here.
+        aperture: as `read_labelled` takes it.
+        epochs: passes over the training labels.
+
+    Raises:
+        CheckpointError: the model has no density heads.
+        StoreError: a split holds no label.
+    """
+    uncertainty = _uncertainty(model)
+    model.eval()
+    labels = read_labelled(store, "train", seed, aperture)
+    labels = labels.take(usable(labels.cutout_NCSS, model.config.crop))
+    images = _read_images(model, store, seed)
+    split_N = label_split(images.source_id_N, seed)
+    check_N = images.labelled_N & (split_N == "validation")
+    conformal_N = images.labelled_N & (split_N == "calibration")
+    _require(store, check_N, "validation")
+    _require(store, conformal_N, "calibration")
+    generator = torch.Generator(model.noise_C.device).manual_seed(seed)
+    fit_heads(
+        uncertainty,
+        np.concatenate([_random_inputs(model, labels, generator) for _ in range(N_VIEWS)]),
+        np.tile(labels.z_spec_N, N_VIEWS),
+        images.input_NF[check_N],
+        images.z_spec_N[check_N],
+        epochs,
+        seed,
+    )
+    fit_distance(uncertainty, images.latent_ND[images.sampled_N])
+    _set_levels(uncertainty, images, _weights(images, seed), check_N, conformal_N)
+    return Roles(labels.source_id_N, images.source_id_N[check_N], images.source_id_N[conformal_N])
+
+
+def calibrate(checkpoint_path: str | Path, store: CutoutStore, out: str | Path) -> Path:
+    """Calibrate a model's intervals anew on the labels of a store; write it to `out`.
+
+    On another store than the model was trained on, all labels are used: a tenth to shape the
+    smooth map, the rest for the conformal quantiles. On its own training store, the validation
+    and the calibration split, as training does.
+
+    Raises:
+        CheckpointError: the model has no density heads, or does not fit the store.
+        StoreError: too few labels.
+    """
+    checkpoint = load_checkpoint(checkpoint_path)
+    checkpoint.check_store(store.survey, store.cutout_size)
+    model = checkpoint.model
+    if model.uncertainty is None or not model.uncertainty.is_fitted:
+        raise CheckpointError(
+            f"{checkpoint.path}: has no fitted density heads to calibrate; train with "
+            f"model.density_bins above 0"
+        )
+    training = checkpoint.training
+    seed = training.get("config", {}).get("seed", 0)
+    images = _read_images(model, store, seed)
+    split_N = label_split(images.source_id_N, seed)
+    shape_N = images.labelled_N & (split_N == "validation")
+    conformal_N = images.labelled_N & ~shape_N
+    if training.get("store_sha256") == store.fingerprint():
+        conformal_N &= split_N == "calibration"
+    _require(store, shape_N, "validation")
+    _require(store, conformal_N, "calibration")
+    weight_N = _weights(images, seed)
+    _set_levels(model.uncertainty, images, weight_N, shape_N, conformal_N)
+    provenance = {
+        "store_sha256": store.fingerprint(),
+        "labels": int(conformal_N.sum()),
+        "effective_labels": round(effective_number(weight_N[conformal_N]), 1),
+    }
+    return save_checkpoint(out, model, checkpoint.survey, {**training, "calibration": provenance})
+
+
+def with_density_heads(model: PITA, density_bins: int, density_z_max: float) -> PITA:
+    """Return a model of the same weights with density heads that are still to be fitted."""
+    config = replace(model.config, density_bins=density_bins, density_z_max=density_z_max)
+    extended = PITA(config).to(model.noise_C.device)
+    extended.load_state_dict({**extended.state_dict(), **model.state_dict()})
+    return extended.eval()
+
+
+def _uncertainty(model: PITA) -> Uncertainty:
+    if model.uncertainty is None:
+        raise CheckpointError(
+            "the model has no density heads; train with model.density_bins above 0"
+        )
+    return model.uncertainty
+
+
+def _require(store: CutoutStore, label_N: NDArray[np.bool_], split: str) -> None:
+    if not label_N.any():
+        raise StoreError(
+            f"{store.path}: no usable source with a z_spec falls into the {split} split; "
+            f"label more sources"
+        )
+
+
+@torch.no_grad()
+def _set_levels(
+    uncertainty: Uncertainty,
+    images: _Images,
+    weight_N: NDArray[np.float64],
+    shape_N: NDArray[np.bool_],
+    conformal_N: NDArray[np.bool_],
+) -> None:
+    """Set the table of calibrated levels from two sets of labels."""
+
+    def labels(rows_N: NDArray[np.bool_]) -> Labels:
+        device = uncertainty.mean_F.device
+        pit_N = uncertainty.pit(
+            torch.from_numpy(images.input_NF[rows_N]).to(device),
+            torch.from_numpy(images.z_spec_N[rows_N]).to(device),
+        )
+        return Labels(
+            pit_N.double().cpu().numpy(),
+            images.brightness_N[rows_N].astype(np.float64),
+            weight_N[rows_N],
+        )
+
+    # The knots follow the survey's brightness, not the labels'.
+    middle_G = (np.arange(N_KNOTS) + 0.5) / N_KNOTS
+    knot_G = np.quantile(images.brightness_N[images.sampled_N].astype(np.float64), middle_G)
+    knot_G += _MIN_KNOT_STEP * np.arange(N_KNOTS)
+    level_GQ = level_table(labels(shape_N), labels(conformal_N), knot_G, LEVEL_Q)
+    uncertainty.knot_G.copy_(torch.from_numpy(knot_G))
+    uncertainty.level_GQ.copy_(torch.from_numpy(level_GQ))
+
+
+def _weights(images: _Images, seed: int) -> NDArray[np.float64]:
+    """Return how many sources of the survey each image would stand for, were it labelled."""
+    sampled_N = images.sampled_N
+    return selection_weights(
+        images.input_NF[sampled_N], images.labelled_N[sampled_N], images.input_NF, seed
+    )
+
+
+def _read_images(model: PITA, store: CutoutStore, seed: int) -> _Images:
+    """Pass every labelled source and a fair sample of all through the network."""
+    lengths = store.shard_lengths()
+    share = min(1.0, MAX_IMAGES / max(sum(lengths.values()), 1))
+    rng = np.random.default_rng(seed)
+    parts = []
+    for key, length in lengths.items():
+        sources = store.read_sources(key)
+        sampled_N = rng.random(length) < share
+        wanted_N = sampled_N | np.isfinite(sources.z_spec_N)
+        if not wanted_N.any():
+            continue
+        cutout_NCSS = store.read_cutouts(key)
+        wanted_N &= usable(cutout_NCSS, model.config.crop)
+        if wanted_N.any():
+            features = _features(model, cutout_NCSS[wanted_N], sources.ebv_N[wanted_N])
+            known = (sources.source_id_N, sources.z_spec_N, sampled_N)
+            parts.append((*(column[wanted_N] for column in known), *features))
+    if not parts:
+        raise StoreError(f"{store.path}: no image with data in every band")
+    return _Images(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def _features(model: PITA, cutout_NCSS: NDArray, ebv_N: NDArray) -> tuple[NDArray, ...]:
+    """Return redshift_input, latent and brightness of cutouts, as inference sees them."""
+    config, constants = model.config, (model.extinction_r_C, model.noise_C)
+    parts = []
+    for cutout_BCSS, ebv_B in _batches(model, cutout_NCSS, ebv_N):
+        image_BCHW = prepare(cutout_BCSS, ebv_B, *constants, config.crop, config.stretch)
+        input_BF, latent_BD = _forward(model, image_BCHW)
+        columns = (input_BF, latent_BD, model.brightness(image_BCHW))
+        parts.append([column.float().cpu().numpy() for column in columns])
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+
+@torch.no_grad()
+def _random_inputs(model: PITA, block: Block, generator: torch.Generator) -> NDArray[np.float32]:
+    """Return redshift_input of a random quarter-turn view of each cutout."""
+    config, constants = model.config, (model.extinction_r_C, model.noise_C)
+    inputs = []
+    for cutout_BCSS, ebv_B in _batches(model, block.cutout_NCSS, block.ebv_N):
+        calibrated_BCSS = calibrate_image(cutout_BCSS, ebv_B, *constants)
+        view_BCHW = random_view(calibrated_BCSS, config.crop, "quarter", 0, 0.0, generator)
+        input_BF, _ = _forward(model, stretch(view_BCHW, config.stretch))
+        inputs.append(input_BF.cpu().numpy())
+    return np.concatenate(inputs)
+
+
+def _batches(model: PITA, cutout_NCSS: NDArray, ebv_N: NDArray) -> Iterator[tuple[Tensor, Tensor]]:
+    device = model.noise_C.device
+    for start in range(0, len(cutout_NCSS), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
+        ebv_B = torch.from_numpy(np.asarray(ebv_N[rows], dtype=np.float32))
+        yield torch.from_numpy(cutout_NCSS[rows]).to(device), ebv_B.to(device)
+
+
+def _forward(model: PITA, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Return redshift_input and latent of prepared images, at the precision of inference."""
+    device = image_BCHW.device
+    precision = native_precision(device)
+    with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+        latent_BD, signal_BA = model.features(
+            image_BCHW.contiguous(memory_format=torch.channels_last)
+        )
+    return model.redshift_input(latent_BD, signal_BA).float(), latent_BD.float()

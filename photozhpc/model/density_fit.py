@@ -1,0 +1,178 @@
+"""Fitting what hangs on the features of a finished encoder: densities, propensities, distances."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from photozhpc.model.density import Uncertainty, floored
+from photozhpc.model.mlp import MLP
+
+BATCH_SIZE = 512
+LR = 1e-3
+WEIGHT_DECAY = 1e-2
+# A label counts for the bins around it too, as a Gaussian of this width in ln(1+z).
+SMOOTHING_LOG1P = 0.01
+INPUT_DROPOUT = 0.1
+PROPENSITY_WIDTHS = (64, 1)
+PROPENSITY_EPOCHS = 10
+# No label stands for more than ten times as many sources as the average one.
+MAX_WEIGHT = 10.0
+SHRINKAGE = 1e-3
+USUAL_QUANTILE = 0.99
+
+
+def fit_heads(
+    uncertainty: Uncertainty,
+    input_NF: NDArray[np.float32],
+    z_N: NDArray,
+    check_NF: NDArray[np.float32],
+    check_z_N: NDArray,
+    epochs: int,
+    seed: int,
+) -> None:
+    """Fit the density heads anew, in place, each from a seed of its own.
+
+    The loss is the cross-entropy with smoothed labels; each head ends with the epoch that gives
+    the check sample's redshifts the highest density. (Measured on an unseen simulated sky: the
+    CRPS as loss gives a CRPS 7% higher, labels weighted against their selection 5% higher.)
+    """
+    device = uncertainty.mean_F.device
+    mean_F, std_F = input_NF.mean(axis=0), np.maximum(input_NF.std(axis=0), 1e-6)
+    uncertainty.mean_F.copy_(torch.from_numpy(mean_F))
+    uncertainty.std_F.copy_(torch.from_numpy(std_F))
+    x_NF, check_x_NF = (
+        torch.from_numpy((inputs - mean_F) / std_F).to(device) for inputs in (input_NF, check_NF)
+    )
+    position_N = uncertainty.position(torch.as_tensor(z_N, device=device))
+    check_position_N = uncertainty.position(torch.as_tensor(check_z_N, device=device))
+    smoothing = SMOOTHING_LOG1P / uncertainty.log1p_max
+    for number, head in enumerate(uncertainty.heads):
+        with _seeded(seed + number):
+            for layer in head.children():
+                if isinstance(layer, nn.Linear):
+                    layer.reset_parameters()
+        head.requires_grad_(True)
+        _fit_head(
+            head, x_NF, position_N, check_x_NF, check_position_N, smoothing, epochs, seed + number
+        )
+        head.requires_grad_(False)
+
+
+def _fit_head(
+    head: nn.Module,
+    x_NF: Tensor,
+    position_N: Tensor,
+    check_x_NF: Tensor,
+    check_position_N: Tensor,
+    smoothing: float,
+    epochs: int,
+    seed: int,
+) -> None:
+    def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        x_BF = x_NF[rows]
+        kept_BF = torch.rand(x_BF.shape, generator=generator, device=x_BF.device) >= INPUT_DROPOUT
+        logit_BK = head(x_BF * kept_BF / (1 - INPUT_DROPOUT))
+        return F.cross_entropy(logit_BK, smoothed(position_N[rows], logit_BK.shape[1], smoothing))
+
+    best, best_state = math.inf, head.state_dict()
+    for _ in _epochs(head, loss, x_NF, epochs, LR, seed):
+        with torch.no_grad():
+            check = -log_density(head(check_x_NF).softmax(dim=1), check_position_N).mean().item()
+        if check < best:
+            best = check
+            best_state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    head.load_state_dict(best_state)
+
+
+def _epochs(
+    network: nn.Module,
+    loss: Callable[[Tensor, torch.Generator], Tensor],
+    x_NF: Tensor,
+    epochs: int,
+    lr: float,
+    seed: int,
+) -> Iterator[None]:
+    """Train a network on batches of rows of x_NF; yield after each epoch."""
+    generator = torch.Generator(x_NF.device).manual_seed(seed)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
+    steps = epochs * math.ceil(len(x_NF) / BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(epochs):
+        order_N = torch.randperm(len(x_NF), generator=generator, device=x_NF.device)
+        for rows in order_N.split(BATCH_SIZE):
+            optimiser.zero_grad(set_to_none=True)
+            loss(rows, generator).backward()
+            optimiser.step()
+            schedule.step()
+        yield
+
+
+def smoothed(position_B: Tensor, n_bins: int, sigma: float) -> Tensor:
+    """Return target_BK: a Gaussian at each position, integrated over the bins, of sum 1."""
+    edge_E = torch.linspace(0, 1, n_bins + 1, device=position_B.device)
+    mass_BK = torch.special.ndtr((edge_E - position_B[:, None]) / sigma).diff(dim=1)
+    return mass_BK / mass_BK.sum(dim=1, keepdim=True)
+
+
+def log_density(density_BK: Tensor, position_B: Tensor) -> Tensor:
+    """Return ln of the density (B,) at positions, per bin, with FLOOR."""
+    n_bins = density_BK.shape[1]
+    bin_B1 = (position_B * n_bins).long().clamp(0, n_bins - 1)[:, None]
+    return floored(density_BK).gather(1, bin_B1).squeeze(1).log()
+
+
+def selection_weights(
+    input_NF: NDArray[np.float32], labelled_N: NDArray[np.bool_], of_NF: NDArray, seed: int
+) -> NDArray[np.float64]:
+    """Return weights of labelled sources that undo their selection: 1 / P(labelled | features).
+
+    Args:
+        input_NF: features of a fair sample of the survey, labelled or not.
+        of_NF: features of the sources whose weights are wanted.
+    """
+    if labelled_N.all():
+        return np.ones(len(of_NF))
+    mean_F, std_F = input_NF.mean(axis=0), np.maximum(input_NF.std(axis=0), 1e-6)
+    x_NF = torch.from_numpy((input_NF - mean_F) / std_F)
+    y_N = torch.from_numpy(labelled_N.astype(np.float32))
+    with _seeded(seed):
+        network = MLP(x_NF.shape[1], PROPENSITY_WIDTHS)
+
+    def loss(rows: Tensor, _: torch.Generator) -> Tensor:
+        return F.binary_cross_entropy_with_logits(network(x_NF[rows]).squeeze(1), y_N[rows])
+
+    for _ in _epochs(network, loss, x_NF, PROPENSITY_EPOCHS, 3 * LR, seed):
+        pass
+    with torch.no_grad():
+        logit_N = network(torch.from_numpy((of_NF - mean_F) / std_F)).squeeze(1)
+    least = labelled_N.mean() / MAX_WEIGHT
+    return 1 / np.maximum(logit_N.sigmoid().double().numpy(), least)
+
+
+def fit_distance(uncertainty: Uncertainty, latent_ND: NDArray[np.float32]) -> None:
+    """Set mean, covariance and usual distance of `Uncertainty.ood` from training images."""
+    latent_ND = latent_ND.astype(np.float64)
+    mean_D = latent_ND.mean(axis=0)
+    covariance_DD = np.cov(latent_ND, rowvar=False)
+    n_latent = len(mean_D)
+    typical = np.trace(covariance_DD) / n_latent
+    covariance_DD = (1 - SHRINKAGE) * covariance_DD + SHRINKAGE * typical * np.eye(n_latent)
+    whitening_DD = np.linalg.inv(np.linalg.cholesky(covariance_DD)).T
+    distance_N = np.linalg.norm((latent_ND - mean_D) @ whitening_DD, axis=1)
+    uncertainty.latent_mean_D.copy_(torch.from_numpy(mean_D))
+    uncertainty.whitening_DD.copy_(torch.from_numpy(whitening_DD))
+    uncertainty.usual_distance.fill_(np.quantile(distance_N, USUAL_QUANTILE))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw weights from a seed, and leave torch's global state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
