@@ -48,7 +48,7 @@ def untrained(store: CutoutStore) -> PITA:
 @pytest.fixture(scope="module")
 def fitted(small_store: CutoutStore) -> tuple[PITA, Roles]:
     model = untrained(small_store)
-    return model, fit_uncertainty(model, small_store, SEED, APERTURE, epochs=20)
+    return model, fit_uncertainty(model, small_store, SEED, APERTURE, epochs=8)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_only_the_uncertainty_changes_and_the_seed_settles_it(
 ) -> None:
     model, again = fitted[0], untrained(small_store)
     before = {name: tensor.clone() for name, tensor in again.state_dict().items()}
-    fit_uncertainty(again, small_store, SEED, APERTURE, epochs=20)
+    fit_uncertainty(again, small_store, SEED, APERTURE, epochs=8)
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
         assert name.startswith("uncertainty.") or torch.equal(tensor, before[name])

@@ -1,5 +1,7 @@
 """PITA's shapes, its key encoder and queue, checkpoints, and the inference engine."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ import torch
 from photozhpc.errors import CheckpointError, ConfigError
 from photozhpc.model import PITA, PITAConfig, load_checkpoint, save_checkpoint
 from photozhpc.model.augment import prepare
+from photozhpc.model.density import FLOOR, N_KNOTS
 from photozhpc.model.engine import Engine, usable
-from photozhpc.model.pita import KeyEncoder
+from photozhpc.model.pita import BRIGHTNESS_RADIUS_PIX, KeyEncoder
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
@@ -67,6 +70,41 @@ def test_aperture_signal_is_signal_over_noise_in_a_circle(model: PITA) -> None:
         np.testing.assert_allclose(
             out.unflatten(1, (4, 2))[:, :, r], (expected - 4) / 2, rtol=1e-3, atol=1e-3
         )
+
+
+@pytest.mark.parametrize("stretch", ["none", "asinh"])
+def test_the_estimate_is_each_step_in_numpy(stretch: str) -> None:
+    """Brightness in a circle -> level from the table -> quantile of the mean of the densities."""
+    torch.manual_seed(3)
+    network = PITA(replace(TINY, stretch=stretch, density_bins=30, density_z_max=3.0)).eval()
+    uncertainty = network.uncertainty
+    assert uncertainty is not None
+    uncertainty.knot_G.copy_(torch.linspace(-1, 3, N_KNOTS))
+    uncertainty.level_GQ.copy_(torch.rand(N_KNOTS, 6).sort(dim=1).values)
+    uncertainty.usual_distance.fill_(2.0)
+    image = 3 * torch.randn(5, 4, 32, 32)
+    with torch.inference_mode():
+        z_phot, quantile, ood = network.estimate(image)
+        latent, signal = network.features(image)
+        inputs = network.redshift_input(latent, signal)
+        densities = [head(inputs).softmax(dim=1).double().numpy() for head in uncertainty.heads]
+        torch.testing.assert_close(z_phot, network(image).z_phot_B)
+    y, x = np.mgrid[:32, :32] - 16
+    weight = np.clip(BRIGHTNESS_RADIUS_PIX + 0.5 - np.hypot(y, x), 0, 1)
+    last_band = image[:, -1].double().numpy()
+    pixels = np.sinh(last_band) if stretch == "asinh" else last_band
+    brightness = np.arcsinh((pixels * weight).sum(axis=(1, 2)) / np.sqrt((weight**2).sum()))
+    edge = np.expm1(np.linspace(0, np.log1p(3.0), 31))
+    for row in range(5):
+        density = (1 - FLOOR) * np.mean([d[row] for d in densities], axis=0) + FLOOR / 30
+        cdf = np.concatenate([[0], np.cumsum(density)])
+        for q in range(6):
+            level = np.interp(
+                brightness[row], uncertainty.knot_G.numpy(), uncertainty.level_GQ[:, q].numpy()
+            )
+            expected = np.expm1(np.interp(level, cdf, np.log1p(edge)))
+            assert quantile[row, q].item() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    np.testing.assert_allclose(ood, np.linalg.norm(latent, axis=1) / 2, rtol=1e-5)
 
 
 def test_the_queue_takes_keys_after_the_loss_and_forgets_the_oldest(model: PITA) -> None:
@@ -167,7 +205,15 @@ def test_the_engine_is_prepare_then_the_model(model: PITA, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"encoder": "resnet18"}, {"encoder": "convnext_nope"}, {"crop": 8}, {"n_bands": 0}]
+    "wrong",
+    [
+        {"encoder": "resnet18"},
+        {"encoder": "convnext_nope"},
+        {"crop": 8},
+        {"n_bands": 0},
+        {"density_bins": 1},
+        {"density_z_max": 0.0},
+    ],
 )
 def test_a_network_that_cannot_be_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -146,10 +146,11 @@ def calibrate(checkpoint_path: str | Path, store: CutoutStore, out: str | Path) 
 
 
 def with_density_heads(model: PITA, density_bins: int, density_z_max: float) -> PITA:
-    """Return a model of the same weights with density heads that are still to be fitted."""
+    """Return a model of the same weights with new density heads, which are still to be fitted."""
     config = replace(model.config, density_bins=density_bins, density_z_max=density_z_max)
     extended = PITA(config).to(model.noise_C.device)
-    extended.load_state_dict({**extended.state_dict(), **model.state_dict()})
+    kept = {k: v for k, v in model.state_dict().items() if not k.startswith("uncertainty.")}
+    extended.load_state_dict({**extended.state_dict(), **kept})
     return extended.eval()
 
 

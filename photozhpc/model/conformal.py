@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import ndtr, ndtri
 
-# A quantile is measured among this many labels of like brightness, or as many more as it takes
-# to have TAIL_LABELS beyond it.
+# A quantile is measured among so many labels of like brightness, or this share of all, or as
+# many as it takes to have TAIL_LABELS beyond it, whichever is most.
 WINDOW_LABELS = 400
+WINDOW_SHARE = 1 / 12
 TAIL_LABELS = 10
 # Prior of the map's four numbers, in probits: with few labels it stays near the identity.
 MAP_SIGMA = 0.5
@@ -125,7 +126,8 @@ def conformal_level(labels: Labels, brightness: float, level: float) -> float:
     On the safe side: a new source, with the mean weight, is counted on the far side of it. With
     too few labels for the level it is 0 or 1: the whole range of redshifts.
     """
-    n = max(WINDOW_LABELS, int(np.ceil(TAIL_LABELS / min(level, 1 - level))))
+    tail_labels = TAIL_LABELS / min(level, 1 - level)
+    n = round(max(WINDOW_LABELS, WINDOW_SHARE * len(labels.pit_N), tail_labels))
     near_N = np.argsort(np.abs(labels.brightness_N - brightness), kind="stable")[:n]
     pit_N, weight_N = labels.pit_N[near_N], labels.weight_N[near_N]
     if level < 0.5:

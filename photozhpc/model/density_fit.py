@@ -23,7 +23,7 @@ PROPENSITY_WIDTHS = (64, 1)
 PROPENSITY_EPOCHS = 10
 # No label stands for more than ten times as many sources as the average one.
 MAX_WEIGHT = 10.0
-SHRINKAGE = 1e-3
+SHRINKAGE = 1e-4
 USUAL_QUANTILE = 0.99
 
 
