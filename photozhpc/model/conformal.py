@@ -19,7 +19,7 @@ from scipy.special import ndtr, ndtri
 
 # A quantile is measured among so many labels of like brightness, or this share of all, or as
 # many as it takes to have TAIL_LABELS beyond it, whichever is most.
-WINDOW_LABELS = 400
+WINDOW_LABELS = 600
 WINDOW_SHARE = 1 / 12
 TAIL_LABELS = 10
 # Prior of the map's four numbers, in probits: with few labels it stays near the identity.
