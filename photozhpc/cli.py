@@ -181,7 +181,8 @@ def infer(
     """
     from photozhpc.catalog.run import run_inference
     from photozhpc.model import bundled_checkpoint
-    from photozhpc.report.summary import read_truth, summarise
+    from photozhpc.report.summary import summarise
+    from photozhpc.report.truth import read_truth
 
     wanted = load_survey(survey)
     out = out or Path("out") / wanted.name
@@ -233,6 +234,158 @@ def verify(path: Path) -> None:
             f"their file in .manifests) and run 'photozhpc extract' again"
         )
     click.echo(f"{path}: sound: {len(store)} sources, {len(store.shards())} shards")
+
+
+@main.command(
+    cls=_Examples, example="photozhpc evaluate out/roman-sim --truth 'sky/*_truth.parquet'"
+)
+@click.argument("catalog", type=click.Path(path_type=Path))
+@click.option(
+    "--truth",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Table with source_id and z_true or z_spec, or a quoted glob of such, or a store whose "
+    "labels are the truth; may be repeated.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: CATALOG/evaluation.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON document, nothing else.")
+def evaluate(catalog: Path, truth: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
+    from photozhpc.report import evaluate as run
+    from photozhpc.report import evaluation_table, write_evaluation
+
+    evaluation = run(catalog, truth)
+    files = write_evaluation(evaluation, out)
+    if as_json:
+        click.echo(files[0].read_text(), nl=False)
+        return
+    click.echo(
+        f"{evaluation_table(evaluation)}\n\nwritten to {files[0].parent}: "
+        f"{', '.join(path.name for path in files)}"
+    )
+
+
+@main.command(
+    cls=_Examples,
+    example="photozhpc report --latents ssl.safetensors --latents pita.safetensors \\\n"
+    "    --store store --truth 'sky/*_truth.parquet' --out figures\n"
+    "  photozhpc report --scaling results.json --out figures",
+)
+@click.option(
+    "--latents",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Checkpoint whose latent space is shown; may be repeated: side by side.",
+)
+@click.option("--store", type=click.Path(path_type=Path), help="Store of the sources for it.")
+@click.option(
+    "--truth",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Truth table(s), or globs of them; default: the store's labels.",
+)
+@click.option(
+    "--scaling",
+    type=click.Path(path_type=Path),
+    help="Results of trainings with different numbers of labels, JSON.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+def report(
+    checkpoints: tuple[Path, ...],
+    store: Path | None,
+    truth: tuple[Path, ...],
+    scaling: Path | None,
+    out: Path,
+) -> None:
+    """Draw what models know: their latent space, and their accuracy against labels."""
+    if not checkpoints and scaling is None:
+        raise click.UsageError("nothing to report; pass --latents CHECKPOINT or --scaling FILE")
+    if checkpoints:
+        from photozhpc.report.latents_report import report_latents
+
+        if store is None:
+            raise click.UsageError("--latents needs --store PATH")
+        click.echo(report_latents(checkpoints, store, out, truth))
+    if scaling is not None:
+        from photozhpc.report.scaling import report_scaling
+
+        click.echo(report_scaling(scaling, out))
+
+
+@main.command(
+    "import-checkpoint",
+    cls=_Examples,
+    example="photozhpc import-checkpoint epoch=1549.ckpt --survey candels --out pita.safetensors",
+)
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Model file to write.")
+@click.option(
+    "--zero-point", multiple=True, type=float, help="AB magnitude of one count, once a band."
+)
+@click.option("--crop", default=64, show_default=True, type=click.IntRange(32))
+def import_checkpoint(
+    path: Path, survey: str, out: Path, zero_point: tuple[float, ...], crop: int
+) -> None:
+    """Turn a Lightning checkpoint of pita-z into a model; nothing in it is executed."""
+    from photozhpc.model import save_checkpoint
+    from photozhpc.model.pita_z import import_checkpoint as run
+
+    wanted = load_survey(survey)
+    model, notes = run(path, wanted, zero_point or None, crop)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    training = {"imported_from": path.name, "notes": list(notes)}
+    click.echo(f"model file: {save_checkpoint(out, model, wanted, training)}")
+
+
+@main.command(
+    "import-hdf5",
+    cls=_Examples,
+    example="photozhpc import-hdf5 candels_test.hdf5 --survey candels --store test.zarr",
+)
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--store", required=True, type=click.Path(path_type=Path), help="Store to write.")
+@click.option(
+    "--label-f", default=1, show_default=True, type=click.IntRange(1), help="use_redshift_N"
+)
+@click.option(
+    "--zero-point", multiple=True, type=float, help="AB magnitude of one count, once a band."
+)
+@click.option(
+    "--colours",
+    type=click.Choice(["red/blue", "blue/red"]),
+    help="Ratios of the file's colour features; default: what its fluxes say, else red/blue.",
+)
+@click.option(
+    "--flux-band", help="Band of their flux; default: what its fluxes say, else the last."
+)
+def import_hdf5(
+    path: Path,
+    survey: str,
+    store: Path,
+    label_f: int,
+    zero_point: tuple[float, ...],
+    colours: str | None,
+    flux_band: str | None,
+) -> None:
+    """Copy an HDF5 catalogue of pita-z into a store; run again to go on."""
+    from photozhpc.store.hdf5_catalogue import import_hdf5 as run
+    from photozhpc.store.pita_z_units import FluxFeatures
+
+    wanted = load_survey(survey)
+    features = None
+    if colours or flux_band:
+        band = wanted.band(flux_band).name if flux_band else wanted.band_names[-1]
+        features = FluxFeatures(colours != "blue/red", wanted.band_names.index(band))
+    progress = _Lines("sources")
+    summary = run(path, wanted, store, label_f, features, zero_point or None, progress=progress)
+    for note in summary.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"{summary.sources} sources in {store}, {summary.labelled} with a z_spec")
 
 
 class _Lines:

@@ -17,6 +17,7 @@ torchvision_ops.define_if_missing()
 import timm  # noqa: E402  (needs torchvision, which needs the line above)
 
 from photozhpc.model.density import LEVEL_Q, Uncertainty  # noqa: E402
+from photozhpc.model.depthwise import quicken  # noqa: E402
 from photozhpc.model.mlp import MLP  # noqa: E402
 
 MAX_WIDTH = 8192  # a configuration beyond this is a typing error, or a damaged file
@@ -151,6 +152,7 @@ class PITA(nn.Module):
             ls_init_value=config.layer_scale,
             drop_path_rate=config.drop_path,
         )
+        quicken(self.encoder)
         width = config.encoder_out or int(self.encoder.num_features)  # type: ignore[arg-type]
         n_latent = config.encoder_mlp[-1]
         n_signals = config.n_bands * len(config.aperture_radii_pix)

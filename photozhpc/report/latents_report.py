@@ -130,6 +130,8 @@ def _read_known(paths: Sequence[str | Path], source_id_N: NDArray[np.int64]) -> 
 def _read_columns(path: Path) -> pd.DataFrame:
     """Read what is wanted of a table that `read_truth` could read."""
     wanted = ("source_id", "is_star", _SIZE)
+    if path.is_dir():  # a store: it has neither
+        return pd.DataFrame({"source_id": np.empty(0, np.int64)})
     if path.suffix.lower() in (".parquet", ".pq"):
         file = pq.ParquetFile(path)
         return file.read([name for name in wanted if name in file.schema_arrow.names]).to_pandas()

@@ -52,7 +52,8 @@ def read_truth(paths: Sequence[str | Path]) -> Truth:
 
     Args:
         paths: tables, or globs of them, with source_id and z_true (or z_spec) and, if they like,
-            is_star (not 0: left out) and mag_{band}. A redshift at or below 0 is none.
+            is_star (not 0: left out) and mag_{band}, where a redshift at or below 0 is none; or
+            stores, whose labels are taken.
 
     Raises:
         SourceListError: missing, damaged, without source_id and z_true (or z_spec), or with one
@@ -109,6 +110,8 @@ def _rows(truth: Truth, row_N: NDArray[np.intp]) -> Truth:
 
 def _read_one(path: Path) -> Truth:
     """Read every row of a table, in its order; z_ref is NaN where there is none."""
+    if path.is_dir():
+        return store_labels(path)
     if not path.is_file():
         raise SourceListError(f"{path}: no such truth table")
     try:

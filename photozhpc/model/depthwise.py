@@ -1,0 +1,91 @@
+"""A quicker gradient for the depthwise convolutions of a ConvNeXt on the CPU.
+
+oneDNN spends more time on the gradients of these convolutions than on everything else of a
+training step, though they hold a few percent of its arithmetic. On the small maps of a cutout
+both gradients are cheap by other routes: that of the input is the same convolution with the
+kernel turned round, and that of the kernel follows from one product of matrices a channel,
+(pixels out x images) (images x pixels in), summed over the pairs of pixels that share a tap.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_PIXELS = 256  # beyond this side x side the matrices cost more than they save
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution, odd kernel, stride 1, same size out; see above."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        quick = (
+            x_BCHW.device.type == "cpu"
+            and torch.is_grad_enabled()
+            and self.weight.requires_grad
+            and x_BCHW.shape[2] * x_BCHW.shape[3] <= MAX_PIXELS
+        )
+        if not quick:
+            return super().forward(x_BCHW)
+        if torch.is_autocast_enabled("cpu"):
+            x_BCHW = x_BCHW.to(torch.get_autocast_dtype("cpu"))
+        return _Depthwise.apply(x_BCHW, self.weight, self.bias)
+
+
+def quicken(module: nn.Module) -> None:
+    """Turn the depthwise convolutions in a module into `DepthwiseConv2d`, in place."""
+    for conv in module.modules():
+        if type(conv) is nn.Conv2d and 1 < conv.groups == conv.in_channels == conv.out_channels:
+            side = conv.kernel_size[0]
+            plain = conv.kernel_size == (side, side) and side % 2 == 1 and conv.stride == (1, 1)
+            if plain and conv.dilation == (1, 1) and conv.padding in ("same", (side // 2,) * 2):
+                conv.__class__ = DepthwiseConv2d
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, weight_C1KK: Tensor, bias_C: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_BCHW, weight_C1KK)
+        ctx.has_bias = bias_C is not None
+        dtype = x_BCHW.dtype
+        return F.conv2d(
+            x_BCHW,
+            weight_C1KK.to(dtype),
+            None if bias_C is None else bias_C.to(dtype),
+            padding=weight_C1KK.shape[-1] // 2,
+            groups=x_BCHW.shape[1],
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        (grad_BCHW,) = gradients
+        x_BCHW, weight_C1KK = ctx.saved_tensors
+        n_images, n_channels, height, width = x_BCHW.shape
+        side = weight_C1KK.shape[-1]
+        grad_x_BCHW = F.conv2d(
+            grad_BCHW,
+            weight_C1KK.flip(2, 3).to(grad_BCHW.dtype),
+            padding=side // 2,
+            groups=n_channels,
+        )
+        grad_CBI = grad_BCHW.permute(1, 0, 2, 3).reshape(n_channels, n_images, -1)
+        x_CBI = x_BCHW.permute(1, 0, 2, 3).reshape(n_channels, n_images, -1)
+        pair_CII = torch.bmm(grad_CBI.transpose(1, 2), x_CBI).float()
+        tap_CK = pair_CII.new_zeros(n_channels, side * side + 1)
+        tap_CK.index_add_(1, _taps(height, width, side), pair_CII.flatten(1))
+        grad_weight_C1KK = tap_CK[:, :-1].reshape(weight_C1KK.shape)
+        grad_bias_C = grad_BCHW.float().sum(dim=(0, 2, 3)) if ctx.has_bias else None
+        return grad_x_BCHW, grad_weight_C1KK, grad_bias_C
+
+
+@lru_cache(maxsize=64)
+def _taps(height: int, width: int, side: int) -> Tensor:
+    """The tap of the kernel that joins each pixel out to each pixel in; side**2 where none does."""
+    y_I = torch.arange(height).repeat_interleave(width)
+    x_I = torch.arange(width).repeat(height)
+    dy_II = y_I[None, :] - y_I[:, None] + side // 2
+    dx_II = x_I[None, :] - x_I[:, None] + side // 2
+    inside_II = (dy_II >= 0) & (dy_II < side) & (dx_II >= 0) & (dx_II < side)
+    return torch.where(inside_II, dy_II * side + dx_II, side * side).flatten()
