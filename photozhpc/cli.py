@@ -157,6 +157,25 @@ def train(config: Path, store: Path | None, out: Path | None, resume: bool) -> N
     click.echo(f"model file: {run(settings, resume)}")
 
 
+@main.command(
+    cls=_Examples,
+    example="photozhpc calibrate --checkpoint m.safetensors --store cal.zarr --out c.safetensors",
+)
+@click.option(
+    "--checkpoint", required=True, type=click.Path(path_type=Path), help="Model with density heads."
+)
+@click.option("--store", required=True, type=click.Path(path_type=Path), help="Store with labels.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Model file to write.")
+def calibrate(checkpoint: Path, store: Path, out: Path) -> None:
+    """Calibrate a model's intervals anew on the labels of a store."""
+    from photozhpc.model.calibrate import calibrate as run
+    from photozhpc.store import CutoutStore
+
+    opened = CutoutStore.open(store)
+    opened.check_complete()
+    click.echo(f"model file: {run(checkpoint, opened, out)}")
+
+
 @main.command(cls=_Examples, example="photozhpc infer --survey roman-sim")
 @click.option("--survey", required=True, help="Survey name or YAML file.")
 @click.option("--store", type=click.Path(path_type=Path), help="Store made by 'extract'.")

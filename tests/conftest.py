@@ -1,5 +1,6 @@
 """A small simulated sky and its store, made once for all tests of a worker."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,16 @@ from photozhpc.sky import load_sky_config, simulate_sky
 from photozhpc.store import CutoutStore
 from photozhpc.store.ingest import extract
 from photozhpc.survey import load_survey
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Workers of pytest share the cores: OpenMP threads that wait for each other stall them all.
+
+    Numba's kernels set the number of threads for torch too, so it is set before every test.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

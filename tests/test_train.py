@@ -11,6 +11,7 @@ import torch
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
 from photozhpc.model import PITAConfig, load_checkpoint
 from photozhpc.model.colours import colour_features
+from photozhpc.model.engine import Engine
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.train import Trainer, train
 from photozhpc.model.train_config import AugmentConfig, LossConfig, OptimiserConfig, TrainConfig
@@ -147,7 +148,7 @@ def test_refitting_the_head_changes_it_alone_and_for_the_better(
 ) -> None:
     config = replace(TINY, out=str(tmp_path), store=str(small_store.path), refit_epochs=80)
     refitted = train(config)
-    assert refitted.name == "refitted.safetensors"
+    assert refitted.name == "model.safetensors"
     before, after = load_checkpoint(tmp_path / "best.safetensors"), load_checkpoint(refitted)
     changed = {
         name.split(".")[0]
@@ -164,6 +165,7 @@ def test_training_learns_and_its_checkpoint_reproduces_the_metrics(
 ) -> None:
     config = replace(TINY, out=str(tmp_path / "run"), store=str(small_store.path), epochs=6)
     best = train(config)
+    assert best.name == "model.safetensors"
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in log] == list(range(1, 7))
     assert log[-1]["loss_colour"] < 0.5 * log[0]["loss_colour"]
@@ -173,6 +175,50 @@ def test_training_learns_and_its_checkpoint_reproduces_the_metrics(
     validation = read_labelled(small_store, "validation", config.seed, trainer.aperture)
     nmad = trainer.validate(validation).nmad
     assert nmad == pytest.approx(min(record["validation_nmad"] for record in log), rel=1e-3)
+
+
+def test_training_ends_with_calibrated_intervals(small_store: CutoutStore, tmp_path: Path) -> None:
+    model = replace(TINY.model, density_bins=32, density_z_max=3.5)
+    config = replace(TINY, out=str(tmp_path), store=str(small_store.path), epochs=1, model=model)
+    checkpoint = load_checkpoint(train(config))
+    assert checkpoint.model.uncertainty is not None
+    assert checkpoint.model.uncertainty.is_fitted
+    key = small_store.shards()[0]
+    prediction = Engine(checkpoint).predict(
+        small_store.read_cutouts(key), small_store.read_sources(key).ebv_N
+    )
+    known = np.isfinite(prediction.z_phot_N)
+    assert known.any()
+    assert np.isfinite(prediction.quantile_NQ[known]).all()
+    assert (np.diff(prediction.quantile_NQ[known], axis=1) >= 0).all()
+
+
+def test_fine_tuning_takes_the_encoder_and_new_redshift_heads(
+    small_store: CutoutStore, tmp_path: Path
+) -> None:
+    base = replace(TINY, store=str(small_store.path), epochs=1)
+    first = train(replace(base, out=str(tmp_path / "ssl"), method="self-supervised"))
+    tuned = replace(
+        base,
+        out=str(tmp_path / "tuned"),
+        method="fine-tuned",
+        initial_checkpoint=str(first),
+        batch_size=16,
+    )
+    before = load_checkpoint(first).model.state_dict()
+    start = Trainer(tuned, small_store).model.state_dict()
+    for name, tensor in before.items():
+        # the last layers of a network are random anew, their biases may be equal
+        same = torch.equal(tensor, start[name])
+        assert same == (not name.startswith("redshift_mlp")) or tensor.ndim < 2, name
+    after = load_checkpoint(train(tuned)).model.state_dict()
+    moved = {n.split(".")[0] for n, tensor in after.items() if not torch.equal(tensor, start[n])}
+    assert moved == {"encoder", "encoder_mlp", "aperture_skip", "redshift_mlp"}
+    other = replace(tuned, model=replace(TINY.model, encoder_mlp=(48, 16)))
+    with pytest.raises(CheckpointError, match="does not fit the configuration's model"):
+        Trainer(other, small_store)
+    with pytest.raises(ValueError, match="initial_checkpoint"):
+        replace(tuned, method="pita")
 
 
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(

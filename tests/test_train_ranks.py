@@ -233,7 +233,7 @@ def test_an_unlabelled_survey_can_be_trained_without_labels(
         method="self-supervised",
         epochs=1,
     )
-    assert train(free).name == "best.safetensors"
+    assert train(free).exists()
     with pytest.raises(StoreError, match="label more sources"):
         train(replace(free, out=str(tmp_path / "pita"), method="pita"))
 

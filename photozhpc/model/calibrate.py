@@ -67,7 +67,12 @@ class _Images:
 
 
 def fit_uncertainty(
-    model: PITA, store: CutoutStore, seed: int, aperture: int, epochs: int
+    model: PITA,
+    store: CutoutStore,
+    seed: int,
+    aperture: int,
+    epochs: int,
+    label_fraction: float = 1.0,
 ) -> Roles:
     """Fit density heads, their calibration and the distance to the images, in place.
 
@@ -76,6 +81,7 @@ def fit_uncertainty(
         seed: of the label split, and of everything random here.
         aperture: as `read_labelled` takes it.
         epochs: passes over the training labels.
+        label_fraction: share of the training labels that are used, as `read_labelled` takes it.
 
     Raises:
         CheckpointError: the model has no density heads.
@@ -83,7 +89,7 @@ def fit_uncertainty(
     """
     uncertainty = _uncertainty(model)
     model.eval()
-    labels = read_labelled(store, "train", seed, aperture)
+    labels = read_labelled(store, "train", seed, aperture, label_fraction)
     labels = labels.take(usable(labels.cutout_NCSS, model.config.crop))
     images = _read_images(model, store, seed)
     split_N = label_split(images.source_id_N, seed)

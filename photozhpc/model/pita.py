@@ -304,8 +304,10 @@ class KeyEncoder(nn.Module):
     def update(self, model: PITA, momentum: float | None = None) -> None:
         """Move the copy towards the model: theta_k = m theta_k + (1 - m) theta_q."""
         m = self.momentum if momentum is None else momentum
-        keys: list[Tensor] = list(self.model.parameters())
-        queries: list[Tensor] = list(model.parameters())
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        trained = [(key, query) for key, query in pairs if query.requires_grad]
+        keys: list[Tensor] = [key for key, _ in trained]
+        queries: list[Tensor] = [query for _, query in trained]
         torch._foreach_mul_(keys, m)
         torch._foreach_add_(keys, queries, alpha=1 - m)
 

@@ -24,6 +24,7 @@ from photozhpc.disk import replacing
 from photozhpc.errors import CheckpointError, ConfigError, Preempted, RunError
 from photozhpc.metrics import PointMetrics, point_metrics
 from photozhpc.model.augment import calibrate, random_view, stretch
+from photozhpc.model.calibrate import fit_uncertainty
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.colours import colour_features
 from photozhpc.model.engine import Engine, native_precision
@@ -301,8 +302,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     """Train as configured; return the path of the model file to use.
 
     Writes into config.out: last.safetensors and best.safetensors (by validation NMAD; without a
-    redshift loss, the last), refitted.safetensors with refit_epochs, state.pt (to resume from),
-    log.jsonl with one line of losses and metrics an epoch, and tensorboard/.
+    redshift loss, the last) after every epoch, state.pt (to resume from), log.jsonl with one line
+    of losses and metrics an epoch, tensorboard/, and in the end model.safetensors: the best with
+    its redshift heads refitted and its uncertainty fitted, as configured.
 
     Started by torchrun, every rank calls it. On SIGTERM or SIGUSR1 all ranks finish the step,
     save the state, and raise Preempted.
@@ -338,12 +340,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
                 )
         if log is not None:
             log.close()
-        model_file = out / "best.safetensors"
-        if validation is not None and config.refit_epochs:
-            if ranks.is_first:
-                _refit(trainer, model_file, validation)
-            model_file = out / "refitted.safetensors"
-        return model_file
+        if ranks.is_first:
+            _finish(trainer, validation, out)
+        return out / "model.safetensors"
 
 
 def _train_epoch(trainer: Trainer, log: TrainLog | None, stop: list[int], state: Path) -> bool:
@@ -399,28 +398,30 @@ def _end_epoch(trainer: Trainer, validation: Block | None, log: TrainLog | None,
     log.epoch(record, text)
 
 
-def _refit(trainer: Trainer, best: Path, validation: Block) -> None:
-    """Refit the redshift heads of the best checkpoint and write it beside it."""
-    config = trainer.config
-    checkpoint = load_checkpoint(best)
-    labels = read_labelled(
-        trainer.store, "train", config.seed, trainer.aperture, config.label_fraction
-    )
-    refit_redshift_heads(
-        checkpoint.model.to(trainer.device),
-        labels,
-        validation,
-        config.refit_epochs,
-        config.loss.huber_delta,
-        config.seed,
-    )
-    engine = Engine(checkpoint, str(trainer.device))
-    z_phot_N = engine.predict(validation.cutout_NCSS, validation.ebv_N).z_phot_N
-    metrics = asdict(point_metrics(validation.z_spec_N, z_phot_N))
-    training = {**checkpoint.training, "refit_validation": metrics}
-    save_checkpoint(
-        best.with_name("refitted.safetensors"), checkpoint.model, trainer.store.survey, training
-    )
+def _finish(trainer: Trainer, validation: Block | None, out: Path) -> None:
+    """Make the model file of the best epoch: refit its heads, fit its uncertainty, write it."""
+    config, store = trainer.config, trainer.store
+    checkpoint = load_checkpoint(out / "best.safetensors")
+    training = dict(checkpoint.training)
+    model = checkpoint.model.to(trainer.device)
+    if validation is not None and config.refit_epochs:
+        labels = read_labelled(store, "train", config.seed, trainer.aperture, config.label_fraction)
+        refit_redshift_heads(
+            model, labels, validation, config.refit_epochs, config.loss.huber_delta, config.seed
+        )
+        engine = Engine(checkpoint, str(trainer.device))
+        z_phot_N = engine.predict(validation.cutout_NCSS, validation.ebv_N).z_phot_N
+        training["refit_validation"] = asdict(point_metrics(validation.z_spec_N, z_phot_N))
+    if validation is not None and config.model.density_bins:
+        fit_uncertainty(
+            model,
+            store,
+            config.seed,
+            trainer.aperture,
+            config.density_epochs,
+            config.label_fraction,
+        )
+    save_checkpoint(out / "model.safetensors", model, store.survey, training)
 
 
 def _check_fit(config: TrainConfig, store: CutoutStore) -> int:
