@@ -204,6 +204,7 @@ def test_fine_tuning_takes_the_encoder_and_new_redshift_heads(
         method="fine-tuned",
         initial_checkpoint=str(first),
         batch_size=16,
+        seed=1,  # else the new heads would be the first run's, which did not train them
     )
     before = load_checkpoint(first).model.state_dict()
     start = Trainer(tuned, small_store).model.state_dict()

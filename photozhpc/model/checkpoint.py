@@ -83,9 +83,19 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: str | Path, model: PITA, survey: Survey, training: dict[str, Any] | None = None
+    path: str | Path,
+    model: PITA,
+    survey: Survey,
+    training: dict[str, Any] | None = None,
+    *,
+    compact: bool = False,
 ) -> Path:
-    """Write a model file (temporary name, fsync, rename); return its path."""
+    """Write a model file (temporary name, fsync, rename); return its path.
+
+    Args:
+        compact: keep the encoder's matrices and kernels in float16, half as large; inference in
+            bfloat16 rounds them further anyway.
+    """
     path = Path(path)
     header = {
         "format": FORMAT,
@@ -97,6 +107,10 @@ def save_checkpoint(
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
+    if compact:
+        for name, tensor in tensors.items():
+            if name.startswith("encoder.") and tensor.ndim > 1:
+                tensors[name] = tensor.half()
     text = json.dumps(header)
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={_HEADER: text, _DIGEST: _digest(text, tensors)})

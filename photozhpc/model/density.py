@@ -84,6 +84,11 @@ class Uncertainty(nn.Module):
         quantile_BQ = torch.expm1(inverse_cdf(self.cdf(input_BF), level_BQ) * self.log1p_max)
         return quantile_BQ.cummax(dim=1).values  # expm1 need not be monotonic to the last bit
 
+    def median(self, input_BF: Tensor) -> Tensor:
+        """Return the median redshift (B,) of the density as it is, not calibrated."""
+        half_B1 = torch.full_like(input_BF[:, :1], 0.5)
+        return torch.expm1(inverse_cdf(self.cdf(input_BF), half_B1).squeeze(1) * self.log1p_max)
+
     def pit(self, input_BF: Tensor, z_B: Tensor) -> Tensor:
         """Return the raw density's cumulative probability (B,) at redshifts."""
         return cdf_at(self.cdf(input_BF), self.position(z_B))

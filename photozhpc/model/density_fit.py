@@ -35,6 +35,7 @@ def fit_heads(
     check_z_N: NDArray,
     epochs: int,
     seed: int,
+    input_dropout: float = INPUT_DROPOUT,
 ) -> None:
     """Fit the density heads anew, in place, each from a seed of its own.
 
@@ -51,33 +52,32 @@ def fit_heads(
     )
     position_N = uncertainty.position(torch.as_tensor(z_N, device=device))
     check_position_N = uncertainty.position(torch.as_tensor(check_z_N, device=device))
-    smoothing = SMOOTHING_LOG1P / uncertainty.log1p_max
+    sample = (x_NF, position_N, check_x_NF, check_position_N)
     for number, head in enumerate(uncertainty.heads):
         with _seeded(seed + number):
             for layer in head.children():
                 if isinstance(layer, nn.Linear):
                     layer.reset_parameters()
         head.requires_grad_(True)
-        _fit_head(
-            head, x_NF, position_N, check_x_NF, check_position_N, smoothing, epochs, seed + number
-        )
+        smoothing = SMOOTHING_LOG1P / uncertainty.log1p_max
+        _fit_head(head, sample, smoothing, input_dropout, epochs, seed + number)
         head.requires_grad_(False)
 
 
 def _fit_head(
     head: nn.Module,
-    x_NF: Tensor,
-    position_N: Tensor,
-    check_x_NF: Tensor,
-    check_position_N: Tensor,
+    sample: tuple[Tensor, Tensor, Tensor, Tensor],
     smoothing: float,
+    input_dropout: float,
     epochs: int,
     seed: int,
 ) -> None:
+    x_NF, position_N, check_x_NF, check_position_N = sample
+
     def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
         x_BF = x_NF[rows]
-        kept_BF = torch.rand(x_BF.shape, generator=generator, device=x_BF.device) >= INPUT_DROPOUT
-        logit_BK = head(x_BF * kept_BF / (1 - INPUT_DROPOUT))
+        kept_BF = torch.rand(x_BF.shape, generator=generator, device=x_BF.device) >= input_dropout
+        logit_BK = head(x_BF * kept_BF / (1 - input_dropout))
         return F.cross_entropy(logit_BK, smoothed(position_N[rows], logit_BK.shape[1], smoothing))
 
     best, best_state = math.inf, head.state_dict()

@@ -50,6 +50,8 @@ class PITAConfig:
             intervals; as many heads as redshift_heads, with the widths of redshift_mlp. 0 (the
             paper): no intervals and no score of unusual images.
         density_z_max: upper end of the last bin; labels beyond it count as on it.
+        point_estimate: what is reported as the redshift: "heads", the mean of the redshift heads
+            (the paper), or "median", that of the density.
     """
 
     n_bands: int = 4
@@ -71,7 +73,11 @@ class PITAConfig:
     density_bins: int = 0
     density_z_max: float = 4.0
 
+    point_estimate: Literal["heads", "median"] = "heads"
+
     def __post_init__(self) -> None:
+        if self.point_estimate == "median" and not self.density_bins:
+            raise ValueError("point_estimate 'median' needs density_bins above 0")
         if not self.encoder.startswith("convnext") or not timm.is_model(self.encoder):
             known = ", ".join(timm.list_models("convnext_*")[:8])
             raise ValueError(f"encoder must be a ConvNeXt of timm ({known}...), got {self.encoder}")
@@ -211,6 +217,8 @@ class PITA(nn.Module):
             if self.uncertainty is None:
                 nothing_B = torch.full_like(z_phot_B, torch.nan)
                 return Estimate(z_phot_B, nothing_B[:, None].expand(-1, len(LEVEL_Q)), nothing_B)
+            if self.config.point_estimate == "median" and self.uncertainty.is_fitted:
+                z_phot_B = self.uncertainty.median(input_BF)
             return Estimate(
                 z_phot_B,
                 self.uncertainty.quantiles(input_BF, self.brightness(image_BCHW)),
