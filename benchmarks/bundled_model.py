@@ -28,7 +28,7 @@ from photozhpc.model.colours import colour_features
 from photozhpc.model.density import Uncertainty
 from photozhpc.model.density_fit import fit_heads
 from photozhpc.model.engine import Engine
-from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
+from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
 from photozhpc.model.pita import PITAConfig
 from photozhpc.store import CutoutStore
 from photozhpc.store.loader import label_split, typical_noise
@@ -171,10 +171,8 @@ def main() -> None:
         fit, check = good & (split == "train"), good & (split == "validation")
         log1p = []
         for mlp_seed in range(checkpoint.config.redshift_heads):
-            config = PhotometryMLPConfig(epochs=options.mlp_epochs, seed=mlp_seed)
-            mlp = PhotometryMLP.fit(
-                x[fit], seen["z_spec"][fit], x[check], seen["z_spec"][check], config
-            )
+            config = MLPFitConfig(epochs=options.mlp_epochs, seed=mlp_seed)
+            mlp = fit_mlp(x[fit], seen["z_spec"][fit], x[check], seen["z_spec"][check], config)
             log1p.append(np.log1p(mlp.predict(x_test)))
         estimates[name] = np.expm1(np.mean(log1p, axis=0))[galaxy]
         sample = (x[fit], seen["z_spec"][fit], x[check], seen["z_spec"][check])

@@ -34,7 +34,7 @@ from photozhpc.metrics import point_metrics
 from photozhpc.model import load_checkpoint
 from photozhpc.model.colours import colour_features
 from photozhpc.model.engine import Engine
-from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
+from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
 from photozhpc.model.train import train
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.store import CutoutStore
@@ -165,12 +165,12 @@ def run_mlp(
         rows[split] = np.isin(seen["source_id"], wanted) & np.isfinite(seen["x"]).all(axis=1)
     log_test, log_check = [], []
     for number in range(pita.model.redshift_heads):
-        mlp = PhotometryMLP.fit(
+        mlp = fit_mlp(
             seen["x"][rows["train"]],
             seen["z_spec"][rows["train"]],
             seen["x"][rows["validation"]],
             seen["z_spec"][rows["validation"]],
-            PhotometryMLPConfig(seed=100 * seed + number),
+            MLPFitConfig(seed=100 * seed + number),
         )
         log_test.append(np.log1p(mlp.predict(x_test)))
         log_check.append(np.log1p(mlp.predict(seen["x"][rows["validation"]])))
@@ -221,6 +221,13 @@ def run(method: str, options: argparse.Namespace, fraction: float, seed: int, sk
 def collect(options: argparse.Namespace, sky: Sky) -> Path:
     """Write all results that are there into one file."""
     runs = [json.loads(path.read_text()) for path in sorted((options.work / "runs").glob("*.json"))]
+    runs.sort(key=lambda run: (METHODS.index(run["method"]), run["fraction"], run["seed"]))
+    # Which labels a share takes depends on the seed; one number stands for all seeds.
+    for fraction in {run["fraction"] for run in runs}:
+        same = [run for run in runs if run["fraction"] == fraction]
+        typical = round(float(np.median([run["n_labels"] for run in same])))
+        for run in same:
+            run["n_labels_used"], run["n_labels"] = run["n_labels"], typical
     store = CutoutStore.open(options.store)
     document = {
         "command": "benchmarks/science.py",

@@ -12,7 +12,7 @@ from photozhpc.errors import CheckpointError, ConfigError, StoreError
 from photozhpc.model import PITAConfig, load_checkpoint
 from photozhpc.model.colours import colour_features
 from photozhpc.model.engine import Engine
-from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
+from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
 from photozhpc.model.train import Trainer, train
 from photozhpc.model.train_config import AugmentConfig, LossConfig, OptimiserConfig, TrainConfig
 from photozhpc.store import CutoutStore
@@ -263,9 +263,7 @@ def test_the_photometry_mlp_learns_a_smooth_relation() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(2000, 4))
     z = np.abs(features[:, 0] + 0.5 * features[:, 1]) + 0.1
-    mlp = PhotometryMLP.fit(
-        features[:1500], z[:1500], features[1500:], z[1500:], PhotometryMLPConfig(epochs=80)
-    )
+    mlp = fit_mlp(features[:1500], z[:1500], features[1500:], z[1500:], MLPFitConfig(epochs=80))
     z_phot = mlp.predict(features[1500:])
     assert np.median(np.abs(z_phot - z[1500:])) < 0.05
     features[0, 0] = np.nan

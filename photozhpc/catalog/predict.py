@@ -31,7 +31,7 @@ from photozhpc.errors import CatalogError, CheckpointError, StoreError
 from photozhpc.store import CutoutStore, ShardKey
 
 if TYPE_CHECKING:
-    from photozhpc.model.engine import Engine
+    from photozhpc.model.engine import Engine, PhotometryEngine
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ def predict_part(
             return PartResult(counts, time.monotonic() - start, skipped=True)
         except CatalogError:
             pass  # it is made anew
-    engine = load_engine(checkpoint_path, checkpoint_sha256, device)
+    engine = load_engine(store_path, checkpoint_path, checkpoint_sha256, device)
     table = pa.concat_tables([_shard_table(store, key, engine) for key in part.shards])
     if len(table) != part.n_rows:
         raise StoreError(f"{store.path}: changed while the run was going on; run infer again")
@@ -95,18 +95,7 @@ def check_fit(store_path: str, checkpoint_path: str, checkpoint_sha256: str, dev
     Raises:
         CheckpointError: it was not, or it is damaged.
     """
-    store = _open_store(store_path)
-    checkpoint, _ = _load(checkpoint_path, checkpoint_sha256, device)
-    checkpoint.check_store(store.survey, store.cutout_size)
-
-
-def load_engine(checkpoint_path: str, checkpoint_sha256: str, device: str) -> "Engine":
-    """Return the model on its device; it is loaded once in a process.
-
-    Raises:
-        CheckpointError: the file is damaged or was changed since the run began.
-    """
-    return _load(checkpoint_path, checkpoint_sha256, device)[1]
+    load_engine(store_path, checkpoint_path, checkpoint_sha256, device)
 
 
 def photoz_flags(
@@ -118,12 +107,13 @@ def photoz_flags(
     """Return PhotozFlag bits (N,).
 
     Args:
-        crop: side of the image that the network sees, pixels.
+        crop: side of the image that the network sees, pixels; at most the whole cutout counts.
         photometry_flags_NC: PhotFlag bits of the aperture photometry.
         photoz_N: NaN where no redshift could be estimated.
     """
     from photozhpc.mosaic.photometry import PhotFlag
 
+    crop = min(crop, cutout_NCSS.shape[-1])
     start = cutout_NCSS.shape[-1] // 2 - crop // 2
     seen = slice(start, start + crop)
     finite_NCSS = np.isfinite(cutout_NCSS[:, :, seen, seen])
@@ -144,7 +134,9 @@ def photoz_flags(
     return flags_N
 
 
-def _shard_table(store: CutoutStore, key: ShardKey, engine: "Engine") -> pa.Table:
+def _shard_table(
+    store: CutoutStore, key: ShardKey, engine: "Engine | PhotometryEngine"
+) -> pa.Table:
     sources = store.read_sources(key)
     n_rows = len(sources)
     measured = store.read_measurements(key)
@@ -153,13 +145,14 @@ def _shard_table(store: CutoutStore, key: ShardKey, engine: "Engine") -> pa.Tabl
     quantile_NQ = np.empty((n_rows, len(INTERVAL_LEVELS)), dtype=np.float32)
     ood_N = np.empty(n_rows, dtype=np.float32)
     flags_N = np.empty(n_rows, dtype=np.int32)
-    crop = engine.model.config.crop
     reads = (lambda rows=rows: store.read_cutouts(key, rows) for rows in blocks)
     for rows, cutout_BCSS in zip(blocks, _read_ahead(reads), strict=True):
         photoz_N[rows], quantile_NQ[rows], ood_N[rows] = engine.predict(
-            cutout_BCSS, sources.ebv_N[rows]
+            cutout_BCSS, sources.ebv_N[rows], measured.flux_NCR[rows]
         )
-        flags_N[rows] = photoz_flags(cutout_BCSS, crop, measured.flags_NC[rows], photoz_N[rows])
+        flags_N[rows] = photoz_flags(
+            cutout_BCSS, engine.side_pix, measured.flags_NC[rows], photoz_N[rows]
+        )
     return make_table(
         store.survey,
         source_id_N=sources.source_id_N,
@@ -194,16 +187,28 @@ def _open_store(path: str) -> CutoutStore:
 
 
 @lru_cache(maxsize=1)
-def _load(path: str, sha256: str, device: str) -> tuple[Any, "Engine"]:
-    if file_sha256(path) != sha256:
-        raise CheckpointError(f"{path}: the checkpoint was changed while the run was going on")
+def load_engine(
+    store_path: str, checkpoint_path: str, checkpoint_sha256: str, device: str
+) -> "Engine | PhotometryEngine":
+    """Return the model, for a store, on its device; it is loaded once in a process.
+
+    Raises:
+        CheckpointError: the file is damaged, was changed since the run began, or does not fit
+            the store.
+    """
+    if file_sha256(checkpoint_path) != checkpoint_sha256:
+        raise CheckpointError(
+            f"{checkpoint_path}: the checkpoint was changed while the run was going on"
+        )
     import torch
 
     from photozhpc.model.checkpoint import load_checkpoint
-    from photozhpc.model.engine import Engine
+    from photozhpc.model.engine import make_engine
 
     # torch may have been imported before this worker's environment was set.
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
-    checkpoint = load_checkpoint(path)
-    return checkpoint, Engine(checkpoint, device)
+    store = _open_store(store_path)
+    checkpoint = load_checkpoint(checkpoint_path)
+    checkpoint.check_store(store.survey, store.cutout_size)
+    return make_engine(checkpoint, store.survey, device)

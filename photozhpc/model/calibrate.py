@@ -125,7 +125,7 @@ def calibrate(checkpoint_path: str | Path, store: CutoutStore, out: str | Path) 
     """
     checkpoint = load_checkpoint(checkpoint_path)
     checkpoint.check_store(store.survey, store.cutout_size)
-    model = checkpoint.model
+    model = checkpoint.pita
     if model.uncertainty is None or not model.uncertainty.is_fitted:
         raise CheckpointError(
             f"{checkpoint.path}: has no fitted density heads to calibrate; train with "

@@ -16,12 +16,15 @@ from torch import Tensor
 from photozhpc.config import from_mapping, to_mapping
 from photozhpc.disk import replacing
 from photozhpc.errors import CheckpointError, ConfigError
+from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita import PITA, PITAConfig
 from photozhpc.survey import Survey
 
 FORMAT = 1
 _HEADER = "photozhpc"
 _DIGEST = "sha256"  # of the header and the weights: a flipped bit is not another model
+_MODELS = {"pita": PITA, "photometry-mlp": PhotometryMLP}
+_CONFIGS = {"pita": PITAConfig, "photometry-mlp": PhotometryMLPConfig}
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,34 @@ class Checkpoint:
 
     Attributes:
         model: in evaluation mode.
-        survey: bands and pixel scale that the cutouts must have.
+        survey: bands and pixel scale that the cutouts must have, or the bands of the fluxes.
         training: how it was made (free form, for provenance).
         sha256: of the file.
     """
 
     path: Path
-    model: PITA
+    model: PITA | PhotometryMLP
     survey: Survey
     training: dict[str, Any]
     sha256: str
 
     @property
-    def config(self) -> PITAConfig:
+    def config(self) -> PITAConfig | PhotometryMLPConfig:
         return self.model.config
+
+    @property
+    def pita(self) -> PITA:
+        """The model, where only PITA will do.
+
+        Raises:
+            CheckpointError: it is a photometry-MLP.
+        """
+        if not isinstance(self.model, PITA):
+            raise CheckpointError(
+                f"{self.path}: is a photometry-MLP, which has no images, latents or intervals; "
+                f"pass the model file of a method that sees images"
+            )
+        return self.model
 
     @property
     def survey_name(self) -> str:
@@ -54,10 +71,11 @@ class Checkpoint:
         return self.survey.band_names
 
     def check_store(self, store_survey: Survey, cutout_size: int) -> None:
-        """Check that a store's cutouts are what the model was trained on.
+        """Check that a store's cutouts, or fluxes, are what the model was trained on.
 
         Raises:
-            CheckpointError: other bands, another pixel scale, or cutouts that are too small.
+            CheckpointError: other bands, another pixel scale, or cutouts that are too small; for
+                a photometry-MLP: other bands, or no fluxes in its aperture.
         """
         need = (
             f"; use a checkpoint trained for survey '{store_survey.name}' "
@@ -69,22 +87,32 @@ class Checkpoint:
                 f"{' '.join(self.survey.band_names)}, the store is of survey "
                 f"'{store_survey.name}' with bands {' '.join(store_survey.band_names)}{need}"
             )
+        if isinstance(self.model, PhotometryMLP):
+            radius = self.model.config.aperture_radius_arcsec
+            if radius not in store_survey.aperture_radii_arcsec:
+                raise CheckpointError(
+                    f"{self.path.name} needs fluxes in an aperture of {radius} arcsec, the store's "
+                    f"are {store_survey.aperture_radii_arcsec}; extract again with "
+                    f"aperture_radii_arcsec of the survey holding {radius}"
+                )
+            return
         ratio = store_survey.pixel_scale_arcsec / self.survey.pixel_scale_arcsec
         if abs(ratio - 1) > 0.02:
             raise CheckpointError(
                 f"{self.path.name} was trained on {self.survey.pixel_scale_arcsec} arcsec/px, "
                 f"the store has {store_survey.pixel_scale_arcsec} arcsec/px{need}"
             )
-        if cutout_size < self.config.crop:
+        crop = self.model.config.crop
+        if cutout_size < crop:
             raise CheckpointError(
-                f"{self.path.name} sees {self.config.crop} px, the store's cutouts have "
-                f"{cutout_size} px; extract again with --size {self.config.crop} or more"
+                f"{self.path.name} sees {crop} px, the store's cutouts have "
+                f"{cutout_size} px; extract again with --size {crop} or more"
             )
 
 
 def save_checkpoint(
     path: str | Path,
-    model: PITA,
+    model: PITA | PhotometryMLP,
     survey: Survey,
     training: dict[str, Any] | None = None,
     *,
@@ -99,6 +127,7 @@ def save_checkpoint(
     path = Path(path)
     header = {
         "format": FORMAT,
+        "kind": next(kind for kind, cls in _MODELS.items() if isinstance(model, cls)),
         "model": to_mapping(model.config),
         "survey": to_mapping(survey),
         "training": training or {},
@@ -138,7 +167,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             )
         if metadata[_DIGEST] != _digest(metadata[_HEADER], tensors):
             raise CheckpointError(f"{path}: was altered or damaged; get or train it again")
-        config = from_mapping(PITAConfig, header["model"], f"{path}: model")
+        kind = header.get("kind", "pita")  # photozhpc up to 2026-11 wrote nothing else
+        if kind not in _MODELS:
+            raise CheckpointError(f"{path}: holds an unknown kind of model; upgrade photozhpc")
+        config: Any = from_mapping(_CONFIGS[kind], header["model"], f"{path}: model")
         survey = from_mapping(Survey, header["survey"], f"{path}: survey")
         training = dict(header["training"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, ConfigError) as error:
@@ -150,7 +182,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: damaged: {config.n_bands} channels, {len(survey.bands)} bands"
         )
     try:
-        model = PITA(config)
+        model = _MODELS[kind](config)
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (RuntimeError, ValueError, TypeError) as error:
         first = str(error).splitlines()[1:2] or [str(error)]

@@ -1,5 +1,6 @@
 """The forward pass of inference: device, precision and memory layout."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,9 @@ from photozhpc.errors import ConfigError
 from photozhpc.model.augment import prepare
 from photozhpc.model.checkpoint import Checkpoint
 from photozhpc.model.density import LEVEL_Q
+from photozhpc.model.photometry_mlp import PhotometryMLP
 from photozhpc.model.pita import Estimate
+from photozhpc.survey import Survey
 
 MIN_FINITE_FRACTION = 0.5
 
@@ -41,8 +44,12 @@ class Engine:
         precision: torch.bfloat16 or torch.float32 for the network; default: bfloat16 where the
             device computes it natively. The heads' outputs are float32 always.
 
+    Attributes:
+        side_pix: side of the part of a cutout that the model sees.
+
     Raises:
         ConfigError: the device is not there.
+        CheckpointError: it is of a photometry-MLP.
     """
 
     def __init__(
@@ -57,10 +64,13 @@ class Engine:
         self.device = torch.device(device)
         self.batch_size = batch_size
         self.precision = precision or native_precision(self.device)
-        self.model = checkpoint.model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.side_pix = checkpoint.pita.config.crop
+        self.model = checkpoint.pita.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def predict(self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray) -> Prediction:
+    def predict(
+        self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, flux_NCR: NDArray | None = None
+    ) -> Prediction:
         """Return redshifts, quantiles and the score of unusual images.
 
         A cutout is used when at least half of the pixels that the network sees, in every band,
@@ -69,6 +79,7 @@ class Engine:
         Args:
             cutout_NCSS: nJy per pixel, NaN where there is no pixel.
             ebv_N: Galactic E(B-V), magnitudes.
+            flux_NCR: not looked at; PhotometryEngine looks at nothing else.
         """
         n = len(cutout_NCSS)
         prediction = Prediction(
@@ -81,7 +92,7 @@ class Engine:
             estimate = self._estimate_batch(cutout_NCSS[rows], ebv_N[rows])
             for column, values in zip(prediction, estimate, strict=True):
                 column[rows] = values.float().cpu().numpy()
-        unusable_N = ~usable(cutout_NCSS, self.model.config.crop)
+        unusable_N = ~usable(cutout_NCSS, self.side_pix)
         for column in prediction:
             column[unusable_N] = np.nan
         return prediction
@@ -99,6 +110,47 @@ class Engine:
         reduced = self.precision != torch.float32
         with torch.autocast(self.device.type, dtype=self.precision, enabled=reduced):
             return model.estimate(image_BCHW)
+
+
+class PhotometryEngine:
+    """A photometry-MLP, ready to turn the fluxes of a store into redshifts, on the CPU.
+
+    Args:
+        survey: of the store, whose apertures hold the model's (see `Checkpoint.check_store`).
+
+    Attributes:
+        side_pix: side of the square round the aperture.
+    """
+
+    def __init__(self, model: PhotometryMLP, survey: Survey) -> None:
+        radius_arcsec = model.config.aperture_radius_arcsec
+        self.model = model
+        self.aperture = survey.aperture_radii_arcsec.index(radius_arcsec)
+        self.side_pix = 2 * math.ceil(radius_arcsec / survey.pixel_scale_arcsec) + 1
+
+    def predict(self, cutout_NCSS: NDArray, ebv_N: NDArray, flux_NCR: NDArray) -> Prediction:
+        """Return redshifts, NaN where a flux of the aperture is not finite; all else is NaN.
+
+        Args:
+            cutout_NCSS: not looked at.
+            ebv_N: Galactic E(B-V), magnitudes.
+            flux_NCR: nJy, in the store's apertures.
+        """
+        n = len(flux_NCR)
+        return Prediction(
+            self.model.predict(flux_NCR[:, :, self.aperture], ebv_N),
+            np.full((n, len(LEVEL_Q)), np.nan, np.float32),
+            np.full(n, np.nan, np.float32),
+        )
+
+
+def make_engine(
+    checkpoint: Checkpoint, survey: Survey, device: str = "cpu"
+) -> Engine | PhotometryEngine:
+    """Return what makes redshifts of a store's sources; it fits the store (`check_store`)."""
+    if isinstance(checkpoint.model, PhotometryMLP):
+        return PhotometryEngine(checkpoint.model, survey)
+    return Engine(checkpoint, device)
 
 
 def usable(cutout_NCSS: NDArray, crop: int) -> NDArray[np.bool_]:

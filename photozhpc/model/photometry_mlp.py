@@ -1,101 +1,183 @@
 """The photometry-MLP: redshifts from forced fluxes alone, PITA's opponent in the paper.
 
-Input: the features of PITA's colour loss (three colours and one magnitude), or those of every
-aperture; network and loss: PITA's redshift head.
+Input: the features of PITA's colour loss (three colours and one magnitude); network and loss:
+PITA's redshift head. `fit_mlp` fits one network to any features; `PhotometryMLP` is the method.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from photozhpc.metrics import point_metrics
+from photozhpc.model.colours import colour_features
 from photozhpc.model.losses import redshift_loss
-from photozhpc.model.pita import MLP
+from photozhpc.model.mlp import MLP
+
+MAX_WIDTH = 8192  # a configuration beyond this is a typing error, or a damaged file
 
 
 @dataclass(frozen=True)
 class PhotometryMLPConfig:
-    """How the MLP is trained. It stops at the epoch with the best validation NMAD."""
+    """Shape of the networks. The defaults are the paper's.
+
+    Attributes:
+        n_bands: as many features: the colours of neighbouring bands and one magnitude.
+        aperture_radius_arcsec: of the circle whose fluxes they are made of.
+        widths: of the hidden layers.
+        networks: the redshift is the mean of this many.
+        redshift_scale: what a network estimates: "z" (the paper) or "log1p", ln(1+z).
+    """
+
+    n_bands: int = 4
+    aperture_radius_arcsec: float = 0.4
+    widths: tuple[int, ...] = (128, 128, 128, 128, 128, 64)
+    networks: int = 1
+    redshift_scale: Literal["z", "log1p"] = "z"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_bands <= MAX_WIDTH:
+            raise ValueError(f"n_bands must be 1 to {MAX_WIDTH}, got {self.n_bands}")
+        if not 0 < self.aperture_radius_arcsec < math.inf:
+            raise ValueError(
+                f"aperture_radius_arcsec must be positive, got {self.aperture_radius_arcsec}"
+            )
+        if not all(0 < width <= MAX_WIDTH for width in self.widths):
+            raise ValueError(f"widths must be from 1 to {MAX_WIDTH}, got {self.widths}")
+        if not 1 <= self.networks <= 64:
+            raise ValueError(f"networks must be 1 to 64, got {self.networks}")
+
+
+class PhotometryMLP(nn.Module):
+    """Networks on the colours and the magnitude of one aperture.
+
+    What makes features of fluxes (`softening_C`, nJy, and `extinction_r_C`) and scales them is
+    kept with the weights.
+    """
+
+    extinction_r_C: Tensor
+    softening_C: Tensor
+    feature_mean_F: Tensor
+    feature_std_F: Tensor
+
+    def __init__(self, config: PhotometryMLPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.networks = nn.ModuleList(
+            MLP(config.n_bands, (*config.widths, 1)) for _ in range(config.networks)
+        )
+        self.register_buffer("extinction_r_C", torch.zeros(config.n_bands))
+        self.register_buffer("softening_C", torch.ones(config.n_bands))
+        self.register_buffer("feature_mean_F", torch.zeros(config.n_bands))
+        self.register_buffer("feature_std_F", torch.ones(config.n_bands))
+
+    def forward(self, feature_NF: Tensor) -> Tensor:
+        """Return z_phot_N of finite features."""
+        scaled_NF = (feature_NF - self.feature_mean_F) / self.feature_std_F
+        raw_N = torch.stack([network(scaled_NF) for network in self.networks]).mean(0).squeeze(1)
+        return _redshift(raw_N, self.config.redshift_scale)
+
+    def features(self, flux_NC: NDArray, ebv_N: NDArray) -> NDArray[np.float32]:
+        """Return feature_NF of fluxes (nJy) in the aperture; see `colour_features`."""
+        return colour_features(
+            flux_NC, self.softening_C.numpy(), ebv_N, self.extinction_r_C.numpy()
+        )
+
+    @torch.inference_mode()
+    def predict(self, flux_NC: NDArray, ebv_N: NDArray) -> NDArray[np.float32]:
+        """Return z_phot_N; NaN where a flux (nJy, in the aperture) is not finite."""
+        feature_NF = self.features(flux_NC, ebv_N)
+        z_phot_N = self(torch.from_numpy(np.nan_to_num(feature_NF))).numpy().copy()
+        z_phot_N[~np.isfinite(feature_NF).all(axis=1)] = np.nan
+        return z_phot_N
+
+
+@dataclass(frozen=True)
+class MLPFitConfig:
+    """How `fit_mlp` trains: AdamW, its rate on a cosine from lr to min_lr."""
 
     widths: tuple[int, ...] = (128, 128, 128, 128, 128, 64)
     epochs: int = 300
     batch_size: int = 256
     lr: float = 1e-3
+    min_lr: float = 0.0
     weight_decay: float = 1e-4
     huber_delta: float = 0.15
     redshift_scale: str = "log1p"
     seed: int = 0
 
 
-class PhotometryMLP:
-    """A trained photometry-MLP; make it with `fit`."""
+@dataclass(frozen=True)
+class FittedMLP:
+    """A network with the mean and standard deviation of the features that it was fitted to."""
 
-    def __init__(
-        self, network: nn.Module, mean_F: NDArray, std_F: NDArray, redshift_scale: str
-    ) -> None:
-        self.network = network
-        self.mean_F = mean_F
-        self.std_F = std_F
-        self._redshift_scale = redshift_scale
-
-    @classmethod
-    def fit(
-        cls,
-        feature_NF: NDArray,
-        z_spec_N: NDArray,
-        validation_feature_NF: NDArray,
-        validation_z_N: NDArray,
-        config: PhotometryMLPConfig,
-    ) -> "PhotometryMLP":
-        """Train on labelled features; all arrays finite."""
-        generator = torch.Generator().manual_seed(config.seed)
-        torch.manual_seed(config.seed)
-        network = MLP(feature_NF.shape[1], (*config.widths, 1))
-        model = cls(network, feature_NF.mean(axis=0), feature_NF.std(axis=0), config.redshift_scale)
-        x_NF = model._scaled(feature_NF)
-        z_N = torch.from_numpy(np.asarray(z_spec_N, dtype=np.float32))
-        optimiser = torch.optim.AdamW(
-            network.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
-        batch = min(config.batch_size, len(x_NF))
-        total = config.epochs * math.ceil(len(x_NF) / batch)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
-        best, best_state = math.inf, network.state_dict()
-        for _ in range(config.epochs):
-            network.train()
-            for rows in torch.randperm(len(x_NF), generator=generator).split(batch):
-                loss = redshift_loss(
-                    model._redshift(x_NF[rows]),
-                    z_N[rows],
-                    config.huber_delta,
-                    config.redshift_scale,
-                )
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-            nmad = point_metrics(validation_z_N, model.predict(validation_feature_NF)).nmad
-            if nmad < best:
-                best = nmad
-                best_state = {k: v.clone() for k, v in network.state_dict().items()}
-        network.load_state_dict(best_state)
-        return model
+    network: MLP
+    mean_F: NDArray
+    std_F: NDArray
+    redshift_scale: str
 
     @torch.inference_mode()
     def predict(self, feature_NF: NDArray) -> NDArray[np.float32]:
         """Return z_phot_N; NaN where a feature is not finite."""
         self.network.eval()
-        z_phot_N = self._redshift(self._scaled(np.nan_to_num(feature_NF))).numpy().copy()
+        z_phot_N = self.redshift(self.scaled(np.nan_to_num(feature_NF))).numpy().copy()
         z_phot_N[~np.isfinite(feature_NF).all(axis=1)] = np.nan
         return z_phot_N
 
-    def _scaled(self, feature_NF: NDArray) -> torch.Tensor:
+    def scaled(self, feature_NF: NDArray) -> Tensor:
         return torch.from_numpy(((feature_NF - self.mean_F) / self.std_F).astype(np.float32))
 
-    def _redshift(self, x_NF: torch.Tensor) -> torch.Tensor:
-        raw_N = self.network(x_NF).squeeze(1)
-        return torch.expm1(raw_N) if self._redshift_scale == "log1p" else raw_N
+    def redshift(self, scaled_NF: Tensor) -> Tensor:
+        return _redshift(self.network(scaled_NF).squeeze(1), self.redshift_scale)
+
+
+def fit_mlp(
+    feature_NF: NDArray,
+    z_spec_N: NDArray,
+    validation_feature_NF: NDArray,
+    validation_z_N: NDArray,
+    config: MLPFitConfig,
+) -> FittedMLP:
+    """Fit one network to labelled features; it is that of the epoch with the best validation NMAD.
+
+    All arrays are finite.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    torch.manual_seed(config.seed)
+    network = MLP(feature_NF.shape[1], (*config.widths, 1))
+    fitted = FittedMLP(
+        network, feature_NF.mean(axis=0), feature_NF.std(axis=0), config.redshift_scale
+    )
+    x_NF = fitted.scaled(feature_NF)
+    z_N = torch.from_numpy(np.asarray(z_spec_N, dtype=np.float32))
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=config.lr, weight_decay=config.weight_decay
+    )
+    batch = min(config.batch_size, len(x_NF))
+    total = config.epochs * math.ceil(len(x_NF) / batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total, config.min_lr)
+    best, best_state = math.inf, network.state_dict()
+    for _ in range(config.epochs):
+        network.train()
+        for rows in torch.randperm(len(x_NF), generator=generator).split(batch):
+            loss = redshift_loss(
+                fitted.redshift(x_NF[rows]), z_N[rows], config.huber_delta, config.redshift_scale
+            )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+        nmad = point_metrics(validation_z_N, fitted.predict(validation_feature_NF)).nmad
+        if nmad < best:
+            best = nmad
+            best_state = {k: v.clone() for k, v in network.state_dict().items()}
+    network.load_state_dict(best_state)
+    return fitted
+
+
+def _redshift(raw_N: Tensor, scale: str) -> Tensor:
+    return torch.expm1(raw_N) if scale == "log1p" else raw_N

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from photozhpc.model.augment import calibrate, prepare, random_view, stretch
 from photozhpc.model.engine import native_precision
-from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
+from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
 from photozhpc.model.pita import PITA
 from photozhpc.store.loader import Block
 
@@ -32,12 +32,12 @@ def refit_redshift_heads(
     input_NF = np.concatenate([_inputs(model, labels, generator) for _ in range(N_VIEWS)])
     check_NF = _inputs(model, validation, None)
     for number, head in enumerate(model.redshift_mlp):
-        fitted = PhotometryMLP.fit(
+        fitted = fit_mlp(
             input_NF,
             np.tile(labels.z_spec_N, N_VIEWS),
             check_NF,
             validation.z_spec_N,
-            PhotometryMLPConfig(
+            MLPFitConfig(
                 widths=model.config.redshift_mlp,
                 epochs=epochs,
                 batch_size=BATCH_SIZE,

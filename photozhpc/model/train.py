@@ -34,6 +34,7 @@ from photozhpc.model.ranks import Ranks, joined_ranks
 from photozhpc.model.refit import refit_redshift_heads
 from photozhpc.model.train_config import OptimiserConfig, TrainConfig
 from photozhpc.model.train_log import TrainLog
+from photozhpc.model.train_photometry import aperture_index, train_photometry_mlp
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Block, TrainingLoader, read_labelled, typical_noise
 
@@ -304,7 +305,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     Writes into config.out: last.safetensors and best.safetensors (by validation NMAD; without a
     redshift loss, the last) after every epoch, state.pt (to resume from), log.jsonl with one line
     of losses and metrics an epoch, tensorboard/, and in the end model.safetensors: the best with
-    its redshift heads refitted and its uncertainty fitted, as configured.
+    its redshift heads refitted and its uncertainty fitted, as configured. A photometry-MLP leaves
+    model.safetensors alone.
 
     Started by torchrun, every rank calls it. On SIGTERM or SIGUSR1 all ranks finish the step,
     save the state, and raise Preempted.
@@ -315,6 +317,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     """
     store = CutoutStore.open(config.store)
     store.check_complete()
+    if config.method == "photometry-mlp":
+        return train_photometry_mlp(config, store, resume)
     out = Path(config.out)
     state = out / "state.pt"
     if state.exists() and not resume:
@@ -403,7 +407,7 @@ def _finish(trainer: Trainer, validation: Block | None, out: Path) -> None:
     config, store = trainer.config, trainer.store
     checkpoint = load_checkpoint(out / "best.safetensors")
     training = dict(checkpoint.training)
-    model = checkpoint.model.to(trainer.device)
+    model = checkpoint.pita.to(trainer.device)
     if validation is not None and config.refit_epochs:
         labels = read_labelled(store, "train", config.seed, trainer.aperture, config.label_fraction)
         refit_redshift_heads(
@@ -427,11 +431,7 @@ def _finish(trainer: Trainer, validation: Block | None, out: Path) -> None:
 def _check_fit(config: TrainConfig, store: CutoutStore) -> int:
     """Check that the store is what the configuration needs; return the index of the aperture."""
     survey = store.survey
-    if config.feature_aperture_arcsec not in survey.aperture_radii_arcsec:
-        raise ConfigError(
-            f"feature_aperture_arcsec {config.feature_aperture_arcsec} is not among the "
-            f"store's apertures {survey.aperture_radii_arcsec}"
-        )
+    aperture = aperture_index(config, store)
     if config.model.n_bands != len(survey.bands) or config.model.n_colours != len(survey.bands):
         raise ConfigError(
             f"model.n_bands and model.n_colours must be {len(survey.bands)}, "
@@ -444,14 +444,14 @@ def _check_fit(config: TrainConfig, store: CutoutStore) -> int:
             f"{config.model.crop} px with a jitter of {config.augment.jitter_pix} px; extract "
             f"with --size {needed} or more"
         )
-    return survey.aperture_radii_arcsec.index(config.feature_aperture_arcsec)
+    return aperture
 
 
 def _take_encoder(model: PITA, initial: Checkpoint, store: CutoutStore) -> None:
     """Take everything from a checkpoint but the redshift heads."""
     initial.check_store(store.survey, store.cutout_size)
     mine = model.state_dict()
-    theirs = initial.model.state_dict()
+    theirs = initial.pita.state_dict()
     kept = {k: v for k, v in theirs.items() if not k.startswith("redshift_")}
     wanted = [name for name in mine if not name.startswith("redshift_")]
     unlike = [k for k in wanted if k not in kept or kept[k].shape != mine[k].shape]

@@ -5,7 +5,7 @@ from typing import Literal
 
 from photozhpc.model.pita import PITAConfig
 
-Method = Literal["pita", "supervised", "self-supervised", "fine-tuned"]
+Method = Literal["pita", "supervised", "self-supervised", "fine-tuned", "photometry-mlp"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class TrainConfig:
         method: "pita": contrastive and colour loss on every image, redshift loss on the labelled;
             "supervised": redshift loss on the labelled images alone; "self-supervised":
             contrastive loss alone; "fine-tuned": as supervised, from the weights of
-            `initial_checkpoint` with new redshift heads.
+            `initial_checkpoint` with new redshift heads; "photometry-mlp": no images, see
+            `train_photometry.train_photometry_mlp`.
         initial_checkpoint: a self-supervised model file, for "fine-tuned".
         batch_size: sources in a step, over all ranks.
         lanes: into which the epoch is cut (see TrainingLoader); a multiple of the number of
@@ -66,7 +67,8 @@ class TrainConfig:
             trained on the features of the finished encoder (see `refit.refit_redshift_heads`).
         density_epochs: the same for the density heads (with model.density_bins; see
             `calibrate.fit_uncertainty`).
-        feature_aperture_arcsec: radius of the aperture behind the colour loss.
+        feature_aperture_arcsec: radius of the aperture behind the colour loss, and of the
+            photometry-MLP's.
         average_weights: checkpoints hold the moving average of the weights (KeyEncoder.model).
         checkpoint_minutes: how often, at least, the state is saved within an epoch.
         precision: of the encoder; "auto": bfloat16 where the device multiplies it natively.
@@ -124,7 +126,7 @@ class TrainConfig:
 
     @property
     def labelled_only(self) -> bool:
-        return self.method in ("supervised", "fine-tuned")
+        return self.method in ("supervised", "fine-tuned", "photometry-mlp")
 
     @property
     def contrastive_weight(self) -> float:

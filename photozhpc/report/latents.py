@@ -97,7 +97,7 @@ def read_latents(
     columns: list[tuple[NDArray, ...]] = []
     images: list[NDArray[np.float32]] = []
     for at_B, sources, flux_BCR, cutout_BCSS in _read_blocks(store, chosen_N):
-        usable_B = usable(cutout_BCSS, checkpoint.config.crop)
+        usable_B = usable(cutout_BCSS, engine.side_pix)
         gain_BC = 10 ** (0.4 * sources.ebv_N[:, None] * extinction_r_C)
         rows = (
             sources.source_id_N,

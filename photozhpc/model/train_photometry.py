@@ -1,0 +1,159 @@
+"""Training of the photometry-MLP on a store: minutes, in one process, without the images."""
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from photozhpc import __version__
+from photozhpc.config import to_mapping
+from photozhpc.errors import CheckpointError, ConfigError, StoreError
+from photozhpc.metrics import point_metrics
+from photozhpc.model.checkpoint import save_checkpoint
+from photozhpc.model.photometry_mlp import (
+    MLPFitConfig,
+    PhotometryMLP,
+    PhotometryMLPConfig,
+    fit_mlp,
+)
+from photozhpc.model.train_config import TrainConfig
+from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store.loader import Split, read_labels, typical_noise
+
+
+def train_photometry_mlp(config: TrainConfig, store: CutoutStore, resume: bool = False) -> Path:
+    """Fit the networks to the training labels; return the path of config.out/model.safetensors.
+
+    Of the settings it uses method, out, epochs, batch_size, seed, label_fraction,
+    feature_aperture_arcsec, optimiser.{lr, min_lr, weight_decay}, loss.huber_delta and
+    model.{redshift_mlp, redshift_heads, redshift_scale}.
+
+    Args:
+        resume: make a model file that is there anew, in place of an error.
+
+    Raises:
+        CheckpointError: there is a model file.
+        ConfigError: the store has no such aperture.
+        StoreError: too few labels.
+    """
+    path = Path(config.out) / "model.safetensors"
+    if os.environ.get("RANK", "0") != "0":  # of torchrun's ranks the first is enough
+        return path
+    if path.exists() and not resume:
+        raise CheckpointError(
+            f"{config.out}: holds a run already; pass --resume or choose another 'out'"
+        )
+    if not len(store):
+        raise StoreError(f"{store.path}: holds no sources; run 'photozhpc extract' first")
+    aperture = aperture_index(config, store)
+    survey = store.survey
+    model = PhotometryMLP(
+        PhotometryMLPConfig(
+            n_bands=len(survey.bands),
+            aperture_radius_arcsec=config.feature_aperture_arcsec,
+            widths=config.model.redshift_mlp,
+            networks=config.model.redshift_heads,
+            redshift_scale=config.model.redshift_scale,
+        )
+    )
+    model.softening_C.copy_(torch.from_numpy(typical_noise(store, aperture)[1]))
+    model.extinction_r_C.copy_(torch.tensor([band.extinction_r for band in survey.bands]))
+    labels = _read_labelled_fluxes(store, aperture)
+    fit = labels.of_split(store, "train", config.seed, config.label_fraction)
+    check = labels.of_split(store, "validation", config.seed)
+    _fit(model, fit, check, config)
+    metrics = point_metrics(check.z_spec_N, model.predict(check.flux_NC, check.ebv_N))
+    training = {
+        "photozhpc": __version__,
+        "config": to_mapping(config),
+        "store_sha256": store.fingerprint(),
+        "labels": len(fit.z_spec_N),
+        "validation": asdict(metrics),
+    }
+    save_checkpoint(path, model, survey, training)
+    print(
+        f"{config.model.redshift_heads} networks, {len(fit.z_spec_N)} labels  "
+        f"validation NMAD {metrics.nmad:.4f}  outliers {metrics.outlier_fraction:.3f}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return path
+
+
+def aperture_index(config: TrainConfig, store: CutoutStore) -> int:
+    """Return the index, in the store, of the aperture whose fluxes are the features.
+
+    Raises:
+        ConfigError: the store has no such aperture.
+    """
+    radii = store.survey.aperture_radii_arcsec
+    if config.feature_aperture_arcsec not in radii:
+        raise ConfigError(
+            f"feature_aperture_arcsec {config.feature_aperture_arcsec} is not among the "
+            f"store's apertures {radii}"
+        )
+    return radii.index(config.feature_aperture_arcsec)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Sources with a z_spec; flux_NC in the feature aperture, nJy, finite."""
+
+    source_id_N: NDArray[np.int64]
+    flux_NC: NDArray[np.float32]
+    ebv_N: NDArray[np.float32]
+    z_spec_N: NDArray[np.float32]
+
+    def of_split(
+        self, store: CutoutStore, split: Split, seed: int, label_fraction: float = 1.0
+    ) -> "_Labels":
+        in_split_N = np.isin(self.source_id_N, read_labels(store, split, seed, label_fraction))
+        if not in_split_N.any():
+            raise StoreError(
+                f"{store.path}: no source with a z_spec and fluxes in every band falls into the "
+                f"{split} split; label more sources"
+            )
+        return _Labels(*(getattr(self, name)[in_split_N] for name in self.__dataclass_fields__))
+
+
+def _read_labelled_fluxes(store: CutoutStore, aperture: int) -> _Labels:
+    """Read every source that has a label and fluxes in all bands, shard by shard."""
+    shards: list[tuple[NDArray, ...]] = []
+    for key in store.shards():
+        sources = store.read_sources(key)
+        flux_NC = store.read_measurements(key).flux_NCR[:, :, aperture]
+        rows_N = np.isfinite(sources.z_spec_N) & np.isfinite(flux_NC).all(axis=1)
+        columns = (sources.source_id_N, flux_NC, sources.ebv_N, sources.z_spec_N)
+        shards.append(tuple(column[rows_N] for column in columns))
+    return _Labels(*(np.concatenate(parts) for parts in zip(*shards, strict=True)))
+
+
+def _fit(model: PhotometryMLP, fit: _Labels, check: _Labels, config: TrainConfig) -> None:
+    """Fit each network, in place, from a seed of its own."""
+    feature_NF = model.features(fit.flux_NC, fit.ebv_N)
+    check_NF = model.features(check.flux_NC, check.ebv_N)
+    for number, network in enumerate(model.networks):
+        fitted = fit_mlp(
+            feature_NF,
+            fit.z_spec_N,
+            check_NF,
+            check.z_spec_N,
+            MLPFitConfig(
+                widths=model.config.widths,
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                lr=config.optimiser.lr,
+                min_lr=config.optimiser.min_lr,
+                weight_decay=config.optimiser.weight_decay,
+                huber_delta=config.loss.huber_delta,
+                redshift_scale=model.config.redshift_scale,
+                seed=100 * config.seed + number,
+            ),
+        )
+        network.load_state_dict(fitted.network.state_dict())
+        model.feature_mean_F.copy_(torch.from_numpy(fitted.mean_F))
+        model.feature_std_F.copy_(torch.from_numpy(fitted.std_F))
