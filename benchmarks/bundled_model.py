@@ -59,9 +59,7 @@ def features(
     return np.concatenate(parts, axis=1)
 
 
-def density_median(
-    config: PITAConfig, sample: tuple, x_test: np.ndarray, epochs: int
-) -> np.ndarray:
+def density_median(config: PITAConfig, sample: tuple, x_test: np.ndarray, steps: int) -> np.ndarray:
     """Median of PITA's density heads, fitted to photometry; NaN where a feature is not finite."""
     best_loss, best = np.inf, None
     for dropout in (0.0, 0.1):
@@ -73,7 +71,7 @@ def density_median(
             config.density_bins,
             config.density_z_max,
         )
-        fit_heads(density, *sample, epochs, seed=0, input_dropout=dropout)
+        fit_heads(density, *sample, steps, seed=0, input_dropout=dropout)
         with torch.no_grad():
             check, z = (torch.from_numpy(column) for column in sample[2:])
             loss = float((torch.log1p(density.median(check)) - torch.log1p(z)).abs().mean())
@@ -141,7 +139,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--save")
     parser.add_argument("--mlp-epochs", type=int, default=300)
-    parser.add_argument("--density-epochs", type=int, default=120)
+    parser.add_argument("--density-steps", type=int, default=2000)
     options = parser.parse_args()
 
     train, test = CutoutStore.open(options.train_store), CutoutStore.open(options.test_store)
@@ -176,7 +174,7 @@ def main() -> None:
             log1p.append(np.log1p(mlp.predict(x_test)))
         estimates[name] = np.expm1(np.mean(log1p, axis=0))[galaxy]
         sample = (x[fit], seen["z_spec"][fit], x[check], seen["z_spec"][check])
-        median = density_median(checkpoint.config, sample, x_test, options.density_epochs)
+        median = density_median(checkpoint.config, sample, x_test, options.density_steps)
         estimates[f"{name}, density"] = median[galaxy]
     z_phot, rate = predict_pita(test, options.checkpoint)
     estimates["PITA"] = z_phot[galaxy]

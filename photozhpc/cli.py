@@ -131,7 +131,7 @@ def extract(
     )
 
 
-@main.command(cls=_Examples, example="photozhpc train --config configs/train/small.yaml --resume")
+@main.command(cls=_Examples, example="photozhpc train --config recipe.yaml --store S --out run")
 @click.option("--config", required=True, type=click.Path(path_type=Path), help="YAML file.")
 @click.option("--store", type=click.Path(path_type=Path), help="Store; default: the config's.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: the config's.")
@@ -166,14 +166,15 @@ def train(config: Path, store: Path | None, out: Path | None, resume: bool) -> N
 )
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Store with labels.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Model file to write.")
-def calibrate(checkpoint: Path, store: Path, out: Path) -> None:
+@click.option("--compact", is_flag=True, help="Encoder's weights in float16: half as large.")
+def calibrate(checkpoint: Path, store: Path, out: Path, compact: bool) -> None:
     """Calibrate a model's intervals anew on the labels of a store."""
     from photozhpc.model.calibrate import calibrate as run
     from photozhpc.store import CutoutStore
 
     opened = CutoutStore.open(store)
     opened.check_complete()
-    click.echo(f"model file: {run(checkpoint, opened, out)}")
+    click.echo(f"model file: {run(checkpoint, opened, out, compact)}")
 
 
 @main.command(cls=_Examples, example="photozhpc infer --survey roman-sim")

@@ -48,7 +48,7 @@ def untrained(store: CutoutStore) -> PITA:
 @pytest.fixture(scope="module")
 def fitted(small_store: CutoutStore) -> tuple[PITA, Roles]:
     model = untrained(small_store)
-    return model, fit_uncertainty(model, small_store, SEED, APERTURE, epochs=8)
+    return model, fit_uncertainty(model, small_store, SEED, APERTURE, steps=100)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_only_the_uncertainty_changes_and_the_seed_settles_it(
 ) -> None:
     model, again = fitted[0], untrained(small_store)
     before = {name: tensor.clone() for name, tensor in again.state_dict().items()}
-    fit_uncertainty(again, small_store, SEED, APERTURE, epochs=8)
+    fit_uncertainty(again, small_store, SEED, APERTURE, steps=100)
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
         assert name.startswith("uncertainty.") or torch.equal(tensor, before[name])
@@ -156,7 +156,7 @@ def test_few_images_can_stand_for_a_survey(
 ) -> None:
     monkeypatch.setattr(calibrate_module, "MAX_IMAGES", 60)
     model = untrained(small_store)
-    roles = fit_uncertainty(model, small_store, SEED, APERTURE, epochs=1)
+    roles = fit_uncertainty(model, small_store, SEED, APERTURE, steps=10)
     for name in ("fit_N", "shape_N", "conformal_N"):  # labels are used all the same
         np.testing.assert_array_equal(getattr(roles, name), getattr(fitted[1], name))
     assert not torch.equal(model.uncertainty.latent_mean_D, fitted[0].uncertainty.latent_mean_D)

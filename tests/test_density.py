@@ -240,7 +240,7 @@ def synthetic() -> tuple[Uncertainty, dict[str, np.ndarray]]:
     labels, others = np.flatnonzero(chosen), np.flatnonzero(~chosen)
     uncertainty = Uncertainty(3, 3, (48,), 2, 64, 6.0)
     fit, check, shape = np.split(labels[:3000], [1500, 2000])
-    fit_heads(uncertainty, x[fit], z[fit], x[check], z[check], 150, seed=0)
+    fit_heads(uncertainty, x[fit], z[fit], x[check], z[check], 450, seed=0)
     conformal = labels[3000:9000]
     assert len(conformal) == 6000
     images = np.concatenate([labels[3000:], others])

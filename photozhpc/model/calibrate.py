@@ -71,7 +71,7 @@ def fit_uncertainty(
     store: CutoutStore,
     seed: int,
     aperture: int,
-    epochs: int,
+    steps: int,
     label_fraction: float = 1.0,
 ) -> Roles:
     """Fit density heads, their calibration and the distance to the images, in place.
@@ -80,7 +80,7 @@ def fit_uncertainty(
         model: with density_bins, trained on `store`; its encoder does not change.
         seed: of the label split, and of everything random here.
         aperture: as `read_labelled` takes it.
-        epochs: passes over the training labels.
+        steps: of the training of each density head.
         label_fraction: share of the training labels that are used, as `read_labelled` takes it.
 
     Raises:
@@ -104,7 +104,7 @@ def fit_uncertainty(
         np.tile(labels.z_spec_N, N_VIEWS),
         images.input_NF[check_N],
         images.z_spec_N[check_N],
-        epochs,
+        steps,
         seed,
     )
     fit_distance(uncertainty, images.latent_ND[images.sampled_N])
@@ -112,12 +112,14 @@ def fit_uncertainty(
     return Roles(labels.source_id_N, images.source_id_N[check_N], images.source_id_N[conformal_N])
 
 
-def calibrate(checkpoint_path: str | Path, store: CutoutStore, out: str | Path) -> Path:
+def calibrate(
+    checkpoint_path: str | Path, store: CutoutStore, out: str | Path, compact: bool = False
+) -> Path:
     """Calibrate a model's intervals anew on the labels of a store; write it to `out`.
 
     On another store than the model was trained on, all labels are used: a tenth to shape the
     smooth map, the rest for the conformal quantiles. On its own training store, the validation
-    and the calibration split, as training does.
+    and the calibration split, as training does. `compact` as `save_checkpoint` takes it.
 
     Raises:
         CheckpointError: the model has no density heads, or does not fit the store.
@@ -148,7 +150,8 @@ def calibrate(checkpoint_path: str | Path, store: CutoutStore, out: str | Path) 
         "labels": int(conformal_N.sum()),
         "effective_labels": round(effective_number(weight_N[conformal_N]), 1),
     }
-    return save_checkpoint(out, model, checkpoint.survey, {**training, "calibration": provenance})
+    training = {**training, "calibration": provenance}
+    return save_checkpoint(out, model, checkpoint.survey, training, compact=compact)
 
 
 def with_density_heads(model: PITA, density_bins: int, density_z_max: float) -> PITA:

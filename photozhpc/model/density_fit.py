@@ -33,11 +33,11 @@ def fit_heads(
     z_N: NDArray,
     check_NF: NDArray[np.float32],
     check_z_N: NDArray,
-    epochs: int,
+    steps: int,
     seed: int,
     input_dropout: float = INPUT_DROPOUT,
 ) -> None:
-    """Fit the density heads anew, in place, each from a seed of its own.
+    """Fit the density heads anew, in place, each from a seed of its own, in at least `steps`.
 
     The loss is the cross-entropy with smoothed labels; each head ends with the epoch that gives
     the check sample's redshifts the highest density. (Measured on an unseen simulated sky: the
@@ -53,6 +53,7 @@ def fit_heads(
     position_N = uncertainty.position(torch.as_tensor(z_N, device=device))
     check_position_N = uncertainty.position(torch.as_tensor(check_z_N, device=device))
     sample = (x_NF, position_N, check_x_NF, check_position_N)
+    epochs = math.ceil(steps / math.ceil(len(x_NF) / BATCH_SIZE))
     for number, head in enumerate(uncertainty.heads):
         with _seeded(seed + number):
             for layer in head.children():

@@ -98,7 +98,10 @@ class PhotometryMLP(nn.Module):
 
 @dataclass(frozen=True)
 class MLPFitConfig:
-    """How `fit_mlp` trains: AdamW, its rate on a cosine from lr to min_lr."""
+    """How `fit_mlp` trains: AdamW, its rate on a cosine from lr to min_lr.
+
+    input_dropout: share of the scaled features that a step sees as zero.
+    """
 
     widths: tuple[int, ...] = (128, 128, 128, 128, 128, 64)
     epochs: int = 300
@@ -107,6 +110,7 @@ class MLPFitConfig:
     min_lr: float = 0.0
     weight_decay: float = 1e-4
     huber_delta: float = 0.15
+    input_dropout: float = 0.0
     redshift_scale: str = "log1p"
     seed: int = 0
 
@@ -164,8 +168,12 @@ def fit_mlp(
     for _ in range(config.epochs):
         network.train()
         for rows in torch.randperm(len(x_NF), generator=generator).split(batch):
+            x_BF = x_NF[rows]
+            if config.input_dropout:
+                kept_BF = torch.rand(x_BF.shape, generator=generator) >= config.input_dropout
+                x_BF = x_BF * kept_BF / (1 - config.input_dropout)
             loss = redshift_loss(
-                fitted.redshift(x_NF[rows]), z_N[rows], config.huber_delta, config.redshift_scale
+                fitted.redshift(x_BF), z_N[rows], config.huber_delta, config.redshift_scale
             )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

@@ -408,21 +408,19 @@ def _finish(trainer: Trainer, validation: Block | None, out: Path) -> None:
     checkpoint = load_checkpoint(out / "best.safetensors")
     training = dict(checkpoint.training)
     model = checkpoint.pita.to(trainer.device)
-    if validation is not None and config.refit_epochs:
+    if validation is not None and config.refit_steps:
         labels = read_labelled(store, "train", config.seed, trainer.aperture, config.label_fraction)
-        refit_redshift_heads(
-            model, labels, validation, config.refit_epochs, config.loss.huber_delta, config.seed
+        metrics = refit_redshift_heads(
+            model, labels, validation, config.refit_steps, config.loss.huber_delta, config.seed
         )
-        engine = Engine(checkpoint, str(trainer.device))
-        z_phot_N = engine.predict(validation.cutout_NCSS, validation.ebv_N).z_phot_N
-        training["refit_validation"] = asdict(point_metrics(validation.z_spec_N, z_phot_N))
+        training["refit_validation"] = {name: asdict(m) for name, m in metrics.items()}
     if validation is not None and config.model.density_bins:
         fit_uncertainty(
             model,
             store,
             config.seed,
             trainer.aperture,
-            config.density_epochs,
+            config.density_steps,
             config.label_fraction,
         )
     save_checkpoint(out / "model.safetensors", model, store.survey, training)

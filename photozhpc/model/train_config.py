@@ -63,9 +63,9 @@ class TrainConfig:
         shuffle_len: sources that are shuffled together, over all ranks.
         label_repeat: how often a labelled source comes in an epoch (see TrainingLoader).
         label_fraction: share of the training labels that are used.
-        refit_epochs: passes over the labels in which, at the end, the redshift heads alone are
-            trained on the features of the finished encoder (see `refit.refit_redshift_heads`).
-        density_epochs: the same for the density heads (with model.density_bins; see
+        refit_steps: in which, at the end, the redshift heads alone are trained on the features of
+            the finished encoder (see `refit.refit_redshift_heads`).
+        density_steps: the same for the density heads (with model.density_bins; see
             `calibrate.fit_uncertainty`).
         feature_aperture_arcsec: radius of the aperture behind the colour loss, and of the
             photometry-MLP's.
@@ -90,8 +90,8 @@ class TrainConfig:
     seed: int = 0
     label_repeat: int = 1
     label_fraction: float = 1.0
-    refit_epochs: int = 0
-    density_epochs: int = 40
+    refit_steps: int = 0
+    density_steps: int = 2000
     feature_aperture_arcsec: float = 0.4
     average_weights: bool = True
     checkpoint_minutes: float = 10.0
@@ -103,7 +103,7 @@ class TrainConfig:
         for name in ("batch_size", "lanes", "shuffle_len", "epochs", "label_repeat"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "refit_epochs", "density_epochs", "checkpoint_minutes"):
+        for name in ("seed", "refit_steps", "density_steps", "checkpoint_minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.batch_size % self.lanes:
