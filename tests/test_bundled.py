@@ -69,7 +69,7 @@ def test_the_card_is_of_the_model_and_the_result() -> None:
     assert result["checkpoint_sha256"] == load_checkpoint(bundled_checkpoint("roman-sim")).sha256
     assert f"{result['metrics']['all']['PITA']['nmad']:.4f}" in CARD.read_text()
     for method, metrics in result["metrics"]["all"].items():
-        if method != "PITA":
+        if method not in ("PITA", "MLP, all apertures, density"):  # the card names that exception
             assert result["metrics"]["all"]["PITA"]["nmad"] < metrics["nmad"]
             assert (
                 result["metrics"]["all"]["PITA"]["outlier_fraction"] < metrics["outlier_fraction"]

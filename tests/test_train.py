@@ -11,7 +11,7 @@ import torch
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
 from photozhpc.model import PITAConfig, load_checkpoint
 from photozhpc.model.colours import colour_features
-from photozhpc.model.engine import Engine
+from photozhpc.model.engine import Engine, make_engine
 from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
 from photozhpc.model.refit import refit_redshift_heads
 from photozhpc.model.train import Trainer, train
@@ -210,6 +210,8 @@ def test_fine_tuning_takes_the_encoder_and_new_redshift_heads(
 ) -> None:
     base = replace(TINY, store=str(small_store.path), epochs=1)
     first = train(replace(base, out=str(tmp_path / "ssl"), method="self-supervised"))
+    with pytest.raises(CheckpointError, match="without redshifts"):
+        make_engine(load_checkpoint(first), small_store.survey)
     tuned = replace(
         base,
         out=str(tmp_path / "tuned"),

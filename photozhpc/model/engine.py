@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from photozhpc.errors import ConfigError
+from photozhpc.errors import CheckpointError, ConfigError
 from photozhpc.model.augment import prepare
 from photozhpc.model.checkpoint import Checkpoint
 from photozhpc.model.density import LEVEL_Q
@@ -147,7 +147,16 @@ class PhotometryEngine:
 def make_engine(
     checkpoint: Checkpoint, survey: Survey, device: str = "cpu"
 ) -> Engine | PhotometryEngine:
-    """Return what makes redshifts of a store's sources; it fits the store (`check_store`)."""
+    """Return what makes redshifts of a store's sources; it fits the store (`check_store`).
+
+    Raises:
+        CheckpointError: the model was trained without redshifts.
+    """
+    if checkpoint.training.get("config", {}).get("method") == "self-supervised":
+        raise CheckpointError(
+            f"{checkpoint.path}: trained without redshifts (method self-supervised); fine-tune it "
+            f"first: train with method fine-tuned and this file as initial_checkpoint"
+        )
     if isinstance(checkpoint.model, PhotometryMLP):
         return PhotometryEngine(checkpoint.model, survey)
     return Engine(checkpoint, device)
