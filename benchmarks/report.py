@@ -115,8 +115,8 @@ def main() -> None:
         result = json.loads(bundled.read_text())
         block = (
             f"bias / NMAD / outlier fraction, on {result['test_galaxies']} galaxies of an unseen "
-            f"sky; {result['training_sources']} training sources, {result['training_labels']} training "
-            f"labels.\n\n{metrics_table(result)}\n\nPITA:\n\n{gain_lines(result)}"
+            f"sky; {result['training_sources']} training sources, {result['training_labels']} "
+            f"training labels.\n\n{metrics_table(result)}\n\nPITA:\n\n{gain_lines(result)}"
         )
         evaluation = json.loads((RESULTS / "bundled_evaluation.json").read_text())
         block += f"\n\nIntervals (`photozhpc evaluate`):\n\n{interval_table(evaluation)}"
