@@ -251,12 +251,12 @@ def test_what_needs_images_says_so(
         train(tuned)
 
 
-def test_the_header_tells_the_kind_and_old_files_are_of_pita(model_file: Path) -> None:
-    old = bundled_checkpoint("roman-sim")
-    for path, kind in ((model_file, "photometry-mlp"), (old, None)):
+def test_the_header_tells_the_kind_of_model(model_file: Path) -> None:
+    bundled = bundled_checkpoint("roman-sim")
+    for path, kind in ((model_file, "photometry-mlp"), (bundled, "pita")):
         with safe_open(path, framework="pt") as file:
-            assert json.loads(file.metadata()["photozhpc"]).get("kind") == kind
-    assert isinstance(load_checkpoint(old).model, PITA)
+            assert json.loads(file.metadata()["photozhpc"])["kind"] == kind
+    assert isinstance(load_checkpoint(bundled).model, PITA)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
