@@ -228,6 +228,14 @@ def run(method: str, options: argparse.Namespace, fraction: float, seed: int, sk
     )
 
 
+def processor() -> str:
+    """The CPU's name, where Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def short(epochs: list[dict], n: int = 100) -> list[dict]:
     """What the learning curves show of a run's log, at about n of its epochs and the last."""
     shown = epochs[:: max(1, len(epochs) // n)]
@@ -256,7 +264,8 @@ def collect(options: argparse.Namespace, sky: Sky) -> Path:
         "command": "benchmarks/science.py",
         "recipe": options.recipe,
         "photozhpc": __version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {options.device}",
+        "machine": f"{processor()}, {os.cpu_count()} cores"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"),
         "torch": torch.__version__,
         "training_sources": len(store),
         "labelled_sources": sum(

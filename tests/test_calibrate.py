@@ -151,6 +151,21 @@ def test_another_store_lends_all_its_labels_and_moves_the_levels_alone(
     assert changed == {"uncertainty.level_GQ"}  # brightness is the same on the same sky
 
 
+def test_a_compact_file_is_smaller_and_rounds_the_encoder_alone(
+    checkpoint: Path, small_store: CutoutStore, tmp_path: Path
+) -> None:
+    whole, compact = (
+        calibrate(checkpoint, small_store, tmp_path / f"{flag}.safetensors", flag)
+        for flag in (False, True)
+    )
+    assert compact.stat().st_size < 0.75 * whole.stat().st_size
+    before, after = (load_checkpoint(path).model.state_dict() for path in (whole, compact))
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed and all(name.startswith("encoder.") for name in changed)
+    for name in changed:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-3, atol=1e-6)
+
+
 def test_few_images_can_stand_for_a_survey(
     small_store: CutoutStore, fitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
