@@ -18,12 +18,15 @@ from photozhpc.catalog.run import RunSummary, run_inference
 ROWS = 40 * SHARD_LEN
 # As the command line does it.
 PROGRAM = """
+import signal
 import sys
 from photozhpc.catalog.run import run_inference
 from photozhpc.errors import PhotozError
 
 if __name__ == "__main__":
     store, checkpoint, out = sys.argv[1:]
+    # A shell's background jobs, and so tests run in one, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run_inference(store, checkpoint, out, None, 2, "cpu", rows_per_part=64)
     except PhotozError as error:
