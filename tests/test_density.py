@@ -89,7 +89,7 @@ def test_quantiles_ascend_whatever_the_network_says(seed, scale, brightness) -> 
     uncertainty.knot_G.copy_((10 * torch.randn(N_KNOTS)).sort().values + torch.arange(N_KNOTS))
     inputs = scale * torch.randn(len(brightness), 5)
     with torch.inference_mode():
-        quantile = uncertainty.quantiles(inputs, torch.tensor(brightness))
+        quantile = uncertainty.quantiles(uncertainty.cdf(inputs), torch.tensor(brightness))
     assert (quantile.diff(dim=1) >= 0).all()
     assert (quantile >= 0).all()
     assert (quantile <= 6.0 + 1e-5).all()
@@ -98,7 +98,8 @@ def test_quantiles_ascend_whatever_the_network_says(seed, scale, brightness) -> 
 def test_nothing_is_said_before_the_calibration() -> None:
     uncertainty = Uncertainty(5, 3, (8,), 2, 50, 6.0)
     assert not uncertainty.is_fitted
-    assert uncertainty.quantiles(torch.randn(2, 5), torch.zeros(2)).isnan().all()
+    cdf = uncertainty.cdf(torch.randn(2, 5))
+    assert uncertainty.quantiles(cdf, torch.zeros(2)).isnan().all()
     assert uncertainty.ood(torch.randn(2, 3)).isnan().all()
     assert not any(parameter.requires_grad for parameter in uncertainty.parameters())
 
@@ -267,9 +268,8 @@ def test_intervals_hold_their_share_in_every_bin_where_raw_ones_do_not(synthetic
     uncertainty.level_GQ.copy_(torch.from_numpy(level_table(*sets, knot, LEVEL_Q)))
     new = -known["x_new"][:, 0]
     with torch.no_grad():
-        quantile = uncertainty.quantiles(
-            torch.from_numpy(known["x_new"]), torch.from_numpy(new)
-        ).numpy()
+        cdf = uncertainty.cdf(torch.from_numpy(known["x_new"]))
+        quantile = uncertainty.quantiles(cdf, torch.from_numpy(new)).numpy()
     raw = np.tile(LEVEL_Q, (len(new), 1))
     nominal, worst_raw = np.array([0.68, 0.90, 0.99]), 0.0
     inside = [

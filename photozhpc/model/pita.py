@@ -210,18 +210,30 @@ class PITA(nn.Module):
 
     def estimate(self, image_BCHW: Tensor) -> Estimate:
         """Return redshifts, their quantiles and the score of unusual images."""
-        latent_BD, signal_BA = self.features(image_BCHW)
-        with torch.autocast(image_BCHW.device.type, enabled=False):
+        feature_BF, linear_BCHW = self.encoder(image_BCHW), self.unstretch(image_BCHW)
+        return self.estimate_from(feature_BF, linear_BCHW, self.reports_median)
+
+    @property
+    def reports_median(self) -> bool:
+        """Whether the redshift is the median of the density, and not the mean of the heads."""
+        fitted = self.uncertainty is not None and self.uncertainty.is_fitted
+        return fitted and self.config.point_estimate == "median"
+
+    def estimate_from(
+        self, feature_BF: Tensor, linear_BCHW: Tensor, reports_median: bool
+    ) -> Estimate:
+        """Return what `estimate` does, from the encoder's output and images before the stretch."""
+        with torch.autocast(feature_BF.device.type, enabled=False):
+            latent_BD, signal_BA = self.latent(feature_BF, linear_BCHW)
             input_BF = self.redshift_input(latent_BD, signal_BA)
-            z_phot_B = self.redshift(input_BF)
             if self.uncertainty is None:
-                nothing_B = torch.full_like(z_phot_B, torch.nan)
-                return Estimate(z_phot_B, nothing_B[:, None].expand(-1, len(LEVEL_Q)), nothing_B)
-            if self.config.point_estimate == "median" and self.uncertainty.is_fitted:
-                z_phot_B = self.uncertainty.median(input_BF)
+                nothing_B = torch.full_like(latent_BD[:, 0], torch.nan)
+                nothing_BQ = nothing_B[:, None].expand(-1, len(LEVEL_Q))
+                return Estimate(self.redshift(input_BF), nothing_BQ, nothing_B)
+            cdf_BE = self.uncertainty.cdf(input_BF)
             return Estimate(
-                z_phot_B,
-                self.uncertainty.quantiles(input_BF, self.brightness(image_BCHW)),
+                self.uncertainty.median(cdf_BE) if reports_median else self.redshift(input_BF),
+                self.uncertainty.quantiles(cdf_BE, self.brightness(linear_BCHW)),
                 self.uncertainty.ood(latent_BD),
             )
 
@@ -234,12 +246,15 @@ class PITA(nn.Module):
         feature_BF = self.encoder(image_BCHW)
         # From here on in float32: a percent of flux is a percent of redshift, and costs nothing.
         with torch.autocast(image_BCHW.device.type, enabled=False):
-            feature_BF = feature_BF.float()
-            signal_BA = self.aperture_signal(image_BCHW)
-            latent_BD = self.encoder_mlp(torch.cat([feature_BF, signal_BA], dim=1))
-            if self.aperture_skip is not None:
-                latent_BD = latent_BD + self.aperture_skip(signal_BA)
-            return latent_BD, signal_BA
+            return self.latent(feature_BF, self.unstretch(image_BCHW))
+
+    def latent(self, feature_BF: Tensor, linear_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `features` does, from the encoder's output and images before the stretch."""
+        signal_BA = self.aperture_signal(linear_BCHW)
+        latent_BD = self.encoder_mlp(torch.cat([feature_BF.float(), signal_BA], dim=1))
+        if self.aperture_skip is not None:
+            latent_BD = latent_BD + self.aperture_skip(signal_BA)
+        return latent_BD, signal_BA
 
     def project(self, latent_BD: Tensor) -> Tensor:
         """Return projection_BP, unit length."""
@@ -260,7 +275,11 @@ class PITA(nn.Module):
         redshift_B = torch.stack([head(scaled_BF) for head in self.redshift_mlp]).mean(0).squeeze(1)
         return torch.expm1(redshift_B) if self.config.redshift_scale == "log1p" else redshift_B
 
-    def aperture_signal(self, image_BCHW: Tensor) -> Tensor:
+    def unstretch(self, image_BCHW: Tensor) -> Tensor:
+        """Return prepared images in units of the noise."""
+        return torch.sinh(image_BCHW.float()) if self.config.stretch == "asinh" else image_BCHW
+
+    def aperture_signal(self, linear_BCHW: Tensor) -> Tensor:
         """Return asinh of the signal-to-noise ratio in circles round the centre, (B, C*R).
 
         A ConvNeXt's LayerNorm divides brightness out, and pooling mixes the source with its
@@ -268,20 +287,18 @@ class PITA(nn.Module):
         are shifted and scaled by constants to be of order one for sources worth measuring.
         """
         if self.aperture_skip is None:
-            return image_BCHW.new_zeros(len(image_BCHW), 0, dtype=torch.float32)
-        return (self._asinh_snr(image_BCHW, self.aperture_RHW).flatten(1) - 4) / 2
+            return linear_BCHW.new_zeros(len(linear_BCHW), 0, dtype=torch.float32)
+        return (_asinh_snr(linear_BCHW, self.aperture_RHW).flatten(1) - 4) / 2
 
-    def brightness(self, image_BCHW: Tensor) -> Tensor:
+    def brightness(self, linear_BCHW: Tensor) -> Tensor:
         """Return brightness_B: asinh of the last band's signal-to-noise ratio in one circle."""
-        return self._asinh_snr(image_BCHW[:, -1:], self.brightness_RHW).flatten()
+        return _asinh_snr(linear_BCHW[:, -1:], self.brightness_RHW).flatten()
 
-    def _asinh_snr(self, image_BCHW: Tensor, weight_RHW: Tensor) -> Tensor:
-        signal_BCHW = image_BCHW.float()
-        if self.config.stretch == "asinh":
-            signal_BCHW = torch.sinh(signal_BCHW)
-        flux_BCR = torch.einsum("bchw,rhw->bcr", signal_BCHW, weight_RHW)
-        noise_R = weight_RHW.square().sum(dim=(1, 2)).sqrt()
-        return torch.asinh(flux_BCR / noise_R)
+
+def _asinh_snr(linear_BCHW: Tensor, weight_RHW: Tensor) -> Tensor:
+    flux_BCR = torch.einsum("bchw,rhw->bcr", linear_BCHW.float(), weight_RHW)
+    noise_R = weight_RHW.square().sum(dim=(1, 2)).sqrt()
+    return torch.asinh(flux_BCR / noise_R)
 
 
 class KeyEncoder(nn.Module):

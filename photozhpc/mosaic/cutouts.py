@@ -105,3 +105,31 @@ def _copy_cutouts(image_CHW, y_N, x_N, order_N, first_band, start, stop, cutout_
                 for j in range(tile_row.size):  # vectorised; a slice assignment is not
                     cutout_row[j] = tile_row[j]
                 row[j1:] = np.nan
+
+
+def count_finite(cutout_NCSS: NDArray[np.float32], side: int) -> NDArray[np.int64]:
+    """Return n_finite_NC: finite pixels in the central side x side pixels of every band.
+
+    The centre of a square of S pixels is pixel S // 2, as in `extract_cutouts`.
+
+    Raises:
+        ValueError: the cutouts are smaller than that.
+    """
+    size = cutout_NCSS.shape[-1]
+    if not 0 < side <= size:
+        raise ValueError(f"cutouts of {size} pixels have no central {side}")
+    n_finite_NC = np.empty(cutout_NCSS.shape[:2], np.int64)
+    _count_finite(cutout_NCSS, size // 2 - side // 2, side, n_finite_NC)
+    return n_finite_NC
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_finite(cutout_NCSS, first, side, n_finite_NC):
+    for n in range(cutout_NCSS.shape[0]):
+        for c in range(cutout_NCSS.shape[1]):
+            count = 0
+            for i in range(first, first + side):
+                row = cutout_NCSS[n, c, i, first : first + side]
+                for j in range(row.size):
+                    count += abs(row[j]) < np.inf
+            n_finite_NC[n, c] = count

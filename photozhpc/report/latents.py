@@ -180,7 +180,7 @@ def _forward(
     engine: Engine, cutout_BCSS: NDArray[np.float32], ebv_B: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return latent_BD and z_phot_B, computed as inference does."""
-    model, device = engine.model, engine.device
+    model, device = engine.forward.model, engine.device
     image_BCHW = prepare(
         torch.from_numpy(cutout_BCSS).to(device),
         torch.from_numpy(ebv_B).to(device),
@@ -188,11 +188,9 @@ def _forward(
         model.noise_C,
         model.config.crop,
         model.config.stretch,
-    ).to(memory_format=torch.channels_last)
-    reduced = engine.precision != torch.float32
-    with torch.autocast(device.type, dtype=engine.precision, enabled=reduced):
-        output = model(image_BCHW)
-    return output.latent_BD.float().cpu().numpy(), output.z_phot_B.float().cpu().numpy()
+    )
+    output = model(image_BCHW)
+    return output.latent_BD.cpu().numpy(), output.z_phot_B.cpu().numpy()
 
 
 def _centres(cutout_BCSS: NDArray[np.float32]) -> NDArray[np.float32]:

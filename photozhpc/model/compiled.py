@@ -1,0 +1,124 @@
+"""Compiled forward passes, made once for a machine and kept.
+
+torch exports the forward pass and AOTInductor turns it into a shared library, in a process of
+its own; every later worker and run loads that in milliseconds. A library is of one model, torch,
+processor or GPU, number of threads and batch: all of these stand in its name.
+
+    ~/.cache/photozhpc/compiled/KEY.pt2     PHOTOZHPC_CACHE names another folder
+
+What is loaded is machine code: the folder must be the user's own, and closed to others.
+"""
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from photozhpc import __version__
+from photozhpc.disk import replacing
+from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
+from photozhpc.model.forward import Forward
+
+_SECONDS = 900  # more than this and something is wrong
+_Compiled = Callable[[Tensor, Tensor], Sequence[Tensor]]
+
+
+def compiled_forward(
+    checkpoint: Checkpoint, precision: torch.dtype, batch_size: int, device: torch.device
+) -> _Compiled | None:
+    """Return compiled code that does what `forward.Forward` does, for batches of one size.
+
+    It is made if it is not there yet, while other processes that want the same wait. None, with
+    a warning: it cannot be made here (no C++ compiler, no folder to keep it in).
+
+    Args:
+        batch_size: images in a batch, each of the model's crop.
+    """
+    about = [checkpoint.sha256, precision, batch_size, torch.__version__, __version__]
+    about += [torch.get_num_threads()] if device.type == "cpu" else []
+    about += [platform.machine(), _processor(device)]
+    key = hashlib.sha256(repr(about).encode()).hexdigest()[:32]
+    try:
+        path = _cache_folder() / f"{key}.pt2"
+        if not path.exists():
+            _make(path, [str(checkpoint.path), str(precision), str(batch_size), str(device)])
+        package = torch._inductor.aoti_load_package(str(path))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        why = lines[-1][:200] if lines else type(error).__name__
+        warnings.warn(f"the model runs uncompiled, which is slower ({why})", stacklevel=2)
+        return None
+    return lambda cutout_BCSS, ebv_B: package(cutout_BCSS, ebv_B)
+
+
+def _cache_folder() -> Path:
+    """Return the folder of compiled code, made if need be.
+
+    Raises:
+        PermissionError: it belongs to someone else, or others may write to it.
+        OSError: it cannot be made.
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "photozhpc"
+    folder = Path(os.environ.get("PHOTOZHPC_CACHE") or default) / "compiled"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{folder} is not yours alone to write to")
+    return folder
+
+
+def _make(path: Path, what: list[str]) -> None:
+    """Compile in another process: the compiler needs more memory than inference does."""
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process
+        if path.exists():
+            return
+        with replacing(path) as partial:
+            subprocess.run(
+                [sys.executable, "-m", "photozhpc.model.compiled", *what, str(partial)],
+                env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+            )
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return repr(torch.cuda.get_device_properties(device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _compile(checkpoint: str, precision: str, batch_size: str, device: str, out: str) -> None:
+    model = load_checkpoint(checkpoint).pita
+    dtype = getattr(torch, precision.removeprefix("torch."))
+    shape = (int(batch_size), model.config.n_bands, model.config.crop, model.config.crop)
+    example = (torch.zeros(shape, device=device), torch.zeros(shape[0], device=device))
+    options = {"freezing": True} if device == "cpu" else {"max_autotune": True}
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        program = torch.export.export(Forward(model, dtype).eval().to(device), example)
+        package = str(Path(folder) / "model.pt2")
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=package, inductor_configs=options
+        )
+        shutil.copyfile(package, out)
+
+
+if __name__ == "__main__":
+    _compile(*sys.argv[1:])

@@ -1,0 +1,35 @@
+"""The forward pass of inference: one function of cutouts, eager or compiled, on any device."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from photozhpc.model.augment import calibrate, centre_crop, stretch
+from photozhpc.model.convnext import for_inference
+from photozhpc.model.pita import PITA
+
+
+class Forward(nn.Module):
+    """From cutouts to redshifts: `prepare` and `PITA.estimate` with less work.
+
+    Args:
+        model: copied, with its encoder rearranged (model/convnext.py).
+        dtype: of the encoder's arithmetic; the heads' is float32 always.
+    """
+
+    def __init__(self, model: PITA, dtype: torch.dtype) -> None:
+        super().__init__()
+        encoder = for_inference(model.encoder, model.config.crop, dtype)
+        # Copied without its encoder, which is the heavy part of it.
+        self.model = copy.deepcopy(model, {id(model.encoder): encoder}).requires_grad_(False)
+        self.reports_median = model.reports_median
+
+    def forward(self, cutout_BCSS: Tensor, ebv_B: Tensor) -> tuple[Tensor, ...]:
+        """Return the fields of an `Estimate` of cutouts, nJy per pixel, and E(B-V), magnitudes."""
+        model, config = self.model, self.model.config
+        linear_BCHW = calibrate(
+            centre_crop(cutout_BCSS, config.crop), ebv_B, model.extinction_r_C, model.noise_C
+        )
+        feature_BF = model.encoder(stretch(linear_BCHW, config.stretch))
+        return tuple(model.estimate_from(feature_BF, linear_BCHW, self.reports_median))
