@@ -8,6 +8,7 @@ This is the only file that knows the schema:
                                         one shard file per shard_len sources
     STORE/TILE/{source_id,ra,dec,y,x,ebv,z_spec}            (N,)
     STORE/TILE/{flux,flux_err}          float32 (N, C, R) nJy;  flags uint16 (N, C)
+                                        one file each, in chunks of shard_len sources
     STORE/.manifests/TILE.json          size and SHA-256 of every file of the tile
     STORE/plan.json                     the tiles that an extraction set out to write
 
@@ -36,14 +37,16 @@ from photozhpc.config import from_mapping, to_mapping
 from photozhpc.disk import partial_path, write_durably
 from photozhpc.errors import ConfigError, StoreError
 from photozhpc.mosaic.sources import Sources
+from photozhpc.store.chunks import ArrayLayout, read_layout
 from photozhpc.survey import Survey
 
 FORMAT = 1
 MAX_CHUNK_LEN = 64
 _TILE_ID = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 # Lossless on the bits; what makes it small is that the pixels were rounded (store/ingest.py).
+# Shuffled by bytes they are 8% larger than by bits, and decoded twice as fast (docs/decisions.md).
 # The checksum turns a flipped bit into an error where decompression alone might not notice it.
-_COMPRESSORS = [BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()]
+_COMPRESSORS = [BloscCodec(cname="lz4", clevel=9, shuffle="shuffle"), Crc32cCodec()]
 
 
 @dataclass(frozen=True, order=True)
@@ -228,13 +231,37 @@ class CutoutStore:
             digest.update(manifest["sha256"].encode())
         return digest.hexdigest()
 
-    def read_cutouts(self, key: ShardKey, rows: slice = slice(None)) -> NDArray[np.float32]:
+    def read_cutouts(
+        self,
+        key: ShardKey,
+        rows: slice = slice(None),
+        side: int | None = None,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
         """Return cutout_NCSS of a shard, or of `rows` of it, nJy per pixel.
+
+        Args:
+            side: only the central side x side pixels; pixel S//2 becomes pixel side//2.
+            out: an array to fill instead of a new one.
 
         Raises:
             StoreError: the shard is missing or damaged.
+            ValueError: `side` is larger than the cutouts, or `out` has another shape.
         """
-        return self._read(key, "cutout", rows)
+        side = self.cutout_size if side is None else side
+        if not 0 < side <= self.cutout_size:
+            raise ValueError(f"cutouts of {self.cutout_size} px have no central {side} px")
+        corner = self.cutout_size // 2 - side // 2
+        with self._reading(key, "cutout"):
+            array, start, stop = self._rows(key, "cutout", rows)
+        shape = (stop - start, len(self.survey.bands), side, side)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32:
+            raise ValueError(f"out must be float32 {shape}, got {out.dtype} {out.shape}")
+        with self._reading(key, "cutout"):
+            array.read_rows(start, stop, out, slice(corner, corner + side))
+        return out
 
     def read_sources(self, key: ShardKey) -> Sources:
         """Return identifiers, positions, z_spec and E(B-V) of a shard.
@@ -243,7 +270,7 @@ class CutoutStore:
             StoreError: the tile is missing or damaged.
         """
         names = ("source_id", "ra", "dec", "z_spec", "ebv")
-        return Sources(*(self._read(key, name) for name in names))
+        return Sources(*(self._read_column(key, name) for name in names))
 
     def read_measurements(self, key: ShardKey) -> Measurements:
         """Return pixel positions and photometry of a shard.
@@ -252,7 +279,7 @@ class CutoutStore:
             StoreError: the tile is missing or damaged.
         """
         names = ("y", "x", "flux", "flux_err", "flags")
-        return Measurements(*(self._read(key, name) for name in names))
+        return Measurements(*(self._read_column(key, name) for name in names))
 
     def tile_attributes(self, tile_id: str) -> dict[str, Any]:
         """Return what was noted of a tile: its WCS, missing bands."""
@@ -345,26 +372,38 @@ class CutoutStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.path}: tile '{tile_id}' is missing or damaged") from error
 
-    def _read(self, key: ShardKey, name: str, rows: slice = slice(None)) -> NDArray:
+    def _read_column(self, key: ShardKey, name: str) -> NDArray[Any]:
+        with self._reading(key, name):
+            array, start, stop = self._rows(key, name)
+            values = np.empty((stop - start, *array.shape[1:]), array.dtype)
+            array.read_rows(start, stop, values)
+            return values
+
+    def _rows(
+        self, key: ShardKey, name: str, rows: slice = slice(None)
+    ) -> tuple[ArrayLayout, int, int]:
+        """Return an array of the key's tile, and which of its rows are those of the shard."""
+        dtype, trailing = _COLUMNS.get(name, ("float32", "CSS"))
+        array = read_layout(self.path / key.tile_id / name, dtype)
+        if array.shape[1:] != tuple(self._axes[axis] for axis in trailing):
+            raise ValueError(f"it has the shape {array.shape}")
         start = key.index * self.shard_len
+        if not 0 <= start < array.shape[0]:
+            raise ValueError(f"the tile has {array.shape[0]} sources")
+        first, last, _ = rows.indices(min(self.shard_len, array.shape[0] - start))
+        return array, start + first, start + max(first, last)
+
+    @property
+    def _axes(self) -> dict[str, int]:
+        survey = self.survey
+        lengths = (len(survey.bands), len(survey.aperture_radii_arcsec), self.cutout_size)
+        return dict(zip("CRS", lengths, strict=True))
+
+    @contextmanager
+    def _reading(self, key: ShardKey, name: str) -> Iterator[None]:
         try:
-            array = self._group(key.tile_id)[name]
-            assert isinstance(array, zarr.Array)
-            stop = min(start + self.shard_len, array.shape[0])
-            first, last, _ = rows.indices(stop - start)
-            # Zarr fills in for a file that it does not find; a store never lacks one.
-            index = key.index if name == "cutout" else 0
-            file = (
-                self.path
-                / key.tile_id
-                / name
-                / "c"
-                / "/".join([f"{index}"] + ["0"] * (array.ndim - 1))
-            )
-            if not file.is_file():
-                raise FileNotFoundError(f"{file} does not exist")
-            return np.asarray(array[start + first : start + last])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
             first_line = " ".join(str(error).split())[:160]
             raise StoreError(
                 f"{self.path}: shard {key} ('{name}') is missing or damaged ({first_line}); "
@@ -372,8 +411,8 @@ class CutoutStore:
             ) from error
 
     def _create_arrays(self, group: zarr.Group, n_sources: int) -> dict[str, zarr.Array]:
-        axes = {"C": len(self.survey.bands), "R": len(self.survey.aperture_radii_arcsec)}
-        image = (axes["C"], self.cutout_size, self.cutout_size)
+        axes = self._axes
+        image = tuple(axes[axis] for axis in "CSS")
         chunk_len = next(n for n in range(MAX_CHUNK_LEN, 0, -1) if self.shard_len % n == 0)
         # Else Zarr drops a file that holds only fill values: a missing file must mean damage.
         always_write: ArrayConfigLike = {"write_empty_chunks": True}
@@ -392,10 +431,12 @@ class CutoutStore:
         }
         for name, (dtype, trailing) in _COLUMNS.items():
             shape = tuple(axes[axis] for axis in trailing)
+            column_chunk = max(1, min(n_sources, self.shard_len))
             arrays[name] = group.create_array(
                 name,
                 shape=(n_sources, *shape),
-                chunks=(max(n_sources, 1), *shape),
+                chunks=(column_chunk, *shape),
+                shards=(column_chunk * max(1, -(-n_sources // column_chunk)), *shape),
                 dtype=dtype,
                 compressors=_COMPRESSORS,
                 config=always_write,
