@@ -185,6 +185,12 @@ def calibrate(checkpoint: Path, store: Path, out: Path, compact: bool) -> None:
 @click.option("--truth", multiple=True, type=click.Path(path_type=Path), help="Truth table(s).")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core or GPU.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=None,
+    help="Run the model through compiled code; default: from a million sources on.",
+)
 def infer(
     survey: str,
     store: Path | None,
@@ -193,6 +199,7 @@ def infer(
     truth: tuple[Path, ...],
     workers: int | None,
     device: Literal["auto", "cpu", "cuda"],
+    compiled: bool | None,
 ) -> None:
     """Stream a store through a model into a photo-z catalogue; run again to go on.
 
@@ -211,7 +218,7 @@ def infer(
         store, truth = _own_sky(wanted.name, out, truth, workers)
     if truth:
         read_truth(truth)  # a fault in it should not wait for the end of the run
-    summary = run_inference(store, checkpoint, out, wanted, workers, device)
+    summary = run_inference(store, checkpoint, out, wanted, workers, device, compiled=compiled)
     click.echo(summarise(summary, truth or None))
 
 

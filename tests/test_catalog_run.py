@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from photozhpc.catalog import PhotozFlag, read_catalog
 from photozhpc.catalog import run as run_module
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
-from photozhpc.catalog.predict import BLOCK_LEN, check_fit, photoz_flags, predict_part
+from photozhpc.catalog.predict import ModelKey, check_fit, photoz_flags, predict_part
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.run_folder import default_rows_per_part, plan_parts
@@ -319,11 +320,11 @@ def test_a_full_disk_stops_the_run_and_leaves_only_whole_parts(
     assert read_catalog(out).equals(read_catalog(undisturbed))
 
 
-def poisoned(store_path, part, *rest):
+def poisoned(model, part, *rest):
     """Stands for `predict_part`: one part kills whatever worker tries it."""
     if part.index == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    return predict_part(store_path, part, *rest)
+    return predict_part(model, part, *rest)
 
 
 def test_a_part_that_kills_its_workers_is_set_aside(store, checkpoint, tmp_path, monkeypatch):
@@ -333,11 +334,11 @@ def test_a_part_that_kills_its_workers_is_set_aside(store, checkpoint, tmp_path,
     assert len(part_stats(tmp_path / "out")) == 9
 
 
-def late_first(store_path, part, *rest):
+def late_first(model, part, *rest):
     """Stands for `predict_part`: the first part is the last to be ready."""
     if part.index == 0:
         time.sleep(3)
-    return predict_part(store_path, part, *rest)
+    return predict_part(model, part, *rest)
 
 
 def test_rows_are_in_the_order_of_the_store_however_parts_finish(
@@ -354,14 +355,14 @@ def test_a_part_that_is_there_is_not_made_twice_by_a_repeated_task(store, checkp
     identity = json.loads((finished / "run.json").read_bytes())["identity"]
     sha256 = identity["checkpoint_sha256"]
     folder = run_module.RunFolder(finished, identity)
-    arguments = (str(store.path), part, str(checkpoint), sha256, "cpu")
+    model = ModelKey(str(store.path), str(checkpoint), sha256, "cpu", False)
     path = folder.part_path(part)
-    result = predict_part(*arguments, str(path), folder.part_identity(part))
+    result = predict_part(model, part, str(path), folder.part_identity(part))
     assert result.skipped
     assert result.counts.rows == part.n_rows
-    check_fit(str(store.path), str(checkpoint), sha256, "cpu")
+    check_fit(model)
     with pytest.raises(CheckpointError, match="was changed while the run was going on"):
-        check_fit(str(store.path), str(checkpoint), "0" * 64, "cpu")
+        check_fit(replace(model, checkpoint_sha256="0" * 64))
 
 
 def test_parts_are_consecutive_shards_of_at_least_so_many_rows(store):
@@ -371,7 +372,6 @@ def test_parts_are_consecutive_shards_of_at_least_so_many_rows(store):
     assert all(part.n_rows >= 100 for part in parts[:-1])
     assert [part.index for part in parts] == list(range(len(parts)))
     assert [default_rows_per_part(n) for n in (1, 10**6, 10**9)] == [1024, 1953, 32768]
-    assert BLOCK_LEN % 64 == 0
 
 
 def test_progress_in_a_log_is_plain_lines(capsys):

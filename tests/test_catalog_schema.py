@@ -46,7 +46,7 @@ def table(seed: int = 0) -> pa.Table:
         source_id_N=2**62 + np.arange(N),
         ra_N=rng.uniform(0, 360, N),
         dec_N=rng.uniform(-90, 90, N),
-        tile_id="t",
+        tile_id_N=np.full(N, "t"),
         photoz_N=photoz_N,
         quantile_NQ=photoz_N[:, None] + np.linspace(-0.3, 0.3, 6, dtype=np.float32),
         ood_N=np.where(np.isnan(photoz_N), np.nan, 0.5).astype(np.float32),

@@ -65,7 +65,7 @@ class Sky:
                 source_id_N=self.source_id_N[rows],
                 ra_N=np.zeros(n),
                 dec_N=np.zeros(n),
-                tile_id="t",
+                tile_id_N=np.full(n, "t"),
                 photoz_N=self.photoz_N[rows],
                 quantile_NQ=self.quantile_NQ[rows],
                 ood_N=self.ood_N[rows],

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from photozhpc.catalog import PhotozFlag, read_catalog
-from photozhpc.catalog.predict import predict_part
+from photozhpc.catalog.predict import ModelKey, predict_part
 from photozhpc.catalog.run_folder import file_sha256, plan_parts
 from photozhpc.config import from_mapping, load_yaml
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
@@ -142,14 +142,16 @@ def test_a_repeated_run_is_refused_and_with_resume_the_same(
         assert torch.equal(tensor, again.model.state_dict()[name]), name
 
 
+def key_of(store: CutoutStore, model_file: Path) -> ModelKey:
+    return ModelKey(str(store.path), str(model_file), file_sha256(model_file), "cpu", False)
+
+
 def test_the_catalogue_holds_its_predictions_and_no_intervals(
     small_store: CutoutStore, model_file: Path, tmp_path: Path
 ) -> None:
     (part,) = plan_parts(small_store, 10**6)
     path = tmp_path / "part.parquet"
-    result = predict_part(
-        str(small_store.path), part, str(model_file), file_sha256(model_file), "cpu", str(path), {}
-    )
+    result = predict_part(key_of(small_store, model_file), part, str(path), {})
     assert result.counts.rows == len(small_store)
     table = read_catalog(path)
     ids, flux, ebv = read_fluxes(small_store)
@@ -190,9 +192,7 @@ def test_flags_are_of_the_square_round_the_aperture(
         )
     (part,) = plan_parts(store, 10)
     path = tmp_path / "part.parquet"
-    predict_part(
-        str(store.path), part, str(model_file), file_sha256(model_file), "cpu", str(path), {}
-    )
+    predict_part(key_of(store, model_file), part, str(path), {})
     flags = read_catalog(path)["photoz_flags"].to_numpy()
     both = PhotozFlag.MISSING_BAND | PhotozFlag.BAD_PIXELS
     assert flags.tolist() == [0, int(PhotozFlag.BAD_PIXELS), int(both)]
@@ -225,9 +225,8 @@ def test_another_aperture_or_band_is_refused(
     wrong = PhotometryMLP(PhotometryMLPConfig(aperture_radius_arcsec=0.3, widths=(8,)))
     path = save_checkpoint(tmp_path / "wrong.safetensors", wrong, small_store.survey)
     part = plan_parts(small_store, 10)[0]
-    arguments = (str(small_store.path), part, str(path), file_sha256(path), "cpu")
     with pytest.raises(CheckpointError, match=r"an aperture of 0\.3 arcsec"):
-        predict_part(*arguments, str(tmp_path / "part.parquet"), {})
+        predict_part(key_of(small_store, path), part, str(tmp_path / "part.parquet"), {})
 
 
 def test_what_needs_images_says_so(

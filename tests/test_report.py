@@ -57,7 +57,7 @@ def run(tmp_path) -> RunSummary:
             source_id_N=np.arange(N)[rows],
             ra_N=np.zeros(n),
             dec_N=np.zeros(n),
-            tile_id="t",
+            tile_id_N=np.full(n, "t"),
             photoz_N=photoz_N[rows],
             quantile_NQ=np.full((n, 6), np.nan, np.float32),
             ood_N=np.full(n, np.nan, np.float32),

@@ -144,7 +144,7 @@ def make_table(
     source_id_N: NDArray[np.int64],
     ra_N: NDArray[np.float64],
     dec_N: NDArray[np.float64],
-    tile_id: str,
+    tile_id_N: NDArray[np.str_],
     photoz_N: NDArray[np.float32],
     quantile_NQ: NDArray[np.float32],
     ood_N: NDArray[np.float32],
@@ -152,7 +152,7 @@ def make_table(
     flux_NCR: NDArray[np.float32],
     flux_err_NCR: NDArray[np.float32],
 ) -> pa.Table:
-    """Return the rows of sources of one tile; what is not finite becomes null.
+    """Return the rows of sources; what is not finite becomes null.
 
     Args:
         quantile_NQ: quantiles of the redshift at the levels of INTERVAL_LEVELS, ascending.
@@ -162,7 +162,7 @@ def make_table(
         "source_id": source_id_N,
         "ra": ra_N,
         "dec": dec_N,
-        "tile_id": pa.repeat(pa.scalar(tile_id), len(source_id_N)),
+        "tile_id": pa.array(tile_id_N, pa.string()),
         "photoz": _null_where_not_finite(photoz_N),
         **{
             name: _null_where_not_finite(quantile_NQ[:, sorted(INTERVAL_LEVELS.values()).index(q)])

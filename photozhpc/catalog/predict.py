@@ -4,9 +4,9 @@ torch is imported by the functions here, not by the module: the client never nee
 """
 
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from photozhpc.catalog.photoz_catalog import (
 )
 from photozhpc.catalog.run_folder import Part, file_sha256
 from photozhpc.errors import CatalogError, CheckpointError, StoreError
-from photozhpc.store import CutoutStore, ShardKey
+from photozhpc.store import CutoutStore
 
 if TYPE_CHECKING:
     from photozhpc.model.engine import Engine, PhotometryEngine
@@ -37,8 +37,7 @@ T = TypeVar("T")
 
 # A band that lost more than this share of the pixels that the network sees is flagged.
 MAX_BAD_FRACTION = 0.05
-# Two blocks are in memory at a time: one read while the other is worked on.
-BLOCK_LEN = 512
+_loading = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -50,20 +49,29 @@ class PartResult:
     skipped: bool
 
 
+@dataclass(frozen=True)
+class ModelKey:
+    """Which model, on which device, for which store; what a worker needs to load it.
+
+    Attributes:
+        checkpoint_sha256: of the file that the run began with.
+        device: as `Engine` takes it.
+        compiled: whether full batches run through compiled code.
+    """
+
+    store_path: str
+    checkpoint_path: str
+    checkpoint_sha256: str
+    device: str
+    compiled: bool
+
+
 def predict_part(
-    store_path: str,
-    part: Part,
-    checkpoint_path: str,
-    checkpoint_sha256: str,
-    device: str,
-    part_path: str,
-    identity: Mapping[str, Any],
+    model: ModelKey, part: Part, part_path: str, identity: Mapping[str, Any]
 ) -> PartResult:
     """Estimate the redshifts of all sources of a part's shards and write the part.
 
     Args:
-        checkpoint_sha256: of the file that the run began with.
-        device: as `Engine` takes it.
         identity: written into the part; see `photoz_catalog.check_part`.
 
     Raises:
@@ -72,7 +80,7 @@ def predict_part(
         RunError: the disk is full.
     """
     start = time.monotonic()
-    store = _open_store(store_path)
+    store = _open_store(model.store_path)
     path = Path(part_path)
     # Dask repeats a task whose worker died after the part was written.
     if path.exists():
@@ -81,21 +89,18 @@ def predict_part(
             return PartResult(counts, time.monotonic() - start, skipped=True)
         except CatalogError:
             pass  # it is made anew
-    engine = load_engine(store_path, checkpoint_path, checkpoint_sha256, device)
-    table = pa.concat_tables([_shard_table(store, key, engine) for key in part.shards])
-    if len(table) != part.n_rows:
-        raise StoreError(f"{store.path}: changed while the run was going on; run infer again")
+    table = _part_table(store, part, load_engine(model))
     write_part(table, path, identity)
     return PartResult(count_rows(table), time.monotonic() - start, skipped=False)
 
 
-def check_fit(store_path: str, checkpoint_path: str, checkpoint_sha256: str, device: str) -> None:
+def check_fit(model: ModelKey) -> None:
     """Load the model and check that it was trained on what the store holds.
 
     Raises:
         CheckpointError: it was not, or it is damaged.
     """
-    load_engine(store_path, checkpoint_path, checkpoint_sha256, device)
+    load_engine(model)
 
 
 def photoz_flags(
@@ -111,22 +116,21 @@ def photoz_flags(
         photometry_flags_NC: PhotFlag bits of the aperture photometry.
         photoz_N: NaN where no redshift could be estimated.
     """
+    from photozhpc.mosaic.cutouts import count_finite
     from photozhpc.mosaic.photometry import PhotFlag
 
     crop = min(crop, cutout_NCSS.shape[-1])
-    start = cutout_NCSS.shape[-1] // 2 - crop // 2
-    seen = slice(start, start + crop)
-    finite_NCSS = np.isfinite(cutout_NCSS[:, :, seen, seen])
+    n_finite_NC = count_finite(cutout_NCSS, crop)
     # A stray bad pixel somewhere in the image is the rule and harmless; one on the source, or a
     # lost part of the image, is not.
-    middle = slice(crop // 2 - crop // 16, crop // 2 + crop // 16 + 1)
-    core_N = finite_NCSS[:, :, middle, middle].all(axis=(1, 2, 3))
-    enough_N = (finite_NCSS.mean(axis=(2, 3)) >= 1 - MAX_BAD_FRACTION).all(axis=1)
+    middle = 2 * (crop // 16) + 1
+    core_N = (count_finite(cutout_NCSS, middle) == middle**2).all(axis=1)
+    enough_N = (n_finite_NC >= (1 - MAX_BAD_FRACTION) * crop**2).all(axis=1)
     flags_N = np.zeros(len(cutout_NCSS), dtype=np.int32)
     off_tile_NC: NDArray[np.bool_] = (photometry_flags_NC & int(PhotFlag.OFF_TILE)) != 0
     for flag, where_N in (
         (PhotozFlag.OFF_TILE, off_tile_NC.any(axis=1)),
-        (PhotozFlag.MISSING_BAND, np.any(~np.any(finite_NCSS, axis=(2, 3)), axis=1)),
+        (PhotozFlag.MISSING_BAND, (n_finite_NC == 0).any(axis=1)),
         (PhotozFlag.BAD_PIXELS, ~(core_N & enough_N)),
         (PhotozFlag.NO_PHOTOZ, ~np.isfinite(photoz_N)),
     ):
@@ -134,31 +138,27 @@ def photoz_flags(
     return flags_N
 
 
-def _shard_table(
-    store: CutoutStore, key: ShardKey, engine: "Engine | PhotometryEngine"
-) -> pa.Table:
-    sources = store.read_sources(key)
-    n_rows = len(sources)
-    measured = store.read_measurements(key)
-    blocks = [slice(a, min(a + BLOCK_LEN, n_rows)) for a in range(0, n_rows, BLOCK_LEN)]
-    photoz_N = np.empty(n_rows, dtype=np.float32)
-    quantile_NQ = np.empty((n_rows, len(INTERVAL_LEVELS)), dtype=np.float32)
-    ood_N = np.empty(n_rows, dtype=np.float32)
-    flags_N = np.empty(n_rows, dtype=np.int32)
-    reads = (lambda rows=rows: store.read_cutouts(key, rows) for rows in blocks)
-    for rows, cutout_BCSS in zip(blocks, _read_ahead(reads), strict=True):
+def _part_table(store: CutoutStore, part: Part, engine: "Engine | PhotometryEngine") -> pa.Table:
+    sources = _concatenated([store.read_sources(key) for key in part.shards])
+    measured = _concatenated([store.read_measurements(key) for key in part.shards])
+    if len(sources) != part.n_rows:
+        raise StoreError(f"{store.path}: changed while the run was going on; run infer again")
+    photoz_N = np.empty(part.n_rows, dtype=np.float32)
+    quantile_NQ = np.empty((part.n_rows, len(INTERVAL_LEVELS)), dtype=np.float32)
+    ood_N = np.empty(part.n_rows, dtype=np.float32)
+    flags_N = np.empty(part.n_rows, dtype=np.int32)
+    side = min(engine.side_pix, store.cutout_size)
+    for rows, cutout_BCSS in _batches(store, part, side, engine.batch_size):
         photoz_N[rows], quantile_NQ[rows], ood_N[rows] = engine.predict(
             cutout_BCSS, sources.ebv_N[rows], measured.flux_NCR[rows]
         )
-        flags_N[rows] = photoz_flags(
-            cutout_BCSS, engine.side_pix, measured.flags_NC[rows], photoz_N[rows]
-        )
+        flags_N[rows] = photoz_flags(cutout_BCSS, side, measured.flags_NC[rows], photoz_N[rows])
     return make_table(
         store.survey,
         source_id_N=sources.source_id_N,
         ra_N=sources.ra_N,
         dec_N=sources.dec_N,
-        tile_id=key.tile_id,
+        tile_id_N=np.repeat([key.tile_id for key in part.shards], part.shard_lengths),
         photoz_N=photoz_N,
         quantile_NQ=quantile_NQ,
         ood_N=ood_N,
@@ -168,17 +168,31 @@ def _shard_table(
     )
 
 
-def _read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Call each of `reads` in a thread while the result of the one before is in use."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = None
-        for read in reads:
-            ready, coming = coming, pool.submit(read)
-            if ready is not None:
-                yield ready.result()
-                del ready
-        if coming is not None:
-            yield coming.result()
+def _batches(
+    store: CutoutStore, part: Part, side: int, batch_size: int
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Yield the part's cutouts, a batch at a time whatever the shards, and which rows they are.
+
+    Each batch takes the place of the one before.
+    """
+    batch_size = min(batch_size, part.n_rows)
+    batch_BCSS = np.empty((batch_size, len(store.survey.bands), side, side), np.float32)
+    first = filled = 0
+    for key, length in zip(part.shards, part.shard_lengths, strict=True):
+        at = 0
+        while at < length:
+            n = min(length - at, batch_size - filled)
+            store.read_cutouts(key, slice(at, at + n), side, batch_BCSS[filled : filled + n])
+            at, filled = at + n, filled + n
+            if filled == batch_size or first + filled == part.n_rows:
+                yield slice(first, first + filled), batch_BCSS[:filled]
+                first, filled = first + filled, 0
+
+
+def _concatenated(parts: list[T]) -> T:
+    """Return the frozen dataclass of arrays that holds the rows of all `parts`."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return type(parts[0])(*(np.concatenate(column) for column in columns))
 
 
 @lru_cache(maxsize=4)
@@ -186,19 +200,22 @@ def _open_store(path: str) -> CutoutStore:
     return CutoutStore.open(path)
 
 
-@lru_cache(maxsize=1)
-def load_engine(
-    store_path: str, checkpoint_path: str, checkpoint_sha256: str, device: str
-) -> "Engine | PhotometryEngine":
+def load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
     """Return the model, for a store, on its device; it is loaded once in a process.
 
     Raises:
         CheckpointError: the file is damaged, was changed since the run began, or does not fit
             the store.
     """
-    if file_sha256(checkpoint_path) != checkpoint_sha256:
+    with _loading:
+        return _load_engine(model)
+
+
+@lru_cache(maxsize=1)
+def _load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
+    if file_sha256(model.checkpoint_path) != model.checkpoint_sha256:
         raise CheckpointError(
-            f"{checkpoint_path}: the checkpoint was changed while the run was going on"
+            f"{model.checkpoint_path}: the checkpoint was changed while the run was going on"
         )
     import torch
 
@@ -208,7 +225,7 @@ def load_engine(
     # torch may have been imported before this worker's environment was set.
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
-    store = _open_store(store_path)
-    checkpoint = load_checkpoint(checkpoint_path)
+    store = _open_store(model.store_path)
+    checkpoint = load_checkpoint(model.checkpoint_path)
     checkpoint.check_store(store.survey, store.cutout_size)
-    return make_engine(checkpoint, store.survey, device)
+    return make_engine(checkpoint, store.survey, model.device, model.compiled)

@@ -13,7 +13,7 @@ from distributed.scheduler import NoWorkerError
 
 from photozhpc import __version__
 from photozhpc.catalog.photoz_catalog import Counts, catalog_schema, check_part
-from photozhpc.catalog.predict import PartResult, check_fit, predict_part
+from photozhpc.catalog.predict import ModelKey, PartResult, check_fit, predict_part
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run_folder import Part, RunFolder, default_rows_per_part, plan_parts
 from photozhpc.cluster import Device, device_list, local_client, worker_environments
@@ -29,8 +29,12 @@ from photozhpc.errors import (
 from photozhpc.store import CutoutStore
 from photozhpc.survey import Survey
 
-# One part in work and one at hand for each worker; the scheduler knows of no more than these.
-_IN_FLIGHT_PER_WORKER = 2
+# While one part is computed another is read or written. A GPU is fed by more: decoding takes
+# about as much of a core as the bundled model takes of a GPU.
+_TASKS_PER_CPU_WORKER = 2
+_MAX_TASKS_PER_GPU_WORKER = 8
+# Compiling takes half a minute, and saves a quarter of the time (docs/decisions.md).
+COMPILE_FROM_ROWS = 1_000_000
 _SHOWN_FAILURES = 3
 _PRELOAD = ("photozhpc.catalog.predict", "photozhpc.model.engine", "photozhpc.mosaic.photometry")
 
@@ -76,6 +80,7 @@ def run_inference(
     device: Device = "auto",
     *,
     rows_per_part: int | None = None,
+    compiled: bool | None = None,
     progress: bool = True,
 ) -> RunSummary:
     """Make the catalogue of a store in `out`, or finish the one that was begun there.
@@ -84,6 +89,7 @@ def run_inference(
         survey: what the store is expected to be of; None: whatever it is of.
         workers: worker processes; None: one a CUDA device, or one a core.
         rows_per_part: a part is this many rows or more; default: by the size of the store.
+        compiled: run the model through compiled code; default: from COMPILE_FROM_ROWS sources.
         progress: tell of it on stderr.
 
     Raises:
@@ -103,11 +109,15 @@ def run_inference(
     n_rows = len(store)
     rows_per_part = default_rows_per_part(n_rows) if rows_per_part is None else rows_per_part
     parts = plan_parts(store, rows_per_part)
-    job = _Job(
-        store, Path(checkpoint_path), RunFolder.of(out, store, checkpoint_path, rows_per_part)
-    )
+    compiled = n_rows >= COMPILE_FROM_ROWS if compiled is None else compiled
     devices = device_list(device)
-    worker_environments(workers, devices)  # complains of a bad number before anything is made
+    job = _Job(
+        store,
+        Path(checkpoint_path),
+        RunFolder.of(out, store, checkpoint_path, rows_per_part, compiled),
+        "cuda" if devices else "cpu",
+    )
+    n_workers = len(worker_environments(workers, devices))
     begun = job.folder.is_begun()
     with job.folder.locked():
         finished = _finished_parts(job, parts) if begun else {}
@@ -117,7 +127,7 @@ def run_inference(
         if finished:
             bar.note(f"infer: {len(finished)} of {len(parts)} parts were finished before")
         try:
-            made = _make(job, due, workers, devices, bar, len(parts)) if due else Counts(0, 0, 0)
+            made = _make(job, due, n_workers, devices, bar, len(parts)) if due else Counts(0, 0, 0)
         finally:
             bar.close()
             remove_stale_partials(job.folder.catalog)
@@ -143,10 +153,18 @@ class _Job:
     store: CutoutStore
     checkpoint_path: Path
     folder: RunFolder
+    device: str
 
     @property
-    def checkpoint_sha256(self) -> str:
-        return str(self.folder.identity["checkpoint_sha256"])
+    def model(self) -> ModelKey:
+        identity = self.folder.identity
+        return ModelKey(
+            str(self.store.path),
+            str(self.checkpoint_path),
+            identity["checkpoint_sha256"],
+            self.device,
+            identity["compiled"],
+        )
 
 
 def _finished_parts(job: _Job, parts: list[Part]) -> dict[int, Counts]:
@@ -168,7 +186,7 @@ def _finished_parts(job: _Job, parts: list[Part]) -> dict[int, Counts]:
 
 
 def _make(
-    job: _Job, due: list[Part], workers: int | None, devices: list[str], bar: Progress, n_parts: int
+    job: _Job, due: list[Part], n_workers: int, devices: list[str], bar: Progress, n_parts: int
 ) -> Counts:
     """Make the parts that are due, in worker processes.
 
@@ -176,21 +194,32 @@ def _make(
         RunError, CheckpointError: as `run_inference`.
     """
     device: Device = "cuda" if devices else "cpu"
+    n_tasks = _TASKS_PER_CPU_WORKER
+    if devices:
+        n_tasks = max(n_tasks, min(_MAX_TASKS_PER_GPU_WORKER, CPU_COUNT // n_workers))
 
     def lost(_: str) -> None:
         bar.note("infer: a worker died or froze; it is replaced and its part is made again")
 
     with local_client(
-        workers, device, devices=devices, preload=_PRELOAD, on_worker_lost=lost
+        n_workers,
+        device,
+        devices=devices,
+        tasks_per_worker=n_tasks,
+        preload=_PRELOAD,
+        on_worker_lost=lost,
     ) as client:
-        n_workers = _load_model(client, job, device)
+        if job.model.compiled:
+            bar.note("infer: compiling the model, if that was not done on this machine before")
+        _load_model(client, job)
         job.folder.begin({"photozhpc": __version__, "n_parts": n_parts, "n_rows": len(job.store)})
         bar.start()
-        made, failures = _stream(client, job, due, device, n_workers * _IN_FLIGHT_PER_WORKER, bar)
+        # One part more than a worker can run is at hand for it; the scheduler knows of no others.
+        made, failures = _stream(client, job, due, n_workers * (n_tasks + 1), bar)
         # A part is blamed too for the death of a worker at which it only waited: try it alone.
         killed = [part for part, error in failures.items() if isinstance(error, KilledWorker)]
         if killed:
-            made_alone, failures_alone = _stream(client, job, killed, device, 1, bar)
+            made_alone, failures_alone = _stream(client, job, killed, 1, bar)
             made += made_alone
             failures = {p: e for p, e in failures.items() if p not in killed} | failures_alone
     if failures:
@@ -198,31 +227,26 @@ def _make(
     return made
 
 
-def _load_model(client: Client, job: _Job, device: str) -> int:
-    """Load the model in every worker and check that it fits the store; return their number."""
-    addresses = list(client.scheduler_info(n_workers=-1)["workers"])
+def _load_model(client: Client, job: _Job) -> None:
+    """Load the model in every worker and check that it fits the store."""
     futures = [
         client.submit(
             check_fit,
-            str(job.store.path),
-            str(job.checkpoint_path),
-            job.checkpoint_sha256,
-            device,
+            job.model,
             key=f"load-{address}",
             workers=[address],
             allow_other_workers=True,  # its worker may die and come back under another address
         )
-        for address in addresses
+        for address in client.scheduler_info(n_workers=-1)["workers"]
     ]
     for future in as_completed(futures, loop=client.loop):
         error = future.exception()
         if error is not None:
             raise _fatal(error) or RunError(f"the model cannot be loaded: {_reason(error)}")
-    return len(addresses)
 
 
 def _stream(
-    client: Client, job: _Job, parts: list[Part], device: str, n_in_flight: int, bar: Progress
+    client: Client, job: _Job, parts: list[Part], n_in_flight: int, bar: Progress
 ) -> tuple[Counts, dict[Part, BaseException]]:
     """Run parts through the workers, `n_in_flight` at a time; return the errors of those set aside.
 
@@ -233,11 +257,8 @@ def _stream(
     def submit(part: Part) -> Future:
         future = client.submit(
             predict_part,
-            str(job.store.path),
+            job.model,
             part,
-            str(job.checkpoint_path),
-            job.checkpoint_sha256,
-            device,
             str(job.folder.part_path(part)),
             job.folder.part_identity(part),
             key=f"{part.file_name}-{n_in_flight}",

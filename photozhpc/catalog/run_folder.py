@@ -27,6 +27,7 @@ _IDENTITY = {
     "checkpoint_sha256": "another checkpoint",
     "schema_version": "another version of photozhpc",
     "rows_per_part": "parts of another size",
+    "compiled": "the model compiled or not, whose last digits differ: see --compile",
 }
 _MIN_ROWS_PER_PART = 1024
 _MAX_ROWS_PER_PART = 32768
@@ -35,11 +36,15 @@ _WANTED_PARTS = 512
 
 @dataclass(frozen=True)
 class Part:
-    """One file of the catalogue: consecutive shards of the store."""
+    """One file of the catalogue: consecutive shards of the store, and their lengths."""
 
     index: int
     shards: tuple[ShardKey, ...]
-    n_rows: int
+    shard_lengths: tuple[int, ...]
+
+    @property
+    def n_rows(self) -> int:
+        return sum(self.shard_lengths)
 
     @property
     def file_name(self) -> str:
@@ -61,16 +66,14 @@ def plan_parts(store: CutoutStore, rows_per_part: int) -> list[Part]:
         StoreError: the store holds no sources.
     """
     parts: list[Part] = []
-    shards: list[ShardKey] = []
-    n_rows = 0
+    shards: dict[ShardKey, int] = {}
     for key, length in store.shard_lengths().items():
-        shards.append(key)
-        n_rows += length
-        if n_rows >= rows_per_part:
-            parts.append(Part(len(parts), tuple(shards), n_rows))
-            shards, n_rows = [], 0
+        shards[key] = length
+        if sum(shards.values()) >= rows_per_part:
+            parts.append(Part(len(parts), tuple(shards), tuple(shards.values())))
+            shards = {}
     if shards:
-        parts.append(Part(len(parts), tuple(shards), n_rows))
+        parts.append(Part(len(parts), tuple(shards), tuple(shards.values())))
     if not parts:
         raise StoreError(
             f"{store.path}: the store holds no sources; fill it with 'photozhpc extract'"
@@ -87,7 +90,12 @@ class RunFolder:
 
     @classmethod
     def of(
-        cls, path: str | Path, store: CutoutStore, checkpoint_path: str | Path, rows_per_part: int
+        cls,
+        path: str | Path,
+        store: CutoutStore,
+        checkpoint_path: str | Path,
+        rows_per_part: int,
+        compiled: bool,
     ) -> "RunFolder":
         """Say which run a store and a checkpoint make; nothing is written.
 
@@ -102,6 +110,7 @@ class RunFolder:
                 "checkpoint_sha256": file_sha256(checkpoint_path),
                 "schema_version": SCHEMA_VERSION,
                 "rows_per_part": rows_per_part,
+                "compiled": compiled,
             },
         )
 

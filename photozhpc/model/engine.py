@@ -151,7 +151,10 @@ class PhotometryEngine:
 
     Attributes:
         side_pix: side of the square round the aperture.
+        batch_size: sources worth handing over at a time.
     """
+
+    batch_size = 1024
 
     def __init__(self, model: PhotometryMLP, survey: Survey) -> None:
         radius_arcsec = model.config.aperture_radius_arcsec

@@ -7,6 +7,7 @@ and ZEP 2). Zarr writes the arrays, and in the tests it is what these reads must
 
 import json
 import os
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,24 +42,24 @@ class ArrayLayout:
         folder: of the array.
         shape: of the array; rows come first.
         file_len: rows of a file.
-        chunk_len: rows that are encoded together; file_len where a file is not a shard.
-        is_sharded: whether a file is a shard.
+        chunk_shape: of what is encoded together: some rows, and of images a band of lines.
+        is_sharded: whether a file is a shard; if not, it is one chunk.
     """
 
     folder: Path
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     file_len: int
-    chunk_len: int
+    chunk_shape: tuple[int, ...]
     is_sharded: bool
 
     def read_rows(
-        self, start: int, stop: int, out: NDArray[Any], centre: slice = slice(None)
+        self, start: int, stop: int, out: NDArray[Any], centre: slice | None = None
     ) -> None:
         """Read rows [start, stop), which are in one file, into `out`.
 
         Args:
-            centre: of the last two axes, what is wanted.
+            centre: of images (N, C, S, S), the lines and columns that are wanted; None: all.
 
         Raises:
             OSError, ValueError, RuntimeError: the file is missing, truncated or altered.
@@ -67,41 +68,75 @@ class ArrayLayout:
             return
         number = start // self.file_len
         path = self.folder / "c" / "/".join([str(number), *["0"] * (len(self.shape) - 1)])
-        row_shape = self.shape[1:]
-        first_row = number * self.file_len
+        chunk_len = self.chunk_shape[0]
         with open(path, "rb", buffering=0) as stream:
             places = self._places(stream.fileno())
-            scratch: NDArray[Any] | None = None
             for chunk in range(
-                (start - first_row) // self.chunk_len, -(-(stop - first_row) // self.chunk_len)
+                start % self.file_len // chunk_len,
+                -(-((stop - 1) % self.file_len + 1) // chunk_len),
             ):
-                low = first_row + chunk * self.chunk_len
-                high = low + self.chunk_len
-                a, b = max(start, low), min(stop, high)
-                target = out[a - start : b - start]
-                encoded = _read_checked(stream.fileno(), *places[chunk])
-                if (a, b) == (low, high) and target.shape[1:] == row_shape and _is_plain(target):
-                    _decode(encoded, target)
-                    continue
-                if scratch is None:
-                    scratch = np.empty((self.chunk_len, *row_shape), self.dtype)
-                _decode(encoded, scratch)
-                wanted = scratch[a - low : b - low]
-                target[...] = wanted if centre == slice(None) else wanted[..., centre, centre]
+                low = number * self.file_len + chunk * chunk_len
+                a, b = max(start, low), min(stop, low + chunk_len)
+                rows, target = slice(a - low, b - low), out[a - start : b - start]
+                chunks = places[chunk * self._n_bands : (chunk + 1) * self._n_bands]
+                self._read_chunks(stream.fileno(), chunks, rows, target, centre)
+
+    def _read_chunks(
+        self,
+        file: int,
+        places: list[tuple[int, int]],
+        rows: slice,
+        target: NDArray[Any],
+        centre: slice | None,
+    ) -> None:
+        """Read some rows of the chunks that hold all bands of the same rows."""
+        if len(places) == 1 and target.shape == self.chunk_shape and target.flags.c_contiguous:
+            _decode(_read_checked(file, *places[0]), target)
+            return
+        band = _scratch(self.chunk_shape, self.dtype)
+        if len(self.shape) != 4 or centre is None:
+            centre = slice(0, self.shape[-1])
+        height = self.chunk_shape[2] if len(self.shape) == 4 else 0
+        for number, place in enumerate(places):
+            top = number * height
+            first, last = max(centre.start, top), min(centre.stop, top + height)
+            if height and first >= last:
+                continue
+            _decode(_read_checked(file, *place), band)
+            if height:
+                target[:, :, first - centre.start : last - centre.start] = band[
+                    rows, :, first - top : last - top, centre
+                ]
+            else:
+                target[...] = band[rows]
+
+    @property
+    def _n_bands(self) -> int:
+        return self.shape[2] // self.chunk_shape[2] if len(self.shape) == 4 else 1
 
     def _places(self, file: int) -> list[tuple[int, int]]:
         """Return offset and length of every chunk of a file."""
         size = os.fstat(file).st_size
-        places = [(0, size)]
-        if self.is_sharded:
-            n_chunks = self.file_len // self.chunk_len
-            index_bytes = n_chunks * _ENTRY_BYTES + _CRC_BYTES
-            if size < index_bytes:
-                raise ValueError(f"truncated: {size} bytes, fewer than the index of a shard has")
-            index = _read_checked(file, size - index_bytes, index_bytes)
-            entries = np.frombuffer(index, "<u8").tolist()
-            places = list(zip(entries[::2], entries[1::2], strict=True))
-        return places
+        if not self.is_sharded:
+            return [(0, size)]
+        n_chunks = self.file_len // self.chunk_shape[0] * self._n_bands
+        index_bytes = n_chunks * _ENTRY_BYTES + _CRC_BYTES
+        if size < index_bytes:
+            raise ValueError(f"truncated: {size} bytes, fewer than the index of a shard has")
+        index = _read_checked(file, size - index_bytes, index_bytes)
+        entries = np.frombuffer(index, "<u8").tolist()
+        return list(zip(entries[::2], entries[1::2], strict=True))
+
+
+_threads = threading.local()
+
+
+def _scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return an array for what is decoded, the same one for the next call of this thread."""
+    array: NDArray[Any] | None = getattr(_threads, "array", None)
+    if array is None or array.shape != shape or array.dtype != dtype:
+        array = _threads.array = np.empty(shape, dtype)
+    return array
 
 
 def _read_checked(file: int, offset: int, length: int) -> bytes:
@@ -142,17 +177,24 @@ def _read_layout(folder: Path, dtype: np.dtype[Any], _size: int, _mtime_ns: int)
         inner, codecs = sharding["chunk_shape"], sharding["codecs"]
         if sharding.get("index_location", "end") != "end":
             raise ValueError("the index of a shard is not at its end")
+    band = [*shape[1:]]
+    if is_sharded and len(shape) == 4 and type(inner[2]) is int and inner[2] > 0:
+        band[1] = inner[2]
     for expected, found in (
         (_ENCODING, [codec["name"] for codec in codecs]),
         (dtype.name, about["data_type"]),
-        (list(shape[1:]), list(outer[1:])),
-        (list(shape[1:]), list(inner[1:])),
+        ([*shape[1:]], [*outer[1:]]),
+        (band, [*inner[1:]]),
     ):
         if found != expected:
             raise ValueError(f"zarr.json has {found} where {expected} is due")
-    counts = (*shape, outer[0], inner[0])
-    if not all(type(n) is int and 0 <= n < 1 << 40 for n in counts) or inner[0] < 1:
+    counts = (*shape, outer[0], *inner)
+    if not all(type(n) is int and 0 <= n < 1 << 40 for n in counts):
         raise ValueError(f"zarr.json has the sizes {counts}")
-    if outer[0] < 1 or outer[0] % inner[0]:
-        raise ValueError(f"zarr.json has shards of {outer[0]} and chunks of {inner[0]} rows")
-    return ArrayLayout(folder, shape, dtype, outer[0], inner[0], is_sharded)
+    if (
+        min(outer[0], *inner) < 1
+        or outer[0] % inner[0]
+        or (len(shape) == 4 and shape[2] % inner[2])
+    ):
+        raise ValueError(f"zarr.json has shards of {outer} and chunks of {inner}")
+    return ArrayLayout(folder, shape, dtype, outer[0], tuple(inner), is_sharded)

@@ -5,7 +5,8 @@ This is the only file that knows the schema:
     STORE/zarr.json                     attributes: format, survey, cutout_size, shard_len
     STORE/TILE/zarr.json                attributes: tile_id, WCS, missing bands
     STORE/TILE/cutout                   float32 (N, C, S, S) nJy, NaN where there is no pixel;
-                                        one shard file per shard_len sources
+                                        one shard file per shard_len sources, in chunks of some
+                                        sources and a band of lines
     STORE/TILE/{source_id,ra,dec,y,x,ebv,z_spec}            (N,)
     STORE/TILE/{flux,flux_err}          float32 (N, C, R) nJy;  flags uint16 (N, C)
                                         one file each, in chunks of shard_len sources
@@ -414,13 +415,14 @@ class CutoutStore:
         axes = self._axes
         image = tuple(axes[axis] for axis in "CSS")
         chunk_len = next(n for n in range(MAX_CHUNK_LEN, 0, -1) if self.shard_len % n == 0)
+        band = (axes["C"], _band_height(self.cutout_size), self.cutout_size)
         # Else Zarr drops a file that holds only fill values: a missing file must mean damage.
         always_write: ArrayConfigLike = {"write_empty_chunks": True}
         arrays = {
             "cutout": group.create_array(
                 "cutout",
                 shape=(n_sources, *image),
-                chunks=(chunk_len, *image),
+                chunks=(chunk_len, *band),
                 shards=(self.shard_len, *image),
                 dtype="float32",
                 fill_value=np.nan,
@@ -483,6 +485,14 @@ class TileWriter:
         if self._n_sources:
             for name, parts in self._columns.items():
                 self._arrays[name][:] = np.concatenate(parts)
+
+
+def _band_height(size: int) -> int:
+    """Return the lines of a cutout that are encoded together: a 5th to a 12th if one divides it.
+
+    A network that sees the middle of the cutouts is spared the decoding of the rest.
+    """
+    return next((h for h in range(size // 5, size // 12, -1) if size % h == 0), size)
 
 
 def _is_count(value: object) -> bool:
