@@ -208,8 +208,6 @@ def infer(
     """
     from photozhpc.catalog.run import run_inference
     from photozhpc.model import bundled_checkpoint
-    from photozhpc.report.summary import summarise
-    from photozhpc.report.truth import read_truth
 
     wanted = load_survey(survey)
     out = out or Path("out") / wanted.name
@@ -217,8 +215,12 @@ def infer(
     if store is None:
         store, truth = _own_sky(wanted.name, out, truth, workers)
     if truth:
+        from photozhpc.report.truth import read_truth
+
         read_truth(truth)  # a fault in it should not wait for the end of the run
     summary = run_inference(store, checkpoint, out, wanted, workers, device, compiled=compiled)
+    from photozhpc.report.summary import summarise  # a second, that the workers need not wait
+
     click.echo(summarise(summary, truth or None))
 
 

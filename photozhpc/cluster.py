@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,6 +111,20 @@ def worker_environments(
     ]
 
 
+def import_early(preload: Sequence[str]) -> None:
+    """Begin to import, in the process that `local_client` will fork workers from, what they need.
+
+    That takes seconds, in which the caller can prepare the work. Not for workers with CUDA.
+    """
+    method = {"distributed.worker.multiprocessing-method": "forkserver"}
+    with dask.config.set(_CONFIG | method), _environment_kept(), _program_hidden():
+        os.environ |= _CONFIG["distributed.nanny.pre-spawn-environ"]
+        with _ctrl_c_held_back():
+            _start_resource_tracker()
+            _set_preload([*preload, "distributed"])
+            forkserver.ensure_running()
+
+
 @contextmanager
 def local_client(
     workers: int | None = None,
@@ -159,7 +173,7 @@ def local_client(
         losses = _LostWorkers(on_worker_lost)
         with _ctrl_c_held_back():
             _start_resource_tracker()
-            _set_preload(["distributed", *preload])
+            _set_preload([*preload, "distributed"])
             cluster = _start(specs, losses)
         completed = False
         try:

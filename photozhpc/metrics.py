@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
 from scipy.special import ndtr, ndtri
 
 OUTLIER_THRESHOLD = 0.15
@@ -194,6 +193,8 @@ def fit_global_gaussian(
         by_sigma = weight_N @ (2 * _normal(w_N) - 1 / np.sqrt(np.pi))
         by_shift = weight_N @ (1 - 2 * ndtr(w_N))
         return sigma * float(weight_N @ _unit_crps(w_N)), np.array([by_sigma, by_shift])
+
+    from scipy.optimize import minimize  # slow to import
 
     found = minimize(
         score,

@@ -16,7 +16,13 @@ from photozhpc.catalog.photoz_catalog import Counts, catalog_schema, check_part
 from photozhpc.catalog.predict import ModelKey, PartResult, check_fit, predict_part
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run_folder import Part, RunFolder, default_rows_per_part, plan_parts
-from photozhpc.cluster import Device, device_list, local_client, worker_environments
+from photozhpc.cluster import (
+    Device,
+    device_list,
+    import_early,
+    local_client,
+    worker_environments,
+)
 from photozhpc.disk import remove_stale_partials
 from photozhpc.errors import (
     CatalogError,
@@ -36,7 +42,7 @@ _MAX_TASKS_PER_GPU_WORKER = 8
 # Compiling takes half a minute, and saves a quarter of the time (docs/decisions.md).
 COMPILE_FROM_ROWS = 1_000_000
 _SHOWN_FAILURES = 3
-_PRELOAD = ("photozhpc.catalog.predict", "photozhpc.model.engine", "photozhpc.mosaic.photometry")
+_PRELOAD = ("photozhpc.catalog.worker",)
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,10 @@ def run_inference(
     """
     started = time.monotonic()
     store = CutoutStore.open(store_path)
+    devices = device_list(device)
+    n_workers = len(worker_environments(workers, devices))
+    if not devices:
+        import_early(_PRELOAD)
     if survey is not None and survey.name != store.survey.name:
         raise StoreError(
             f"{store.path}: was made for survey '{store.survey.name}', not '{survey.name}'; pass "
@@ -110,14 +120,12 @@ def run_inference(
     rows_per_part = default_rows_per_part(n_rows) if rows_per_part is None else rows_per_part
     parts = plan_parts(store, rows_per_part)
     compiled = n_rows >= COMPILE_FROM_ROWS if compiled is None else compiled
-    devices = device_list(device)
     job = _Job(
         store,
         Path(checkpoint_path),
         RunFolder.of(out, store, checkpoint_path, rows_per_part, compiled),
         "cuda" if devices else "cpu",
     )
-    n_workers = len(worker_environments(workers, devices))
     begun = job.folder.is_begun()
     with job.folder.locked():
         finished = _finished_parts(job, parts) if begun else {}
@@ -215,11 +223,12 @@ def _make(
         job.folder.begin({"photozhpc": __version__, "n_parts": n_parts, "n_rows": len(job.store)})
         bar.start()
         # One part more than a worker can run is at hand for it; the scheduler knows of no others.
-        made, failures = _stream(client, job, due, n_workers * (n_tasks + 1), bar)
+        n_in_flight = n_workers * (n_tasks + 1)
+        made, failures = _stream(client, job, due, n_workers, n_in_flight, bar)
         # A part is blamed too for the death of a worker at which it only waited: try it alone.
         killed = [part for part, error in failures.items() if isinstance(error, KilledWorker)]
         if killed:
-            made_alone, failures_alone = _stream(client, job, killed, 1, bar)
+            made_alone, failures_alone = _stream(client, job, killed, 1, 1, bar)
             made += made_alone
             failures = {p: e for p, e in failures.items() if p not in killed} | failures_alone
     if failures:
@@ -246,9 +255,11 @@ def _load_model(client: Client, job: _Job) -> None:
 
 
 def _stream(
-    client: Client, job: _Job, parts: list[Part], n_in_flight: int, bar: Progress
+    client: Client, job: _Job, parts: list[Part], n_first: int, n_in_flight: int, bar: Progress
 ) -> tuple[Counts, dict[Part, BaseException]]:
     """Run parts through the workers, `n_in_flight` at a time; return the errors of those set aside.
+
+    The first `n_first` are not made to share the workers: a first result is soon there.
 
     Raises:
         RunError, CheckpointError: what would fail every part.
@@ -270,7 +281,7 @@ def _stream(
     made = Counts(0, 0, 0)
     failures: dict[Part, BaseException] = {}
     waiting = iter(parts)
-    done = as_completed([submit(part) for part in islice(waiting, n_in_flight)], loop=client.loop)
+    done = as_completed([submit(part) for part in islice(waiting, n_first)], loop=client.loop)
     for future in done:
         part = in_flight.pop(future)
         error = future.exception()
@@ -283,8 +294,7 @@ def _stream(
             if fatal is not None:
                 raise fatal from error
             failures[part] = error
-        following = next(waiting, None)
-        if following is not None:
+        for following in islice(waiting, n_in_flight - len(in_flight)):
             done.add(submit(following))
     return made, failures
 

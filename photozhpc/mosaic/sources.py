@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from astropy.io.registry import IORegistryError
-from astropy.table import Table
-from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean
@@ -149,6 +146,11 @@ def _read_table(path: Path) -> dict[str, NDArray]:
         raise SourceListError(f"{path}: no such source list")
     if path.stat().st_size == 0:
         raise SourceListError(f"{path}: the source list is empty; copy or make it again")
+    # Imported here: whoever reads a store needs `Sources`, and not a third of a second of astropy.
+    from astropy.io.registry import IORegistryError
+    from astropy.table import Table
+    from astropy.utils.exceptions import AstropyWarning
+
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             parquet = pq.ParquetFile(path).read()

@@ -26,13 +26,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.array_spec import ArrayConfigLike
 
 from photozhpc.config import from_mapping, to_mapping
 from photozhpc.disk import partial_path, write_durably
@@ -41,13 +38,13 @@ from photozhpc.mosaic.sources import Sources
 from photozhpc.store.chunks import ArrayLayout, read_layout
 from photozhpc.survey import Survey
 
+if TYPE_CHECKING:
+    import zarr
+    from zarr.core.array_spec import ArrayConfigLike
+
 FORMAT = 1
 MAX_CHUNK_LEN = 64
 _TILE_ID = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
-# Lossless on the bits; what makes it small is that the pixels were rounded (store/ingest.py).
-# Shuffled by bytes they are 8% larger than by bits, and decoded twice as fast (docs/decisions.md).
-# The checksum turns a flipped bit into an error where decompression alone might not notice it.
-_COMPRESSORS = [BloscCodec(cname="lz4", clevel=9, shuffle="shuffle"), Crc32cCodec()]
 
 
 @dataclass(frozen=True, order=True)
@@ -145,6 +142,8 @@ class CutoutStore:
             "shard_len": shard_len,
         }
         (path / ".manifests").mkdir(exist_ok=True)
+        import zarr  # for writing alone: those who read have no need to wait for it
+
         zarr.create_group(path, attributes={"photozhpc": attributes})
         return cls(path, survey, size, shard_len)
 
@@ -284,7 +283,11 @@ class CutoutStore:
 
     def tile_attributes(self, tile_id: str) -> dict[str, Any]:
         """Return what was noted of a tile: its WCS, missing bands."""
-        return dict(self._group(tile_id).attrs)
+        file = self.path / tile_id / "zarr.json"
+        try:
+            return dict(json.loads(file.read_bytes())["attributes"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path}: tile '{tile_id}' is missing or damaged") from error
 
     @contextmanager
     def new_tile(
@@ -299,6 +302,8 @@ class CutoutStore:
             raise StoreError(f"'{tile_id}' cannot be a tile_id: use letters, digits, . _ + -")
         if self._manifest_path(tile_id).exists():
             raise StoreError(f"{self.path}: tile '{tile_id}' is there already")
+        import zarr
+
         partial = partial_path(self.path / tile_id)
         final = self.path / tile_id
         shutil.rmtree(partial, ignore_errors=True)
@@ -367,12 +372,6 @@ class CutoutStore:
         paths = sorted((self.path / ".manifests").glob("*.json"))
         return [(path.stem, _read_manifest(path)) for path in paths]
 
-    def _group(self, tile_id: str) -> zarr.Group:
-        try:
-            return zarr.open_group(self.path / tile_id, mode="r")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self.path}: tile '{tile_id}' is missing or damaged") from error
-
     def _read_column(self, key: ShardKey, name: str) -> NDArray[Any]:
         with self._reading(key, name):
             array, start, stop = self._rows(key, name)
@@ -411,7 +410,14 @@ class CutoutStore:
                 f"run 'photozhpc verify {self.path}', delete the tile and extract it again"
             ) from error
 
-    def _create_arrays(self, group: zarr.Group, n_sources: int) -> dict[str, zarr.Array]:
+    def _create_arrays(self, group: "zarr.Group", n_sources: int) -> dict[str, "zarr.Array"]:
+        from zarr.codecs import BloscCodec, Crc32cCodec
+
+        # Lossless on the bits; what makes it small is that the pixels were rounded (ingest.py).
+        # Shuffled by bytes it is 8% larger than by bits, and decoded twice as fast
+        # (docs/decisions.md). The checksum turns a flipped bit into an error where decompression
+        # alone might not notice it.
+        compressors = [BloscCodec(cname="lz4", clevel=9, shuffle="shuffle"), Crc32cCodec()]
         axes = self._axes
         image = tuple(axes[axis] for axis in "CSS")
         chunk_len = next(n for n in range(MAX_CHUNK_LEN, 0, -1) if self.shard_len % n == 0)
@@ -426,7 +432,7 @@ class CutoutStore:
                 shards=(self.shard_len, *image),
                 dtype="float32",
                 fill_value=np.nan,
-                compressors=_COMPRESSORS,
+                compressors=compressors,
                 dimension_names=("source", "band", "y", "x"),
                 config=always_write,
             )
@@ -440,7 +446,7 @@ class CutoutStore:
                 chunks=(column_chunk, *shape),
                 shards=(column_chunk * max(1, -(-n_sources // column_chunk)), *shape),
                 dtype=dtype,
-                compressors=_COMPRESSORS,
+                compressors=compressors,
                 config=always_write,
             )
         return arrays
@@ -449,7 +455,7 @@ class CutoutStore:
 class TileWriter:
     """Takes the shards of one tile in order."""
 
-    def __init__(self, arrays: dict[str, zarr.Array], n_sources: int, shard_len: int) -> None:
+    def __init__(self, arrays: dict[str, "zarr.Array"], n_sources: int, shard_len: int) -> None:
         self._arrays = arrays
         self._n_sources = n_sources
         self._shard_len = shard_len
