@@ -351,7 +351,7 @@ def test_rows_are_in_the_order_of_the_store_however_parts_finish(
 
 def test_a_part_that_is_there_is_not_made_twice_by_a_repeated_task(store, checkpoint, finished):
     """Dask repeats a task whose worker died between writing the part and saying so."""
-    (part, *_) = plan_parts(store, 64)
+    (part, *_) = plan_parts(store.shard_lengths(), 64)
     identity = json.loads((finished / "run.json").read_bytes())["identity"]
     sha256 = identity["checkpoint_sha256"]
     folder = run_module.RunFolder(finished, identity)
@@ -359,14 +359,14 @@ def test_a_part_that_is_there_is_not_made_twice_by_a_repeated_task(store, checkp
     path = folder.part_path(part)
     result = predict_part(model, part, str(path), folder.part_identity(part))
     assert result.skipped
-    assert result.counts.rows == part.n_rows
+    assert result.note.counts.rows == part.n_rows
     check_fit(model)
     with pytest.raises(CheckpointError, match="was changed while the run was going on"):
         check_fit(replace(model, checkpoint_sha256="0" * 64))
 
 
 def test_parts_are_consecutive_shards_of_at_least_so_many_rows(store):
-    parts = plan_parts(store, 100)
+    parts = plan_parts(store.shard_lengths(), 100)
     assert [key for part in parts for key in part.shards] == store.shards()
     assert sum(part.n_rows for part in parts) == len(store)
     assert all(part.n_rows >= 100 for part in parts[:-1])

@@ -158,7 +158,7 @@ def test_units_stand_in_the_parquet_fields_too(part):
 
 
 def test_a_sound_part_is_counted(part):
-    counts = check_part(part, IDENTITY, N, catalog_schema(SURVEY))
+    counts = check_part(part, IDENTITY, N, catalog_schema(SURVEY)).counts
     assert (counts.rows, counts.flagged, counts.without_photoz) == (N, 1, 1)
 
 
@@ -172,7 +172,7 @@ def test_a_flipped_bit_is_noticed(part, seed):
     content[at] ^= 1 << int(rng.integers(8))
     part.write_bytes(content)
     try:
-        counts = check_part(part, IDENTITY, N, catalog_schema(SURVEY))
+        counts = check_part(part, IDENTITY, N, catalog_schema(SURVEY)).counts
     except CatalogError:
         with pytest.raises(CatalogError, match="missing or damaged"):
             read_catalog(part)

@@ -149,10 +149,10 @@ def key_of(store: CutoutStore, model_file: Path) -> ModelKey:
 def test_the_catalogue_holds_its_predictions_and_no_intervals(
     small_store: CutoutStore, model_file: Path, tmp_path: Path
 ) -> None:
-    (part,) = plan_parts(small_store, 10**6)
+    (part,) = plan_parts(small_store.shard_lengths(), 10**6)
     path = tmp_path / "part.parquet"
     result = predict_part(key_of(small_store, model_file), part, str(path), {})
-    assert result.counts.rows == len(small_store)
+    assert result.note.counts.rows == len(small_store)
     table = read_catalog(path)
     ids, flux, ebv = read_fluxes(small_store)
     z_phot = load_checkpoint(model_file).model.predict(flux[:, :, 2], ebv)
@@ -190,7 +190,7 @@ def test_flags_are_of_the_square_round_the_aperture(
                 np.full(shape[:2], int(PhotFlag(0))),
             ),
         )
-    (part,) = plan_parts(store, 10)
+    (part,) = plan_parts(store.shard_lengths(), 10)
     path = tmp_path / "part.parquet"
     predict_part(key_of(store, model_file), part, str(path), {})
     flags = read_catalog(path)["photoz_flags"].to_numpy()
@@ -224,7 +224,7 @@ def test_another_aperture_or_band_is_refused(
     torch.manual_seed(0)
     wrong = PhotometryMLP(PhotometryMLPConfig(aperture_radius_arcsec=0.3, widths=(8,)))
     path = save_checkpoint(tmp_path / "wrong.safetensors", wrong, small_store.survey)
-    part = plan_parts(small_store, 10)[0]
+    part = plan_parts(small_store.shard_lengths(), 10)[0]
     with pytest.raises(CheckpointError, match=r"an aperture of 0\.3 arcsec"):
         predict_part(key_of(small_store, path), part, str(tmp_path / "part.parquet"), {})
 

@@ -8,6 +8,7 @@ IVOA Note 1.0), so that TOPCAT and astropy show them. Pages carry checksums.
 """
 
 import enum
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -179,7 +180,21 @@ def make_table(
     return pa.table(columns, schema=schema)
 
 
-def write_part(table: pa.Table, path: Path, identity: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class PartNote:
+    """What is noted of a finished part.
+
+    Attributes:
+        counts: of its rows.
+        n_bytes, sha256: of the file.
+    """
+
+    counts: Counts
+    n_bytes: int
+    sha256: str
+
+
+def write_part(table: pa.Table, path: Path, identity: Mapping[str, Any]) -> PartNote:
     """Write a part so that it is there whole or not at all, even if the machine loses power.
 
     Args:
@@ -197,17 +212,20 @@ def write_part(table: pa.Table, path: Path, identity: Mapping[str, Any]) -> None
         use_dictionary=["tile_id"],
         write_page_checksum=True,
     )
-    write_durably(path, buffer.getvalue())
+    content = memoryview(buffer.getvalue())
+    write_durably(path, content)
+    return PartNote(count_rows(table), content.nbytes, hashlib.sha256(content).hexdigest())
 
 
-def check_part(path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.Schema) -> Counts:
+def check_part(path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.Schema) -> PartNote:
     """Read a part whole, with its checksums, and count its rows.
 
     Raises:
         CatalogError: it is not there, damaged, or of other shards or another run.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        content = path.read_bytes()
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
             found = file.schema_arrow
             if (found.metadata or {}).get(_PART_KEY) != _identity_text(identity):
                 raise CatalogError(f"{path}: is a part of another run")
@@ -216,7 +234,7 @@ def check_part(path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.
             counts = count_rows(file.read())
     except (OSError, ValueError, pa.ArrowException) as error:
         raise CatalogError(f"{path}: the part is missing or damaged ({_line(error)})") from error
-    return counts
+    return PartNote(counts, len(content), hashlib.sha256(content).hexdigest())
 
 
 def read_catalog(

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from photozhpc.catalog.photoz_catalog import (
     INTERVAL_LEVELS,
-    Counts,
+    PartNote,
     PhotozFlag,
     catalog_schema,
     check_part,
-    count_rows,
     make_table,
     write_part,
 )
@@ -44,7 +43,7 @@ _loading = threading.Lock()
 class PartResult:
     """What became of one part; `skipped`: it was there already."""
 
-    counts: Counts
+    note: PartNote
     seconds: float
     skipped: bool
 
@@ -85,13 +84,13 @@ def predict_part(
     # Dask repeats a task whose worker died after the part was written.
     if path.exists():
         try:
-            counts = check_part(path, identity, part.n_rows, catalog_schema(store.survey))
-            return PartResult(counts, time.monotonic() - start, skipped=True)
+            note = check_part(path, identity, part.n_rows, catalog_schema(store.survey))
+            return PartResult(note, time.monotonic() - start, skipped=True)
         except CatalogError:
             pass  # it is made anew
     table = _part_table(store, part, load_engine(model))
-    write_part(table, path, identity)
-    return PartResult(count_rows(table), time.monotonic() - start, skipped=False)
+    note = write_part(table, path, identity)
+    return PartResult(note, time.monotonic() - start, skipped=False)
 
 
 def check_fit(model: ModelKey) -> None:

@@ -42,6 +42,7 @@ _MAX_TASKS_PER_GPU_WORKER = 8
 # Compiling takes half a minute, and saves a quarter of the time (docs/decisions.md).
 COMPILE_FROM_ROWS = 1_000_000
 _SHOWN_FAILURES = 3
+MAX_PARTS_READ = 4096
 _PRELOAD = ("photozhpc.catalog.worker",)
 
 
@@ -116,14 +117,19 @@ def run_inference(
             f"--survey {store.survey.name}, or another --store"
         )
     store.check_complete()
-    n_rows = len(store)
+    index = store.index()
+    n_rows = index.n_sources
+    if not n_rows:
+        raise StoreError(
+            f"{store.path}: the store holds no sources; fill it with 'photozhpc extract'"
+        )
     rows_per_part = default_rows_per_part(n_rows) if rows_per_part is None else rows_per_part
-    parts = plan_parts(store, rows_per_part)
+    parts = plan_parts(index.shard_lengths(), rows_per_part)
     compiled = n_rows >= COMPILE_FROM_ROWS if compiled is None else compiled
     job = _Job(
         store,
         Path(checkpoint_path),
-        RunFolder.of(out, store, checkpoint_path, rows_per_part, compiled),
+        RunFolder.of(out, index.fingerprint, checkpoint_path, rows_per_part, compiled),
         "cuda" if devices else "cpu",
     )
     begun = job.folder.is_begun()
@@ -135,7 +141,11 @@ def run_inference(
         if finished:
             bar.note(f"infer: {len(finished)} of {len(parts)} parts were finished before")
         try:
-            made = _make(job, due, n_workers, devices, bar, len(parts)) if due else Counts(0, 0, 0)
+            made = (
+                _make(job, due, n_workers, devices, bar, len(parts), n_rows)
+                if due
+                else Counts(0, 0, 0)
+            )
         finally:
             bar.close()
             remove_stale_partials(job.folder.catalog)
@@ -176,15 +186,25 @@ class _Job:
 
 
 def _finished_parts(job: _Job, parts: list[Part]) -> dict[int, Counts]:
-    """Return the counts of the parts that are there, sound, and of this run, by index."""
+    """Return the counts of the parts that are there, sound, and of this run, by index.
+
+    Up to MAX_PARTS_READ parts are read whole. Of more, those that were noted as finished are
+    believed if they have the size that was noted; `photozhpc verify` reads them all.
+    """
     schema = catalog_schema(job.store.survey)
+    sizes = job.folder.part_sizes()
+    notes = job.folder.notes() if len(sizes) > MAX_PARTS_READ else {}
 
     def check(part: Part) -> Counts | None:
-        path = job.folder.part_path(part)
-        if not path.exists():
+        size = sizes.get(part.file_name)
+        if size is None:
             return None
+        note = notes.get(part.index)
+        if note is not None and (note.n_bytes, note.counts.rows) == (size, part.n_rows):
+            return note.counts
         try:
-            return check_part(path, job.folder.part_identity(part), part.n_rows, schema)
+            identity = job.folder.part_identity(part)
+            return check_part(job.folder.part_path(part), identity, part.n_rows, schema).counts
         except CatalogError:
             return None  # it is made anew
 
@@ -194,7 +214,13 @@ def _finished_parts(job: _Job, parts: list[Part]) -> dict[int, Counts]:
 
 
 def _make(
-    job: _Job, due: list[Part], n_workers: int, devices: list[str], bar: Progress, n_parts: int
+    job: _Job,
+    due: list[Part],
+    n_workers: int,
+    devices: list[str],
+    bar: Progress,
+    n_parts: int,
+    n_rows: int,
 ) -> Counts:
     """Make the parts that are due, in worker processes.
 
@@ -220,7 +246,7 @@ def _make(
         if job.model.compiled:
             bar.note("infer: compiling the model, if that was not done on this machine before")
         _load_model(client, job)
-        job.folder.begin({"photozhpc": __version__, "n_parts": n_parts, "n_rows": len(job.store)})
+        job.folder.begin({"photozhpc": __version__, "n_parts": n_parts, "n_rows": n_rows})
         bar.start()
         # One part more than a worker can run is at hand for it; the scheduler knows of no others.
         n_in_flight = n_workers * (n_tasks + 1)
@@ -272,7 +298,7 @@ def _stream(
             part,
             str(job.folder.part_path(part)),
             job.folder.part_identity(part),
-            key=f"{part.file_name}-{n_in_flight}",
+            key=("predict-part", part.index, n_in_flight),  # one name for all: Dask keeps names
         )
         in_flight[future] = part
         return future
@@ -287,8 +313,9 @@ def _stream(
         error = future.exception()
         if error is None:
             result: PartResult = future.result()
-            made += result.counts
-            bar.add(result.counts.rows)
+            job.folder.note(part, result.note)
+            made += result.note.counts
+            bar.add(result.note.counts.rows)
         else:
             fatal = _fatal(error)
             if fatal is not None:

@@ -2,6 +2,7 @@
 
 OUT/run.json        identity of the run: a part is taken as done only if it is of this run
 OUT/catalog/        the parts (photoz_catalog.py)
+OUT/parts.jsonl     a line for every finished part: rows, bytes, SHA-256; of two, the later holds
 OUT/.lock           held by the process that writes here; free again when that dies
 """
 
@@ -10,16 +11,16 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from photozhpc.catalog.photoz_catalog import PART_FOLDER, SCHEMA_VERSION
+from photozhpc.catalog.photoz_catalog import PART_FOLDER, SCHEMA_VERSION, Counts, PartNote
 from photozhpc.disk import disk_error, remove_stale_partials, write_durably
-from photozhpc.errors import CatalogError, CheckpointError, StoreError
-from photozhpc.store import CutoutStore, ShardKey
+from photozhpc.errors import CatalogError, CheckpointError
+from photozhpc.store import ShardKey
 
 # What makes two runs the same run, and how to call a difference.
 _IDENTITY = {
@@ -59,25 +60,17 @@ def default_rows_per_part(n_rows: int) -> int:
     return min(max(n_rows // _WANTED_PARTS, _MIN_ROWS_PER_PART), _MAX_ROWS_PER_PART)
 
 
-def plan_parts(store: CutoutStore, rows_per_part: int) -> list[Part]:
-    """Group consecutive shards until a part has `rows_per_part` rows or more.
-
-    Raises:
-        StoreError: the store holds no sources.
-    """
+def plan_parts(shard_lengths: Mapping[ShardKey, int], rows_per_part: int) -> list[Part]:
+    """Group consecutive shards until a part has `rows_per_part` rows or more."""
     parts: list[Part] = []
     shards: dict[ShardKey, int] = {}
-    for key, length in store.shard_lengths().items():
+    for key, length in shard_lengths.items():
         shards[key] = length
         if sum(shards.values()) >= rows_per_part:
             parts.append(Part(len(parts), tuple(shards), tuple(shards.values())))
             shards = {}
     if shards:
         parts.append(Part(len(parts), tuple(shards), tuple(shards.values())))
-    if not parts:
-        raise StoreError(
-            f"{store.path}: the store holds no sources; fill it with 'photozhpc extract'"
-        )
     return parts
 
 
@@ -92,7 +85,7 @@ class RunFolder:
     def of(
         cls,
         path: str | Path,
-        store: CutoutStore,
+        store_fingerprint: str,
         checkpoint_path: str | Path,
         rows_per_part: int,
         compiled: bool,
@@ -101,12 +94,11 @@ class RunFolder:
 
         Raises:
             CheckpointError: the checkpoint is missing or cannot be read.
-            StoreError: the store is damaged.
         """
         return cls(
             Path(path),
             {
-                "store_fingerprint": store.fingerprint(),
+                "store_fingerprint": store_fingerprint,
                 "checkpoint_sha256": file_sha256(checkpoint_path),
                 "schema_version": SCHEMA_VERSION,
                 "rows_per_part": rows_per_part,
@@ -133,6 +125,36 @@ class RunFolder:
             "index": part.index,
             "shards": [str(key) for key in part.shards],
         }
+
+    def part_sizes(self) -> dict[str, int]:
+        """Return the bytes of every part that is there, by file name."""
+        with os.scandir(self.catalog) as entries:
+            return {e.name: e.stat().st_size for e in entries if e.name.startswith("part-")}
+
+    def note(self, part: Part, note: PartNote) -> None:
+        """Note that a part is finished."""
+        line = {
+            "index": part.index,
+            **asdict(note.counts),
+            "bytes": note.n_bytes,
+            "sha256": note.sha256,
+        }
+        try:
+            with open(self.path / "parts.jsonl", "a") as stream:
+                stream.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise disk_error(self.path, error) from error
+
+    def notes(self) -> dict[int, PartNote]:
+        """Return what was noted, by index; lines that were cut short are passed over."""
+        notes: dict[int, PartNote] = {}
+        with suppress(FileNotFoundError), open(self.path / "parts.jsonl") as stream:
+            for line in stream:
+                with suppress(ValueError, KeyError, TypeError):
+                    about = json.loads(line)
+                    counts = Counts(about["rows"], about["flagged"], about["without_photoz"])
+                    notes[int(about["index"])] = PartNote(counts, about["bytes"], about["sha256"])
+        return notes
 
     def is_begun(self) -> bool:
         """Return whether this very run was begun here.

@@ -7,7 +7,7 @@ gc.disable()  # it would look through a million new objects again and again: a f
 import distributed  # noqa: E402, F401
 import numpy as np  # noqa: E402
 
-import photozhpc.catalog.predict  # noqa: E402, F401
+import photozhpc.catalog.predict  # noqa: E402
 import photozhpc.model.engine  # noqa: E402, F401
 from photozhpc.mosaic.cutouts import count_finite  # noqa: E402
 

@@ -75,6 +75,33 @@ class Measurements:
     flags_NC: NDArray[np.uint16]
 
 
+@dataclass(frozen=True)
+class StoreIndex:
+    """What the manifests of a store say.
+
+    Attributes:
+        tiles: number of sources by tile_id, sorted.
+        shard_len: sources in a shard; fewer in the last one of a tile.
+        fingerprint: equal if and only if all content is equal.
+    """
+
+    tiles: dict[str, int]
+    shard_len: int
+    fingerprint: str
+
+    @property
+    def n_sources(self) -> int:
+        return sum(self.tiles.values())
+
+    def shard_lengths(self) -> dict[ShardKey, int]:
+        """Return the number of sources of every shard, sorted by tile and index."""
+        return {
+            ShardKey(tile_id, index): min(self.shard_len, n - index * self.shard_len)
+            for tile_id, n in self.tiles.items()
+            for index in range(-(-n // self.shard_len))
+        }
+
+
 # array name -> (dtype, trailing axes); N is always first
 _COLUMNS: dict[str, tuple[str, str]] = {
     "source_id": ("int64", ""),
@@ -174,9 +201,23 @@ class CutoutStore:
             raise StoreError(f"{path}: damaged: cutout_size {size!r}, shard_len {shard_len!r}")
         return cls(path, survey, size, shard_len)
 
+    def index(self) -> "StoreIndex":
+        """Read all manifests, once.
+
+        Raises:
+            StoreError: one is damaged.
+        """
+        tiles: dict[str, int] = {}
+        digest = hashlib.sha256()
+        for path in sorted((self.path / ".manifests").glob("*.json")):
+            manifest = _read_manifest(path)
+            tiles[path.stem] = manifest["n_sources"]
+            digest.update(manifest["sha256"].encode())
+        return StoreIndex(tiles, self.shard_len, digest.hexdigest())
+
     def tiles(self) -> dict[str, int]:
         """Return the number of sources of every finished tile, by tile_id, sorted."""
-        return {manifest["tile_id"]: manifest["n_sources"] for _, manifest in self._manifests()}
+        return self.index().tiles
 
     def shards(self) -> list[ShardKey]:
         """Return the keys of all shards, sorted by tile and index."""
@@ -184,11 +225,7 @@ class CutoutStore:
 
     def shard_lengths(self) -> dict[ShardKey, int]:
         """Return the number of sources of every shard, sorted by tile and index."""
-        return {
-            ShardKey(tile_id, index): min(self.shard_len, n - index * self.shard_len)
-            for tile_id, n in self.tiles().items()
-            for index in range(-(-n // self.shard_len))
-        }
+        return self.index().shard_lengths()
 
     def declare(self, plan: dict[str, Any]) -> None:
         """Note which tiles are going to be written, {tile_id: anything}, before the first is.
@@ -226,10 +263,7 @@ class CutoutStore:
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over all manifests: equal if and only if all content is equal."""
-        digest = hashlib.sha256()
-        for _, manifest in self._manifests():
-            digest.update(manifest["sha256"].encode())
-        return digest.hexdigest()
+        return self.index().fingerprint
 
     def read_cutouts(
         self,
@@ -367,10 +401,6 @@ class CutoutStore:
 
     def _manifest_path(self, tile_id: str) -> Path:
         return self.path / ".manifests" / f"{tile_id}.json"
-
-    def _manifests(self) -> list[tuple[str, dict[str, Any]]]:
-        paths = sorted((self.path / ".manifests").glob("*.json"))
-        return [(path.stem, _read_manifest(path)) for path in paths]
 
     def _read_column(self, key: ShardKey, name: str) -> NDArray[Any]:
         with self._reading(key, name):
