@@ -72,7 +72,7 @@ class Survey:
     pixel_scale_arcsec: float
     description: str = ""
     mosaic_pattern: str = "{tile}_{band}_coadd.asdf"
-    band_aliases: dict[str, str] = field(default_factory=dict)
+    band_aliases: dict[str, str] = field(default_factory=dict, hash=False)
     source_pattern: str = "*cat.parquet"
     source_columns: SourceColumns = SourceColumns()
     aperture_radii_arcsec: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)

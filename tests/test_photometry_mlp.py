@@ -151,8 +151,7 @@ def test_the_catalogue_holds_its_predictions_and_no_intervals(
 ) -> None:
     (part,) = plan_parts(small_store.shard_lengths(), 10**6)
     path = tmp_path / "part.parquet"
-    result = predict_part(key_of(small_store, model_file), part, str(path), {})
-    assert result.note.counts.rows == len(small_store)
+    predict_part(key_of(small_store, model_file), part, str(path), {})
     table = read_catalog(path)
     ids, flux, ebv = read_fluxes(small_store)
     z_phot = load_checkpoint(model_file).model.predict(flux[:, :, 2], ebv)

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -86,6 +87,7 @@ _UCD_OF_BAND = {
 _VOTABLE_TYPE = {"int64": "long", "int32": "int", "double": "double", "float": "float"}
 
 
+@lru_cache(maxsize=8)
 def catalog_schema(survey: Survey) -> pa.Schema:
     """Return the schema of a survey's catalogue, with the VOTable in its metadata.
 
@@ -177,7 +179,8 @@ def make_table(
             name = flux_column(radius_arcsec, band.name)
             columns[name] = _null_where_not_finite(flux_NCR[:, c, r])
             columns[f"{name}_err"] = _null_where_not_finite(flux_err_NCR[:, c, r])
-    return pa.table(columns, schema=schema)
+    arrays = [pa.array(columns[field.name], field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 @dataclass(frozen=True)
@@ -344,7 +347,9 @@ def _votable(survey: Survey, fields: Sequence[pa.Field]) -> bytes:
 
 
 def _null_where_not_finite(values_N: NDArray[np.float32]) -> pa.Array:
-    return pa.array(np.ascontiguousarray(values_N), mask=~np.isfinite(values_N))
+    missing_N = ~np.isfinite(values_N)
+    values_N = np.ascontiguousarray(values_N)
+    return pa.array(values_N, mask=missing_N) if missing_N.any() else pa.array(values_N)
 
 
 def _identity_text(identity: Mapping[str, Any]) -> bytes:

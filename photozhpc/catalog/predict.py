@@ -5,7 +5,6 @@ torch is imported by the functions here, not by the module: the client never nee
 
 import os
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,14 +17,13 @@ from numpy.typing import NDArray
 
 from photozhpc.catalog.photoz_catalog import (
     INTERVAL_LEVELS,
-    PartNote,
     PhotozFlag,
     catalog_schema,
     check_part,
     make_table,
     write_part,
 )
-from photozhpc.catalog.run_folder import Part, file_sha256
+from photozhpc.catalog.run_folder import Part, file_sha256, note_part
 from photozhpc.errors import CatalogError, CheckpointError, StoreError
 from photozhpc.store import CutoutStore
 
@@ -37,15 +35,6 @@ T = TypeVar("T")
 # A band that lost more than this share of the pixels that the network sees is flagged.
 MAX_BAD_FRACTION = 0.05
 _loading = threading.Lock()
-
-
-@dataclass(frozen=True)
-class PartResult:
-    """What became of one part; `skipped`: it was there already."""
-
-    note: PartNote
-    seconds: float
-    skipped: bool
 
 
 @dataclass(frozen=True)
@@ -65,10 +54,8 @@ class ModelKey:
     compiled: bool
 
 
-def predict_part(
-    model: ModelKey, part: Part, part_path: str, identity: Mapping[str, Any]
-) -> PartResult:
-    """Estimate the redshifts of all sources of a part's shards and write the part.
+def predict_part(model: ModelKey, part: Part, part_path: str, identity: Mapping[str, Any]) -> None:
+    """Estimate the redshifts of all sources of a part's shards, write the part, and note it.
 
     Args:
         identity: written into the part; see `photoz_catalog.check_part`.
@@ -78,19 +65,17 @@ def predict_part(
         CheckpointError: the checkpoint is damaged, or not the one the run began with.
         RunError: the disk is full.
     """
-    start = time.monotonic()
     store = _open_store(model.store_path)
     path = Path(part_path)
     # Dask repeats a task whose worker died after the part was written.
     if path.exists():
         try:
             note = check_part(path, identity, part.n_rows, catalog_schema(store.survey))
-            return PartResult(note, time.monotonic() - start, skipped=True)
+            return note_part(path, part.index, note)
         except CatalogError:
             pass  # it is made anew
     table = _part_table(store, part, load_engine(model))
-    note = write_part(table, path, identity)
-    return PartResult(note, time.monotonic() - start, skipped=False)
+    note_part(path, part.index, write_part(table, path, identity))
 
 
 def check_fit(model: ModelKey) -> None:

@@ -13,7 +13,7 @@ from distributed.scheduler import NoWorkerError
 
 from photozhpc import __version__
 from photozhpc.catalog.photoz_catalog import Counts, catalog_schema, check_part
-from photozhpc.catalog.predict import ModelKey, PartResult, check_fit, predict_part
+from photozhpc.catalog.predict import ModelKey, check_fit, predict_part
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run_folder import Part, RunFolder, default_rows_per_part, plan_parts
 from photozhpc.cluster import (
@@ -41,6 +41,8 @@ _TASKS_PER_CPU_WORKER = 2
 _MAX_TASKS_PER_GPU_WORKER = 8
 # Compiling takes half a minute, and saves a quarter of the time (docs/decisions.md).
 COMPILE_FROM_ROWS = 1_000_000
+_AHEAD_SECONDS = 0.1
+_MAX_AHEAD = 64
 _SHOWN_FAILURES = 3
 MAX_PARTS_READ = 4096
 _PRELOAD = ("photozhpc.catalog.worker",)
@@ -141,15 +143,16 @@ def run_inference(
         if finished:
             bar.note(f"infer: {len(finished)} of {len(parts)} parts were finished before")
         try:
-            made = (
+            if due:
                 _make(job, due, n_workers, devices, bar, len(parts), n_rows)
-                if due
-                else Counts(0, 0, 0)
-            )
         finally:
             bar.close()
             remove_stale_partials(job.folder.catalog)
-    counts = before + made
+    notes = job.folder.notes()
+    missing = [part.file_name for part in due if part.index not in notes]
+    if missing:
+        raise RunError(f"{out}: {missing[0]} was made, but not noted; run the same command again")
+    counts = sum((notes[part.index].counts for part in due), before)
     if counts.rows != n_rows:
         raise RunError(f"{out}: {counts.rows} rows were written for {n_rows} sources")
     return RunSummary(
@@ -160,7 +163,7 @@ def run_inference(
         counts=counts,
         n_parts=len(parts),
         n_parts_resumed=len(finished),
-        n_rows_new=made.rows,
+        n_rows_new=counts.rows - before.rows,
         wall_seconds=time.monotonic() - started,
         startup_seconds=bar.started_at - started,
     )
@@ -221,7 +224,7 @@ def _make(
     bar: Progress,
     n_parts: int,
     n_rows: int,
-) -> Counts:
+) -> None:
     """Make the parts that are due, in worker processes.
 
     Raises:
@@ -248,18 +251,14 @@ def _make(
         _load_model(client, job)
         job.folder.begin({"photozhpc": __version__, "n_parts": n_parts, "n_rows": n_rows})
         bar.start()
-        # One part more than a worker can run is at hand for it; the scheduler knows of no others.
-        n_in_flight = n_workers * (n_tasks + 1)
-        made, failures = _stream(client, job, due, n_workers, n_in_flight, bar)
+        failures = _stream(client, job, due, n_workers, n_tasks, bar)
         # A part is blamed too for the death of a worker at which it only waited: try it alone.
         killed = [part for part, error in failures.items() if isinstance(error, KilledWorker)]
         if killed:
-            made_alone, failures_alone = _stream(client, job, killed, 1, 1, bar)
-            made += made_alone
-            failures = {p: e for p, e in failures.items() if p not in killed} | failures_alone
+            alone = _stream(client, job, killed, 1, 0, bar)
+            failures = {p: e for p, e in failures.items() if p not in killed} | alone
     if failures:
         raise RunError(_failure_line(job.folder, failures, n_parts))
-    return made
 
 
 def _load_model(client: Client, job: _Job) -> None:
@@ -281,49 +280,56 @@ def _load_model(client: Client, job: _Job) -> None:
 
 
 def _stream(
-    client: Client, job: _Job, parts: list[Part], n_first: int, n_in_flight: int, bar: Progress
-) -> tuple[Counts, dict[Part, BaseException]]:
-    """Run parts through the workers, `n_in_flight` at a time; return the errors of those set aside.
+    client: Client, job: _Job, parts: list[Part], n_workers: int, n_tasks: int, bar: Progress
+) -> dict[Part, BaseException]:
+    """Run parts through the workers; return the errors of those that were set aside.
 
-    The first `n_first` are not made to share the workers: a first result is soon there.
+    The scheduler knows of few parts at a time: at first one for each worker, so that a result is
+    soon there, then what the workers run at a time, one more for each, and as many as they
+    finish in _AHEAD_SECONDS, which are handed over together. With `n_tasks` 0 it is one part.
 
     Raises:
         RunError, CheckpointError: what would fail every part.
     """
 
-    def submit(part: Part) -> Future:
-        future = client.submit(
+    def submit(some: list[Part]) -> list[Future]:
+        futures: list[Future] = client.map(
             predict_part,
-            job.model,
-            part,
-            str(job.folder.part_path(part)),
-            job.folder.part_identity(part),
-            key=("predict-part", part.index, n_in_flight),  # one name for all: Dask keeps names
+            [job.model] * len(some),
+            some,
+            [str(job.folder.part_path(part)) for part in some],
+            [job.folder.part_identity(part) for part in some],
+            # One name for all, because Dask keeps names for ever.
+            key=[("predict-part", part.index, n_tasks) for part in some],
         )
-        in_flight[future] = part
-        return future
+        in_flight.update(zip(futures, some, strict=True))
+        return futures
 
     in_flight: dict[Future, Part] = {}
-    made = Counts(0, 0, 0)
     failures: dict[Part, BaseException] = {}
     waiting = iter(parts)
-    done = as_completed([submit(part) for part in islice(waiting, n_first)], loop=client.loop)
-    for future in done:
-        part = in_flight.pop(future)
-        error = future.exception()
-        if error is None:
-            result: PartResult = future.result()
-            job.folder.note(part, result.note)
-            made += result.note.counts
-            bar.add(result.note.counts.rows)
-        else:
-            fatal = _fatal(error)
-            if fatal is not None:
-                raise fatal from error
-            failures[part] = error
-        for following in islice(waiting, n_in_flight - len(in_flight)):
-            done.add(submit(following))
-    return made, failures
+    started, n_done = time.monotonic(), 0
+    done = as_completed(submit(list(islice(waiting, n_workers))), loop=client.loop)
+    for batch in done.batches():
+        for future in batch:
+            part = in_flight.pop(future)
+            error = future.exception()
+            if error is None:
+                bar.add(part.n_rows)
+            else:
+                fatal = _fatal(error)
+                if fatal is not None:
+                    raise fatal from error
+                failures[part] = error
+        n_done += len(batch)
+        ahead = min(_MAX_AHEAD, int(_AHEAD_SECONDS * n_done / (time.monotonic() - started)))
+        ahead = ahead if n_tasks else 0
+        room = n_workers * (n_tasks + 1) + ahead - len(in_flight)
+        if room > ahead // 2:
+            some = list(islice(waiting, room))
+            if some:
+                done.update(submit(some))
+    return failures
 
 
 def _fatal(error: BaseException) -> PhotozError | None:

@@ -2,7 +2,7 @@
 
 OUT/run.json        identity of the run: a part is taken as done only if it is of this run
 OUT/catalog/        the parts (photoz_catalog.py)
-OUT/parts.jsonl     a line for every finished part: rows, bytes, SHA-256; of two, the later holds
+OUT/notes/*.jsonl   a line for every finished part (rows, bytes, SHA-256), a file for every worker
 OUT/.lock           held by the process that writes here; free again when that dies
 """
 
@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ _IDENTITY = {
     "rows_per_part": "parts of another size",
     "compiled": "the model compiled or not, whose last digits differ: see --compile",
 }
+NOTES_FOLDER = "notes"
 _MIN_ROWS_PER_PART = 1024
 _MAX_ROWS_PER_PART = 32768
 _WANTED_PARTS = 512
@@ -131,29 +133,18 @@ class RunFolder:
         with os.scandir(self.catalog) as entries:
             return {e.name: e.stat().st_size for e in entries if e.name.startswith("part-")}
 
-    def note(self, part: Part, note: PartNote) -> None:
-        """Note that a part is finished."""
-        line = {
-            "index": part.index,
-            **asdict(note.counts),
-            "bytes": note.n_bytes,
-            "sha256": note.sha256,
-        }
-        try:
-            with open(self.path / "parts.jsonl", "a") as stream:
-                stream.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise disk_error(self.path, error) from error
-
     def notes(self) -> dict[int, PartNote]:
-        """Return what was noted, by index; lines that were cut short are passed over."""
+        """Return what the workers noted of finished parts, by index.
+
+        Lines that were cut short are passed over; of two on the same part, the newer file holds.
+        """
         notes: dict[int, PartNote] = {}
-        with suppress(FileNotFoundError), open(self.path / "parts.jsonl") as stream:
-            for line in stream:
+        files = (self.path / NOTES_FOLDER).glob("*.jsonl")
+        for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+            for line in file.read_text().splitlines():
                 with suppress(ValueError, KeyError, TypeError):
-                    about = json.loads(line)
-                    counts = Counts(about["rows"], about["flagged"], about["without_photoz"])
-                    notes[int(about["index"])] = PartNote(counts, about["bytes"], about["sha256"])
+                    index, note = json.loads(line)
+                    notes[int(index)] = PartNote(Counts(**note.pop("counts")), **note)
         return notes
 
     def is_begun(self) -> bool:
@@ -246,3 +237,19 @@ def file_sha256(path: str | Path) -> str:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def note_part(part_path: Path, index: int, note: PartNote) -> None:
+    """Note that a part is finished, in the file of this process.
+
+    Raises:
+        RunError: the disk is full, or cannot be written.
+    """
+    folder = part_path.parent.with_name(NOTES_FOLDER)
+    file = folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
+    try:
+        folder.mkdir(exist_ok=True)
+        with open(file, "a") as stream:
+            stream.write(json.dumps([index, asdict(note)]) + "\n")
+    except OSError as error:
+        raise disk_error(file, error) from error

@@ -1,0 +1,114 @@
+"""A store without cutouts, and an engine without a model: what is left is the work of running.
+
+The manifests are files as `photozhpc extract` writes them. Sources and photometry are made up
+where they are asked for, cutouts are not even that.
+"""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from photozhpc.catalog import predict
+from photozhpc.model.density import LEVEL_Q
+from photozhpc.mosaic.sources import Sources
+from photozhpc.store import CutoutStore
+from photozhpc.store.cutout_store import Measurements, _own_digest
+from photozhpc.survey import load_survey
+
+_FILES = 24  # in the folder of a tile
+
+
+class VirtualStore(CutoutStore):
+    """Makes up what is in it."""
+
+    def _ids(self, key):
+        tile = int(key.tile_id.removeprefix("tile"))
+        n = next(iter(self._lengths(key.tile_id)))
+        first = key.index * self.shard_len
+        return tile * 1_000_000 + np.arange(first, min(first + self.shard_len, n))
+
+    def _lengths(self, tile_id):
+        yield json.loads((self.path / ".manifests" / f"{tile_id}.json").read_bytes())["n_sources"]
+
+    def read_sources(self, key):
+        ids = self._ids(key)
+        nothing = np.zeros(len(ids), np.float32)
+        return Sources(ids, ids * 1e-9, ids * -1e-10, np.full_like(nothing, np.nan), nothing)
+
+    def read_measurements(self, key):
+        n = len(self._ids(key))
+        shape = (n, len(self.survey.bands), len(self.survey.aperture_radii_arcsec))
+        flux = np.full(shape, 100, np.float32)
+        return Measurements(np.zeros(n), np.zeros(n), flux, flux, np.zeros(shape[:2], np.uint16))
+
+    def read_cutouts(self, key, rows=slice(None), side=None, out=None):
+        out[:] = 1
+        return out
+
+
+class FreeEngine:
+    """Costs nothing."""
+
+    side_pix = 1
+    batch_size = 2048
+
+    def predict(self, cutout_NCSS, ebv_N, flux_NCR):
+        n = len(cutout_NCSS)
+        one = np.ones(n, np.float32)
+        return one, np.ones((n, len(LEVEL_Q)), np.float32), one
+
+
+def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutStore:
+    """Write the manifests of a store of so many sources."""
+    store = VirtualStore.create(path, load_survey("roman-sim"), shard_len=shard_len)
+    file = {"bytes": 1_000_000, "sha256": "0" * 64}
+    for tile, first in enumerate(range(0, n_sources, tile_len)):
+        manifest = {
+            "tile_id": f"tile{tile:06d}",
+            "n_sources": min(tile_len, n_sources - first),
+            "files": {f"cutout/c/{number}/0/0/0": file for number in range(_FILES)},
+        }
+        manifest["sha256"] = _own_digest(manifest)
+        (path / ".manifests" / f"tile{tile:06d}.json").write_text(json.dumps(manifest))
+    return store
+
+
+def install(run: ModuleType) -> None:
+    """Let catalog/run.py run over virtual stores, with an engine that is free."""
+    run.CutoutStore = VirtualStore
+    run.predict_part = virtual_part
+    run.check_fit = lambda model: None
+
+
+def virtual_part(model, part, path, identity):
+    """`predict_part` as it is, in a worker, with the two parts in their place."""
+    predict._open_store = _open_store
+    predict.load_engine = lambda _: FreeEngine()
+    return predict.predict_part(model, part, path, identity)
+
+
+_stores: dict[str, VirtualStore] = {}
+
+
+def _open_store(path: str) -> VirtualStore:
+    if path not in _stores:
+        _stores[path] = VirtualStore.open(path)
+    return _stores[path]
+
+
+def check(out: Path, n_sources: int, n_parts: int) -> None:
+    """Every source is there exactly once."""
+    parts = sorted((out / "catalog").glob("part-*.parquet"))
+    assert len(parts) == n_parts, (len(parts), n_parts)
+    assert not list((out / "catalog").glob(".*.partial"))
+    seen = 0
+    last = -1
+    for part in parts:
+        ids = pq.read_table(part, columns=["source_id"])["source_id"].to_numpy()
+        assert (np.diff(ids) > 0).all()
+        assert ids[0] > last, part  # in the order of the store: none twice
+        last, seen = ids[-1], seen + len(ids)
+    assert seen == n_sources, (seen, n_sources)
