@@ -1,37 +1,67 @@
-"""extract_cutouts beside astropy's Cutout2D and NumPy slices: checked first, then timed in turn.
+"""extract_cutouts beside its peers: checked first, then timed in turn.
 
 python benchmarks/bench_cutouts.py [--save] [--sources 1000] [--side 2048] [--size 64]
+
+Peers: astropy's Cutout2D and NumPy slices on arrays in memory, Cutana's extraction on open FITS
+files that are in memory, astrocut on the files (`pip install cutana astrocut`; left out where
+they are not there). Everybody on one core.
 """
 
-import argparse
-import json
 import os
-import platform
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 os.environ.setdefault("NUMBA_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
-import astropy
 import numba
 import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
 from astropy.nddata import Cutout2D
 from astropy.wcs import WCS
-from bench_photometry import alternate, ratio, rounded
+from side_by_side import about, alternate, finish, parser, ratio, rounded
 
 from photozhpc.mosaic.cutouts import extract_cutouts
 
-RESULTS = Path(__file__).parent / "results" / "cutouts.json"
+
+def cutana_side(files: list[Path], ra: np.ndarray, dec: np.ndarray, size: int):
+    """Cutana's extraction of all sources from all bands, the files open and read."""
+    from cutana.cutout_extraction import extract_cutouts_vectorized_from_extension
+
+    hdus = [fits.open(file, memmap=False)[0] for file in files]
+    assert all(hdu.data is not None for hdu in hdus)
+    wcs = WCS(hdus[0].header)
+    sizes = np.full(len(ra), size)
+
+    def run() -> np.ndarray:
+        bands = [
+            extract_cutouts_vectorized_from_extension(hdu, wcs, ra, dec, sizes)[0] for hdu in hdus
+        ]
+        return np.stack([np.stack(band) for band in bands], axis=1)
+
+    return run
+
+
+def astrocut_side(files: list[Path], ra: np.ndarray, dec: np.ndarray, size: int):
+    from astrocut import FITSCutout
+
+    def run() -> list[object]:
+        return [
+            FITSCutout([str(f) for f in files], SkyCoord(*at, unit="deg"), size).fits_cutouts
+            for at in zip(ra, dec, strict=True)
+        ]
+
+    return run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--save", action="store_true")
-    parser.add_argument("--sources", type=int, default=1_000)
-    parser.add_argument("--side", type=int, default=2048)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--sources", type=int, default=1_000)
+    options.add_argument("--side", type=int, default=2048)
+    options.add_argument("--size", type=int, default=64)
+    options = options.parse_args()
     n, side, size = options.sources, options.side, options.size
     rng = np.random.default_rng(0)
     image = rng.normal(1, 1, (4, side, side)).astype(np.float32)
@@ -41,16 +71,17 @@ def main() -> None:
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
     wcs.wcs.crval, wcs.wcs.cdelt = [150, 2], [-1.5e-5, 1.5e-5]
-    results: dict[str, object] = {
-        "benchmark": "cutouts",
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "versions": {m.__name__: m.__version__ for m in (np, numba, astropy)},
-        "image": f"4 x {side} x {side} float32",
-        "sources": n,
-        "size": size,
-    }
-    print(json.dumps(results, indent=1))
+    peers = [name for name in ("cutana", "astrocut") if find_spec(name)]
+    results = about(
+        "cutouts",
+        " ".join(["numpy", "numba", "astropy", *peers]),
+        image=f"4 x {side} x {side} float32",
+        sources=n,
+        size=size,
+    )
+    print(results)
+    wcs.wcs.crpix = [side / 2, side / 2]
+    ra, dec = wcs.all_pix2world(x, y, 0)
 
     def cutout2d(with_wcs: WCS | None) -> np.ndarray:
         return np.stack(
@@ -68,6 +99,10 @@ def main() -> None:
             top, left = int(y[k] + 0.5) - size // 2, int(x[k] + 0.5) - size // 2
             out[k] = image[:, top : top + size, left : left + size]
 
+    folder = tempfile.TemporaryDirectory()
+    files = [Path(folder.name) / f"{c}.fits" for c in range(4)]
+    for band, file in zip(image, files, strict=True):
+        fits.writeto(file, band, wcs.to_header())
     sides = {
         "ours": lambda: extract_cutouts(image, y, x, size),
         "ours into out": lambda: extract_cutouts(image, y, x, size, out=out),
@@ -75,7 +110,17 @@ def main() -> None:
         "Cutout2D": lambda: cutout2d(None),
         "Cutout2D with WCS": lambda: cutout2d(wcs),
     }
+    if "cutana" in peers:
+        sides["cutana"] = cutana_side(files, ra, dec, size)
+    if "astrocut" in peers:
+        sides["astrocut"] = astrocut_side(files, ra[:few], dec[:few], size)
     found = extract_cutouts(image, y, x, size)
+    if "cutana" in peers:
+        theirs = sides["cutana"]()
+        whole = [k for k in range(n) if theirs[k].shape == found[k].shape]
+        equal = [k for k in whole if np.abs(theirs[k] - found[k]).max() < 1e-6]
+        results["same_as_cutana"] = len(equal) / n  # it rounds some positions to the next pixel
+        assert len(equal) > 0.2 * n, results["same_as_cutana"]
     slices()
     assert np.array_equal(found, out)
     # Cutout2D rounds an even side by its own rule: compare where both start at the same pixel.
@@ -102,6 +147,10 @@ def main() -> None:
         "times_cutout2d": ratio(seconds, "Cutout2D", "ours") * n / few,
         "times_cutout2d_wcs": ratio(seconds, "Cutout2D with WCS", "ours") * n / few,
     }
+    for peer in peers:
+        share = n / few if peer == "astrocut" else 1
+        row[f"{peer}_sources_per_s"] = n / share / median(seconds[peer])
+        row[f"times_{peer}"] = ratio(seconds, peer, "ours") * share
     results["four_bands_one_core"] = row
     print("four bands, one core:", rounded(row))
     if threads > 1:
@@ -113,11 +162,7 @@ def main() -> None:
         seconds = alternate({"one": lambda: on(1), "two": lambda: on(2)}, options.rounds)
         results["two_threads_times_one"] = ratio(seconds, "one", "two")
         print(f"two threads: {ratio(seconds, 'one', 'two'):.2f} times one")
-    line = json.dumps(results)
-    if options.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(line + "\n")
-    print(line)
+    finish(results, options.save)
 
 
 if __name__ == "__main__":

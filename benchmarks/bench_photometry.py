@@ -3,52 +3,28 @@
 python benchmarks/bench_photometry.py [--save] [--sources 20000] [--side 2048]
 """
 
-import argparse
-import json
 import os
-import platform
 import time
-from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 os.environ.setdefault("NUMBA_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 import numba
 import numpy as np
-import photutils
 import sep
 from photutils.aperture import CircularAperture, aperture_photometry
+from side_by_side import about, alternate, finish, parser, ratio, rounded
 
 from photozhpc.mosaic.photometry import local_sky, sum_circles
 
 RADII_PIX = [1.8, 3.6, 7.3, 14.5, 29.1]  # Roman's 0.1 0.2 0.4 0.8 1.6 arcsec at 0.055 arcsec
-RESULTS = Path(__file__).parent / "results" / "photometry.json"
-
-
-def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every side, one after the other in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
-    """Median over the rounds of how many times faster one side is."""
-    return median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--save", action="store_true")
-    parser.add_argument("--sources", type=int, default=20_000)
-    parser.add_argument("--side", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--sources", type=int, default=20_000)
+    options.add_argument("--side", type=int, default=2048)
+    options = options.parse_args()
     n, side = options.sources, options.side
     rng = np.random.default_rng(0)
     image = rng.normal(1, 1, (side, side)).astype(np.float32)
@@ -56,15 +32,13 @@ def main() -> None:
     y, x = rng.uniform(60, side - 60, (2, n))
     few = slice(0, max(1, n // 10))
     positions = np.column_stack([x, y])[few]
-    results: dict[str, object] = {
-        "benchmark": "photometry",
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "versions": {m.__name__: m.__version__ for m in (np, numba, sep, photutils)},
-        "image": f"{side} x {side} float32",
-        "sources": n,
-    }
-    print(json.dumps(results, indent=1))
+    results = about(
+        "photometry",
+        "numpy numba sep photutils",
+        image=f"{side} x {side} float32",
+        sources=n,
+    )
+    print(results)
 
     threads = numba.get_num_threads()
     numba.set_num_threads(1)
@@ -130,15 +104,7 @@ def main() -> None:
             seconds = alternate({"one": lambda: on(1), "two": lambda: on(2)}, options.rounds)
             results[f"r{radius:g}_two_threads_times_one"] = ratio(seconds, "one", "two")
             print(f"r = {radius:g} px, two threads: {ratio(seconds, 'one', 'two'):.2f} times one")
-    line = json.dumps(results)
-    if options.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(line + "\n")
-    print(line)
-
-
-def rounded(row: dict[str, float]) -> dict[str, float]:
-    return {key: float(f"{value:.3g}") for key, value in row.items()}
+    finish(results, options.save)
 
 
 if __name__ == "__main__":
