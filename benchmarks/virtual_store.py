@@ -15,7 +15,7 @@ from photozhpc.catalog import predict
 from photozhpc.model.density import LEVEL_Q
 from photozhpc.mosaic.sources import Sources
 from photozhpc.store import CutoutStore
-from photozhpc.store.cutout_store import Measurements, _own_digest
+from photozhpc.store.cutout_store import Measurements, own_digest
 from photozhpc.survey import load_survey
 
 _FILES = 24  # in the folder of a tile
@@ -71,7 +71,7 @@ def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutS
             "n_sources": min(tile_len, n_sources - first),
             "files": {f"cutout/c/{number}/0/0/0": file for number in range(_FILES)},
         }
-        manifest["sha256"] = _own_digest(manifest)
+        manifest["sha256"] = own_digest(manifest)
         (path / ".manifests" / f"tile{tile:06d}.json").write_text(json.dumps(manifest))
     return store
 

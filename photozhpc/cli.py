@@ -157,6 +157,34 @@ def train(config: Path, store: Path | None, out: Path | None, resume: bool) -> N
     click.echo(f"model file: {run(settings, resume)}")
 
 
+@main.command(cls=_Examples, example="photozhpc bench infer")
+@click.argument("stage", type=click.Choice(["extract", "infer", "all"]), default="all")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--sources", type=click.IntRange(1), default=50_000, help="Sources to infer.")
+@click.option("--compile/--no-compile", "compiled", default=True, help="Compile the model.")
+@click.option("--folder", type=click.Path(path_type=Path), help="With room for 20 kB a source.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench(
+    stage: str,
+    device: Literal["auto", "cpu", "cuda"],
+    sources: int,
+    compiled: bool,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure what this machine gives, and what a survey would take on it."""
+    import json
+
+    from photozhpc.report.bench import bench_extract, bench_infer, describe
+
+    result: dict[str, Any] = {}
+    if stage in ("extract", "all"):
+        result["extract"] = bench_extract()
+    if stage in ("infer", "all"):
+        result["infer"] = bench_infer(sources, device, compiled, folder=folder)
+    click.echo(json.dumps(result) if as_json else describe(result))
+
+
 @main.command(
     cls=_Examples,
     example="photozhpc calibrate --checkpoint m.safetensors --store cal.zarr --out c.safetensors",

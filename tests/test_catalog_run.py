@@ -375,6 +375,33 @@ def test_parts_are_consecutive_shards_of_at_least_so_many_rows(store):
     assert [default_rows_per_part(n) for n in (1, 10**6, 10**9)] == [1024, 1953, 32768]
 
 
+def test_of_many_parts_those_noted_are_believed_by_their_size(
+    store, checkpoint, finished, undisturbed, monkeypatch
+):
+    """Reading every byte of 100 000 parts would take longer than making some of them."""
+    monkeypatch.setattr(run_module, "MAX_PARTS_READ", 3)
+    parts = sorted((finished / "catalog").glob("part-*.parquet"))
+    before = {part.name: part.stat().st_mtime_ns for part in parts}
+    parts[2].write_bytes(parts[2].read_bytes()[:-1])  # noted with another size
+    parts[3].unlink()
+    unknown = json.dumps([4, {}]) + "\n"
+    for notes in (finished / "notes").glob("*.jsonl"):  # a line that is damaged, one cut short
+        lines = notes.read_text().splitlines(keepends=True)
+        lines = [unknown if line.startswith("[4,") else line for line in lines]
+        notes.write_text("".join(lines) + '[1, {"counts"')
+    summary = run_inference(store.path, checkpoint, finished, **SMALL)
+    assert summary.n_parts_resumed == len(parts) - 2
+    assert summary.counts.rows == len(store)
+    made = {p.name for p in parts if p.stat().st_mtime_ns != before[p.name]}
+    assert made == {parts[2].name, parts[3].name}
+    assert read_catalog(finished).equals(read_catalog(undisturbed))
+
+
+def test_a_run_goes_on_with_the_engine_it_began_with(store, checkpoint, finished):
+    with pytest.raises(CatalogError, match=r"compiled or not, .* see --compile"):
+        run_inference(store.path, checkpoint, finished, **SMALL, compiled=True)
+
+
 def test_progress_in_a_log_is_plain_lines(capsys):
     bar = Progress(1000, 200)
     bar.start()

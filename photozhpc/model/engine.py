@@ -101,8 +101,12 @@ class Engine:
             cutout_NCSS: nJy per pixel, NaN where there is no pixel; S is side_pix or more.
             ebv_N: Galactic E(B-V), magnitudes.
             flux_NCR: not looked at; PhotometryEngine looks at nothing else.
+
+        Raises:
+            ValueError: the cutouts are smaller than side_pix.
         """
         n = len(cutout_NCSS)
+        unusable_N = ~usable(cutout_NCSS, self.side_pix)
         prediction = Prediction(
             np.empty(n, np.float32),
             np.empty((n, len(LEVEL_Q)), np.float32),
@@ -115,7 +119,6 @@ class Engine:
         for rows, estimate in zip(batches, estimates, strict=True):
             for column, values in zip(prediction, estimate, strict=True):
                 column[rows] = values.cpu().numpy()
-        unusable_N = ~usable(cutout_NCSS, self.side_pix)
         for column in prediction:
             column[unusable_N] = np.nan
         return prediction

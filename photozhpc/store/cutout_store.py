@@ -548,11 +548,11 @@ def _make_manifest(folder: Path, tile_id: str, n_sources: int) -> dict[str, Any]
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
     manifest: dict[str, Any] = {"tile_id": tile_id, "n_sources": n_sources, "files": files}
-    manifest["sha256"] = _own_digest(manifest)
+    manifest["sha256"] = own_digest(manifest)
     return manifest
 
 
-def _own_digest(manifest: dict[str, Any]) -> str:
+def own_digest(manifest: dict[str, Any]) -> str:
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -560,7 +560,7 @@ def _own_digest(manifest: dict[str, Any]) -> str:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
-        sound = manifest["sha256"] == _own_digest(manifest) and manifest["tile_id"] == path.stem
+        sound = manifest["sha256"] == own_digest(manifest) and manifest["tile_id"] == path.stem
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: the tile's manifest is damaged ({error!r})") from error
     if not sound:

@@ -269,17 +269,18 @@ def _ingest_tile(
         attributes = {"missing_bands": list(tile.missing_bands), "wcs": wcs_text(tile.wcs)}
         step_C = rounding_step(tile.err_CHW)
     attributes["mosaics"] = _mosaics_stamp(bands)
+    size, n_bands = store.cutout_size, len(step_C)
+    # One array for all shards: memory that is new to the process costs as much as the copying.
+    cutouts = np.empty((min(store.shard_len, len(sources)), n_bands, size, size), np.float32)
     with store.new_tile(tile_id, len(sources), attributes) as writer:
         for start in range(0, len(sources), store.shard_len):
             rows = slice(start, start + store.shard_len)
             photometry = _measure(tile, y_N[rows], x_N[rows], store.survey)
+            cutout_NCSS = cutouts[: len(y_N[rows])]
             if tile is None:
-                shape = (len(y_N[rows]), len(step_C), store.cutout_size, store.cutout_size)
-                cutout_NCSS = np.full(shape, np.nan, dtype=np.float32)
+                cutout_NCSS[:] = np.nan
             else:
-                cutout_NCSS = extract_cutouts(
-                    tile.image_CHW, y_N[rows], x_N[rows], store.cutout_size
-                )
+                extract_cutouts(tile.image_CHW, y_N[rows], x_N[rows], size, cutout_NCSS)
             round_pixels(cutout_NCSS, step_C)
             measured = Measurements(
                 y_N=y_N[rows],
