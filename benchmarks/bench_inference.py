@@ -31,7 +31,7 @@ from side_by_side import about, alternate, finish, parser, ratio
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.augment import prepare
 from photozhpc.model.engine import Engine
-from photozhpc.report.bench import from_disk, images_of, in_memory
+from photozhpc.report.bench import from_disk, images_of, in_memory, store_bytes
 from photozhpc.report.synthetic_store import make_store
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
@@ -100,10 +100,13 @@ def utilisation(store: CutoutStore, folder: Path, rounds: int) -> dict[str, obje
             "startup_s": [run["startup_s"] for run in disk],
             "utilisation": median(d / m for d, m in zip(rates, memory, strict=True)),
         }
+    parts = list((folder / "out" / "catalog").iterdir())
+    found["store_bytes_per_source"] = store_bytes(store) / len(store)
+    found["catalog_bytes_per_source"] = sum(p.stat().st_size for p in parts) / len(store)
     return found
 
 
-def reference_way(folder: Path, rounds: int, n: int = 2048) -> dict[str, object]:
+def reference_way(folder: Path, rounds: int, n: int = 8192) -> dict[str, object]:
     import h5py
     from reference import dataset, pita_module
 
@@ -181,7 +184,9 @@ def first_part(store: CutoutStore, folder: Path, rounds: int) -> dict[str, objec
         while not list(out.glob("catalog/part-*.parquet")):
             time.sleep(0.02)
         seconds.append(time.perf_counter() - start)
+        process.terminate()
         process.wait()
+        time.sleep(3)  # its workers notice
     return {"seconds": seconds, "median": median(seconds)}
 
 
@@ -202,7 +207,7 @@ def main() -> None:
         parts = {
             "forward": lambda: forward(store, options.rounds),
             "utilisation": lambda: utilisation(store, folder, options.rounds),
-            "reference": lambda: reference_way(folder, min(options.rounds, 3)),
+            "reference": lambda: reference_way(folder, min(options.rounds, 2)),
             "memory": lambda: memory(folder, options.memory_sources),
             "first": lambda: first_part(store, folder, min(options.rounds, 3)),
         }

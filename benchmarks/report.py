@@ -102,6 +102,121 @@ def science_section(path: Path) -> str:
     return text + ("\n\n" + notes.read_text().strip() if notes.exists() else "")
 
 
+def load(name: str) -> dict:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def throughput_section() -> str:
+    """What was asked of the speed, and what was reached, each from one run of one benchmark."""
+    rows: list[tuple[str, str, str, str, str]] = []
+
+    def row(what: str, against: str, asked: str, reached: object, benchmark: str) -> None:
+        value = f"{reached:.2f}" if isinstance(reached, float) else str(reached)
+        rows.append((what, against, asked, value, f"bench_{benchmark}.py"))
+
+    if found := load("inference"):
+        if use := found.get("utilisation"):
+            what = "inference, disk to disk, bundled model"
+            against = "the engine on images in memory"
+            row(what + ", compiled", against, "0.90", use["compiled"]["utilisation"], "inference")
+            row(what + ", eager", against, "0.90", use["eager"]["utilisation"], "inference")
+        if "reference" in found:
+            what = "inference, disk to disk, ConvNeXt-Tiny"
+            row(what, "pita-z's way", "4.0", found["reference"]["times_pita_z"], "inference")
+        for name, threads in found.get("forward", {}).items():
+            if name.endswith("_threads"):
+                what = f"forward pass, bundled model, {name[0]} thread{'s' * (name[0] != '1')}"
+                for kind in ("_compiled", ""):
+                    value = threads[f"times_eager_float32{kind}"]
+                    label = what + (", compiled" if kind else ", eager")
+                    row(label, "eager float32", "3.0", value, "inference")
+        if "memory" in found:
+            peak = found["memory"]["peak_mb"]
+            sizes = " to ".join(f"{int(n):.0e}" for n in peak)
+            row(
+                f"peak memory of a worker, {sizes} sources",
+                "the smallest",
+                "1.05, 1500 MB",
+                f"{found['memory']['largest_over_smallest']:.3f}, {max(peak.values()):.0f} MB",
+                "inference",
+            )
+        if "first" in found:
+            seconds = f"{found['first']['median']:.1f} s"
+            row("time to the first finished part", "", "5 s", seconds, "inference")
+    if found := load("train_cpu"):
+        row("training step, paper's PITA", "pita-z", "2.2", found["times_pita_z"], "train")
+    if found := load("photometry"):
+        for radius in (3, 8):
+            value = found[f"r{radius}_one_core"]["times_sep"]
+            row(f"sum_circles, r = {radius} px, one thread", "sep", "1.0", value, "photometry")
+            value = found[f"r{radius}_two_threads_times_one"]
+            what = f"sum_circles, r = {radius} px, two threads"
+            row(what, "one thread", "1.8", value, "photometry")
+        value = found["five_radii_one_core"]["times_five_sep"]
+        row("five radii in one pass", "five sep calls", "1.5", value, "photometry")
+    if found := load("cutouts"):
+        cores = found["four_bands_all_cores"]
+        for peer, name, asked in (
+            ("cutout2d_wcs", "astropy Cutout2D with WCS", "20"),
+            ("cutout2d", "astropy Cutout2D without WCS", "20"),
+            ("astrocut", "astrocut", "20"),
+            ("cutana", "Cutana", "5"),
+        ):
+            row("cutouts, 4 bands 64 px", name, asked, cores[f"times_{peer}"], "cutouts")
+    if found := load("extract"):
+        value = found["times_cutana_and_sep"]
+        row("mosaics to store, 20 000 sources", "Cutana and sep", "2", value, "extract")
+        value = found["times_cutana_alone"]
+        row("the same", "Cutana without photometry", "", value, "extract")
+    if found := load("scale"):
+        n = f"{found['sources']:.0e} sources, {found['tasks']} tasks"
+        row(f"{n}: ms a shard, writing included", "", "5", found["ms_a_shard"], "scale")
+        peak = f"{found['client_mb_peak']:.0f} MB"
+        row("peak memory of client and scheduler", "", "1000 MB", peak, "scale")
+        seconds = f"{found['resume_seconds_to_first_new_part']:.0f} s"
+        what = f"resumed with {found['parts_resumed']} parts there, until work begins"
+        row(what, "", "60 s", seconds, "scale")
+    lines = ["| what | against | asked | reached | benchmark |", "|:--|:--|--:|--:|:--|"]
+    lines += ["| " + " | ".join(cells) + " |" for cells in rows]
+    notes = RESULTS / "throughput.md"
+    return (
+        "## Throughput\n\nTwo cores, no GPU; ratios are medians over rounds in which both sides "
+        "ran in turn. `python benchmarks/bench_NAME.py --save`; machine, versions and rates are "
+        "below.\n\n"
+        + "\n".join(lines)
+        + ("\n\n" + notes.read_text().strip() if notes.exists() else "")
+    )
+
+
+def cost_table() -> str:
+    """Hours, bytes and files for surveys of several sizes, from the measured rates."""
+    use, scale = load("inference")["utilisation"], load("scale")
+    rates = sorted(use["compiled"]["from_disk_per_s"])
+    rate = rates[len(rates) // 2]
+    stored, written = use["store_bytes_per_source"], use["catalog_bytes_per_source"]
+    lines = [
+        "| sources | hours on these 2 cores | store | its files | catalogue | parts |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    for n in (10**6, 10**8, 10**9):
+        rows_per_part = max(2048, min(max(n // 512, 1024), 32768))
+        cells = [
+            f"{n:.0e}",
+            f"{n / rate / 3600:,.1f}",
+            f"{n * stored / 1e12:,.2f} TB",
+            f"{n / 2048 + 22 * n / 8192:,.0f}",
+            f"{n * written / 1e9:,.1f} GB",
+            f"{n / rows_per_part:,.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + (
+        f"\n\nFrom benchmarks/results: {rate:,.0f} sources/s (inference.json), "
+        f"{stored / 1e3:.1f} kB of store and {written:.0f} bytes of catalogue a source, tiles of 8192 sources, shards of "
+        f"2048; {scale['ms_a_shard']:.1f} ms a part for scheduling and writing (scale.json)."
+    )
+
+
 def timing_section(path: Path) -> str:
     """The ratios of one benchmark, as its JSON has them."""
     result = json.loads(path.read_text())
@@ -136,12 +251,21 @@ def main() -> None:
             )
         )
     sections += [science_section(path) for path in sorted(RESULTS.glob("science_*.json"))]
+    sections.append(throughput_section())
+    guide = HERE.parent / "docs" / "performance.md"
+    guide.write_text(
+        re.sub(
+            r"(<!-- cost -->\n).*?(<!-- /cost -->)",
+            lambda m: f"{m[1]}{cost_table()}\n{m[2]}",
+            guide.read_text(),
+            flags=re.DOTALL,
+        )
+    )
     for path in sorted(RESULTS.glob("*.json")):
-        if path != bundled and (HERE / f"bench_{path.stem}.py").exists():
-            sections.append(
-                f"## {path.stem}\n\n`python benchmarks/bench_{path.stem}.py --save`\n\n"
-                + timing_section(path)
-            )
+        program = f"bench_{path.stem.split('_')[0]}.py"
+        if path != bundled and (HERE / program).exists():
+            command = f"`python benchmarks/{program} --save`"
+            sections.append(f"## {path.stem}\n\n{command}\n\n{timing_section(path)}")
     (HERE / "RESULTS.md").write_text("\n\n".join(sections) + "\n")
     print(f"wrote {HERE / 'RESULTS.md'}")
 

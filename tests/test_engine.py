@@ -12,7 +12,7 @@ import torch
 from photozhpc.model import compiled as compiled_module
 from photozhpc.model import load_checkpoint
 from photozhpc.model.checkpoint import save_checkpoint
-from photozhpc.model.engine import Engine
+from photozhpc.model.engine import Engine, default_batch_size
 from photozhpc.model.pita import PITA, PITAConfig
 from photozhpc.survey import load_survey
 
@@ -133,3 +133,18 @@ def test_cutouts_may_have_the_size_that_is_seen_or_more(model_file, images) -> N
     assert engine.predict(cutout[:0], ebv[:0]).z_phot_N.shape == (0,)
     with pytest.raises(ValueError, match="no central 32"):
         engine.predict(cutout[:, :, :30, :30], ebv)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (CONFIG, 256),
+        (PITAConfig(), 32),  # ConvNeXt-Tiny on 64 px
+        (PITAConfig(encoder="convnext_atto", crop=256), 16),
+    ],
+)
+def test_a_batch_fits_the_cache(config: PITAConfig, expected: int) -> None:
+    with torch.device("meta"):
+        model = PITA(config)
+    assert default_batch_size(model, torch.device("cpu")) == expected
+    assert default_batch_size(model, torch.device("cuda")) == 2048

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from photozhpc.mosaic.cutouts import extract_cutouts
+from photozhpc.mosaic.cutouts import count_finite, extract_cutouts
 
 
 def padded_slices(image_CHW, y_N, x_N, size):
@@ -84,3 +84,19 @@ def test_a_bad_argument_is_named(change, words):
     good = {"image_CHW": np.ones((1, 5, 5)), "y_N": [1.0], "x_N": [1.0], "size": 3}
     with pytest.raises(ValueError, match=words):
         extract_cutouts(**{**good, **change})
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 32, 33])
+def test_finite_pixels_are_counted_in_the_middle(side: int) -> None:
+    rng = np.random.default_rng(0)
+    cutout = rng.normal(size=(9, 3, 33, 33)).astype(np.float32)
+    cutout[rng.random(cutout.shape) < 0.1] = np.nan
+    cutout[rng.random(cutout.shape) < 0.1] = -np.inf
+    first = 33 // 2 - side // 2
+    seen = cutout[:, :, first : first + side, first : first + side]
+    expected = np.isfinite(seen).sum(axis=(2, 3))
+    np.testing.assert_array_equal(count_finite(cutout, side), expected)
+    np.testing.assert_array_equal(count_finite(seen, side), expected)  # not contiguous
+    np.testing.assert_array_equal(count_finite(seen.copy(), side), expected)
+    with pytest.raises(ValueError, match="have no central"):
+        count_finite(cutout, 34)

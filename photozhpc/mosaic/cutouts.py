@@ -119,17 +119,22 @@ def count_finite(cutout_NCSS: NDArray[np.float32], side: int) -> NDArray[np.int6
     if not 0 < side <= size:
         raise ValueError(f"cutouts of {size} pixels have no central {side}")
     n_finite_NC = np.empty(cutout_NCSS.shape[:2], np.int64)
-    _count_finite(cutout_NCSS, size // 2 - side // 2, side, n_finite_NC)
+    first = size // 2 - side // 2
+    rows, columns = (first, first + side), (first, first + side)
+    if side == size and cutout_NCSS.flags.c_contiguous:  # a band is one long row
+        cutout_NCSS = cutout_NCSS.reshape(*n_finite_NC.shape, 1, size**2)
+        rows, columns = (0, 1), (0, size**2)
+    _count_finite(cutout_NCSS, *rows, *columns, n_finite_NC)
     return n_finite_NC
 
 
 @numba.njit(nogil=True, cache=True)
-def _count_finite(cutout_NCSS, first, side, n_finite_NC):
-    for n in range(cutout_NCSS.shape[0]):
-        for c in range(cutout_NCSS.shape[1]):
+def _count_finite(cutout_NCHW, i0, i1, j0, j1, n_finite_NC):
+    for n in range(cutout_NCHW.shape[0]):
+        for c in range(cutout_NCHW.shape[1]):
             count = 0
-            for i in range(first, first + side):
-                row = cutout_NCSS[n, c, i, first : first + side]
+            for i in range(i0, i1):
+                row = cutout_NCHW[n, c, i, j0:j1]
                 for j in range(row.size):
                     count += abs(row[j]) < np.inf
             n_finite_NC[n, c] = count

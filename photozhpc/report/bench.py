@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from photozhpc.catalog.run import run_inference
@@ -124,13 +125,23 @@ def from_disk(
     workers: int,
     device: Device = "cpu",
 ) -> dict[str, float]:
-    """Make the catalogue of a store; return sources a second without the start-up, and that."""
+    """Make the catalogue of a store; return sources a second, and the seconds of the start-up.
+
+    The rate is sustained: while all workers are at work, from when a tenth of the sources is
+    written until nine tenths are; of fewer than 20 parts, from the start-up to the end.
+    """
     shutil.rmtree(out, ignore_errors=True)
     run = run_inference(
         store.path, checkpoint, out, None, workers, device, compiled=compiled, progress=False
     )
-    seconds = run.wall_seconds - run.startup_seconds
-    return {"sources_per_s": run.counts.rows / seconds, "startup_s": run.startup_seconds}
+    rate = run.counts.rows / (run.wall_seconds - run.startup_seconds)
+    parts = sorted((out / "catalog").iterdir(), key=lambda part: part.stat().st_mtime_ns)
+    if len(parts) >= 20:
+        rows = np.cumsum([pq.read_metadata(part).num_rows for part in parts])
+        first, last = np.searchsorted(rows, (0.1 * rows[-1], 0.9 * rows[-1]))
+        elapsed = parts[last].stat().st_mtime_ns - parts[first].stat().st_mtime_ns
+        rate = 1e9 * float(rows[last] - rows[first]) / elapsed
+    return {"sources_per_s": rate, "startup_s": run.startup_seconds}
 
 
 def in_memory(

@@ -1,0 +1,175 @@
+"""The engine's ceiling, the way from store to catalogue, and a training step, on a GPU.
+
+benchmarks/gpu.sh [OUT.json] [--device cuda] [--sources 400000] [--small]
+
+ceiling   images/s of the forward pass on tensors that are on the device already, for the bundled
+          model and the paper's ConvNeXt-Tiny: float32, bfloat16, bfloat16 compiled, by batch size
+feed      images/s that one thread and all cores read and decode from the store
+disk      sources/s from store to catalogue over the engine's on images in host memory
+train     images/s of a training step of the paper's PITA, beside pita-z's
+cost      what 300 million sources take at these rates
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from side_by_side import about
+
+from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
+from photozhpc.model.engine import Engine
+from photozhpc.report.bench import bench_infer
+from photozhpc.report.synthetic_store import make_store
+from photozhpc.store import CutoutStore
+from photozhpc.survey import load_survey
+
+HERE = Path(__file__).parent
+SURVEY_SOURCES = 300_000_000
+
+
+def ceiling(checkpoint_path: Path, device: str, batches: list[int], compiled: bool) -> dict:
+    """Images a second of the forward pass alone, by precision and batch size."""
+    checkpoint = load_checkpoint(checkpoint_path)
+    found: dict[str, Any] = {}
+    for batch in batches:
+        rates = {}
+        for name, dtype, use in (
+            ("float32", torch.float32, False),
+            ("bfloat16", torch.bfloat16, False),
+            ("bfloat16 compiled", torch.bfloat16, compiled),
+        ):
+            if name.endswith("compiled") and not compiled:
+                continue
+            start = time.perf_counter()
+            engine = Engine(checkpoint, device, batch, dtype, compiled=use)
+            ready = time.perf_counter() - start
+            run = engine._full_batch or engine.forward
+            shape = (batch, checkpoint.pita.config.n_bands, engine.side_pix, engine.side_pix)
+            cutout = torch.randn(shape, device=device)
+            ebv = torch.zeros(batch, device=device)
+            with torch.inference_mode():
+                rates[name] = batch / seconds_of(lambda r=run, c=cutout, e=ebv: r(c, e), device)
+            if use:
+                rates["compiled"], rates["seconds to compile"] = engine.is_compiled, ready
+        found[str(batch)] = rates
+        print(checkpoint_path.name, batch, rates, flush=True)
+    if device.startswith("cuda"):
+        found["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        torch.cuda.reset_peak_memory_stats()
+    return found
+
+
+def seconds_of(run, device: str) -> float:
+    """Median seconds of a call, the device idle before and after."""
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(10):
+        wait(device)
+        start = time.perf_counter()
+        run()
+        wait(device)
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def feed(store: CutoutStore, side: int) -> dict[str, float]:
+    """Images a second that threads read and decode, without a model."""
+    keys = list(store.shards())[:64]
+    lengths = store.shard_lengths()
+
+    def read(key) -> int:
+        out = np.empty((256, len(store.survey.bands), side, side), np.float32)
+        for a in range(0, lengths[key], 256):
+            n = min(256, lengths[key] - a)
+            store.read_cutouts(key, slice(a, a + n), side, out[:n])
+        return lengths[key]
+
+    found = {}
+    for threads in sorted({1, len(os.sched_getaffinity(0))}):
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(read, keys[:threads]))
+            start = time.perf_counter()
+            done = sum(pool.map(read, keys))
+            found[f"{threads}_threads"] = done / (time.perf_counter() - start)
+    return found
+
+
+def train_step(device: str, batch: int, rounds: int) -> dict[str, Any]:
+    command = [sys.executable, "-W", "ignore", HERE / "bench_train.py", "--device", device]
+    command += ["--batch", batch, "--rounds", rounds]
+    try:
+        done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        return {"failed": error.stderr[-500:]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", nargs="?", type=Path, default=HERE / "results" / "gpu.json")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--sources", type=int, default=400_000)
+    parser.add_argument("--folder", type=Path, help="a fast local disk")
+    parser.add_argument("--small", action="store_true", help="small sizes, nothing compiled")
+    options = parser.parse_args()
+    device, small = options.device, options.small
+    n_sources = 4096 if small else options.sources
+    batches = [64] if small else [512, 2048, 4096]
+    result = about("gpu", "torch timm zarr dask numba", device=device, sources=n_sources)
+    if device == "cuda":
+        result["gpu"] = torch.cuda.get_device_name()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        survey = load_survey("roman-sim")
+        torch.manual_seed(0)
+        tiny = PITA(PITAConfig(encoder="convnext_atto" if small else "convnext_tiny"))
+        models = {
+            "bundled": Path(bundled_checkpoint("roman-sim")),
+            "convnext_tiny": save_checkpoint(folder / "tiny.safetensors", tiny, survey),
+        }
+        store = make_store(folder / "store", survey, min(n_sources, 131_072))
+        for name, path in models.items():
+            side = load_checkpoint(path).pita.config.crop
+            infer = bench_infer(n_sources, device, not small, None, path, folder)
+            result[name] = {
+                "ceiling": ceiling(path, device, batches, not small),
+                "feed": feed(store, side),
+                "disk": {key: value for key, value in infer.items() if key != "cost"},
+                "cost": {
+                    "sources": SURVEY_SOURCES,
+                    "gpu_hours": SURVEY_SOURCES / infer["from_disk_per_s"] / 3600,
+                    "store_tb": SURVEY_SOURCES * infer["store_bytes_per_source"] / 1e12,
+                    "catalog_gb": SURVEY_SOURCES * infer["catalog_bytes_per_source"] / 1e9,
+                },
+            }
+            print(name, result[name], flush=True)
+        if not small:
+            result["train"] = train_step(device, 256, 3)
+    result["seconds"] = time.perf_counter() - started
+    line = json.dumps(result)
+    options.out.parent.mkdir(exist_ok=True, parents=True)
+    options.out.write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
