@@ -13,6 +13,7 @@ first         seconds from `photozhpc infer` to its first finished part
 """
 
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from statistics import median
 import numpy as np
 import psutil
 import torch
-from side_by_side import about, alternate, finish, parser, ratio
+from side_by_side import RESULTS, about, alternate, finish, parser, ratio
 
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.augment import prepare
@@ -198,7 +199,9 @@ def main() -> None:
     options.add_argument("--memory-sources", type=int, nargs="+", default=[10_000, 1_000_000])
     options.add_argument("--folder", type=Path, help="where there is room for some GB")
     options = options.parse_args()
-    results = about(
+    before = RESULTS / "inference.json"
+    results = json.loads(before.read_text()) if before.exists() else {}  # parts not run again stay
+    results |= about(
         "inference", "torch timm zarr dask distributed numba pyarrow", sources=options.sources
     )
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

@@ -212,8 +212,9 @@ def cost_table() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + (
         f"\n\nFrom benchmarks/results: {rate:,.0f} sources/s (inference.json), "
-        f"{stored / 1e3:.1f} kB of store and {written:.0f} bytes of catalogue a source, tiles of 8192 sources, shards of "
-        f"2048; {scale['ms_a_shard']:.1f} ms a part for scheduling and writing (scale.json)."
+        f"{stored / 1e3:.1f} kB of store and {written:.0f} bytes of catalogue a source, tiles of "
+        f"8192 sources, shards of 2048; {scale['ms_a_shard']:.1f} ms a part for scheduling and "
+        f"writing (scale.json)."
     )
 
 

@@ -40,7 +40,10 @@ _QUIET_LOGGERS = ("distributed", "distributed.client", "distributed.worker", "to
 _CONFIG: dict[str, Any] = {
     # The defaults leak OMP_NUM_THREADS=1 into this process, and a trim threshold with which
     # glibc maps and unmaps every temporary array (see `worker_environments` for the threads).
-    "distributed.nanny.pre-spawn-environ": {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"},
+    "distributed.nanny.pre-spawn-environ": {
+        "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical",
+        "MALLOC_ARENA_MAX": "2",  # else each of a worker's threads holds on to memory of its own
+    },
     "distributed.worker.profile.enabled": False,
     "distributed.scheduler.no-workers-timeout": "120s",
     "distributed.diagnostics.nvml": False,

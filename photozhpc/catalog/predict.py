@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 # A band that lost more than this share of the pixels that the network sees is flagged.
 MAX_BAD_FRACTION = 0.05
+# Cutouts that are read at a time: whole chunks of the store, whole batches of the engine.
+MIN_BLOCK_LEN = 256
 _loading = threading.Lock()
 
 
@@ -132,7 +134,8 @@ def _part_table(store: CutoutStore, part: Part, engine: "Engine | PhotometryEngi
     ood_N = np.empty(part.n_rows, dtype=np.float32)
     flags_N = np.empty(part.n_rows, dtype=np.int32)
     side = min(engine.side_pix, store.cutout_size)
-    for rows, cutout_BCSS in _batches(store, part, side, engine.batch_size):
+    block_len = max(engine.batch_size, MIN_BLOCK_LEN)
+    for rows, cutout_BCSS in _blocks(store, part, side, block_len):
         photoz_N[rows], quantile_NQ[rows], ood_N[rows] = engine.predict(
             cutout_BCSS, sources.ebv_N[rows], measured.flux_NCR[rows]
         )
@@ -152,24 +155,24 @@ def _part_table(store: CutoutStore, part: Part, engine: "Engine | PhotometryEngi
     )
 
 
-def _batches(
-    store: CutoutStore, part: Part, side: int, batch_size: int
+def _blocks(
+    store: CutoutStore, part: Part, side: int, block_len: int
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Yield the part's cutouts, a batch at a time whatever the shards, and which rows they are.
+    """Yield the part's cutouts, so many at a time whatever the shards, and which rows they are.
 
-    Each batch takes the place of the one before.
+    Each block takes the place of the one before.
     """
-    batch_size = min(batch_size, part.n_rows)
-    batch_BCSS = np.empty((batch_size, len(store.survey.bands), side, side), np.float32)
+    block_len = min(block_len, part.n_rows)
+    block_BCSS = np.empty((block_len, len(store.survey.bands), side, side), np.float32)
     first = filled = 0
     for key, length in zip(part.shards, part.shard_lengths, strict=True):
         at = 0
         while at < length:
-            n = min(length - at, batch_size - filled)
-            store.read_cutouts(key, slice(at, at + n), side, batch_BCSS[filled : filled + n])
+            n = min(length - at, block_len - filled)
+            store.read_cutouts(key, slice(at, at + n), side, block_BCSS[filled : filled + n])
             at, filled = at + n, filled + n
-            if filled == batch_size or first + filled == part.n_rows:
-                yield slice(first, first + filled), batch_BCSS[:filled]
+            if filled == block_len or first + filled == part.n_rows:
+                yield slice(first, first + filled), block_BCSS[:filled]
                 first, filled = first + filled, 0
 
 

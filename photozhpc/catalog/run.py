@@ -323,8 +323,10 @@ def _stream(
                 failures[part] = error
         n_done += len(batch)
         ahead = min(_MAX_AHEAD, int(_AHEAD_SECONDS * n_done / (time.monotonic() - started)))
-        ahead = ahead if n_tasks else 0
-        room = n_workers * (n_tasks + 1) + ahead - len(in_flight)
+        # Towards the end each worker has one, or one worker would have two while another has none.
+        depth = min(n_tasks + 1, max(1, (len(parts) - n_done) // (2 * n_workers)))
+        ahead = ahead if n_tasks and depth > n_tasks else 0
+        room = n_workers * depth + ahead - len(in_flight)
         if room > ahead // 2:
             some = list(islice(waiting, room))
             if some:
