@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from photozhpc.model.augment import calibrate, centre_crop, prepare, random_view
+from photozhpc.model.augment import calibrate, centre_crop, prepare, random_view, stretch
 
 
 def _image(n: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -100,3 +100,13 @@ def test_calibrate_does_not_clip() -> None:
     bright = torch.full((1, 1, 4, 4), 1e30)
     out = calibrate(bright, torch.zeros(1), torch.ones(1), torch.ones(1))
     assert torch.equal(out, bright)
+
+
+def test_the_quick_asinh_is_asinh() -> None:
+    size = torch.cat([torch.zeros(1), torch.logspace(-30, 38, 2000, dtype=torch.float64).float()])
+    x = torch.cat([-size, size])
+    exact = torch.asinh(x.double())
+    found = stretch(x, "asinh").double()
+    torch.testing.assert_close(found, exact, rtol=5e-7, atol=1e-30)
+    infinite = stretch(torch.tensor([float("inf"), float("-inf")]), "asinh")
+    assert infinite.tolist() == [float("inf"), float("-inf")]

@@ -36,11 +36,15 @@ def stretch(image_BCHW: Tensor, kind: Literal["none", "asinh"]) -> Tensor:
 
 
 def _asinh(x: Tensor) -> Tensor:
-    """torch.asinh up to 1e18, from vectorised functions: 7 times as fast on a CPU."""
-    x = x.clamp(-1e18, 1e18)  # whose square is finite
+    """torch.asinh to the last bits, from vectorised functions: 7 times as fast on a CPU.
+
+    log1p(x + x^2 / (1 + sqrt(1 + x^2))) for positive x, with 1/x in the place of x where x^2
+    would overflow; infinite above 1.7e38.
+    """
     size = x.abs()
-    square = x * x
-    return torch.copysign(torch.log1p(size + square / (1 + torch.sqrt(1 + square))), x)
+    inverse = 1 / size
+    grown = size / (inverse + torch.sqrt(1 + inverse * inverse))
+    return torch.copysign(torch.log1p(size + grown), x)
 
 
 def centre_crop(image_BCSS: Tensor, crop: int) -> Tensor:

@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from photozhpc import __version__
 from photozhpc.disk import replacing
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
 from photozhpc.model.forward import Forward
@@ -45,7 +44,7 @@ def compiled_forward(
     Args:
         batch_size: images in a batch, each of the model's crop.
     """
-    about = [checkpoint.sha256, precision, batch_size, torch.__version__, __version__]
+    about = [checkpoint.sha256, precision, batch_size, torch.__version__, _code_digest()]
     about += [torch.get_num_threads()] if device.type == "cpu" else []
     about += [platform.machine(), _processor(device)]
     key = hashlib.sha256(repr(about).encode()).hexdigest()[:32]
@@ -93,6 +92,14 @@ def _make(path: Path, what: list[str]) -> None:
                 text=True,
                 timeout=_SECONDS,
             )
+
+
+def _code_digest() -> str:
+    """Return a digest of the source of this folder, which is what is compiled."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _processor(device: torch.device) -> str:
