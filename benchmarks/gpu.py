@@ -141,10 +141,12 @@ def main() -> None:
         folder = Path(name)
         survey = load_survey("roman-sim")
         torch.manual_seed(0)
-        tiny = PITA(PITAConfig(encoder="convnext_atto" if small else "convnext_tiny"))
+        encoder = "convnext_atto" if small else "convnext_tiny"
         models = {
             "bundled": Path(bundled_checkpoint("roman-sim")),
-            "convnext_tiny": save_checkpoint(folder / "tiny.safetensors", tiny, survey),
+            encoder: save_checkpoint(
+                folder / "paper.safetensors", PITA(PITAConfig(encoder=encoder)), survey
+            ),
         }
         store = make_store(folder / "store", survey, min(n_sources, 131_072))
         for name, path in models.items():

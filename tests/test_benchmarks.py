@@ -24,7 +24,7 @@ def test_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
     subprocess.run(command, check=True, capture_output=True, env=environment)
     result = json.loads(out.read_text())
-    for model in ("bundled", "convnext_tiny"):
+    for model in ("bundled", "convnext_atto"):  # not small: convnext_tiny
         found = result[model]
         assert found["ceiling"]["64"]["bfloat16"] > 0
         assert found["feed"]["1_threads"] > 0

@@ -1,10 +1,7 @@
 """Checkpoints made by pita-z itself, imported, give what pita-z gives; others are refused."""
 
-import importlib.util
 import os
 import pickle
-import sys
-import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference import reference
 from torch import nn
 
 from photozhpc.errors import CheckpointError, StoreError
@@ -27,25 +25,6 @@ SURVEY = load_survey("candels")
 PAPER = [128, 128, 128, 128, 128, 64]
 RELEASED = [256, 128, 128, 128, 128, 64]
 pytest.importorskip("pita_z")
-
-
-def reference(name: str) -> types.ModuleType:
-    """Import a module of pita-z 0.0.1, which needs two cures.
-
-    It imports its own `lr_schedulers` by a bare name; and `ReddeningTransform` asserts that a
-    shape equals a number, which never holds (the repository has it mended): asserts are left out.
-    """
-    folder = Path(importlib.util.find_spec("pita_z").submodule_search_locations[0])  # type: ignore
-    module = types.ModuleType(name.replace("/", "_"))
-    source = (folder / f"{name}.py").read_text()
-    sys.path.insert(0, str(folder / "utils"))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Lightning's imports
-            exec(compile(source, name, "exec", optimize=1), module.__dict__)
-    finally:
-        sys.path.remove(str(folder / "utils"))
-    return module
 
 
 def randomise(module: nn.Module, seed: int) -> None:

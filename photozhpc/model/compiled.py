@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from photozhpc.disk import replacing
+from photozhpc.errors import CheckpointError
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
 from photozhpc.model.forward import Forward
 
@@ -51,7 +52,8 @@ def compiled_forward(
     try:
         path = _cache_folder() / f"{key}.pt2"
         if not path.exists():
-            _make(path, [str(checkpoint.path), str(precision), str(batch_size), str(device)])
+            what = (checkpoint.path, checkpoint.sha256, precision, batch_size, device)
+            _make(path, [str(word) for word in what])
         package = torch._inductor.aoti_load_package(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
@@ -112,8 +114,13 @@ def _processor(device: torch.device) -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _compile(checkpoint: str, precision: str, batch_size: str, device: str, out: str) -> None:
-    model = load_checkpoint(checkpoint).pita
+def _compile(
+    path: str, sha256: str, precision: str, batch_size: str, device: str, out: str
+) -> None:
+    checkpoint = load_checkpoint(path)
+    if checkpoint.sha256 != sha256:
+        raise CheckpointError(f"{path}: was changed in the meantime")
+    model = checkpoint.pita
     dtype = getattr(torch, precision.removeprefix("torch."))
     shape = (int(batch_size), model.config.n_bands, model.config.crop, model.config.crop)
     example = (torch.zeros(shape, device=device), torch.zeros(shape[0], device=device))

@@ -108,7 +108,7 @@ class _Block(nn.Module):
         into, out_of = (layer.weight.detach().flatten(1) for layer in (mlp.fc1, mlp.fc2))
         self.weight_in = _parameter(into * block.norm.weight.detach(), dtype)
         self.bias_in = _parameter(mlp.fc1.bias.detach() + into @ block.norm.bias.detach(), dtype)
-        scale = torch.ones(len(out_of)) if block.gamma is None else block.gamma.detach()
+        scale = torch.ones_like(mlp.fc2.bias) if block.gamma is None else block.gamma.detach()
         self.weight_out = _parameter(out_of * scale[:, None], dtype)
         self.bias_out = _parameter(mlp.fc2.bias.detach() * scale, dtype)
 

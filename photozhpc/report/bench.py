@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import queue
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from photozhpc.catalog.run import run_inference
 from photozhpc.cluster import Device, device_list
+from photozhpc.errors import RunError
 from photozhpc.model import bundled_checkpoint
 from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.photometry import local_sky, sum_circles
@@ -86,19 +89,20 @@ def bench_infer(
     n_workers = workers or len(devices) or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(dir=folder) as name:
         store = make_store(Path(name) / "store", load_survey("roman-sim"), n_sources)
-        n_bytes = store_bytes(store) / len(store)
+        n_stored = len(store)
+        n_bytes = store_bytes(store) / n_stored
         kind: Device = "cuda" if devices else "cpu"
         out = Path(name) / "out"
         from_disk(path, store, out, compiled, n_workers, kind)  # compiles, fills caches
         memory = in_memory(path, store, compiled, n_workers, devices)
         disk = from_disk(path, store, out, compiled, n_workers, kind)
-        catalog_bytes = sum(f.stat().st_size for f in (out / "catalog").iterdir()) / len(store)
+        catalog_bytes = sum(f.stat().st_size for f in (out / "catalog").iterdir()) / n_stored
     rate = disk["sources_per_s"]
     return {
         "device": kind,
         "workers": n_workers,
         "compiled": compiled,
-        "sources": n_sources,
+        "sources": n_stored,
         "in_memory_per_s": memory,
         "from_disk_per_s": rate,
         "utilisation": rate / memory,
@@ -165,10 +169,19 @@ def in_memory(
     ]
     for process in processes:
         process.start()
-    rates = [answer.get(timeout=1200) for _ in processes]
-    for process in processes:
-        process.join()
-    return float(sum(rates))
+    rates: list[float] = []
+    try:
+        while len(rates) < workers:
+            with suppress(queue.Empty):
+                rates.append(answer.get(timeout=1))
+            if any(process.exitcode for process in processes):
+                raise RunError("the engine could not be measured: a process of it died (see above)")
+    finally:
+        for process in processes:
+            if len(rates) < workers:  # the others wait for the one that died
+                process.kill()
+            process.join()
+    return sum(rates)
 
 
 def _in_memory(

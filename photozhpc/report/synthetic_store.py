@@ -9,8 +9,8 @@ import numpy as np
 
 from photozhpc.mosaic.sources import Sources
 from photozhpc.store import CutoutStore, Measurements
-from photozhpc.store.cutout_store import own_digest
 from photozhpc.store.ingest import round_pixels, rounding_step
+from photozhpc.store.manifest import own_digest
 from photozhpc.survey import Survey
 
 TILE_LEN = 4096

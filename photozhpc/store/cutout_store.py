@@ -36,6 +36,7 @@ from photozhpc.disk import partial_path, write_durably
 from photozhpc.errors import ConfigError, StoreError
 from photozhpc.mosaic.sources import Sources
 from photozhpc.store.chunks import ArrayLayout, read_layout
+from photozhpc.store.manifest import check_file, make_manifest, read_manifest
 from photozhpc.survey import Survey
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class CutoutStore:
         tiles: dict[str, int] = {}
         digest = hashlib.sha256()
         for path in sorted((self.path / ".manifests").glob("*.json")):
-            manifest = _read_manifest(path)
+            manifest = read_manifest(path)
             tiles[path.stem] = manifest["n_sources"]
             digest.update(manifest["sha256"].encode())
         return StoreIndex(tiles, self.shard_len, digest.hexdigest())
@@ -347,7 +348,7 @@ class CutoutStore:
             writer = TileWriter(arrays, n_sources, self.shard_len)
             yield writer
             writer.finish()
-            manifest = _make_manifest(partial, tile_id, n_sources)
+            manifest = make_manifest(partial, tile_id, n_sources)
             shutil.rmtree(final, ignore_errors=True)  # undeclared remains of a killed run
             os.rename(partial, final)
             write_durably(self._manifest_path(tile_id), json.dumps(manifest).encode())
@@ -362,13 +363,13 @@ class CutoutStore:
         ]
         for path in sorted((self.path / ".manifests").glob("*.json")):
             try:
-                manifest = _read_manifest(path)
+                manifest = read_manifest(path)
             except StoreError as error:
                 problems.append(str(error))
                 continue
             folder = self.path / manifest["tile_id"]
             for name, expected in manifest["files"].items():
-                problem = _check_file(folder / name, expected)
+                problem = check_file(folder / name, expected)
                 if problem:
                     problems.append(f"{_describe(manifest['tile_id'], name)}: {problem}")
             if folder.is_dir():
@@ -538,46 +539,3 @@ def _is_count(value: object) -> bool:
 def _describe(tile_id: str, name: str) -> str:
     shard = re.fullmatch(r"cutout/c/(\d+)/0/0/0", name)
     return f"shard {ShardKey(tile_id, int(shard[1]))}" if shard else f"tile {tile_id}, {name}"
-
-
-def _make_manifest(folder: Path, tile_id: str, n_sources: int) -> dict[str, Any]:
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    manifest: dict[str, Any] = {"tile_id": tile_id, "n_sources": n_sources, "files": files}
-    manifest["sha256"] = own_digest(manifest)
-    return manifest
-
-
-def own_digest(manifest: dict[str, Any]) -> str:
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_bytes())
-        sound = manifest["sha256"] == own_digest(manifest) and manifest["tile_id"] == path.stem
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: the tile's manifest is damaged ({error!r})") from error
-    if not sound:
-        raise StoreError(f"{path}: the tile's manifest was altered; extract the tile again")
-    return manifest
-
-
-def _check_file(path: Path, expected: dict[str, Any]) -> str | None:
-    try:
-        size = path.stat().st_size
-        if size < expected["bytes"]:
-            return f"truncated: {size} of {expected['bytes']} bytes"
-        with open(path, "rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
-                return "altered: its SHA-256 is not the manifest's"
-    except FileNotFoundError:
-        return "missing"
-    except OSError as error:
-        return f"cannot be read ({error})"
-    return None
