@@ -9,7 +9,9 @@ from torch import nn
 from photozhpc.model.depthwise import MAX_PIXELS, DepthwiseConv2d, quicken
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (4, 4), (3, 5), (8, 8), (16, 16)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (2, 2), (4, 4), (3, 5), (8, 8), (16, 16), (13, 9)]
+)
 @pytest.mark.parametrize("side", [3, 7])
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_are_those_of_autograd(height: int, width: int, side: int, bias: bool) -> None:

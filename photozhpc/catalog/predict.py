@@ -194,6 +194,12 @@ def load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
         CheckpointError: the file is damaged, was changed since the run began, or does not fit
             the store.
     """
+    # OpenMP keeps a number for every thread that calls it, and begins with that of a process
+    # which was there before this worker's environment: two threads would want all cores each.
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        import torch
+
+        torch.set_num_threads(int(threads))
     with _loading:
         return _load_engine(model)
 
@@ -204,14 +210,9 @@ def _load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
         raise CheckpointError(
             f"{model.checkpoint_path}: the checkpoint was changed while the run was going on"
         )
-    import torch
-
     from photozhpc.model.checkpoint import load_checkpoint
     from photozhpc.model.engine import make_engine
 
-    # torch may have been imported before this worker's environment was set.
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))
     store = _open_store(model.store_path)
     checkpoint = load_checkpoint(model.checkpoint_path)
     checkpoint.check_store(store.survey, store.cutout_size)

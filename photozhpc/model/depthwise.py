@@ -3,8 +3,9 @@
 oneDNN spends more time on the gradients of these convolutions than on everything else of a
 training step, though they hold a few percent of its arithmetic. On the small maps of a cutout
 both gradients are cheap by other routes: that of the input is the same convolution with the
-kernel turned round, and that of the kernel follows from one product of matrices a channel,
-(pixels out x images) (images x pixels in), summed over the pairs of pixels that share a tap.
+kernel turned round, and that of the kernel follows from products of matrices, either (pixels
+out x images) (images x pixels in) a channel, summed over the pairs of pixels that share a tap, or
+(columns out x rows and images) (rows and images x columns in) a channel and row of the kernel.
 """
 
 from functools import lru_cache
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_PIXELS = 256  # beyond this side x side the matrices cost more than they save
+MAX_PIXELS = 1024  # beyond this side x side the matrices cost more than they save
+_MAX_PIXELS_IN_PAIRS = 64
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -62,7 +64,7 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         (grad_BCHW,) = gradients
         x_BCHW, weight_C1KK = ctx.saved_tensors
-        n_images, n_channels, height, width = x_BCHW.shape
+        n_channels, height, width = x_BCHW.shape[1:]
         side = weight_C1KK.shape[-1]
         grad_x_BCHW = F.conv2d(
             grad_BCHW,
@@ -70,14 +72,44 @@ class _Depthwise(torch.autograd.Function):
             padding=side // 2,
             groups=n_channels,
         )
-        grad_CBI = grad_BCHW.permute(1, 0, 2, 3).reshape(n_channels, n_images, -1)
-        x_CBI = x_BCHW.permute(1, 0, 2, 3).reshape(n_channels, n_images, -1)
-        pair_CII = torch.bmm(grad_CBI.transpose(1, 2), x_CBI).float()
-        tap_CK = pair_CII.new_zeros(n_channels, side * side + 1)
-        tap_CK.index_add_(1, _taps(height, width, side), pair_CII.flatten(1))
-        grad_weight_C1KK = tap_CK[:, :-1].reshape(weight_C1KK.shape)
+        by_pairs = height * width <= _MAX_PIXELS_IN_PAIRS
+        grad_kernel = _grad_kernel_by_pairs if by_pairs else _grad_kernel_by_rows
+        grad_weight_C1KK = grad_kernel(grad_BCHW, x_BCHW, side)[:, None]
         grad_bias_C = grad_BCHW.float().sum(dim=(0, 2, 3)) if ctx.has_bias else None
         return grad_x_BCHW, grad_weight_C1KK, grad_bias_C
+
+
+def _grad_kernel_by_pairs(grad_BCHW: Tensor, x_BCHW: Tensor, side: int) -> Tensor:
+    """Return the gradient of the kernel, (C, side, side), from all pairs of pixels."""
+    n_images, n_channels, height, width = x_BCHW.shape
+    grad_CBI = grad_BCHW.permute(1, 0, 2, 3).reshape(n_channels, n_images, -1)
+    x_CBI = x_BCHW.permute(1, 0, 2, 3).reshape(n_channels, n_images, -1)
+    pair_CII = torch.bmm(grad_CBI.transpose(1, 2), x_CBI).float()
+    tap_CK = pair_CII.new_zeros(n_channels, side * side + 1)
+    tap_CK.index_add_(1, _taps(height, width, side), pair_CII.flatten(1))
+    return tap_CK[:, :-1].reshape(n_channels, side, side)
+
+
+def _grad_kernel_by_rows(grad_BCHW: Tensor, x_BCHW: Tensor, side: int) -> Tensor:
+    """Return the gradient of the kernel, (C, side, side), row by row of the kernel."""
+    n_images, n_channels, height, width = x_BCHW.shape
+    half = min(side // 2, height - 1)  # no two rows are further apart
+    grad_CRW = grad_BCHW.permute(1, 2, 0, 3).reshape(n_channels, -1, width)
+    x_CHBW = F.pad(x_BCHW.permute(1, 2, 0, 3), (0, 0, 0, 0, half, half))
+    x_CRW = x_CHBW.reshape(n_channels, -1, width)
+    n_rows = height * n_images
+    pair_CDWW = torch.stack(
+        [
+            torch.bmm(grad_CRW.mT, x_CRW[:, dy * n_images : dy * n_images + n_rows])
+            for dy in range(2 * half + 1)
+        ],
+        dim=1,
+    ).float()
+    offset_WW = torch.arange(width) - torch.arange(width)[:, None] + side // 2
+    tap_WWK = (offset_WW[..., None] == torch.arange(side)).float()
+    kernel_CDK = pair_CDWW.flatten(2) @ tap_WWK.flatten(0, 1)
+    missing = side // 2 - half
+    return F.pad(kernel_CDK, (0, 0, missing, missing))
 
 
 @lru_cache(maxsize=64)

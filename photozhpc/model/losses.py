@@ -13,11 +13,11 @@ def contrastive_loss(
     The positive of each query is its own key, the negatives are the queue's (He et al. 2020,
     equation 1). All vectors have unit length.
     """
+    query_BP = query_BP / temperature  # the queries, and not all their products
     positive_B1 = (query_BP * key_BP).sum(dim=1, keepdim=True)
-    negative_BK = query_BP @ queue_KP.T
-    logit_BL = torch.cat([positive_B1, negative_BK], dim=1) / temperature
+    logit_BL = torch.cat([positive_B1, query_BP @ queue_KP.T], dim=1)
     return F.cross_entropy(
-        logit_BL, torch.zeros(len(logit_BL), dtype=torch.long).to(query_BP.device)
+        logit_BL, torch.zeros(len(logit_BL), dtype=torch.long, device=query_BP.device)
     )
 
 

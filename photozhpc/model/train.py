@@ -22,6 +22,7 @@ from photozhpc import __version__
 from photozhpc.config import to_mapping
 from photozhpc.disk import replacing
 from photozhpc.errors import CheckpointError, ConfigError, Preempted, RunError
+from photozhpc.memory import keep_freed_memory
 from photozhpc.metrics import PointMetrics, point_metrics
 from photozhpc.model.augment import calibrate, random_view, stretch
 from photozhpc.model.calibrate import fit_uncertainty
@@ -47,6 +48,7 @@ class Trainer:
     """The state of a run: model, key encoder, optimiser, step. It saves and resumes itself."""
 
     def __init__(self, config: TrainConfig, store: CutoutStore, ranks: Ranks | None = None) -> None:
+        keep_freed_memory()
         self.config = config
         self.store = store
         self.ranks = ranks or Ranks()
