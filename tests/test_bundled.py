@@ -76,18 +76,24 @@ def test_the_card_is_of_the_model_and_the_result() -> None:
             )
 
 
-def test_reduced_precision_does_not_move_the_redshifts(unseen) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_reduced_precision_does_not_move_the_redshifts(unseen, compiled: bool) -> None:
     cutout, ebv, z_true = unseen
-    z = {}
-    for precision in (torch.float32, torch.bfloat16):
-        engine = Engine(load_checkpoint(bundled_checkpoint("roman-sim")), precision=precision)
-        z[precision] = engine.predict(cutout, ebv).z_phot_N
-    exact, reduced = z[torch.float32], z[torch.bfloat16]
+    checkpoint = load_checkpoint(bundled_checkpoint("roman-sim"))
+    exact = Engine(checkpoint, precision=torch.float32).predict(cutout, ebv).z_phot_N
+    engine = Engine(checkpoint, precision=torch.bfloat16, compiled=compiled)
+    assert engine.is_compiled == compiled
+    reduced = engine.predict(cutout, ebv).z_phot_N
     good = np.isfinite(exact)
     shift = (reduced - exact)[good] / (1 + exact[good])
-    nmad = point_metrics(z_true, exact).nmad
-    assert np.quantile(np.abs(shift), 0.99) < 0.1 * nmad
+    before, after = (point_metrics(z_true[good], z[good]) for z in (exact, reduced))
+    assert np.quantile(np.abs(shift), 0.99) < 0.1 * before.nmad
     assert abs(shift.mean()) < 0.0005
+    assert after.nmad == pytest.approx(before.nmad, rel=0.01)
+    # One galaxy that crosses the line is more than 1% of the outliers of a sample as small as
+    # this; benchmarks/bench_precision.py asks the same of a large one.
+    n_outliers = [round(m.outlier_fraction * m.n) for m in (before, after)]
+    assert abs(n_outliers[1] - n_outliers[0]) <= max(1, 0.01 * n_outliers[0])
 
 
 def test_a_plain_import_of_timm_works() -> None:

@@ -1,5 +1,6 @@
 """Streaming inference: against a plain loop, taken up again, and refused where it must be."""
 
+import ctypes
 import fcntl
 import json
 import os
@@ -7,19 +8,27 @@ import shutil
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from photozhpc.catalog import PhotozFlag, read_catalog
 from photozhpc.catalog import run as run_module
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
-from photozhpc.catalog.predict import ModelKey, check_fit, photoz_flags, predict_part
+from photozhpc.catalog.predict import (
+    ModelKey,
+    check_fit,
+    load_engine,
+    photoz_flags,
+    predict_part,
+)
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run import run_inference
-from photozhpc.catalog.run_folder import default_rows_per_part, plan_parts
+from photozhpc.catalog.run_folder import default_rows_per_part, file_sha256, plan_parts
 from photozhpc.errors import CatalogError, CheckpointError, ConfigError, RunError, StoreError
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.sources import Sources
@@ -70,8 +79,6 @@ def make_store(path: Path, tiles: dict[str, int], seed: int = 0) -> CutoutStore:
 
 
 def make_checkpoint(path: Path, seed: int = 0, survey_name: str = "roman-sim") -> Path:
-    import torch
-
     from photozhpc.model import PITA, PITAConfig, save_checkpoint
     from photozhpc.model.density import LEVEL_Q
 
@@ -400,6 +407,30 @@ def test_of_many_parts_those_noted_are_believed_by_their_size(
 def test_a_run_goes_on_with_the_engine_it_began_with(store, checkpoint, finished):
     with pytest.raises(CatalogError, match=r"compiled or not, .* see --compile"):
         run_inference(store.path, checkpoint, finished, **SMALL, compiled=True)
+
+
+def test_every_thread_of_a_worker_keeps_to_its_cores(store, checkpoint, monkeypatch):
+    """OpenMP's number of threads is each thread's own; torch asks OpenMP only now and then."""
+    libraries = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
+    openmp = [ctypes.CDLL(path) for path in sorted(libraries)]
+    assert openmp
+    before = torch.get_num_threads()
+    model = ModelKey(str(store.path), str(checkpoint), file_sha256(checkpoint), "cpu", False)
+    wanted = 1 if before > 1 else 2
+    monkeypatch.setenv("OMP_NUM_THREADS", str(wanted))
+
+    def threads_of_a_task() -> list[int]:
+        load_engine(model)
+        return [library.omp_get_max_threads() for library in openmp]
+
+    found = []
+    try:
+        for _ in range(2):  # the second thread finds the model loaded
+            with ThreadPoolExecutor(1) as pool:
+                found.append(pool.submit(threads_of_a_task).result())
+    finally:
+        torch.set_num_threads(before)
+    assert all(wanted in numbers for numbers in found)
 
 
 def test_progress_in_a_log_is_plain_lines(capsys):
