@@ -42,7 +42,12 @@ _CONFIG: dict[str, Any] = {
     # glibc maps and unmaps every temporary array (see `worker_environments` for the threads).
     "distributed.nanny.pre-spawn-environ": {
         "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical",
-        "MALLOC_ARENA_MAX": "2",  # else each of a worker's threads holds on to memory of its own
+        # One heap for all threads and libraries: else each of them holds on to memory of its own.
+        "MALLOC_ARENA_MAX": "1",
+        # What was freed is kept for the next array (photozhpc/memory.py).
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
     },
     "distributed.worker.profile.enabled": False,
     "distributed.scheduler.no-workers-timeout": "120s",

@@ -21,8 +21,12 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write a file at; if the block ends well, fsync it and rename it."""
+def replacing(path: Path, sync_rename: bool = True) -> Iterator[Path]:
+    """Give a temporary path to write a file at; if the block ends well, fsync it and rename it.
+
+    Args:
+        sync_rename: make the rename outlast a power cut too; else `sync_folder` has to, later.
+    """
     partial = partial_path(path)
     try:
         yield partial
@@ -32,17 +36,21 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if sync_rename:
+        sync_folder(path.parent)
 
 
-def write_durably(path: Path, content: bytes | memoryview) -> None:
+def write_durably(path: Path, content: bytes | memoryview, sync_rename: bool = True) -> None:
     """Write a file so that it is there whole or not at all, even if the machine loses power.
+
+    Args:
+        sync_rename: see `replacing`.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
     try:
-        with replacing(path) as partial:
+        with replacing(path, sync_rename) as partial:
             partial.write_bytes(content)
     except OSError as error:
         raise disk_error(path, error) from error

@@ -23,7 +23,7 @@ from photozhpc.cluster import (
     local_client,
     worker_environments,
 )
-from photozhpc.disk import remove_stale_partials
+from photozhpc.disk import remove_stale_partials, sync_folder
 from photozhpc.errors import (
     CatalogError,
     CheckpointError,
@@ -148,6 +148,7 @@ def run_inference(
         finally:
             bar.close()
             remove_stale_partials(job.folder.catalog)
+            sync_folder(job.folder.catalog)
     notes = job.folder.notes()
     missing = [part.file_name for part in due if part.index not in notes]
     if missing:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from photozhpc.catalog.run import run_inference
 from photozhpc.cluster import Device, device_list
 from photozhpc.errors import RunError
+from photozhpc.memory import keep_freed_memory
 from photozhpc.model import bundled_checkpoint
 from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.photometry import local_sky, sum_circles
@@ -201,6 +202,7 @@ def _in_memory(
     from photozhpc.model.engine import Engine
 
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as a worker does
     engine = Engine(load_checkpoint(checkpoint), "cuda" if visible else "cpu", compiled=compiled)
     cutout_NCSS, ebv_N = images_of(CutoutStore.open(store_path), max(2048, engine.batch_size))
     batches = [slice(a, a + engine.batch_size) for a in range(0, len(ebv_N), engine.batch_size)]
