@@ -5,6 +5,7 @@ python benchmarks/bench_photometry.py [--save] [--sources 20000] [--side 2048]
 
 import os
 import time
+from functools import partial
 from statistics import median
 
 os.environ.setdefault("NUMBA_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
@@ -18,6 +19,11 @@ from side_by_side import about, alternate, finish, parser, ratio, rounded
 from photozhpc.mosaic.photometry import local_sky, sum_circles
 
 RADII_PIX = [1.8, 3.6, 7.3, 14.5, 29.1]  # Roman's 0.1 0.2 0.4 0.8 1.6 arcsec at 0.055 arcsec
+
+
+def on_threads(count: int, *what) -> None:
+    numba.set_num_threads(count)
+    sum_circles(*what)
 
 
 def main() -> None:
@@ -95,15 +101,17 @@ def main() -> None:
     print("local sky, annulus of 43.6 to 50.9 px, one core:", rounded(row))
 
     if threads > 1:
-        for radius in (3.0, 8.0):
-
-            def on(count: int, r: float = radius) -> None:
-                numba.set_num_threads(count)
-                sum_circles(image, y, x, r, err)
-
-            seconds = alternate({"one": lambda: on(1), "two": lambda: on(2)}, options.rounds)
-            results[f"r{radius:g}_two_threads_times_one"] = ratio(seconds, "one", "two")
-            print(f"r = {radius:g} px, two threads: {ratio(seconds, 'one', 'two'):.2f} times one")
+        # The list above, which is over in milliseconds, and one of a whole tile.
+        tile = rng.normal(0, 1, (4096, 4096)).astype(np.float32)
+        lists = {"": (image, err, y, x)}
+        lists["_tile"] = (tile, np.ones_like(tile), *rng.uniform(20, 4076, (2, 100_000)))
+        for name, (image_HW, err_HW, y_N, x_N) in lists.items():
+            for radius in (3.0, 8.0):
+                what = (image_HW, y_N, x_N, radius, err_HW)
+                sides = {"one": partial(on_threads, 1, *what), "two": partial(on_threads, 2, *what)}
+                gain = ratio(alternate(sides, 4 * options.rounds), "one", "two")
+                results[f"r{radius:g}{name}_two_threads_times_one"] = gain
+                print(f"{len(y_N)} sources, r = {radius:g} px, two threads: {gain:.2f} times one")
     finish(results, options.save)
 
 

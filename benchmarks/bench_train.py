@@ -18,7 +18,7 @@ from statistics import median
 import numpy as np
 import torch
 from reference import pita_module
-from side_by_side import about, alternate, finish, parser, ratio
+from side_by_side import about, alternate, finish, parser, profile, ratio
 
 from photozhpc.config import from_mapping, load_yaml
 from photozhpc.model.train import Trainer
@@ -73,12 +73,18 @@ def their_side(folder: Path, device: str, batch: int):
 
 
 def serve(side: str, folder: Path, device: str, batch: int, compiled: bool, pipe) -> None:
-    """Make a step whenever asked to; answer with its loss and what the GPU holds, in GB."""
+    """Make a step, or a profile of one, whenever asked to.
+
+    Answers with the loss and what the GPU holds, in GB, or with shares of the time by operator.
+    """
     if side == "ours":
         run = our_side(CutoutStore.open(folder / "store"), device, batch, compiled)
     else:
         run = their_side(folder, device, batch)
-    while pipe.recv():
+    while wanted := pipe.recv():
+        if wanted == "profile":
+            pipe.send(profile(run))
+            continue
         loss = float(run().flatten()[0])
         pipe.send((loss, torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0))
 
@@ -96,12 +102,16 @@ class Side:
         self.gpu_gb = 0.0
 
     def step(self) -> None:
-        self.pipe.send(True)
+        self.pipe.send("step")
         loss, self.gpu_gb = self.pipe.recv()
         self.losses.append(loss)
 
+    def profile(self) -> dict[str, float]:
+        self.pipe.send("profile")
+        return self.pipe.recv()
+
     def stop(self) -> None:
-        self.pipe.send(False)
+        self.pipe.send("")
         self.process.join()
 
 
@@ -127,6 +137,7 @@ def main() -> None:
         steps = {name: side.step for name, side in sides.items()}
         alternate(steps, 4)  # the first ones are slow
         seconds = alternate(steps, options.rounds)
+        results["profile"] = {name: side.profile() for name, side in sides.items()}
         for side in sides.values():
             side.stop()
     assert all(np.isfinite(side.losses).all() for side in sides.values())

@@ -121,6 +121,15 @@ def throughput_section() -> str:
             against = "the engine on images in memory"
             row(what + ", compiled", against, "0.90", use["compiled"]["utilisation"], "inference")
             row(what + ", eager", against, "0.90", use["eager"]["utilisation"], "inference")
+        if "cold" in found:
+            what = "inference, the same compiled, store not in the system's memory"
+            row(
+                what,
+                "the engine on images in memory",
+                "",
+                found["cold"]["utilisation"],
+                "inference",
+            )
         if "reference" in found:
             what = "inference, disk to disk, ConvNeXt-Tiny"
             row(what, "pita-z's way", "4.0", found["reference"]["times_pita_z"], "inference")
@@ -144,26 +153,40 @@ def throughput_section() -> str:
         if "first" in found:
             seconds = f"{found['first']['median']:.1f} s"
             row("time to the first finished part", "", "5 s", seconds, "inference")
+    if found := load("precision"):
+        for name in ("bfloat16", "bfloat16, compiled"):
+            new = found[name]
+            changes = (new["nmad_change"], new["outlier_fraction_change"])
+            row(
+                f"redshifts in {name}: 99% shift, mean shift; change of NMAD, of outliers",
+                "float32",
+                "0.1 NMAD, 0.0005; 1%, 1%",
+                f"{new['shift_99_in_nmad']:.3f} NMAD, {new['mean_shift']:+.5f}; "
+                + ", ".join(f"{100 * change:+.2f}%" for change in changes),
+                "precision",
+            )
     if found := load("train_cpu"):
         row("training step, paper's PITA", "pita-z", "2.2", found["times_pita_z"], "train")
     if found := load("photometry"):
         for radius in (3, 8):
             value = found[f"r{radius}_one_core"]["times_sep"]
             row(f"sum_circles, r = {radius} px, one thread", "sep", "1.0", value, "photometry")
-            value = found[f"r{radius}_two_threads_times_one"]
-            what = f"sum_circles, r = {radius} px, two threads"
-            row(what, "one thread", "1.8", value, "photometry")
+            for n, name in (("20 000", ""), ("100 000", "_tile")):
+                value = found[f"r{radius}{name}_two_threads_times_one"]
+                what = f"sum_circles, r = {radius} px, {n} sources, two threads"
+                row(what, "one thread", "1.8", value, "photometry")
         value = found["five_radii_one_core"]["times_five_sep"]
         row("five radii in one pass", "five sep calls", "1.5", value, "photometry")
     if found := load("cutouts"):
-        cores = found["four_bands_all_cores"]
-        for peer, name, asked in (
-            ("cutout2d_wcs", "astropy Cutout2D with WCS", "20"),
-            ("cutout2d", "astropy Cutout2D without WCS", "20"),
-            ("astrocut", "astrocut", "20"),
-            ("cutana", "Cutana", "5"),
-        ):
-            row("cutouts, 4 bands 64 px", name, asked, cores[f"times_{peer}"], "cutouts")
+        for cores, label in (("one_core", "one core"), ("all_cores", "two cores, the peer's one")):
+            for peer, name, asked in (
+                ("cutout2d_wcs", "astropy Cutout2D with WCS", "20"),
+                ("cutout2d", "astropy Cutout2D without WCS", "20"),
+                ("astrocut", "astrocut", "20"),
+                ("cutana", "Cutana", "5"),
+            ):
+                value = found[f"four_bands_{cores}"][f"times_{peer}"]
+                row(f"cutouts, 4 bands 64 px, {label}", name, asked, value, "cutouts")
     if found := load("extract"):
         value = found["times_cutana_and_sep"]
         row("mosaics to store, 20 000 sources", "Cutana and sep", "2", value, "extract")

@@ -29,6 +29,18 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
     return median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
 
 
+def profile(run: Callable[[], object], n_shown: int = 10) -> dict[str, float]:
+    """The operators of torch that take the most time of a run themselves, as shares of it."""
+    import torch
+
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        run()
+    own = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    largest = sorted(own, key=own.__getitem__, reverse=True)[:n_shown]
+    return {name: float(f"{own[name] / sum(own.values()):.3g}") for name in largest}
+
+
 def rounded(row: dict[str, float]) -> dict[str, float]:
     return {key: float(f"{value:.3g}") for key, value in row.items()}
 

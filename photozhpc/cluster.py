@@ -24,6 +24,7 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_mp_context
 
 from photozhpc.errors import ConfigError, RunError
+from photozhpc.memory import MAX_MMAP_THRESHOLD
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -46,7 +47,7 @@ _CONFIG: dict[str, Any] = {
         "MALLOC_ARENA_MAX": "1",
         # What was freed is kept for the next array (photozhpc/memory.py).
         "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+        "MALLOC_MMAP_THRESHOLD_": str(MAX_MMAP_THRESHOLD),
         "ARROW_DEFAULT_MEMORY_POOL": "system",
     },
     "distributed.worker.profile.enabled": False,

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _BYTES = 1 << 30
+MAX_MMAP_THRESHOLD = 32 << 20  # what every glibc takes
 
 
 def keep_freed_memory() -> None:
@@ -16,5 +17,6 @@ def keep_freed_memory() -> None:
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
+        if not libc.mallopt(_M_MMAP_THRESHOLD, _BYTES):
+            libc.mallopt(_M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
         libc.mallopt(_M_TRIM_THRESHOLD, _BYTES)
-        libc.mallopt(_M_MMAP_THRESHOLD, _BYTES)

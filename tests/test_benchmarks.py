@@ -31,7 +31,7 @@ def test_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path) -> None:
         assert found["disk"]["sources"] == TILE_LEN
         assert 0 < found["disk"]["utilisation"] < 2
         assert found["cost"]["gpu_hours"] == pytest.approx(
-            300e6 / found["disk"]["from_disk_per_s"] / 3600
+            found["disk"]["workers"] * 300e6 / found["disk"]["from_disk_per_s"] / 3600
         )
 
 

@@ -411,7 +411,8 @@ def test_a_run_goes_on_with_the_engine_it_began_with(store, checkpoint, finished
 
 def test_every_thread_of_a_worker_keeps_to_its_cores(store, checkpoint, monkeypatch):
     """OpenMP's number of threads is each thread's own; torch asks OpenMP only now and then."""
-    libraries = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    libraries = {line.split()[-1] for line in maps if "libgomp" in line}
     openmp = [ctypes.CDLL(path) for path in sorted(libraries)]
     assert openmp
     before = torch.get_num_threads()

@@ -3,6 +3,7 @@
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,26 @@ def test_without_a_compiler_it_says_so_and_goes_on(
     assert not engine.is_compiled
     assert np.isfinite(engine.predict(*images).z_phot_N).sum() == 149
     assert not list(cache.glob("*.pt2"))
+
+
+def test_what_one_worker_cannot_compile_those_that_waited_do_not_try(
+    model_file, cache, tmp_path, monkeypatch
+) -> None:
+    broken, tried = tmp_path / "python", tmp_path / "tried"
+    broken.write_text(f"#!/bin/sh\necho once >> {tried}\nsleep 1\necho 'no compiler' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    checkpoint = load_checkpoint(model_file)
+    what = (checkpoint, torch.float32, 16, torch.device("cpu"))
+    with (
+        warnings.catch_warnings(record=True, action="always") as found,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        waiting = [pool.submit(compiled_module.compiled_forward, *what) for _ in range(3)]
+        assert [future.result() for future in waiting] == [None] * 3
+    assert len(found) == 3
+    assert all("no compiler" in str(warning.message) for warning in found)
+    assert tried.read_text() == "once\n"
 
 
 def test_code_that_others_could_have_written_is_not_loaded(model_file, cache) -> None:

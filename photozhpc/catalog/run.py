@@ -48,6 +48,13 @@ MAX_PARTS_READ = 4096
 _PRELOAD = ("photozhpc.catalog.worker",)
 
 
+def tasks_per_worker(on_gpu: bool, n_cores: int) -> int:
+    """Return how many parts a worker with so many cores has in work at a time."""
+    if not on_gpu:
+        return _TASKS_PER_CPU_WORKER
+    return max(_TASKS_PER_CPU_WORKER, min(_MAX_TASKS_PER_GPU_WORKER, n_cores))
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """A finished catalogue.
@@ -232,9 +239,7 @@ def _make(
         RunError, CheckpointError: as `run_inference`.
     """
     device: Device = "cuda" if devices else "cpu"
-    n_tasks = _TASKS_PER_CPU_WORKER
-    if devices:
-        n_tasks = max(n_tasks, min(_MAX_TASKS_PER_GPU_WORKER, CPU_COUNT // n_workers))
+    n_tasks = tasks_per_worker(bool(devices), CPU_COUNT // n_workers)
 
     def lost(_: str) -> None:
         bar.note("infer: a worker died or froze; it is replaced and its part is made again")

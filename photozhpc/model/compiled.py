@@ -18,8 +18,10 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -54,11 +56,12 @@ def compiled_forward(
         if not path.exists():
             what = (checkpoint.path, checkpoint.sha256, precision, batch_size, device)
             _make(path, [str(word) for word in what])
-        package = torch._inductor.aoti_load_package(str(path))
+        index = -1 if device.index is None else device.index
+        package = torch._inductor.aoti_load_package(str(path), device_index=index)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        why = lines[-1][:200] if lines else type(error).__name__
-        warnings.warn(f"the model runs uncompiled, which is slower ({why})", stacklevel=2)
+        warnings.warn(
+            f"the model runs uncompiled, which is slower ({_reason(error)})", stacklevel=2
+        )
         return None
     return lambda cutout_BCSS, ebv_B: package(cutout_BCSS, ebv_B)
 
@@ -81,19 +84,34 @@ def _cache_folder() -> Path:
 
 def _make(path: Path, what: list[str]) -> None:
     """Compile in another process: the compiler needs more memory than inference does."""
+    asked = time.time()
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process
         if path.exists():
             return
-        with replacing(path) as partial:
-            subprocess.run(
-                [sys.executable, "-m", "photozhpc.model.compiled", *what, str(partial)],
-                env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS,
-            )
+        failure = path.with_suffix(".failed")
+        with suppress(FileNotFoundError):  # of another worker, for which this one waited
+            if failure.stat().st_mtime > asked:
+                raise RuntimeError(failure.read_text())
+        try:
+            with replacing(path) as partial:
+                subprocess.run(
+                    [sys.executable, "-m", "photozhpc.model.compiled", *what, str(partial)],
+                    env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                    timeout=_SECONDS,
+                )
+        except (OSError, subprocess.SubprocessError) as error:
+            failure.write_text(_reason(error))
+            raise
+        failure.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+    return lines[-1][:200] if lines else type(error).__name__
 
 
 def _code_digest() -> str:
@@ -106,7 +124,9 @@ def _code_digest() -> str:
 
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
-        return repr(torch.cuda.get_device_properties(device))
+        found = torch.cuda.get_device_properties(device)
+        # Not its serial number: equal devices share the code.
+        return f"{found.name} {found.major}.{found.minor} {found.multi_processor_count}"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

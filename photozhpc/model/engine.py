@@ -52,8 +52,8 @@ class Engine:
         batch_size: images in one forward pass; default: by the device and the model's size.
         precision: torch.bfloat16 or torch.float32 for the encoder; default: bfloat16 where the
             device computes it natively. The heads compute in float32 always.
-        compiled: run full batches through compiled code, which is made the first time and kept
-            (model/compiled.py). Where there is no compiler a warning says so.
+        compiled: run compiled code, which is made the first time and kept (model/compiled.py), on
+            full batches: the last one is filled up. Where there is no compiler a warning says so.
 
     Attributes:
         side_pix: side of the part of a cutout that the model sees.
@@ -130,11 +130,15 @@ class Engine:
     def _estimate(self, cutout_BCSS: NDArray[np.float32], ebv_B: NDArray) -> Sequence[Tensor]:
         start = cutout_BCSS.shape[-1] // 2 - self.side_pix // 2
         seen = slice(start, start + self.side_pix)
-        cutout = self._to_device(cutout_BCSS[:, :, seen, seen])
-        ebv = self._to_device(ebv_B)
-        compiled = self._full_batch if len(ebv_B) == self.batch_size else None
+        cutout_BCSS, n = cutout_BCSS[:, :, seen, seen], len(ebv_B)
+        missing = self.batch_size - n
+        if self._full_batch is not None and missing:
+            cutout_BCSS = np.pad(cutout_BCSS, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            ebv_B = np.pad(ebv_B, (0, missing))
+        cutout, ebv = self._to_device(cutout_BCSS), self._to_device(ebv_B)
         with self._computing:
-            return (compiled or self.forward)(cutout, ebv)
+            estimate = (self._full_batch or self.forward)(cutout, ebv)
+        return [values[:n] for values in estimate]
 
     def _to_device(self, values: NDArray) -> Tensor:
         """Return a tensor on the device; with CUDA, copied while the device computes."""

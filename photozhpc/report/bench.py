@@ -6,6 +6,7 @@ import queue
 import shutil
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.catalog.run import run_inference
+from photozhpc.catalog.run import run_inference, tasks_per_worker
 from photozhpc.cluster import Device, device_list
 from photozhpc.errors import RunError
 from photozhpc.memory import keep_freed_memory
@@ -95,14 +96,14 @@ def bench_infer(
         kind: Device = "cuda" if devices else "cpu"
         out = Path(name) / "out"
         from_disk(path, store, out, compiled, n_workers, kind)  # compiles, fills caches
-        memory = in_memory(path, store, compiled, n_workers, devices)
+        memory, is_compiled = in_memory(path, store, compiled, n_workers, devices)
         disk = from_disk(path, store, out, compiled, n_workers, kind)
         catalog_bytes = sum(f.stat().st_size for f in (out / "catalog").iterdir()) / n_stored
     rate = disk["sources_per_s"]
     return {
         "device": kind,
         "workers": n_workers,
-        "compiled": compiled,
+        "compiled": is_compiled,
         "sources": n_stored,
         "in_memory_per_s": memory,
         "from_disk_per_s": rate,
@@ -126,7 +127,7 @@ def from_disk(
     checkpoint: Path,
     store: CutoutStore,
     out: Path,
-    compiled: bool,
+    compiled: bool | None,
     workers: int,
     device: Device = "cpu",
 ) -> dict[str, float]:
@@ -156,8 +157,12 @@ def in_memory(
     workers: int,
     devices: list[str],
     seconds: float = MEASURED_SECONDS,
-) -> float:
-    """Return images a second of so many engines side by side, on images that are in memory."""
+) -> tuple[float, bool]:
+    """Return images a second of so many engines side by side, and whether they were compiled.
+
+    The images are in memory, as the engine sees them, and as many threads hand them over as in a
+    worker.
+    """
     context = multiprocessing.get_context("spawn")
     ready, answer = context.Barrier(workers), context.Queue()
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
@@ -170,19 +175,19 @@ def in_memory(
     ]
     for process in processes:
         process.start()
-    rates: list[float] = []
+    found: list[tuple[float, bool]] = []
     try:
-        while len(rates) < workers:
+        while len(found) < workers:
             with suppress(queue.Empty):
-                rates.append(answer.get(timeout=1))
+                found.append(answer.get(timeout=1))
             if any(process.exitcode for process in processes):
                 raise RunError("the engine could not be measured: a process of it died (see above)")
     finally:
         for process in processes:
-            if len(rates) < workers:  # the others wait for the one that died
+            if len(found) < workers:  # the others wait for the one that died
                 process.kill()
             process.join()
-    return sum(rates)
+    return sum(rate for rate, _ in found), all(is_compiled for _, is_compiled in found)
 
 
 def _in_memory(
@@ -204,23 +209,33 @@ def _in_memory(
     torch.set_num_threads(threads)
     keep_freed_memory()  # as a worker does
     engine = Engine(load_checkpoint(checkpoint), "cuda" if visible else "cpu", compiled=compiled)
-    cutout_NCSS, ebv_N = images_of(CutoutStore.open(store_path), max(2048, engine.batch_size))
+    n = max(2048, engine.batch_size)
+    cutout_NCSS, ebv_N = images_of(CutoutStore.open(store_path), n, engine.side_pix)
     batches = [slice(a, a + engine.batch_size) for a in range(0, len(ebv_N), engine.batch_size)]
-    for rows in batches[:2]:
-        engine.predict(cutout_NCSS[rows], ebv_N[rows])
-    ready.wait()
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+
+    def predict() -> None:
         for rows in batches:
             engine.predict(cutout_NCSS[rows], ebv_N[rows])
-        done += len(ebv_N)
-    answer.put(done / (time.perf_counter() - start))
+
+    predict()
+    n_tasks = tasks_per_worker(bool(visible), threads)  # which share the engine
+    ready.wait()
+    start, done = time.perf_counter(), 0
+    with ThreadPoolExecutor(n_tasks, "", torch.set_num_threads, (threads,)) as pool:
+        while time.perf_counter() - start < seconds:
+            for future in [pool.submit(predict) for _ in range(n_tasks)]:
+                future.result()
+            done += n_tasks * len(ebv_N)
+    answer.put((done / (time.perf_counter() - start), engine.is_compiled))
 
 
-def images_of(store: CutoutStore, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the first cutouts of a store and their E(B-V)."""
+def images_of(
+    store: CutoutStore, n: int, side: int | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the first cutouts of a store, or their middle `side` px, and their E(B-V)."""
     keys = store.shards()[: -(-n // store.shard_len)]
-    cutout_NCSS = np.concatenate([store.read_cutouts(key) for key in keys])[:n]
+    read = [store.read_cutouts(key, side=side) for key in keys]
+    cutout_NCSS = np.concatenate(read)[:n]
     ebv_N = np.concatenate([store.read_sources(key).ebv_N for key in keys])[:n]
     return cutout_NCSS, ebv_N
 

@@ -16,11 +16,17 @@ from photozhpc.survey import Survey
 TILE_LEN = 4096
 
 
-def make_store(path: Path, survey: Survey, n: int, size: int | None = None) -> CutoutStore:
+def make_store(
+    path: Path, survey: Survey, n: int, size: int | None = None, linked: bool = True
+) -> CutoutStore:
     """Write a store of `n` sources, or of the next multiple of TILE_LEN; a fifth have a z_spec.
 
     Noise of one nJy with a source in the middle, bright ones fewer than faint ones, rounded as
     an extraction rounds.
+
+    Args:
+        linked: all tiles are the same files, which stay in memory once they were read; else
+            copies, which take the room of a real store.
     """
     rng = np.random.default_rng(0)
     shutil.rmtree(path, ignore_errors=True)
@@ -61,10 +67,11 @@ def make_store(path: Path, survey: Survey, n: int, size: int | None = None) -> C
             )
     manifest = json.loads((path / ".manifests" / "tile00000.json").read_bytes())
     del manifest["sha256"]
+    copy = os.link if linked else shutil.copyfile
     for number in range(1, -(-n // TILE_LEN)):
         name = f"tile{number:05d}"
-        shutil.copytree(path / "tile00000", path / name, copy_function=os.link)
-        linked = {**manifest, "tile_id": name}
-        linked["sha256"] = own_digest(linked)
-        (path / ".manifests" / f"{name}.json").write_text(json.dumps(linked))
+        shutil.copytree(path / "tile00000", path / name, copy_function=copy)
+        copied = {**manifest, "tile_id": name}
+        copied["sha256"] = own_digest(copied)
+        (path / ".manifests" / f"{name}.json").write_text(json.dumps(copied))
     return store
