@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is asked of a GPU, in one command and under eight minutes; writes one JSON.
+# Everything that is asked of a GPU, in one command, meant for eight minutes; writes one JSON.
 #
 #   benchmarks/gpu.sh [OUT.json] [--device cuda] [--sources 400000]
 #

@@ -37,6 +37,22 @@ def reference(name: str) -> types.ModuleType:
     return module
 
 
+def randomise(module: nn.Module, seed: int) -> None:
+    """Draw every parameter so that each layer and each residual branch matters."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("layer_scale"):
+                parameter.copy_(0.5 + 0.2 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.2 * noise)
+            elif parameter.ndim == 1:
+                parameter.copy_(1 + 0.2 * noise)
+            else:
+                parameter.copy_(noise * (1.5 / parameter[0].numel()) ** 0.5)
+
+
 def pita_module(queue_len: int, noise_C: np.ndarray) -> Any:
     """PITA as the reference's training script makes it."""
     from torchvision import models, transforms

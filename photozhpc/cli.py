@@ -275,12 +275,24 @@ def _own_sky(
     return store, truth or tuple(sorted(sky.glob("*_truth.parquet")))
 
 
-@main.command(cls=_Examples, example="photozhpc verify store.zarr")
+@main.command(cls=_Examples, example="photozhpc verify catalogue --store store.zarr")
 @click.argument("path", type=click.Path(path_type=Path))
-def verify(path: Path) -> None:
-    """Check every file of a store against its manifest, and name what is wrong."""
+@click.option(
+    "--store",
+    "store_path",
+    type=click.Path(path_type=Path),
+    help="Of a catalogue: see too that every source of this store is in it, once.",
+)
+def verify(path: Path, store_path: Path | None) -> None:
+    """Check every file of a store, or of a catalogue (the --out of infer), and name what is wrong.
+
+    Files are compared with the sizes and SHA-256 that were noted when they were written.
+    """
     from photozhpc.store import CutoutStore
 
+    if (path / "run.json").is_file():
+        _verify_catalog(path, store_path)
+        return
     store = CutoutStore.open(path)
     problems = store.verify()
     for problem in problems:
@@ -291,6 +303,23 @@ def verify(path: Path) -> None:
             f"their file in .manifests) and run 'photozhpc extract' again"
         )
     click.echo(f"{path}: sound: {len(store)} sources, {len(store.shards())} shards")
+
+
+def _verify_catalog(path: Path, store_path: Path | None) -> None:
+    from photozhpc.catalog.verify import verify_catalog
+    from photozhpc.store import CutoutStore
+
+    store = None if store_path is None else CutoutStore.open(store_path)
+    n_rows, problems = verify_catalog(path, store)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise PhotozError(
+            f"{path}: {len(problems)} problems; delete the parts named above and run the same "
+            f"'photozhpc infer' again: it makes them anew"
+        )
+    where = "" if store is None else f", those of {store.path}, each once"
+    click.echo(f"{path}: sound: {n_rows} sources{where}")
 
 
 @main.command(

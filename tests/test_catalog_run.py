@@ -29,6 +29,7 @@ from photozhpc.catalog.predict import (
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.run_folder import default_rows_per_part, file_sha256, plan_parts
+from photozhpc.catalog.verify import verify_catalog
 from photozhpc.errors import CatalogError, CheckpointError, ConfigError, RunError, StoreError
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.sources import Sources
@@ -407,6 +408,32 @@ def test_of_many_parts_those_noted_are_believed_by_their_size(
 def test_a_run_goes_on_with_the_engine_it_began_with(store, checkpoint, finished):
     with pytest.raises(CatalogError, match=r"compiled or not, .* see --compile"):
         run_inference(store.path, checkpoint, finished, **SMALL, compiled=True)
+
+
+def test_verify_finds_what_happened_to_a_part(store, finished, tmp_path):
+    n_rows = sum(TILES.values())
+    assert verify_catalog(finished, store) == (n_rows, [])
+    parts = sorted((finished / "catalog").iterdir())
+    content = bytearray(parts[1].read_bytes())
+    content[len(content) // 2] ^= 1
+    parts[1].write_bytes(content)  # as long as before
+    shutil.copy(parts[3], parts[2])  # a sound part, in the place of another
+    parts[4].unlink()
+    shutil.copy(parts[0], finished / "catalog" / "part-999999.parquet")
+    rows, problems = verify_catalog(finished, store)
+    assert rows < n_rows
+    named = "\n".join(problems)
+    assert f"{parts[1].name}: " in named
+    assert f"{parts[2].name}: altered: its SHA-256 is not the one that was noted" in named
+    assert f"{parts[2].name}: does not hold the sources of its shards" in named
+    assert f"{parts[4].name}: missing" in named
+    assert "part-999999.parquet: is not of this run" in named
+    assert len(problems) == 5
+    other = make_store(tmp_path / "other", {"a": 3}, seed=1)
+    with pytest.raises(CatalogError, match="was made from another store"):
+        verify_catalog(finished, other)
+    with pytest.raises(CatalogError, match="no run of 'photozhpc infer' is there"):
+        verify_catalog(tmp_path)
 
 
 def test_every_thread_of_a_worker_keeps_to_its_cores(store, checkpoint, monkeypatch):

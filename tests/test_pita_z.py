@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference import reference
+from reference import randomise, reference
 from torch import nn
 
 from photozhpc.errors import CheckpointError, StoreError
@@ -25,22 +25,6 @@ SURVEY = load_survey("candels")
 PAPER = [128, 128, 128, 128, 128, 64]
 RELEASED = [256, 128, 128, 128, 128, 64]
 pytest.importorskip("pita_z")
-
-
-def randomise(module: nn.Module, seed: int) -> None:
-    """Draw every parameter so that each layer and each residual branch matters."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("layer_scale"):
-                parameter.copy_(0.5 + 0.2 * noise)
-            elif name.endswith("bias"):
-                parameter.copy_(0.2 * noise)
-            elif parameter.ndim == 1:
-                parameter.copy_(1 + 0.2 * noise)
-            else:
-                parameter.copy_(noise * (1.5 / parameter[0].numel()) ** 0.5)
 
 
 def encoder(n_bands: int = 4) -> nn.Module:

@@ -1,0 +1,73 @@
+"""Is a catalogue what its run left, whole and unaltered; and is every source in it once?"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from photozhpc.catalog.photoz_catalog import PART_FOLDER
+from photozhpc.catalog.run_folder import Part, RunFolder, plan_parts
+from photozhpc.errors import CatalogError
+from photozhpc.store import CutoutStore
+
+
+def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[int, list[str]]:
+    """Compare every part with what was noted when it was made; return its rows and what is wrong.
+
+    Args:
+        out: the folder of a run.
+        store: that the catalogue is of: every part must hold the sources of its shards, all of
+            them, in their order.
+
+    Raises:
+        CatalogError: it is not the folder of a run, or the store is another one.
+    """
+    file = Path(out) / "run.json"
+    try:
+        about = json.loads(file.read_bytes())
+        run = RunFolder(Path(out), about["identity"])
+        n_parts, n_rows = int(about["n_parts"]), int(about["n_rows"])
+        rows_per_part = int(run.identity["rows_per_part"])
+        fingerprint = run.identity["store_fingerprint"]
+    except FileNotFoundError:
+        raise CatalogError(f"{out}: no run of 'photozhpc infer' is there") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CatalogError(f"{file}: is damaged ({type(error).__name__})") from error
+    parts: list[Part] = []
+    if store is not None:
+        stored = store.index()
+        if stored.fingerprint != fingerprint:
+            raise CatalogError(f"{out}: was made from another store than {store.path}")
+        parts = plan_parts(stored.shard_lengths(), rows_per_part)
+    notes = run.notes()
+    problems: list[str] = []
+    rows = 0
+    names = [f"part-{index:06d}.parquet" for index in range(n_parts)]
+    for index, name in enumerate(names):
+        try:
+            content = (run.catalog / name).read_bytes()
+            with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as part:
+                source_id_N = part.read(["source_id"])["source_id"].to_numpy()
+        except FileNotFoundError:
+            problems.append(f"{name}: missing")
+            continue
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            problems.append(f"{name}: damaged ({' '.join(str(error).split())[:80]})")
+            continue
+        rows += len(source_id_N)
+        if index not in notes:
+            problems.append(f"{name}: nothing was noted of it")
+        elif hashlib.sha256(content).hexdigest() != notes[index].sha256:
+            problems.append(f"{name}: altered: its SHA-256 is not the one that was noted")
+        if store is not None:
+            due_N = [store.read_sources(key).source_id_N for key in parts[index].shards]
+            if not np.array_equal(source_id_N, np.concatenate(due_N)):
+                problems.append(f"{name}: does not hold the sources of its shards")
+    unknown = {path.name for path in run.catalog.glob("part-*")} - set(names)
+    problems += [f"{name}: is not of this run" for name in sorted(unknown)]
+    if not problems and rows != n_rows:
+        problems.append(f"{PART_FOLDER}: {rows} rows for {n_rows} sources")
+    return rows, problems
