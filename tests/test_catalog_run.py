@@ -429,7 +429,7 @@ def test_verify_finds_what_happened_to_a_part(store, finished, tmp_path):
     assert f"{parts[4].name}: missing" in named
     assert "part-999999.parquet: is not of this run" in named
     assert len(problems) == 5
-    other = make_store(tmp_path / "other", {"a": 3}, seed=1)
+    other = make_store(tmp_path / "other", {"a": 5}, seed=1)
     with pytest.raises(CatalogError, match="was made from another store"):
         verify_catalog(finished, other)
     with pytest.raises(CatalogError, match="no run of 'photozhpc infer' is there"):
