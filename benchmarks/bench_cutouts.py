@@ -5,7 +5,7 @@ python benchmarks/bench_cutouts.py [--save] [--sources 1000] [--side 2048] [--si
 Peers: astropy's Cutout2D and NumPy slices on arrays in memory, Cutana's extraction on open FITS
 files that are in memory, astrocut on the files (`pip install cutana astrocut`; left out where
 they are not there). Everybody on one core; then ours on all, into one array, as an extraction does
-it. Freed memory is kept for the next array (photozhpc/memory.py), whoever asks for it.
+it.
 """
 
 import os
@@ -24,7 +24,6 @@ from astropy.nddata import Cutout2D
 from astropy.wcs import WCS
 from side_by_side import about, alternate, finish, parser, ratio, rounded
 
-from photozhpc.memory import keep_freed_memory
 from photozhpc.mosaic.cutouts import extract_cutouts
 
 
@@ -65,7 +64,6 @@ def main() -> None:
     options.add_argument("--size", type=int, default=64)
     options = options.parse_args()
     n, side, size = options.sources, options.side, options.size
-    keep_freed_memory()
     rng = np.random.default_rng(0)
     image = rng.normal(1, 1, (4, side, side)).astype(np.float32)
     y, x = rng.uniform(size, side - size, (2, n))
