@@ -14,8 +14,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -209,9 +211,14 @@ def main() -> None:
         program.write_text(CUTANA)
         store, theirs = folder / "store", folder / "theirs"
 
+        busy: list[float] = []
+
         def run_ours() -> None:
             shutil.rmtree(store, ignore_errors=True)
+            before, start = os.times(), time.perf_counter()
             extract(survey, folder, store, [source_list])
+            spent = sum(b - a for a, b in zip(before[:4], os.times()[:4], strict=True))
+            busy.append(spent / (time.perf_counter() - start))
 
         sides = {
             "ours": run_ours,
@@ -225,6 +232,7 @@ def main() -> None:
             results["check"] = check(CutoutStore.open(store), theirs, flux, table)
             print(results["check"], flush=True)
             seconds = alternate(sides, options.rounds)
+    results["cores_at_work"] = median(busy[1:])
     both = [a + b for a, b in zip(seconds["cutana"], seconds["sep"], strict=True)]
     seconds["cutana and sep"] = both
     results["seconds"] = seconds

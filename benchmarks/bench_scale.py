@@ -11,7 +11,6 @@ scheduler, memory of the workers, and how long a resumed run takes to begin.
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -20,13 +19,10 @@ import threading
 import time
 from pathlib import Path
 
-import dask
-import distributed
-import numpy as np
 import psutil
+from side_by_side import about, finish
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "scale.json"
 TILE_LEN = 8192
 SHARD_LEN = 2048
 
@@ -131,12 +127,8 @@ def main() -> None:
     assert n_resumed == n_half, (n_half, n_resumed)
     virtual_store.check(out, options.sources, n_parts)
     n_bytes = sum(entry.stat().st_size for entry in os.scandir(out / "catalog"))
-    result = {
-        "benchmark": "scale",
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "versions": {m.__name__: m.__version__ for m in (np, dask, distributed)},
-        "sources": options.sources,
+    results = about("scale", "numpy dask distributed", sources=options.sources)
+    results |= {
         "tasks": n_parts,
         "workers": options.workers,
         "index_seconds": index_seconds,
@@ -152,11 +144,7 @@ def main() -> None:
         "half": half,
         "whole": whole,
     }
-    line = json.dumps(result)
-    if options.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(line + "\n")
-    print(line)
+    finish(results, options.save)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The reference, pita-z 0.0.1 from PyPI, as its scripts use it (`pip install photozhpc[test]`)."""
+"""The reference, pita-z 0.0.1 from PyPI, as its scripts use it (`pip install photozhpc[dev]`)."""
 
 import importlib.util
 import sys
@@ -23,7 +23,7 @@ def reference(name: str) -> types.ModuleType:
     """
     spec = importlib.util.find_spec("pita_z")
     assert spec is not None
-    assert spec.submodule_search_locations is not None, "pip install photozhpc[test]"
+    assert spec.submodule_search_locations is not None, "pip install photozhpc[dev]"
     folder = Path(spec.submodule_search_locations[0])
     module = types.ModuleType(name.replace("/", "_"))
     source = (folder / f"{name}.py").read_text().replace("jitter_lim+1, 1)", "jitter_lim+1)")

@@ -190,6 +190,9 @@ def throughput_section() -> str:
     if found := load("extract"):
         value = found["times_cutana_and_sep"]
         row("mosaics to store, 20 000 sources", "Cutana and sep", "2", value, "extract")
+        if "cores_at_work" in found:
+            what = f"mosaics to store: cores at work, of {found['cores']}"
+            row(what, "", "no idle core", found["cores_at_work"], "extract")
         value = found["times_cutana_alone"]
         row("the same", "Cutana without photometry", "", value, "extract")
     if found := load("scale"):

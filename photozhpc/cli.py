@@ -293,6 +293,8 @@ def verify(path: Path, store_path: Path | None) -> None:
     if (path / "run.json").is_file():
         _verify_catalog(path, store_path)
         return
+    if store_path is not None:
+        raise PhotozError(f"{path}: no run of 'photozhpc infer' is there to compare with --store")
     store = CutoutStore.open(path)
     problems = store.verify()
     for problem in problems:

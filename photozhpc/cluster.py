@@ -24,7 +24,7 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_mp_context
 
 from photozhpc.errors import ConfigError, RunError
-from photozhpc.memory import MAX_MMAP_THRESHOLD
+from photozhpc.memory import WORKER_ENVIRONMENT
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -43,12 +43,7 @@ _CONFIG: dict[str, Any] = {
     # glibc maps and unmaps every temporary array (see `worker_environments` for the threads).
     "distributed.nanny.pre-spawn-environ": {
         "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical",
-        # One heap for all threads and libraries: else each of them holds on to memory of its own.
-        "MALLOC_ARENA_MAX": "1",
-        # What was freed is kept for the next array (photozhpc/memory.py).
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-        "MALLOC_MMAP_THRESHOLD_": str(MAX_MMAP_THRESHOLD),
-        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        **WORKER_ENVIRONMENT,
     },
     "distributed.worker.profile.enabled": False,
     "distributed.scheduler.no-workers-timeout": "120s",

@@ -1,5 +1,7 @@
 """A small simulated sky and its store, made once for all tests of a worker."""
 
+import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,16 @@ from photozhpc.sky import load_sky_config, simulate_sky
 from photozhpc.store import CutoutStore
 from photozhpc.store.ingest import extract
 from photozhpc.survey import load_survey
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of compiled code: empty, and not the user's own. Needs a C++ compiler."""
+    program = os.environ.get("CXX", "g++")
+    if shutil.which(program) is None:
+        pytest.skip(f"no C++ compiler ({program}) is there")
+    monkeypatch.setenv("PHOTOZHPC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "compiled"
 
 
 @pytest.fixture(autouse=True)

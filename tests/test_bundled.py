@@ -76,8 +76,11 @@ def test_the_card_is_of_the_model_and_the_result() -> None:
             )
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_reduced_precision_does_not_move_the_redshifts(unseen, compiled: bool) -> None:
+def test_reduced_precision_does_not_move_the_redshifts(unseen, compiled: bool, request) -> None:
+    if compiled:
+        request.getfixturevalue("compiler")
     cutout, ebv, z_true = unseen
     checkpoint = load_checkpoint(bundled_checkpoint("roman-sim"))
     exact = Engine(checkpoint, precision=torch.float32).predict(cutout, ebv).z_phot_N

@@ -55,11 +55,11 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.timeout(300)
-def test_compiled_code_is_made_once_and_gives_the_same(model_file, images, cache) -> None:
+def test_compiled_code_is_made_once_and_gives_the_same(model_file, images, compiler) -> None:
     eager = Engine(load_checkpoint(model_file), batch_size=64).predict(*images)
     engine = Engine(load_checkpoint(model_file), batch_size=64, compiled=True)
     assert engine.is_compiled
-    (package,) = cache.glob("*.pt2")
+    (package,) = compiler.glob("*.pt2")
     made_at = package.stat().st_mtime_ns
     z_phot, quantile, ood = engine.predict(*images)
     np.testing.assert_allclose(z_phot, eager.z_phot_N, rtol=0.02, atol=0.01)
@@ -70,8 +70,8 @@ def test_compiled_code_is_made_once_and_gives_the_same(model_file, images, cache
     again = Engine(load_checkpoint(model_file), batch_size=64, compiled=True)
     np.testing.assert_array_equal(again.predict(*images).z_phot_N, z_phot)
     assert package.stat().st_mtime_ns == made_at
-    assert cache.stat().st_mode & 0o777 == 0o700
-    assert not list(cache.glob(".*.partial"))
+    assert compiler.stat().st_mode & 0o777 == 0o700
+    assert not list(compiler.glob(".*.partial"))
 
 
 def test_without_a_compiler_it_says_so_and_goes_on(
