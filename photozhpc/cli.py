@@ -4,8 +4,12 @@ Heavy packages are imported inside the commands, so that --help answers at once.
 """
 
 import errno
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import click
@@ -21,13 +25,21 @@ DEFAULT_TILES = 4
 
 
 class _Group(click.Group):
-    """Shows a PhotozError, and a fault of the file system, as one line."""
+    """Shows a PhotozError, and a fault of the file system, as one line.
+
+    SIGTERM and SIGUSR1, with which Slurm asks a job to stop, stop it as Ctrl-C does, but with
+    the exit code on which the job scripts requeue.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
+        with _stop_signals() as received:
+            return self._invoke(ctx, received)
+
+    def _invoke(self, ctx: click.Context, received: list[int]) -> Any:
         try:
             return super().invoke(ctx)
         except PhotozError as error:
-            shown = _Requeue if isinstance(error, Preempted) else _OneLine
+            shown = _Requeue if received or isinstance(error, Preempted) else _OneLine
             raise shown(str(error)) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
@@ -37,8 +49,28 @@ class _Group(click.Group):
                 what = "the disk is full; free some space and run the same command again"
             raise _OneLine(f"{error.filename}: {what}" if error.filename else what) from error
         except KeyboardInterrupt:
+            if received:
+                name = signal.Signals(received[0]).name
+                raise _Requeue(f"stopped by {name}; run the same command again to go on") from None
             click.echo("stopped; run the same command again to go on", err=True)
             sys.exit(130)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    received: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _OneLine(click.ClickException):
@@ -101,6 +133,7 @@ def simulate(
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Store to write.")
 @click.option("--size", type=click.IntRange(8), help="Side of the cutouts, px.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
 def extract(
     survey: str,
     mosaics: str,
@@ -108,6 +141,7 @@ def extract(
     store: Path,
     size: int | None,
     workers: int | None,
+    share: str,
 ) -> None:
     """Measure sources on mosaics and cut them out into a store; run again to go on."""
     from photozhpc.store.ingest import extract as run
@@ -119,6 +153,7 @@ def extract(
         sources,
         size,
         workers=workers,
+        share=_share(share),
         progress=_Lines("sources"),
     )
     for note in summary.notes:
@@ -129,6 +164,13 @@ def extract(
         + (f"; {summary.skipped_tiles} tiles were there already" if summary.skipped_tiles else "")
         + (f"; {summary.off_tile} sources lie on no tile" if summary.off_tile else "")
     )
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise click.UsageError(f"--share must be like 0/8 to 7/8, got '{text}'")
+    return int(number), int(count)
 
 
 @main.command(cls=_Examples, example="photozhpc train --config recipe.yaml --store S --out run")
@@ -273,6 +315,51 @@ def _own_sky(
     click.echo(f"extracting cutouts and photometry to {store}", err=True)
     run(survey, sky, store, workers=workers, progress=_Lines("sources"))
     return store, truth or tuple(sorted(sky.glob("*_truth.parquet")))
+
+
+@main.command(
+    cls=_Examples,
+    example="photozhpc submit train --site generic --nodes 2 --dry-run -- \\\n"
+    "    --config pita.yaml --store s.zarr --out run",
+)
+@click.argument("stage", type=click.Choice(["extract", "train", "infer"]))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--site", required=True, help="Site name or YAML file.")
+@click.option("--nodes", type=click.IntRange(1), help="Of train; default: the site's.")
+@click.option("--array", default=1, type=click.IntRange(1), help="Jobs that share the tiles.")
+@click.option("--after", multiple=True, help="Number of a job that has to end well before.")
+@click.option("--only-one", help="A name: of jobs with the same, one runs at a time.")
+@click.option("--dry-run", is_flag=True, help="Print what would be submitted.")
+def submit(
+    stage: str,
+    arguments: tuple[str, ...],
+    site: str,
+    nodes: int | None,
+    array: int,
+    after: tuple[str, ...],
+    only_one: str | None,
+    dry_run: bool,
+) -> None:
+    """Submit a stage to Slurm, with the arguments after "--"; prints the number of the job."""
+    from photozhpc.site import load_site, make_job
+
+    job = make_job(
+        load_site(site),
+        stage,
+        arguments,
+        nodes=nodes,
+        array=array,
+        after=after,
+        only_one=only_one,
+    )
+    try:  # a typing error should not wait in a queue
+        main.commands[stage].make_context(f"photozhpc {stage}", list(arguments))
+    except click.exceptions.Exit:  # --help was among them
+        return
+    if dry_run:
+        click.echo(f"{job}\n\n# {job.script}\n{job.script.read_text()}", nl=False)
+    else:
+        click.echo(job.submit())
 
 
 @main.command(cls=_Examples, example="photozhpc verify catalogue --store store.zarr")

@@ -38,7 +38,7 @@ LOOPBACK_HTTP = "127.0.0.1:0"
 ALLOWED_FAILURES = 2
 
 _QUIET_LOGGERS = ("distributed", "distributed.client", "distributed.worker", "tornado", "asyncio")
-_CONFIG: dict[str, Any] = {
+CONFIG: dict[str, Any] = {
     # The defaults leak OMP_NUM_THREADS=1 into this process, and a trim threshold with which
     # glibc maps and unmaps every temporary array (see `worker_environments` for the threads).
     "distributed.nanny.pre-spawn-environ": {
@@ -73,15 +73,20 @@ def device_list(device: Device, environ: Mapping[str, str] = os.environ) -> list
         if device == "cuda":
             raise ConfigError("the installed torch is a CPU build; use --device cpu")
         return []
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        devices = _nvidia_devices()
-    else:
-        devices = [name.strip() for name in visible.split(",") if name.strip()]
-        if "-1" in devices:  # CUDA ignores it and whatever follows
-            devices = devices[: devices.index("-1")]
+    devices = visible_devices(environ)
     if device == "cuda" and not devices:
         raise ConfigError("no CUDA device was found on this machine; use --device cpu")
+    return devices
+
+
+def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the devices that CUDA would see, as CUDA_VISIBLE_DEVICES names them."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return _nvidia_devices()
+    devices = [name.strip() for name in visible.split(",") if name.strip()]
+    if "-1" in devices:  # CUDA ignores it and whatever follows
+        devices = devices[: devices.index("-1")]
     return devices
 
 
@@ -121,9 +126,9 @@ def import_early(preload: Sequence[str]) -> None:
     That takes seconds, in which the caller can prepare the work. Not for workers with CUDA.
     """
     method = {"distributed.worker.multiprocessing-method": "forkserver"}
-    with dask.config.set(_CONFIG | method), _environment_kept(), _program_hidden():
-        os.environ |= _CONFIG["distributed.nanny.pre-spawn-environ"]
-        with _ctrl_c_held_back():
+    with dask.config.set(CONFIG | method), _environment_kept(), _program_hidden():
+        os.environ |= CONFIG["distributed.nanny.pre-spawn-environ"]
+        with _signals_held_back():
             _start_resource_tracker()
             _set_preload([*preload, "distributed"])
             forkserver.ensure_running()
@@ -173,9 +178,9 @@ def local_client(
         name: {"cls": Nanny, "options": {**options, "env": environment}}
         for name, environment in enumerate(environments)
     }
-    with dask.config.set(_CONFIG | method), _quiet_logs(), _environment_kept(), _program_hidden():
-        losses = _LostWorkers(on_worker_lost)
-        with _ctrl_c_held_back():
+    with dask.config.set(CONFIG | method), quiet_logs(), _environment_kept(), _program_hidden():
+        losses = LostWorkers(on_worker_lost)
+        with _signals_held_back():
             _start_resource_tracker()
             _set_preload([*preload, "distributed"])
             cluster = _start(specs, losses)
@@ -186,13 +191,13 @@ def local_client(
                 yield client
                 completed = True
             finally:
-                with _ctrl_c_held_back():
+                with _signals_held_back():
                     losses.report = None  # deaths from here on are wanted
                     if not completed:
                         kill_workers(cluster)
                     client.close(timeout=5)
         finally:
-            with _ctrl_c_held_back():
+            with _signals_held_back():
                 cluster.close(timeout=20)
 
 
@@ -252,7 +257,7 @@ def _start(specs: dict[int, dict[str, Any]], losses: SchedulerPlugin) -> SpecClu
         ) from error
 
 
-class _LostWorkers(SchedulerPlugin):
+class LostWorkers(SchedulerPlugin):
     """Tells of workers that died or froze."""
 
     def __init__(self, report: Callable[[str], None] | None) -> None:
@@ -292,9 +297,13 @@ def _program_hidden() -> Iterator[None]:
 
 
 @contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Block SIGINT in this thread, and for ever in the threads and processes it starts."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_held_back() -> Iterator[None]:
+    """Block the signals that stop us in this thread, and for ever in what it starts.
+
+    Terminals and Slurm send them to every process; it is this one that stops the others.
+    """
+    stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
     try:
         yield
     finally:
@@ -302,7 +311,7 @@ def _ctrl_c_held_back() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_logs() -> Iterator[None]:
+def quiet_logs() -> Iterator[None]:
     """Keep Dask's own account of lost connections, with tracebacks, off the terminal."""
     loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
     levels = [logger.level for logger in loggers]

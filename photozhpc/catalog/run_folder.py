@@ -2,7 +2,8 @@
 
 OUT/run.json        identity of the run: a part is taken as done only if it is of this run
 OUT/catalog/        the parts (photoz_catalog.py)
-OUT/notes/*.jsonl   a line for every finished part (rows, bytes, SHA-256), a file for every worker
+OUT/notes/*.jsonl   a line for every finished part (when, rows, bytes, SHA-256), a file a worker
+OUT/events.jsonl    a line for every start and end of `infer`, lost worker, and part set aside
 OUT/.lock           held by the process that writes here; free again when that dies
 """
 
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -32,6 +34,7 @@ _IDENTITY = {
     "compiled": "the model compiled or not, whose last digits differ: see --compile",
 }
 NOTES_FOLDER = "notes"
+EVENTS_FILE = "events.jsonl"
 _MIN_ROWS_PER_PART = 1024
 _MAX_ROWS_PER_PART = 32768
 _WANTED_PARTS = 512
@@ -141,11 +144,20 @@ class RunFolder:
         notes: dict[int, PartNote] = {}
         files = (self.path / NOTES_FOLDER).glob("*.jsonl")
         for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
-            for line in file.read_text().splitlines():
-                with suppress(ValueError, KeyError, TypeError):
-                    index, note = json.loads(line)
-                    notes[int(index)] = PartNote(Counts(**note.pop("counts")), **note)
+            for line in read_lines(file):
+                with suppress(KeyError, TypeError):
+                    notes[line["part"]] = PartNote(
+                        Counts(line["rows"], line["flagged"], line["without_photoz"]),
+                        line["bytes"],
+                        line["sha256"],
+                    )
         return notes
+
+    def log(self, event: str, **about: Any) -> None:
+        """Add a line to events.jsonl: what happened, when, and to whom."""
+        line = {"at": round(time.time(), 3), "event": event, "host": socket.gethostname(), **about}
+        with suppress(OSError):  # a full disk is told of elsewhere
+            append_line(self.path / EVENTS_FILE, line)
 
     def is_begun(self) -> bool:
         """Return whether this very run was begun here.
@@ -239,17 +251,46 @@ def file_sha256(path: str | Path) -> str:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def note_part(part_path: Path, index: int, note: PartNote) -> None:
+def note_part(part_path: Path, part: Part, note: PartNote, seconds: float) -> None:
     """Note that a part is finished, in the file of this process.
 
     Raises:
         RunError: the disk is full, or cannot be written.
     """
     folder = part_path.parent.with_name(NOTES_FOLDER)
-    file = folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
+    worker = f"{socket.gethostname()}-{os.getpid()}"
+    line = {
+        "at": round(time.time(), 3),
+        "part": part.index,
+        "shards": [str(key) for key in part.shards],
+        "worker": worker,
+        "seconds": round(seconds, 3),
+        **asdict(note.counts),
+        "bytes": note.n_bytes,
+        "sha256": note.sha256,
+    }
+    file = folder / f"{worker}.jsonl"
     try:
         folder.mkdir(exist_ok=True)
-        with open(file, "a") as stream:
-            stream.write(json.dumps([index, asdict(note)]) + "\n")
+        append_line(file, line)
     except OSError as error:
         raise disk_error(file, error) from error
+
+
+def append_line(file: Path, line: dict[str, Any]) -> None:
+    """Add a line of JSON to a file, at one go, so that writers do not cut each other short."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.write(handle, json.dumps(line).encode() + b"\n")
+    finally:
+        os.close(handle)
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of JSON lines; what was cut short or damaged is passed over."""
+    with suppress(OSError), open(file, encoding="utf-8", errors="replace") as stream:
+        for text in stream:
+            with suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict):
+                    yield line

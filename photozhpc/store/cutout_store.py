@@ -17,6 +17,7 @@ A tile exists from the moment its manifest does: it is written under a hidden na
 then declared. Whatever is cut short in between is ignored and made anew.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -236,7 +237,7 @@ class CutoutStore:
         """
         known = self._plan()
         if known is None:
-            if self.tiles():
+            if self.tiles() and self._plan() is None:
                 raise StoreError(f"{self.path}: holds tiles already; choose another --store")
             write_durably(self.path / "plan.json", json.dumps(plan).encode())
         elif known != plan:
@@ -349,8 +350,15 @@ class CutoutStore:
             yield writer
             writer.finish()
             manifest = make_manifest(partial, tile_id, n_sources)
+            if self._manifest_path(tile_id).exists():
+                return  # a twin, whose job Slurm took for dead, was quicker
             shutil.rmtree(final, ignore_errors=True)  # undeclared remains of a killed run
-            os.rename(partial, final)
+            try:
+                os.rename(partial, final)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                # A twin was quicker between these lines; its files are equal.
             write_durably(self._manifest_path(tile_id), json.dumps(manifest).encode())
         finally:
             shutil.rmtree(partial, ignore_errors=True)

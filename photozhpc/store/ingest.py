@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import re
+import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -129,6 +130,7 @@ def extract(
     size: int | None = None,
     shard_len: int = 2048,
     workers: int | None = None,
+    share: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExtractSummary:
     """Measure every source of the lists and write the store; finished tiles are skipped.
@@ -138,6 +140,7 @@ def extract(
         source_lists: files; default: those beside the mosaics.
         size: side of the cutouts, pixels; default: the survey's.
         workers: processes; default: one a core, but not more than tiles.
+        share: (i, n): do the i-th of n equal shares of the tiles, from 0; others do the rest.
         progress: called with sources done and in all.
 
     Raises:
@@ -160,37 +163,41 @@ def extract(
     if len(off_tile):
         jobs.append((OFF_TILE_ID, None, off_tile))
     store.declare({tile_id: _sources_digest(some) for tile_id, _, some in jobs})
+    jobs = jobs[share[0] :: share[1]]
     present = store.tiles()
     for tile_id, bands, _ in jobs:
         if tile_id in present:
             _check_same_mosaics(store, tile_id, bands)
     due = [job for job in jobs if job[0] not in present]
 
+    total = sum(len(some) for _, _, some in jobs)
     done = sum(len(some) for tile_id, _, some in jobs if tile_id in present)
-    progress(done, len(sources))
+    progress(done, total)
     notes: list[str] = []
     n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(due)))
     if n_workers == 1:
         for tile_id, bands, some in due:
             notes += _ingest_tile(store.path, tile_id, bands, some)
             done += len(some)
-            progress(done, len(sources))
+            progress(done, total)
     else:
         context = multiprocessing.get_context("spawn")
         threads = max(1, len(os.sched_getaffinity(0)) // n_workers)
-        with ProcessPoolExecutor(n_workers, context, numba.set_num_threads, (threads,)) as pool:
+        with ProcessPoolExecutor(n_workers, context, _begin_worker, (threads,)) as pool:
             futures = {pool.submit(_ingest_tile, store.path, *job): len(job[2]) for job in due}
             try:
                 for future in as_completed(futures):
                     notes += future.result()
                     done += futures[future]
-                    progress(done, len(sources))
+                    progress(done, total)
             except BrokenProcessPool:
                 raise RunError(
                     f"a process was killed while extracting to {store.path} (out of memory?); run "
                     f"the same command again, with fewer --workers"
                 ) from None
             except BaseException:
+                for process in multiprocessing.active_children():
+                    process.kill()  # a tile is there whole or not at all
                 pool.shutdown(cancel_futures=True)
                 raise
     return ExtractSummary(
@@ -249,6 +256,13 @@ def round_pixels(cutout_NCSS: NDArray[np.float32], step_C: NDArray[np.float32]) 
         np.multiply(plane_NSS, 1 / step_C[c], out=plane_NSS)
         np.rint(plane_NSS, out=plane_NSS)
         np.multiply(plane_NSS, step_C[c], out=plane_NSS)
+
+
+def _begin_worker(threads: int) -> None:
+    # Slurm and terminals signal every process of a job; it is the first that stops the others.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    numba.set_num_threads(threads)
 
 
 def _ingest_tile(

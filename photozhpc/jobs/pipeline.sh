@@ -1,0 +1,34 @@
+#!/bin/bash
+# Mosaics -> store -> model -> catalogue: jobs that start as the ones before them ended well.
+#   jobs/pipeline.sh SITE SURVEY MOSAICS FOLDER [CONFIG]
+# makes FOLDER/store, with CONFIG FOLDER/run (else the bundled model is used), FOLDER/catalogue.
+# Run it again at any time: what is finished is skipped, and no stage runs twice at once.
+# In the environment, all optional: ARRAY (jobs of the extraction), NODES (of the training),
+# SOURCES (a source list), DRY_RUN=1 (print, submit nothing).
+set -euo pipefail
+if [ $# -lt 4 ]; then
+    sed -n '2,7s/^# //p' "$0" >&2
+    exit 2
+fi
+site=$1 survey=$2 mosaics=$(realpath -m "$3") folder=$(realpath -m "$4") config=${5:+$(realpath -m "$5")}
+name=$(basename "$folder")-$(printf %s "$folder" | cksum | cut -d ' ' -f 1)
+
+submit() { # STAGE JOB_BEFORE OPTIONS... -- ARGUMENTS...
+    local stage=$1 before=$2
+    shift 2
+    job=$(photozhpc submit "$stage" --site "$site" --only-one "$name" ${before:+--after "$before"} \
+        ${DRY_RUN:+--dry-run} "$@")
+    echo "$stage ${DRY_RUN:+would be: }$job"
+    [ -z "${DRY_RUN:-}" ] || job=JOB_OF_${stage^^}
+}
+
+# Of an array with --only-one, the tasks run side by side, for they are one job.
+mkdir -p "$folder"
+submit extract "" --array "${ARRAY:-1}" -- --survey "$survey" --mosaics "$mosaics" \
+    --store "$folder/store" ${SOURCES:+--sources "$SOURCES"}
+if [ -n "$config" ]; then
+    submit train "$job" ${NODES:+--nodes "$NODES"} -- --config "$config" --store "$folder/store" \
+        --out "$folder/run"
+fi
+submit infer "$job" -- --survey "$survey" --store "$folder/store" --out "$folder/catalogue" \
+    ${config:+--checkpoint "$folder/run/model.safetensors"}
