@@ -84,11 +84,11 @@ def install(run: ModuleType) -> None:
     run.check_fit = lambda model: None
 
 
-def virtual_part(model, part, path, identity):
+def virtual_part(model, part, *rest):
     """`predict_part` as it is, in a worker, with the two parts in their place."""
     predict._open_store = _open_store
     predict.load_engine = lambda _: FreeEngine()
-    return predict.predict_part(model, part, path, identity)
+    return predict.predict_part(model, part, *rest)
 
 
 _stores: dict[str, VirtualStore] = {}

@@ -4,6 +4,7 @@ Heavy packages are imported inside the commands, so that --help answers at once.
 """
 
 import errno
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -261,6 +262,9 @@ def calibrate(checkpoint: Path, store: Path, out: Path, compact: bool) -> None:
     default=None,
     help="Run the model through compiled code; default: from a million sources on.",
 )
+@click.option("--site", help="Slurm site (name or YAML file) whose jobs are to do the work.")
+@click.option("--jobs", default=1, type=click.IntRange(1), help="With --site: jobs at a time.")
+@click.option("--scheduler", help="Address of a Dask scheduler whose workers are to do the work.")
 def infer(
     survey: str,
     store: Path | None,
@@ -270,6 +274,9 @@ def infer(
     workers: int | None,
     device: Literal["auto", "cpu", "cuda"],
     compiled: bool | None,
+    site: str | None,
+    jobs: int,
+    scheduler: str | None,
 ) -> None:
     """Stream a store through a model into a photo-z catalogue; run again to go on.
 
@@ -278,6 +285,7 @@ def infer(
     """
     from photozhpc.catalog.run import run_inference
     from photozhpc.model import bundled_checkpoint
+    from photozhpc.site import load_site
 
     wanted = load_survey(survey)
     out = out or Path("out") / wanted.name
@@ -288,7 +296,19 @@ def infer(
         from photozhpc.report.truth import read_truth
 
         read_truth(truth)  # a fault in it should not wait for the end of the run
-    summary = run_inference(store, checkpoint, out, wanted, workers, device, compiled=compiled)
+    summary = run_inference(
+        store,
+        checkpoint,
+        out,
+        wanted,
+        workers,
+        device,
+        compiled=compiled,
+        site=load_site(site) if site else None,
+        jobs=jobs,
+        scheduler=scheduler,
+        command=shlex.join(["photozhpc", *sys.argv[1:]]),
+    )
     from photozhpc.report.summary import summarise  # a second, that the workers need not wait
 
     click.echo(summarise(summary, truth or None))
@@ -360,6 +380,22 @@ def submit(
         click.echo(f"{job}\n\n# {job.script}\n{job.script.read_text()}", nl=False)
     else:
         click.echo(job.submit())
+
+
+@main.command(cls=_Examples, example="photozhpc status catalogue")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(path: Path, as_json: bool) -> None:
+    """Tell how far a run is: an extraction's store, a training's or a catalogue's folder.
+
+    It reads what the run leaves on disk, while it runs and after, from any machine.
+    """
+    import json
+
+    from photozhpc.report.status import describe, status_of
+
+    found = status_of(path)
+    click.echo(json.dumps(found) if as_json else describe(found))
 
 
 @main.command(cls=_Examples, example="photozhpc verify catalogue --store store.zarr")

@@ -173,7 +173,7 @@ class _ByDemand(Adaptive):
 
 
 def _check_accepted(script: str) -> None:
-    """Ask Slurm whether it would take a job: jobs that it refuses later would be asked for on and on.
+    """Ask Slurm whether it would take a job: later on, a refusal would go unheard.
 
     Raises:
         RunError: it would not, or is not there.

@@ -38,6 +38,7 @@ INTERVAL_LEVELS = {
 }
 PART_FOLDER = "catalog"
 _PART_KEY = b"photozhpc.part"
+PROVENANCE_KEY = b"photozhpc.provenance"
 
 
 class PhotozFlag(enum.IntFlag):
@@ -197,18 +198,25 @@ class PartNote:
     sha256: str
 
 
-def write_part(table: pa.Table, path: Path, identity: Mapping[str, Any]) -> PartNote:
+def write_part(
+    table: pa.Table, path: Path, identity: Mapping[str, Any], provenance: str = "{}"
+) -> PartNote:
     """Write a part so that it is there whole or not at all, even if the machine loses power.
 
     The run syncs the folder when it ends; a part that a power cut takes away is made again.
 
     Args:
         identity: which run and which shards it is of; `check_part` asks for the same.
+        provenance: JSON: versions, hashes, command; the metadata photozhpc.provenance.
 
     Raises:
         RunError: the disk is full, or cannot be written.
     """
-    metadata = {**(table.schema.metadata or {}), _PART_KEY: _identity_text(identity)}
+    metadata = {
+        **(table.schema.metadata or {}),
+        _PART_KEY: _identity_text(identity),
+        PROVENANCE_KEY: provenance.encode(),
+    }
     buffer = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata(metadata),

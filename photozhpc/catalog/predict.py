@@ -5,6 +5,7 @@ torch is imported by the functions here, not by the module: the client never nee
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,28 +57,36 @@ class ModelKey:
     compiled: bool
 
 
-def predict_part(model: ModelKey, part: Part, part_path: str, identity: Mapping[str, Any]) -> None:
+def predict_part(
+    model: ModelKey,
+    part: Part,
+    part_path: str,
+    identity: Mapping[str, Any],
+    provenance: str = "{}",
+) -> None:
     """Estimate the redshifts of all sources of a part's shards, write the part, and note it.
 
     Args:
-        identity: written into the part; see `photoz_catalog.check_part`.
+        identity, provenance: written into the part; see `photoz_catalog.write_part`.
 
     Raises:
         StoreError: a shard is missing or damaged.
         CheckpointError: the checkpoint is damaged, or not the one the run began with.
         RunError: the disk is full.
     """
+    started = time.monotonic()
     store = _open_store(model.store_path)
     path = Path(part_path)
     # Dask repeats a task whose worker died after the part was written.
     if path.exists():
         try:
             note = check_part(path, identity, part.n_rows, catalog_schema(store.survey))
-            return note_part(path, part.index, note)
+            return note_part(path, part, note, time.monotonic() - started)
         except CatalogError:
             pass  # it is made anew
     table = _part_table(store, part, load_engine(model))
-    note_part(path, part.index, write_part(table, path, identity))
+    note = write_part(table, path, identity, provenance)
+    note_part(path, part, note, time.monotonic() - started)
 
 
 def check_fit(model: ModelKey) -> None:

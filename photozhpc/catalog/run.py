@@ -1,11 +1,15 @@
 """Streams a whole store through the model, part by part; can be stopped and taken up again."""
 
+import os
 import time
 from asyncio import CancelledError
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, Literal
 
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, as_completed
@@ -15,7 +19,13 @@ from photozhpc import __version__
 from photozhpc.catalog.photoz_catalog import Counts, catalog_schema, check_part
 from photozhpc.catalog.predict import ModelKey, check_fit, predict_part
 from photozhpc.catalog.progress import Progress
-from photozhpc.catalog.run_folder import Part, RunFolder, default_rows_per_part, plan_parts
+from photozhpc.catalog.run_folder import (
+    Part,
+    RunFolder,
+    default_rows_per_part,
+    note_part,
+    plan_parts,
+)
 from photozhpc.cluster import (
     Device,
     device_list,
@@ -32,6 +42,8 @@ from photozhpc.errors import (
     RunError,
     StoreError,
 )
+from photozhpc.remote import scheduler_client, slurm_client, workers_per_job
+from photozhpc.site import Site
 from photozhpc.store import CutoutStore
 from photozhpc.survey import Survey
 
@@ -98,15 +110,24 @@ def run_inference(
     rows_per_part: int | None = None,
     compiled: bool | None = None,
     progress: bool = True,
+    site: Site | None = None,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    command: str = "",
 ) -> RunSummary:
     """Make the catalogue of a store in `out`, or finish the one that was begun there.
 
     Args:
         survey: what the store is expected to be of; None: whatever it is of.
-        workers: worker processes; None: one a CUDA device, or one a core.
+        workers: worker processes, with `site` those of a job; None: one a CUDA device, or one a
+            core.
+        device: of the workers; with `site`, "auto" is what its `infer` asks for.
         rows_per_part: a part is this many rows or more; default: by the size of the store.
         compiled: run the model through compiled code; default: from COMPILE_FROM_ROWS sources.
         progress: tell of it on stderr.
+        site, jobs: have the workers in so many jobs of a Slurm site; None: on this machine.
+        scheduler: address of a Dask scheduler whose workers are to do it.
+        command: that the user gave, for the provenance.
 
     Raises:
         StoreError, CheckpointError, ConfigError: the input is missing, damaged or does not fit.
@@ -115,10 +136,13 @@ def run_inference(
         KeyboardInterrupt: Ctrl-C, after the workers were stopped; what is finished is kept.
     """
     started = time.monotonic()
+    crew = _Crew.of(workers, device, site, jobs, scheduler)
+    if not crew.is_local:  # what other machines are told
+        store_path, checkpoint_path, out = (
+            Path(path).absolute() for path in (store_path, checkpoint_path, out)
+        )
     store = CutoutStore.open(store_path)
-    devices = device_list(device)
-    n_workers = len(worker_environments(workers, devices))
-    if not devices:
+    if crew.is_local and crew.device == "cpu":
         import_early(_PRELOAD)
     if survey is not None and survey.name != store.survey.name:
         raise StoreError(
@@ -139,7 +163,8 @@ def run_inference(
         store,
         Path(checkpoint_path),
         RunFolder.of(out, index.fingerprint, checkpoint_path, rows_per_part, compiled),
-        "cuda" if devices else "cpu",
+        crew.device,
+        command,
     )
     begun = job.folder.is_begun()
     with job.folder.locked():
@@ -151,7 +176,11 @@ def run_inference(
             bar.note(f"infer: {len(finished)} of {len(parts)} parts were finished before")
         try:
             if due:
-                _make(job, due, n_workers, devices, bar, len(parts), n_rows)
+                _make(job, due, crew, bar, len(parts), n_rows)
+                job.folder.log("finished")
+        except BaseException as error:
+            job.folder.log("stopped", reason=_reason(error))
+            raise
         finally:
             bar.close()
             remove_stale_partials(job.folder.catalog)
@@ -183,6 +212,8 @@ class _Job:
     checkpoint_path: Path
     folder: RunFolder
     device: str
+    command: str
+    provenance: str = "{}"
 
     @property
     def model(self) -> ModelKey:
@@ -203,68 +234,162 @@ def _finished_parts(job: _Job, parts: list[Part]) -> dict[int, Counts]:
     believed if they have the size that was noted; `photozhpc verify` reads them all.
     """
     schema = catalog_schema(job.store.survey)
-    sizes = job.folder.part_sizes()
-    notes = job.folder.notes() if len(sizes) > MAX_PARTS_READ else {}
+    sizes, notes = job.folder.part_sizes(), job.folder.notes()
 
     def check(part: Part) -> Counts | None:
-        size = sizes.get(part.file_name)
+        size, note = sizes.get(part.file_name), notes.get(part.index)
         if size is None:
             return None
-        note = notes.get(part.index)
-        if note is not None and (note.n_bytes, note.counts.rows) == (size, part.n_rows):
-            return note.counts
+        if len(sizes) > MAX_PARTS_READ and note is not None:
+            return note.counts if (note.n_bytes, note.counts.rows) == (size, part.n_rows) else None
+        path = job.folder.part_path(part)
         try:
-            identity = job.folder.part_identity(part)
-            return check_part(job.folder.part_path(part), identity, part.n_rows, schema).counts
+            found = check_part(path, job.folder.part_identity(part), part.n_rows, schema)
         except CatalogError:
             return None  # it is made anew
+        if note is None:  # its worker died before it could
+            note_part(path, part, found, 0.0)
+        elif note.sha256 != found.sha256:
+            return None
+        return found.counts
 
     with ThreadPoolExecutor(max_workers=min(CPU_COUNT, 16)) as pool:
         found = pool.map(check, parts)
         return {part.index: n for part, n in zip(parts, found, strict=True) if n is not None}
 
 
+@dataclass(frozen=True)
+class _Crew:
+    """Who makes the parts: `n_workers` processes, here, in Slurm jobs, or of a scheduler."""
+
+    n_workers: int
+    n_tasks: int
+    device: Literal["cpu", "cuda"]
+    devices: tuple[str, ...] = ()
+    site: Site | None = None
+    jobs: int = 1
+    scheduler: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        workers: int | None,
+        device: Device,
+        site: Site | None,
+        jobs: int,
+        scheduler: str | None,
+    ) -> "_Crew":
+        """Raises ConfigError for what does not go together."""
+        if scheduler is not None:
+            if site is not None or workers is not None:
+                raise ConfigError("a scheduler has its own workers: no --site, no --workers")
+            return cls(1, 1, "cuda" if device == "cuda" else "cpu", scheduler=scheduler)
+        if site is None:
+            devices = tuple(device_list(device))
+            n_workers = len(worker_environments(workers, devices))
+            n_tasks = tasks_per_worker(bool(devices), CPU_COUNT // n_workers)
+            return cls(n_workers, n_tasks, "cuda" if devices else "cpu", devices)
+        on_gpu = device == "cuda" or (device == "auto" and site.infer.gpus_per_node > 0)
+        n_workers = workers_per_job(site, workers)
+        n_tasks = tasks_per_worker(on_gpu, site.infer.cpus_per_task // n_workers)
+        return cls(n_workers * jobs, n_tasks, "cuda" if on_gpu else "cpu", site=site, jobs=jobs)
+
+    @property
+    def is_local(self) -> bool:
+        return self.site is None and self.scheduler is None
+
+    @contextmanager
+    def client(
+        self, out: Path, wanted: Callable[[], int], lost: Callable[[str], None]
+    ) -> Iterator[Client]:
+        """Give a client, of which at least one worker is there."""
+        if self.scheduler is not None:
+            with scheduler_client(self.scheduler) as client:
+                yield client
+        elif self.site is not None:
+            with slurm_client(
+                self.site,
+                self.jobs,
+                out,
+                workers=self.n_workers // self.jobs,
+                tasks_per_worker=self.n_tasks,
+                wanted=lambda: -(-wanted() // self.n_tasks),
+                on_worker_lost=lost,
+            ) as client:
+                yield client
+        else:
+            with local_client(
+                self.n_workers,
+                self.device,
+                devices=self.devices,
+                tasks_per_worker=self.n_tasks,
+                preload=_PRELOAD,
+                on_worker_lost=lost,
+            ) as client:
+                yield client
+
+
 def _make(
-    job: _Job,
-    due: list[Part],
-    n_workers: int,
-    devices: list[str],
-    bar: Progress,
-    n_parts: int,
-    n_rows: int,
+    job: _Job, due: list[Part], crew: _Crew, bar: Progress, n_parts: int, n_rows: int
 ) -> None:
     """Make the parts that are due, in worker processes.
 
     Raises:
         RunError, CheckpointError: as `run_inference`.
     """
-    device: Device = "cuda" if devices else "cpu"
-    n_tasks = tasks_per_worker(bool(devices), CPU_COUNT // n_workers)
+    left = set(due)
 
-    def lost(_: str) -> None:
+    def lost(worker: str) -> None:
         bar.note("infer: a worker died or froze; it is replaced and its part is made again")
+        job.folder.log("worker lost", worker=worker)
 
-    with local_client(
-        n_workers,
-        device,
-        devices=devices,
-        tasks_per_worker=n_tasks,
-        preload=_PRELOAD,
-        on_worker_lost=lost,
-    ) as client:
+    def done(part: Part) -> None:
+        left.discard(part)
+        bar.add(part.n_rows)
+
+    with crew.client(job.folder.path, lambda: len(left), lost) as client:
+        if not crew.is_local:
+            bar.note(f"infer: waiting for workers ({_described(crew)})")
+            client.wait_for_workers(1)
         if job.model.compiled:
             bar.note("infer: compiling the model, if that was not done on this machine before")
         _load_model(client, job)
-        job.folder.begin({"photozhpc": __version__, "n_parts": n_parts, "n_rows": n_rows})
+        job = replace(job, provenance=job.folder.begin(_about(job, n_parts, n_rows)))
+        job.folder.log("begun", workers=_described(crew), parts_due=len(due), pid=os.getpid())
         bar.start()
-        failures = _stream(client, job, due, n_workers, n_tasks, bar)
+        failures = _stream(client, job, due, crew, done)
         # A part is blamed too for the death of a worker at which it only waited: try it alone.
         killed = [part for part, error in failures.items() if isinstance(error, KilledWorker)]
         if killed:
-            alone = _stream(client, job, killed, 1, 0, bar)
+            alone = _stream(client, job, killed, crew, done, alone=True)
             failures = {p: e for p, e in failures.items() if p not in killed} | alone
+    for part, error in failures.items():
+        shards = [str(key) for key in part.shards]
+        job.folder.log("set aside", part=part.index, shards=shards, reason=_reason(error))
     if failures:
         raise RunError(_failure_line(job.folder, failures, n_parts))
+
+
+def _about(job: _Job, n_parts: int, n_rows: int) -> dict[str, Any]:
+    """Return what run.json and every part say of the run, beside its identity."""
+    return {
+        "photozhpc": __version__,
+        "n_parts": n_parts,
+        "n_rows": n_rows,
+        "survey": job.store.survey.name,
+        "store": str(job.store.path.absolute()),
+        "checkpoint": str(job.checkpoint_path.absolute()),
+        "device": job.device,
+        "command": job.command,
+    }
+
+
+def _described(crew: _Crew) -> str:
+    if crew.scheduler is not None:
+        return f"scheduler {crew.scheduler}"
+    if crew.site is not None:
+        return f"{crew.jobs} jobs of {crew.n_workers // crew.jobs} at site {crew.site.name}"
+    return f"{crew.n_workers} processes"
 
 
 def _load_model(client: Client, job: _Job) -> None:
@@ -286,17 +411,27 @@ def _load_model(client: Client, job: _Job) -> None:
 
 
 def _stream(
-    client: Client, job: _Job, parts: list[Part], n_workers: int, n_tasks: int, bar: Progress
+    client: Client,
+    job: _Job,
+    parts: list[Part],
+    crew: _Crew,
+    made: Callable[[Part], None],
+    alone: bool = False,
 ) -> dict[Part, BaseException]:
     """Run parts through the workers; return the errors of those that were set aside.
 
     The scheduler knows of few parts at a time: at first one for each worker, so that a result is
     soon there, then what the workers run at a time, one more for each, and as many as they
-    finish in _AHEAD_SECONDS, which are handed over together. With `n_tasks` 0 it is one part.
+    finish in _AHEAD_SECONDS, which are handed over together. With `alone` it is one part.
 
     Raises:
         RunError, CheckpointError: what would fail every part.
     """
+
+    n_workers, n_tasks = (1, 0) if alone else (crew.n_workers, crew.n_tasks)
+    if crew.scheduler is not None and not alone:
+        n_workers = len(client.nthreads())
+        n_tasks = max(client.nthreads().values())
 
     def submit(some: list[Part]) -> list[Future]:
         futures: list[Future] = client.map(
@@ -305,6 +440,7 @@ def _stream(
             some,
             [str(job.folder.part_path(part)) for part in some],
             [job.folder.part_identity(part) for part in some],
+            [job.provenance] * len(some),
             # One name for all, because Dask keeps names for ever.
             key=[("predict-part", part.index, n_tasks) for part in some],
         )
@@ -321,7 +457,7 @@ def _stream(
             part = in_flight.pop(future)
             error = future.exception()
             if error is None:
-                bar.add(part.n_rows)
+                made(part)
             else:
                 fatal = _fatal(error)
                 if fatal is not None:
@@ -367,6 +503,8 @@ def _failure_line(folder: RunFolder, failures: dict[Part, BaseException], n_part
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "asked to stop"
     if isinstance(error, PhotozError):
         return str(error)
     if isinstance(error, KilledWorker):

@@ -35,6 +35,7 @@ _IDENTITY = {
 }
 NOTES_FOLDER = "notes"
 EVENTS_FILE = "events.jsonl"
+_LOCK_TRIES = 5
 _MIN_ROWS_PER_PART = 1024
 _MAX_ROWS_PER_PART = 32768
 _WANTED_PARTS = 512
@@ -189,8 +190,11 @@ class RunFolder:
             raise CatalogError(f"{self.path}: holds another run ({'; '.join(differences)}){other}")
         return True
 
-    def begin(self, about: dict[str, Any]) -> None:
-        """Make the folder and note the run in it; `about` is for readers.
+    def begin(self, about: dict[str, Any]) -> str:
+        """Note the run in the folder, and return its provenance, as JSON.
+
+        Args:
+            about: for readers; of a run that was begun before, what was noted then holds.
 
         Raises:
             RunError: the disk is full, or cannot be written.
@@ -200,6 +204,7 @@ class RunFolder:
             write_durably(self.path / "run.json", json.dumps(document, indent=2).encode())
         remove_stale_partials(self.path)
         remove_stale_partials(self.catalog)
+        return json.dumps(json.loads((self.path / "run.json").read_bytes()), sort_keys=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -217,14 +222,19 @@ class RunFolder:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise disk_error(self.path, error) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                os.close(handle)
-                raise CatalogError(
-                    f"{self.path}: another run is writing there now; wait for it or stop it"
-                ) from error
+        for attempt in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    break  # a file system without locks
+                if attempt == _LOCK_TRIES - 1:
+                    os.close(handle)
+                    raise CatalogError(
+                        f"{self.path}: another run is writing there now; wait for it or stop it"
+                    ) from error
+                time.sleep(0.1)  # 'photozhpc status' looks whether the lock is free
         try:
             yield
         finally:

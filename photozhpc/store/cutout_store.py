@@ -253,7 +253,7 @@ class CutoutStore:
         Raises:
             StoreError: the extraction is not finished.
         """
-        missing = self._missing_tiles()
+        missing = self.missing_tiles()
         if missing:
             raise StoreError(
                 f"{self.path}: its extraction is not finished, {len(missing)} tiles are missing "
@@ -367,7 +367,7 @@ class CutoutStore:
         """Return one line for every missing, truncated, altered or stray file; none if sound."""
         problems = [
             f"tile {tile_id}: missing (never extracted, or lost with its manifest)"
-            for tile_id in self._missing_tiles()
+            for tile_id in self.missing_tiles()
         ]
         for path in sorted((self.path / ".manifests").glob("*.json")):
             try:
@@ -404,7 +404,7 @@ class CutoutStore:
             raise StoreError(f"{self.path}/plan.json: damaged")
         return plan
 
-    def _missing_tiles(self) -> list[str]:
+    def missing_tiles(self) -> list[str]:
         present = {path.stem for path in (self.path / ".manifests").glob("*.json")}
         return sorted(set(self._plan() or ()) - present)
 

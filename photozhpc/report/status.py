@@ -1,0 +1,199 @@
+"""How far a run is, from the files that it leaves: `photozhpc status`."""
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from photozhpc.catalog.run_folder import EVENTS_FILE, NOTES_FOLDER, read_lines
+from photozhpc.errors import PhotozError
+from photozhpc.store import CutoutStore
+
+# A rate is of this last stretch of a run.
+_WINDOW_SECONDS = 300.0
+
+
+def status_of(path: str | Path, now: float | None = None) -> dict[str, Any]:
+    """Return how far the run in a folder is; the key "kind" says of which kind it is.
+
+    Args:
+        now: seconds since 1970; default: the clock's.
+
+    Raises:
+        PhotozError: there is no run, or its files are damaged.
+    """
+    path, now = Path(path), time.time() if now is None else now
+    if (path / "run.json").is_file():
+        return _catalog_status(path, now)
+    if (path / EVENTS_FILE).is_file() or (path / ".lock").is_file():
+        return {"kind": "catalogue", "path": str(path), "state": _state(path, False)}
+    if (path / "log.jsonl").is_file():
+        return _training_status(path)
+    if (path / "plan.json").is_file():
+        return _store_status(path)
+    raise PhotozError(f"{path}: no run of photozhpc is there")
+
+
+def _catalog_status(path: Path, now: float) -> dict[str, Any]:
+    try:
+        about = json.loads((path / "run.json").read_bytes())
+        n_parts, n_rows = int(about["n_parts"]), int(about["n_rows"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PhotozError(f"{path / 'run.json'}: is damaged ({type(error).__name__})") from error
+    begun_at = 0.0
+    failed: dict[Any, dict[str, Any]] = {}
+    events = list(read_lines(path / EVENTS_FILE))
+    for event in events:
+        if event.get("event") == "begun":
+            begun_at, failed = float(event.get("at", 0)), {}
+        elif event.get("event") == "set aside":
+            failed[event.get("part")] = event
+    notes: dict[int, dict[str, Any]] = {}
+    for file in sorted((path / NOTES_FOLDER).glob("*.jsonl")):
+        for line in read_lines(file):
+            if isinstance(line.get("part"), int) and isinstance(line.get("rows"), int):
+                notes[line["part"]] = line
+    rows_done = sum(note["rows"] for note in notes.values())
+    finished = len(notes) >= n_parts
+    running = _is_locked(path)
+    last_at = max((float(n.get("at", 0)) for n in notes.values()), default=begun_at)
+    end = now if running else last_at
+    start = max(begun_at, end - _WINDOW_SECONDS)
+    workers: dict[str, dict[str, Any]] = defaultdict(lambda: {"parts": 0, "sources": 0, "at": 0.0})
+    recent = 0
+    for note in notes.values():
+        at = float(note.get("at", 0))
+        if at < begun_at:
+            continue  # of an earlier start
+        worker = workers[str(note.get("worker"))]
+        worker["parts"] += 1
+        worker["sources"] += note["rows"]
+        worker["at"] = max(worker["at"], at)
+        recent += note["rows"] if at >= start else 0
+    rate = recent / (end - start) if end > start else 0.0
+    left = n_rows - rows_done
+    return {
+        "kind": "catalogue",
+        "path": str(path),
+        "state": _state(path, finished),
+        "parts": n_parts,
+        "parts_done": len(notes),
+        "sources": n_rows,
+        "sources_done": rows_done,
+        "flagged": sum(int(note.get("flagged", 0)) for note in notes.values()),
+        "sources_per_s": rate,
+        "seconds_left": left / rate if rate and running else None,
+        "workers_lost": sum(
+            e.get("event") == "worker lost" and float(e.get("at", 0)) >= begun_at for e in events
+        ),
+        "set_aside": [
+            {key: event.get(key) for key in ("part", "shards", "reason")}
+            for part, event in failed.items()
+            if part not in notes
+        ],
+        "workers": {
+            name: {
+                "parts": worker["parts"],
+                "sources": worker["sources"],
+                "seconds_since_part": round(max(now - worker["at"], 0.0), 1),
+            }
+            for name, worker in sorted(workers.items())
+        },
+    }
+
+
+def _training_status(path: Path) -> dict[str, Any]:
+    lines = list(read_lines(path / "log.jsonl"))
+    return {
+        "kind": "training",
+        "path": str(path),
+        "state": "finished" if (path / "model.safetensors").is_file() else "not finished",
+        "epochs_done": len(lines),
+        "last": lines[-1] if lines else None,
+    }
+
+
+def _store_status(path: Path) -> dict[str, Any]:
+    store = CutoutStore.open(path)
+    tiles, missing = store.tiles(), store.missing_tiles()
+    return {
+        "kind": "store",
+        "path": str(path),
+        "state": "not finished" if missing else "finished",
+        "tiles": len(tiles) + len(missing),
+        "tiles_done": len(tiles),
+        "sources_done": sum(tiles.values()),
+    }
+
+
+def _state(path: Path, finished: bool) -> str:
+    if _is_locked(path):
+        return "running"
+    return "finished" if finished else "stopped"
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether a process holds the folder's lock, which dies with it."""
+    try:
+        handle = os.open(path / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(handle)
+    return False
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Return a status as lines of text."""
+    lines = [f"{found['path']}: {found['kind']}, {found['state']}"]
+    if found["kind"] == "training":
+        lines.append(f"epochs   {found['epochs_done']}")
+        if found["last"]:
+            shown = (
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in found["last"].items()
+            )
+            lines.append(f"last     {'  '.join(shown)}")
+    elif found["kind"] == "store":
+        lines.append(f"tiles    {found['tiles_done']} of {found['tiles']}")
+        lines.append(f"sources  {found['sources_done']}")
+    elif "parts" in found:
+        lines += _catalog_lines(found)
+    return "\n".join(lines)
+
+
+def _catalog_lines(found: dict[str, Any]) -> list[str]:
+    percent = 100 * found["sources_done"] / max(found["sources"], 1)
+    lines = [
+        f"parts    {found['parts_done']} of {found['parts']}",
+        f"sources  {found['sources_done']} of {found['sources']} ({percent:.1f} %), "
+        f"{found['flagged']} flagged",
+        f"rate     {found['sources_per_s']:.0f} sources/s",
+    ]
+    if found["seconds_left"] is not None:
+        whole = round(found["seconds_left"])
+        lines.append(f"left     {whole // 3600:d}:{whole // 60 % 60:02d}:{whole % 60:02d}")
+    if found["workers_lost"]:
+        lines.append(f"lost     {found['workers_lost']} workers, replaced")
+    for part in found["set_aside"]:
+        lines.append(f"failed   part {part['part']}, {_shards(part['shards'])}: {part['reason']}")
+    for name, worker in found["workers"].items():
+        lines.append(
+            f"worker   {name}: {worker['parts']} parts, {worker['sources']} sources, the last "
+            f"{worker['seconds_since_part']:.0f} s ago"
+        )
+    return lines
+
+
+def _shards(shards: Any) -> str:
+    if not isinstance(shards, list) or not shards:
+        return "shards unknown"
+    return f"shards {shards[0]} to {shards[-1]}"

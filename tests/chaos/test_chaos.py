@@ -1,0 +1,20 @@
+"""A short form of the long run (chaos.py): a fault of every kind, at moments drawn anew."""
+
+import random
+
+import pytest
+from chaos import FAULTS, Site, trial
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Site:
+    return Site(tmp_path_factory.mktemp("chaos"))
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_the_catalogue_is_the_same_in_the_end(site, fault):
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    _, rows_lost, problems = trial(site, random.Random(seed), fault)
+    assert (rows_lost, problems) == (0, [])
