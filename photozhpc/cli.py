@@ -4,6 +4,7 @@ Heavy packages are imported inside the commands, so that --help answers at once.
 """
 
 import errno
+import os
 import shlex
 import signal
 import sys
@@ -197,7 +198,9 @@ def train(config: Path, store: Path | None, out: Path | None, resume: bool) -> N
         settings = replace(settings, out=str(out))
     if not settings.store:
         raise click.UsageError(f"{config} names no store; pass --store PATH")
-    click.echo(f"model file: {run(settings, resume)}")
+    model_file = run(settings, resume)
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"model file: {model_file}")
 
 
 @main.command(cls=_Examples, example="photozhpc bench infer")

@@ -14,7 +14,8 @@ from photozhpc.errors import ConfigError, RunError, did_you_mean
 SITE_DIR = Path(__file__).parent / "configs" / "sites"
 JOBS_DIR = Path(__file__).parent / "jobs"
 STAGES = ("extract", "train", "infer")
-_TIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
+# Five minutes before the limit a job is asked to stop: see --signal in jobs/*.slurm.
+_MIN_MINUTES = 10
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,27 @@ class Resources:
     def __post_init__(self) -> None:
         if min(self.cpus_per_task, self.nodes, self.tasks_per_node) < 1 or self.gpus_per_node < 0:
             raise ValueError("nodes, tasks_per_node and cpus_per_task must be at least 1")
-        if not _TIME.fullmatch(self.time):
-            raise ValueError(f"time must be like 04:00:00 or 1-12:00:00, got '{self.time}'")
+        if _minutes(self.time) < _MIN_MINUTES:
+            raise ValueError(
+                f"time must be like 04:00:00 or 1-12:00:00, and {_MIN_MINUTES} minutes or more (a "
+                f"job is asked to stop five minutes before), got '{self.time}'"
+            )
         for option in self.options:
             if not option.startswith("-"):
                 raise ValueError(f"'{option}' is not an option of sbatch")
+
+
+def _minutes(time: str) -> float:
+    """Return the minutes of a time as sbatch takes it: [D-]H:M:S, D-H:M, D-H, M:S or M; 0: none."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?", time)
+    if found is None:
+        return 0.0
+    days, *rest = found.groups()
+    numbers = [int(text) for text in rest if text is not None]
+    if days is None and len(numbers) < 3:
+        return numbers[0] + (numbers[1] / 60 if len(numbers) == 2 else 0)
+    hours, minutes, seconds = [*numbers, 0, 0][:3]
+    return (int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60
 
 
 @dataclass(frozen=True)

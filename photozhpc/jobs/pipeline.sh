@@ -18,12 +18,12 @@ submit() { # STAGE JOB_BEFORE OPTIONS... -- ARGUMENTS...
     shift 2
     job=$(photozhpc submit "$stage" --site "$site" --only-one "$name" ${before:+--after "$before"} \
         ${DRY_RUN:+--dry-run} "$@")
-    echo "$stage ${DRY_RUN:+would be: }$job"
+    echo "$stage: $job"
     [ -z "${DRY_RUN:-}" ] || job=JOB_OF_${stage^^}
 }
 
 # Of an array with --only-one, the tasks run side by side, for they are one job.
-mkdir -p "$folder"
+[ -n "${DRY_RUN:-}" ] || mkdir -p "$folder"
 submit extract "" --array "${ARRAY:-1}" -- --survey "$survey" --mosaics "$mosaics" \
     --store "$folder/store" ${SOURCES:+--sources "$SOURCES"}
 if [ -n "$config" ]; then

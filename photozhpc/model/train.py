@@ -8,6 +8,7 @@ import json
 import math
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -84,7 +85,11 @@ class Trainer:
             self.keys.model.encoder.compile()
         self.network: nn.Module = self.model
         if self.ranks.world > 1:
-            self.network = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
+            with warnings.catch_warnings():  # the option's new name is not in torch 2.9 yet
+                warnings.simplefilter("ignore", FutureWarning)
+                self.network = nn.parallel.DistributedDataParallel(
+                    self.model, broadcast_buffers=False
+                )
         self.optimiser = torch.optim.AdamW(
             [p for p in self.model.parameters() if p.requires_grad],
             lr=config.optimiser.lr,
@@ -333,6 +338,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             validation = read_labelled(store, "validation", config.seed, trainer.aperture)
         if resume and state.exists():
             trainer.load_state(state)
+            if trainer.epoch >= config.epochs and (out / "model.safetensors").exists():
+                return out / "model.safetensors"  # a catalogue may have been begun with it
         log = TrainLog(out, trainer.step, trainer.total_steps) if ranks.is_first else None
         while trainer.epoch < config.epochs:
             stopped = _train_epoch(trainer, log, stop, state)

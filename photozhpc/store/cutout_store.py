@@ -150,6 +150,10 @@ class CutoutStore:
             raise StoreError(f"the cutout size must be positive, got {size}")
         if shard_len < 1:
             raise StoreError(f"shard_len must be positive, got {shard_len}")
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"{path}: is there already and is not a store; choose another --store")
+        # Seen before zarr.json is looked for: another job of an array may be making the store.
+        names = {p.name for p in path.iterdir()} if path.is_dir() else set()
         if (path / "zarr.json").exists():
             store = cls.open(path)
             wanted = {"survey": survey, "cutout_size": size, "shard_len": shard_len}
@@ -160,8 +164,8 @@ class CutoutStore:
                         f"choose another --store or delete that one"
                     )
             return store
-        begun = {".manifests"}  # all that a run killed at this point leaves
-        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - begun):
+        # All that a run killed at this point leaves.
+        if any(name != ".manifests" and not name.endswith(".partial") for name in names):
             raise StoreError(f"{path}: is there already and is not a store; choose another --store")
         path.mkdir(parents=True, exist_ok=True)
         attributes = {
@@ -171,9 +175,12 @@ class CutoutStore:
             "shard_len": shard_len,
         }
         (path / ".manifests").mkdir(exist_ok=True)
-        import zarr  # for writing alone: those who read have no need to wait for it
-
-        zarr.create_group(path, attributes={"photozhpc": attributes})
+        group = {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": {"photozhpc": attributes},
+        }
+        write_durably(path / "zarr.json", json.dumps(group, indent=2).encode())
         return cls(path, survey, size, shard_len)
 
     @classmethod
@@ -338,7 +345,7 @@ class CutoutStore:
             raise StoreError(f"'{tile_id}' cannot be a tile_id: use letters, digits, . _ + -")
         if self._manifest_path(tile_id).exists():
             raise StoreError(f"{self.path}: tile '{tile_id}' is there already")
-        import zarr
+        import zarr  # for writing alone: those who read have no need to wait for it
 
         partial = partial_path(self.path / tile_id)
         final = self.path / tile_id

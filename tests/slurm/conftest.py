@@ -47,7 +47,7 @@ class Slurm:
             assert time.monotonic() < end, f"job {number} is {found}, not {states}\n{self.logs()}"
             time.sleep(0.1)
 
-    def ends_well(self, number: str, seconds: float = 180) -> None:
+    def ends_well(self, number: str, seconds: float = 90) -> None:
         state = self.wait_for(number, END, seconds)
         assert state == "COMPLETED", f"job {number}: {state}\n{self.logs()}"
 
