@@ -1,6 +1,7 @@
 """The processes of a training run: one, or as many as torchrun started."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from photozhpc.errors import ConfigError
+
+
+_GLOO_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,9 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), world, chosen, control)
     finally:
+        # To free the tensors of the last sum gloo's threads need the GIL, and the destructor of
+        # their group holds it while it waits for them: let them finish first.
+        time.sleep(_GLOO_SECONDS)
         dist.destroy_process_group()
 
 
