@@ -33,6 +33,7 @@ from photozhpc.pin import WORKERS_VARIABLE
 from photozhpc.site import Site
 
 _CREDENTIALS = ".credentials"
+_ROLES = ("client", "scheduler", "worker")
 _ADAPT_EVERY = "2s"
 
 
@@ -78,7 +79,7 @@ def slurm_client(
     prologue = [*site.setup, *(f"export {k}='{v}'" for k, v in environment.items())]
     losses = LostWorkers(on_worker_lost)
     config = {"distributed.scheduler.no-workers-timeout": None}  # Slurm's queue takes its time
-    with dask.config.set(CONFIG | config), quiet_logs(), _credentials(folder) as credentials:
+    with dask.config.set(CONFIG | config), quiet_logs(), _credentials(folder) as security:
         try:
             cluster = cluster_class(
                 cores=n_workers * tasks_per_worker,
@@ -96,8 +97,7 @@ def slurm_client(
                 ],
                 death_timeout=60,
                 interface=site.interface,
-                security=Security.temporary(),
-                shared_temp_directory=str(credentials),
+                security=security,
                 scheduler_options={
                     "dashboard": False,
                     "dashboard_address": LOOPBACK_HTTP,
@@ -202,13 +202,25 @@ def _slurm_cluster() -> Any:
 
 
 @contextmanager
-def _credentials(folder: Path) -> Iterator[Path]:
-    """Make a folder for this run's keys that none but this user can read; delete it at the end."""
+def _credentials(folder: Path) -> Iterator[Security]:
+    """Make a key and a certificate for this run, which none but this user can read."""
     path = folder / _CREDENTIALS
     shutil.rmtree(path, ignore_errors=True)  # of a client that was killed
     path.mkdir(parents=True, mode=0o700)
+    made = Security.temporary()
+    files = {"ca": made.tls_ca_file, "cert": made.tls_worker_cert, "key": made.tls_worker_key}
+    for name, content in files.items():
+        handle = os.open(path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w") as stream:
+            stream.write(content)
+    ca, cert, key = (str(path / name) for name in files)
     try:
-        yield path
+        yield Security(
+            require_encryption=True,
+            tls_ca_file=ca,
+            **{f"tls_{role}_cert": cert for role in _ROLES},
+            **{f"tls_{role}_key": key for role in _ROLES},
+        )
     finally:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -1,7 +1,6 @@
 """A Slurm of two nodes on this machine, started once for the tests of this folder."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -56,7 +55,7 @@ class Slurm:
         return self.run("squeue", "-h", "-o", "%i", "-t", "R", "-n", name).split()
 
     def logs(self) -> str:
-        texts = sorted(self.folder.glob("logs/*"), key=lambda path: path.stat().st_mtime)
+        texts = sorted(self.folder.glob("log*/*"), key=lambda path: path.stat().st_mtime)
         return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in texts[-6:])
 
 
