@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,13 +189,14 @@ CODES = {0, 1, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGUSR1}
 
 def trial(
     site: Site, rng: random.Random, fault: Callable[[Run, random.Random], None]
-) -> tuple[int, int, list[str]]:
+) -> tuple[int, int, int, list[str]]:
     """One fault at a random moment, then the same command until it ends well.
 
     Half of the moments are counted in parts that are there, half in seconds from the start.
 
     Returns:
-        How often it was started, rows that were lost, and what else is wrong.
+        The exit code of the run with the fault, how often it was started in all, rows that were
+        lost, and what else is wrong.
     """
     out = site.folder / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -210,7 +211,8 @@ def trial(
             fault(run, rng)
             break
         time.sleep(0.005)
-    code, starts = run.finish(), 1
+    first = code = run.finish()
+    starts = 1
     problems = [] if code in CODES else [f"exit code {code}"]
     while starts == 1 or code != 0:
         if starts == MAX_STARTS:
@@ -222,7 +224,7 @@ def trial(
         run = Run(site, out)
         code, starts = run.finish(), starts + 1
     n_lost, wrong = check(site, out)
-    return starts, n_lost, problems + wrong
+    return first, starts, n_lost, problems + wrong
 
 
 def check(site: Site, out: Path) -> tuple[int, list[str]]:
@@ -242,25 +244,26 @@ def check(site: Site, out: Path) -> tuple[int, list[str]]:
 
 def run_trials(n_trials: int, seed: int) -> dict[str, Any]:
     """Run so many trials, every fault in turn; return the counts."""
-    done: Counter[str] = Counter()
+    done: dict[str, Counter[int]] = defaultdict(Counter)
     restarts = rows_lost = survived = 0
     with tempfile.TemporaryDirectory() as name:
         site = Site(Path(name))
         for number in range(n_trials):
             fault = FAULTS[number % len(FAULTS)]
-            starts, n_lost, problems = trial(site, random.Random(f"{seed}-{number}"), fault)
+            rng = random.Random(f"{seed}-{number}")
+            code, starts, n_lost, problems = trial(site, rng, fault)
             restarts, rows_lost = restarts + starts - 1, rows_lost + n_lost
             survived += not problems and not n_lost
-            done[fault.__name__.replace("_", " ")] += 1
+            done[fault.__name__.replace("_", " ")][code] += 1
             text = "; ".join(problems) or "survived"
-            print(f"{number + 1}/{n_trials} {fault.__name__}: {starts} starts, {text}", flush=True)
+            print(f"{number + 1}/{n_trials} {fault.__name__}: exit {code}, {text}", flush=True)
     return {
         "trials": n_trials,
         "survived": survived,
         "rows_lost": rows_lost,
         "rows": ROWS,
         "restarts": restarts,
-        "faults": dict(done),
+        "exit_codes_by_fault": done,
     }
 
 
