@@ -216,7 +216,7 @@ def test_what_is_no_catalogue_is_refused(part, tmp_path):
         read_catalog(tmp_path / "nowhere")
     with pytest.raises(CatalogError, match="no column 'photo_z'; did you mean 'photoz'"):
         read_catalog(part, columns=["photo_z"])
-    (part.parents[1] / "run.json").write_text('{"n_parts": 3}')
+    (part.parents[1] / "run.json").write_text('{"identity": {}, "n_parts": 3, "n_rows": 3}')
     with pytest.raises(CatalogError, match="not finished: 1 of 3 parts"):
         read_catalog(part.parent)
     assert len(read_catalog(part.parent, incomplete_ok=True)) == N
