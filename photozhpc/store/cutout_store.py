@@ -429,9 +429,9 @@ class CutoutStore:
             array = read_layout(self.path / tile_id / "source_id", "int64")
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return []  # a file that is missing or altered, which is said of that file
-        if array.shape[0] == n:
+        if array.shape == (n,):
             return []
-        return [f"tile {tile_id}: {array.shape[0]} sources, its manifest has {n}"]
+        return [f"tile {tile_id}: source_id has the shape {array.shape}, its manifest {n} sources"]
 
     def _plan(self) -> dict[str, Any] | None:
         try:
