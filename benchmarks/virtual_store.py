@@ -67,10 +67,13 @@ def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutS
     store = VirtualStore.create(path, load_survey("roman-sim"), shard_len=shard_len)
     file = {"bytes": 1_000_000, "sha256": "0" * 64}
     for tile, first in enumerate(range(0, n_sources, tile_len)):
+        n = min(tile_len, n_sources - first)
+        shards = [f"cutout/c/{number}/0/0/0" for number in range(-(-n // shard_len))]
+        columns = [f"column{number}/c/0" for number in range(_FILES - len(shards))]
         manifest = {
             "tile_id": f"tile{tile:06d}",
-            "n_sources": min(tile_len, n_sources - first),
-            "files": {f"cutout/c/{number}/0/0/0": file for number in range(_FILES)},
+            "n_sources": n,
+            "files": dict.fromkeys([*shards, *columns], file),
         }
         manifest["sha256"] = own_digest(manifest)
         (path / ".manifests" / f"tile{tile:06d}.json").write_text(json.dumps(manifest))

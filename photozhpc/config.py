@@ -1,6 +1,7 @@
 """Strict YAML -> frozen dataclasses: an unknown key or a wrong type stops the run, by name."""
 
 import dataclasses
+import reprlib
 import types
 import typing
 from pathlib import Path
@@ -27,7 +28,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except Exception as error:
         first = " ".join(str(error).split())[:200]
         raise ConfigError(f"{path}: not valid YAML ({first})") from error
     if not isinstance(document, dict):
@@ -61,7 +62,7 @@ def from_mapping(cls: type[T], mapping: Any, where: str) -> T:
             raise ConfigError(f"{where}: the key '{name}' is missing")
     try:
         return cls(**values)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
@@ -109,4 +110,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return f"{str(value)[:60]!r} ({type(value).__name__})"
+    # A list of lists of lists, by YAML's aliases, may be short in the file and endless in print.
+    text = reprlib.repr(value) if isinstance(value, list | tuple | dict | set) else str(value)
+    return f"{text[:60]!r} ({type(value).__name__})"

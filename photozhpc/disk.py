@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import errno
+import json
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from photozhpc.errors import RunError
 
@@ -54,6 +56,22 @@ def write_durably(path: Path, content: bytes | memoryview, sync_rename: bool = T
             partial.write_bytes(content)
     except OSError as error:
         raise disk_error(path, error) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: it is not JSON, or something other than an object.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"expected an object, got {type(document).__name__}")
+    return document
 
 
 def sync_folder(folder: Path) -> None:

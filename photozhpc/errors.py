@@ -5,7 +5,15 @@ from collections.abc import Iterable
 
 
 class PhotozError(Exception):
-    """Base class: the message says what is wrong and what to do next."""
+    """Base class: the message says what is wrong and what to do next, in one line.
+
+    Names and values from damaged files stand in it: what a terminal would obey, or a log would
+    take for another line, is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.splitlines())
+        super().__init__("".join(letter if letter.isprintable() else "?" for letter in line))
 
 
 class ConfigError(PhotozError):

@@ -85,6 +85,9 @@ class Survey:
         names = [band.name for band in self.bands]
         if len({name.lower() for name in names}) != len(names):
             raise ValueError(f"bands must differ (in any case), got {names}")
+        for alias, target in self.band_aliases.items():
+            if target.lower() not in {name.lower() for name in names}:
+                raise ValueError(f"band_aliases: '{alias}' stands for '{target}', which is no band")
         if not 0 < self.pixel_scale_arcsec < math.inf:
             raise ValueError(f"pixel_scale_arcsec must be positive, got {self.pixel_scale_arcsec}")
         radii = self.aperture_radii_arcsec

@@ -1,6 +1,7 @@
 """The catalogue's files: what other tools see in them, and that damage does not pass."""
 
 import io
+import json
 import os
 import socket
 import time
@@ -216,7 +217,7 @@ def test_what_is_no_catalogue_is_refused(part, tmp_path):
         read_catalog(tmp_path / "nowhere")
     with pytest.raises(CatalogError, match="no column 'photo_z'; did you mean 'photoz'"):
         read_catalog(part, columns=["photo_z"])
-    (part.parents[1] / "run.json").write_text('{"n_parts": 3}')
+    (part.parents[1] / "run.json").write_text('{"identity": {}, "n_parts": 3, "n_rows": 3}')
     with pytest.raises(CatalogError, match="not finished: 1 of 3 parts"):
         read_catalog(part.parent)
     assert len(read_catalog(part.parent, incomplete_ok=True)) == N
@@ -263,3 +264,18 @@ def test_only_what_dead_writers_left_is_removed(tmp_path):
     remove_stale_partials(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {names["alive"], names["elsewhere"], names["part"]}
+
+
+@pytest.mark.parametrize("n_parts", [10**18, -1, 1.0, None, True, "1"])
+def test_a_run_of_impossible_parts_is_refused_at_once(part, n_parts):
+    run = {"identity": {}, "n_parts": n_parts, "n_rows": N}
+    (part.parents[1] / "run.json").write_text(json.dumps(run))
+    with pytest.raises(CatalogError, match=r"run\.json: is damaged"):
+        read_catalog(part.parent)
+
+
+def test_rows_that_the_run_made_and_the_parts_lack_are_told_of(part):
+    run = {"identity": {}, "n_parts": 1, "n_rows": N + 1}
+    (part.parents[1] / "run.json").write_text(json.dumps(run))
+    with pytest.raises(CatalogError, match=f"the parts hold {N} rows, the run made {N + 1}"):
+        read_catalog(part.parents[1])

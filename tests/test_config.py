@@ -104,3 +104,38 @@ def test_a_survey_of_ones_own_is_a_yaml_file(tmp_path) -> None:
     path.write_text(path.read_text().replace("extinction_r", "extinction"))
     with pytest.raises(ConfigError, match="did you mean 'extinction_r'"):
         load_survey(str(path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "name: !!int ''",
+        "name: !!bool x",
+        "name: !!timestamp x",
+        "name: {" + "a: &a [x], " + "b: &b [*a, *a, *a]}",
+        "'a\\nb': 1",
+        "cutout_size: " + "9" * 5000,
+        'name: "\\x1b[2J"\nbands: 1',
+    ],
+)
+def test_hostile_yaml_is_one_printable_line(tmp_path, line):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match=r"s\.yaml") as caught:
+        load_survey(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_list_that_aliases_make_endless_is_not_printed(tmp_path):
+    path = tmp_path / "s.yaml"
+    lists = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lists += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    path.write_text("name: {" + ", ".join(lists) + "}\n")
+    with pytest.raises(ConfigError, match="expected str"):
+        load_survey(path)
+
+
+def test_an_alias_stands_for_a_band_of_the_survey():
+    band = Band("F158", psf_fwhm_arcsec=0.1, extinction_r=0.5)
+    with pytest.raises(ValueError, match="'h' stands for 'F160', which is no band"):
+        Survey("s", (band,), 0.1, band_aliases={"h": "F160"})

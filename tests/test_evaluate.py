@@ -291,7 +291,7 @@ def test_faulty_catalogues_are_named(sky, tmp_path):
     sky.write()
     with pytest.raises(CatalogError, match="no catalogue there"):
         evaluate(tmp_path / "none", [sky.truth])
-    (sky.out / "run.json").write_text(json.dumps({"n_parts": 3}))
+    (sky.out / "run.json").write_text(json.dumps({"identity": {}, "n_parts": 3, "n_rows": 300}))
     with pytest.raises(CatalogError, match="not finished: 2 of 3 parts"):
         evaluate(sky.out, [sky.truth])
     (sky.out / "run.json").unlink()

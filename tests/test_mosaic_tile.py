@@ -716,3 +716,19 @@ def test_memory_stays_below_one_band(tmp_path):
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < side * side * 4  # one of the four float32 planes, 144 MB
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "card",
+    [("NAXIS2", -32), ("NAXIS", 999999999), ("PCOUNT", -5760), ("GCOUNT", -1), ("TFIELDS", 10**9)],
+)
+def test_impossible_sizes_in_a_header_are_refused_at_once(tmp_path, card):
+    key, value = card
+    content = write(tmp_path / "sound.fits").read_bytes()
+    changed = f"{key:<8}= {value:>20}".ljust(80).encode()
+    at = content.find(f"{key:<8}=".encode())
+    at = content.index(b"LATPOLE =") if at < 0 else at
+    path = tmp_path / "f606w_drz.fits"
+    path.write_bytes(content[:at] + changed + content[at + 80 :])
+    with pytest.raises(MosaicError, match=rf"{path.name}: damaged: HDU 0 has {key}"):
+        read_tile(path, AB)

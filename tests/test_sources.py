@@ -135,5 +135,22 @@ def test_a_truncated_fits_list_is_one_error_without_warnings(tmp_path: Path) -> 
     path = tmp_path / "list.fits"
     _table().write(path)
     path.write_bytes(path.read_bytes()[:-2880])
-    with pytest.raises(SourceListError, match="cannot be read"):
+    with pytest.raises(SourceListError, match="truncated"):
         read_sources([path], COLUMNS)
+
+
+@pytest.mark.parametrize("values", [np.array(["2020-01-01"] * 3, "M8[us]"), np.ones(3, "m8[s]")])
+def test_dates_are_no_positions(tmp_path: Path, values: np.ndarray) -> None:
+    path = tmp_path / "list.parquet"
+    _table().to_pandas().assign(RA=values).to_parquet(path)
+    with pytest.raises(SourceListError, match="column 'ra' does not hold numbers"):
+        read_sources([path], COLUMNS)
+
+
+def test_numbers_beyond_float32_are_no_redshifts_and_no_dust(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    frame = _table().to_pandas().assign(zsp=[1e300, 1e-300, 0.5], EBV=[1e300, 0.1, np.inf])
+    frame.to_parquet(path)
+    sources = read_sources([path], COLUMNS)
+    np.testing.assert_array_equal(sources.z_spec_N, np.float32([np.nan, np.nan, 0.5]))
+    np.testing.assert_array_equal(sources.ebv_N, np.float32([0, 0.1, 0]))

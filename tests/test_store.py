@@ -10,6 +10,7 @@ import pytest
 from photozhpc.errors import StoreError
 from photozhpc.mosaic.sources import Sources
 from photozhpc.store import CutoutStore, Measurements, ShardKey
+from photozhpc.store.manifest import own_digest
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
@@ -214,3 +215,39 @@ def test_a_store_that_is_not_finished_says_so(store: CutoutStore) -> None:
     fill(store, "b", 10, seed=1)
     store.check_complete()
     assert store.verify() == []
+
+
+@pytest.mark.parametrize("name", ["cutout", "source_id"])
+def test_an_array_shorter_than_its_manifest_says_is_not_read(store: CutoutStore, name: str) -> None:
+    fill(store, "a", N)
+    about = store.path / "a" / name / "zarr.json"
+    document = json.loads(about.read_text())
+    document["shape"][0] = N - 4
+    about.write_text(json.dumps(document))
+    with pytest.raises(StoreError, match=f"it has {N - 4} rows"):
+        (store.read_cutouts if name == "cutout" else store.read_sources)(ShardKey("a", 3))
+
+
+@pytest.mark.parametrize("n_sources", [10**15, N + SHARD, -1, None, "200", 1e308, True])
+def test_a_manifest_of_other_sources_than_files_is_refused(store: CutoutStore, n_sources) -> None:
+    fill(store, "a", N)
+    path = store.path / ".manifests" / "a.json"
+    manifest = json.loads(path.read_text()) | {"n_sources": n_sources}
+    path.write_text(json.dumps(manifest | {"sha256": own_digest(manifest)}))
+    with pytest.raises(StoreError, match=r"a\.json"):
+        store.shards()
+
+
+def test_another_survey_in_the_metadata_of_a_store_is_found(store: CutoutStore) -> None:
+    path = store.path / "zarr.json"
+    path.write_text(path.read_text().replace("2.263", "2.264"))
+    with pytest.raises(StoreError, match="altered"):
+        CutoutStore.open(store.path)
+
+
+def test_a_store_without_a_checksum_of_its_metadata_is_read(store: CutoutStore) -> None:
+    path = store.path / "zarr.json"
+    document = json.loads(path.read_text())
+    del document["attributes"]["photozhpc"]["sha256"]
+    path.write_text(json.dumps(document))
+    assert CutoutStore.open(store.path).survey == SURVEY

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.disk import write_durably
+from photozhpc.disk import read_json, write_durably
 from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
 
@@ -283,9 +283,51 @@ def read_catalog(
         metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _PART_KEY}
         tables.append(table.replace_schema_metadata(metadata))
     try:
-        return pa.concat_tables(tables)
+        table = pa.concat_tables(tables)
     except pa.ArrowException as error:
         raise CatalogError(f"{path}: holds parts of different catalogues") from error
+    run_file = _run_file(Path(path))
+    if not incomplete_ok and run_file is not None and len(table) != read_run(run_file).n_rows:
+        raise CatalogError(
+            f"{path}: damaged: the parts hold {len(table)} rows, the run made "
+            f"{read_run(run_file).n_rows}; 'photozhpc verify' says which part it is"
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Run:
+    """What run.json says of a run: which it is, and how many parts and rows it makes."""
+
+    identity: dict[str, Any]
+    n_parts: int
+    n_rows: int
+
+
+def read_run(file: Path) -> Run:
+    """Read the run.json of a catalogue.
+
+    Raises:
+        CatalogError: it is missing or damaged.
+    """
+    try:
+        about = read_json(file)
+        run = Run(about["identity"], about["n_parts"], about["n_rows"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CatalogError(f"{file}: is damaged ({type(error).__name__})") from error
+    counts = (run.n_parts, run.n_rows)
+    sound = all(type(n) is int for n in counts) and 0 <= run.n_parts <= run.n_rows < 1 << 53
+    if not sound or not isinstance(run.identity, dict):
+        raise CatalogError(f"{file}: is damaged: parts and rows are {str(counts)[:80]}")
+    return run
+
+
+def _run_file(path: Path) -> Path | None:
+    """The run.json that tells of a whole catalogue at `path`, if there is one."""
+    if path.is_file():
+        return None
+    file = (path if (path / PART_FOLDER).is_dir() else path.parent) / "run.json"
+    return file if file.is_file() else None
 
 
 def catalog_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path]:
@@ -299,12 +341,9 @@ def catalog_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path
         return [path]
     folder = path / PART_FOLDER if (path / PART_FOLDER).is_dir() else path
     parts = sorted(folder.glob("part-*.parquet"))
-    run_file = folder.parent / "run.json"
-    if run_file.is_file() and not incomplete_ok:
-        try:
-            n_parts = int(json.loads(run_file.read_bytes())["n_parts"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CatalogError(f"{run_file}: is damaged ({_line(error)})") from error
+    run_file = _run_file(path)
+    if run_file is not None and not incomplete_ok:
+        n_parts = read_run(run_file).n_parts
         if len(parts) < n_parts:
             raise CatalogError(
                 f"{path}: the catalogue is not finished: {len(parts)} of {n_parts} parts; run the "

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from photozhpc.catalog.photoz_catalog import PART_FOLDER, SCHEMA_VERSION, Counts, PartNote
-from photozhpc.disk import disk_error, remove_stale_partials, write_durably
+from photozhpc.disk import disk_error, read_json, remove_stale_partials, write_durably
 from photozhpc.errors import CatalogError, CheckpointError
 from photozhpc.store import ShardKey
 
@@ -35,6 +35,7 @@ _IDENTITY = {
 }
 NOTES_FOLDER = "notes"
 EVENTS_FILE = "events.jsonl"
+_NOTED = ("part", "rows", "flagged", "without_photoz", "bytes")
 _LOCK_TRIES = 5
 _MIN_ROWS_PER_PART = 1024
 _MAX_ROWS_PER_PART = 32768
@@ -146,12 +147,11 @@ class RunFolder:
         files = (self.path / NOTES_FOLDER).glob("*.jsonl")
         for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
             for line in read_lines(file):
-                with suppress(KeyError, TypeError):
-                    notes[line["part"]] = PartNote(
-                        Counts(line["rows"], line["flagged"], line["without_photoz"]),
-                        line["bytes"],
-                        line["sha256"],
-                    )
+                numbers: list[Any] = [line.get(key) for key in _NOTED]
+                if all(type(number) is int and number >= 0 for number in numbers):
+                    part, rows, flagged, without_photoz, n_bytes = numbers
+                    counts = Counts(rows, flagged, without_photoz)
+                    notes[part] = PartNote(counts, n_bytes, str(line.get("sha256")))
         return notes
 
     def log(self, event: str, **about: Any) -> None:
@@ -171,7 +171,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise CatalogError(f"{self.path}: is not a folder{other}")
         try:
-            found = json.loads(file.read_bytes())["identity"]
+            found = read_json(file)["identity"]
             differences = [
                 what for key, what in _IDENTITY.items() if found.get(key) != self.identity[key]
             ]
@@ -300,7 +300,7 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file of JSON lines; what was cut short or damaged is passed over."""
     with suppress(OSError), open(file, encoding="utf-8", errors="replace") as stream:
         for text in stream:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 line = json.loads(text)
                 if isinstance(line, dict):
                     yield line

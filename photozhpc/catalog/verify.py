@@ -1,17 +1,18 @@
 """Is a catalogue what its run left, whole and unaltered; and is every source in it once?"""
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from photozhpc.catalog.photoz_catalog import PART_FOLDER
+from photozhpc.catalog.photoz_catalog import PART_FOLDER, read_run
 from photozhpc.catalog.run_folder import Part, RunFolder, plan_parts
 from photozhpc.errors import CatalogError
 from photozhpc.store import CutoutStore
+
+_FINGERPRINT = "store_fingerprint"
 
 
 def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[int, list[str]]:
@@ -26,26 +27,27 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
         CatalogError: it is not the folder of a run, or the store is another one.
     """
     file = Path(out) / "run.json"
-    try:
-        about = json.loads(file.read_bytes())
-        run = RunFolder(Path(out), about["identity"])
-        n_parts, n_rows = int(about["n_parts"]), int(about["n_rows"])
-        rows_per_part = int(run.identity["rows_per_part"])
-        fingerprint = run.identity["store_fingerprint"]
-    except FileNotFoundError:
-        raise CatalogError(f"{out}: no run of 'photozhpc infer' is there") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CatalogError(f"{file}: is damaged ({type(error).__name__})") from error
+    if not file.exists():
+        raise CatalogError(f"{out}: no run of 'photozhpc infer' is there")
+    about = read_run(file)
+    run = RunFolder(Path(out), about.identity)
+    rows_per_part, fingerprint = (about.identity.get(k) for k in ("rows_per_part", _FINGERPRINT))
+    if type(rows_per_part) is not int or type(fingerprint) is not str:
+        raise CatalogError(f"{file}: is damaged: it does not say of which store the run is")
     parts: list[Part] = []
     if store is not None:
         stored = store.index()
         if stored.fingerprint != fingerprint:
             raise CatalogError(f"{out}: was made from another store than {store.path}")
         parts = plan_parts(stored.shard_lengths(), rows_per_part)
+        if len(parts) != about.n_parts:
+            raise CatalogError(
+                f"{file}: is damaged: {about.n_parts} parts, of the store it is {len(parts)}"
+            )
     notes = run.notes()
     problems: list[str] = []
     rows = 0
-    names = [f"part-{index:06d}.parquet" for index in range(n_parts)]
+    names = [f"part-{index:06d}.parquet" for index in range(about.n_parts)]
     for index, name in enumerate(names):
         try:
             content = (run.catalog / name).read_bytes()
@@ -68,6 +70,6 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
                 problems.append(f"{name}: does not hold the sources of its shards")
     unknown = {path.name for path in run.catalog.glob("part-*")} - set(names)
     problems += [f"{name}: is not of this run" for name in sorted(unknown)]
-    if not problems and rows != n_rows:
-        problems.append(f"{PART_FOLDER}: {rows} rows for {n_rows} sources")
+    if not problems and rows != about.n_rows:
+        problems.append(f"{PART_FOLDER}: {rows} rows for {about.n_rows} sources")
     return rows, problems

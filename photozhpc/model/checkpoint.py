@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -173,7 +174,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         config: Any = from_mapping(_CONFIGS[kind], header["model"], f"{path}: model")
         survey = from_mapping(Survey, header["survey"], f"{path}: survey")
         training = dict(header["training"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        ConfigError,
+    ) as error:
         raise CheckpointError(
             f"{path}: not a photozhpc checkpoint, or damaged ({' '.join(str(error).split())[:120]})"
         ) from error
@@ -182,12 +191,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: damaged: {config.n_bands} channels, {len(survey.bands)} bands"
         )
     try:
-        model = _MODELS[kind](config)
-        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        # Without memory of its own: the file gives it, and a configuration cannot ask for more.
+        # Copied, because safetensors maps the file, which may be cut short while it is in use.
+        with torch.device("meta"):
+            model = _MODELS[kind](config)
+        weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+        model.load_state_dict(weights, assign=True)
     except (RuntimeError, ValueError, TypeError) as error:
         first = str(error).splitlines()[1:2] or [str(error)]
         raise CheckpointError(
-            f"{path}: weights do not fit the model: {first[0].strip()}"
+            f"{path}: weights do not fit the model: {first[0].strip()[:160]}"
         ) from error
     with open(path, "rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()

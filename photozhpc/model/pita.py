@@ -20,7 +20,8 @@ from photozhpc.model.density import LEVEL_Q, Uncertainty  # noqa: E402
 from photozhpc.model.depthwise import quicken  # noqa: E402
 from photozhpc.model.mlp import MLP  # noqa: E402
 
-MAX_WIDTH = 8192  # a configuration beyond this is a typing error, or a damaged file
+# A configuration beyond these is a typing error, or a damaged file.
+MAX_WIDTH, MAX_LAYERS = 8192, 64
 # The circle in which the brightness is taken that the calibration of quantiles depends on.
 BRIGHTNESS_RADIUS_PIX = 7.0
 
@@ -100,6 +101,10 @@ class PITAConfig:
         for name in ("encoder_mlp", "projection_mlp", "redshift_mlp", "colour_mlp"):
             if not all(0 < width <= MAX_WIDTH for width in getattr(self, name)):
                 raise ValueError(f"{name} must hold widths from 1 to {MAX_WIDTH}")
+            if len(getattr(self, name)) > MAX_LAYERS:
+                raise ValueError(f"{name} must hold at most {MAX_LAYERS} widths")
+        if len(self.aperture_radii_pix) > MAX_LAYERS:
+            raise ValueError(f"aperture_radii_pix must hold at most {MAX_LAYERS} radii")
         if not 0 <= self.encoder_out <= MAX_WIDTH or self.crop > MAX_WIDTH:
             raise ValueError(f"encoder_out and crop must not exceed {MAX_WIDTH}")
 
@@ -348,8 +353,11 @@ class KeyEncoder(nn.Module):
 
 
 def _soft_circles(radii_pix: tuple[float, ...], crop: int) -> Tensor:
-    """Return weight_RHW: circles with a rim one pixel wide about the pixel (crop//2, crop//2)."""
-    offset_S = torch.arange(crop) - crop // 2
+    """Return weight_RHW: circles with a rim one pixel wide about the pixel (crop//2, crop//2).
+
+    On the CPU, also for a model that is made on the device "meta": no file holds them.
+    """
+    offset_S = torch.arange(crop, device="cpu") - crop // 2
     distance_HW = torch.hypot(offset_S[:, None].float(), offset_S[None, :].float())
     circles = [torch.clamp(radius + 0.5 - distance_HW, 0, 1) for radius in radii_pix]
-    return torch.stack(circles) if circles else torch.empty(0, crop, crop)
+    return torch.stack(circles) if circles else torch.empty(0, crop, crop, device="cpu")

@@ -16,7 +16,6 @@ in it is executed.
 
 import pickle
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,18 +56,6 @@ _NUMPY_NUMBERS: list[Any] = [
     (_scalar, "numpy._core.multiarray.scalar"),
     (_scalar, "numpy.core.multiarray.scalar"),  # pickled by NumPy 1
 ]
-# What PyTorch's reader of pickles raises on bytes that are none.
-_DAMAGE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-)
 
 
 def import_checkpoint(
@@ -112,12 +99,15 @@ def import_checkpoint(
             f"{path}: the model has {n_bands} channels, survey '{survey.name}' has "
             f"{len(survey.bands)} bands; pass the --survey that it was trained on"
         )
-    model = PITA(PITAConfig(n_bands=n_bands, crop=crop, **config))
     buffers = {
         "extinction_r_C": torch.tensor([band.extinction_r for band in survey.bands]),
         "noise_C": torch.from_numpy(njy_per_count(survey, zero_point_ab_C)),
     }
-    _fill(path, model, {**encoder, **mlps, **buffers})
+    try:
+        whole = PITAConfig(n_bands=n_bands, crop=crop, **config)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: does not fit a PITA: {error}") from error
+    model = _filled(path, whole, {**encoder, **mlps, **buffers})
     epoch = checkpoint.get("epoch")
     if isinstance(epoch, int):
         notes = (f"saved in epoch {epoch}, counted from 0", *notes)
@@ -139,7 +129,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"it, save its state_dict alone where it was made: "
             f"torch.save({{'state_dict': model.state_dict()}}, FILE)"
         ) from error
-    except _DAMAGE as error:
+    except Exception as error:  # PyTorch's reader of pickles raises whatever it runs into
         raise CheckpointError(
             f"{path}: not a PyTorch checkpoint, or damaged ({' '.join(str(error).split())[:120]})"
         ) from error
@@ -153,11 +143,25 @@ def _weights(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     state = checkpoint.get("state_dict", checkpoint)  # or a state_dict by itself
     if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
         raise CheckpointError(f"{path}: holds no state_dict; give a Lightning checkpoint of pita-z")
-    weights = {name: t.float() for name, t in state.items() if not _NOT_NEEDED.match(name)}
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: '{name}' is not finite: the training diverged")
+    weights = {}
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not _is_plain(tensor):
+            raise CheckpointError(f"{path}: damaged: '{name}' is no plain array of numbers")
+        if not _NOT_NEEDED.match(name):
+            weights[name] = tensor.float()
+            if not torch.isfinite(weights[name]).all():
+                raise CheckpointError(f"{path}: '{name}' is not finite: the training diverged")
     return weights
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the file holds all of its numbers: a view may repeat one of them without end."""
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_complex() or tensor.is_quantized)
+        and tensor.nbytes <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _encoder(
@@ -207,8 +211,8 @@ def _heads(
         for s in range(4)
     )
     name = _ENCODERS.get((stem.shape[0], depths))
-    out = encoder.get("encoder.head.fc.bias")
-    if name is None or out is None:
+    out = encoder.get("encoder.head.fc.bias", torch.tensor(0))
+    if name is None or out.ndim != 1:
         raise CheckpointError(
             f"{path}: the encoder is no ConvNeXt of torchvision's (stem {stem.shape[0]} wide, "
             f"{depths} blocks); only Tiny, Small, Base and Large can be imported"
@@ -272,17 +276,25 @@ def _linear_layers(path: Path, left: Mapping[str, Tensor], mlp: str) -> list[tup
                 f"{path}: '{next(iter(found))}' is not of an MLP of pita-z; only its MLPs of "
                 f"linear layers with ReLU between them can be imported"
             )
-        layers.append((found[names[0]], found[names[1]]))
+        weight, bias = found[names[0]], found[names[1]]
+        if (weight.ndim, bias.ndim) != (2, 1):
+            raise CheckpointError(f"{path}: damaged: '{names[0]}' and its bias are no linear layer")
+        layers.append((weight, bias))
     return layers
 
 
-def _fill(path: Path, model: PITA, tensors: Mapping[str, Tensor]) -> None:
-    """Put the tensors into the model; all its parameters must be among them."""
-    missing = {name for name, _ in model.named_parameters()} - set(tensors)
+def _filled(path: Path, config: PITAConfig, tensors: Mapping[str, Tensor]) -> PITA:
+    """Return the model with the tensors in it; all its parameters must be among them."""
+    with torch.device("meta"):  # no memory is taken before the shapes are known to be right
+        shape = PITA(config)
+    missing = {name for name, _ in shape.named_parameters()} - set(tensors)
     if missing:
         raise CheckpointError(f"{path}: damaged: nothing in it gives '{min(missing)}'")
     try:
+        shape.load_state_dict(tensors, strict=False, assign=True)
+        model = PITA(config)
         model.load_state_dict({**model.state_dict(), **tensors})
+        return model
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
-        raise CheckpointError(f"{path}: does not fit a PITA: {first[0].strip()}") from error
+        raise CheckpointError(f"{path}: does not fit a PITA: {first[0].strip()[:160]}") from error

@@ -5,6 +5,7 @@ import gzip
 import os
 import re
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from photozhpc.errors import MosaicError
 
 _BLOCK = 2880
 _CARD = 80
-_NUMBERS = re.compile(r"(BITPIX|NAXIS\d*|PCOUNT|GCOUNT)\s*=\s*([+-]?\d+)")
+_NUMBERS = re.compile(r"(BITPIX|NAXIS\d*|PCOUNT|GCOUNT|TFIELDS)\s*=\s*([+-]?\d+)")
+_MAX_COUNT = 999  # of axes, and of columns (FITS standard 4.0, sections 4.4.1 and 7.3.1)
 
 
 @contextlib.contextmanager
@@ -60,7 +62,8 @@ def check_length(path: Path, shown: Path) -> None:
         shown: the path to name in errors.
 
     Raises:
-        MosaicError: a header without END, or data that go on past the end of the file.
+        MosaicError: a header without END or with an impossible size, or data that go on past the
+            end of the file.
     """
     size = os.path.getsize(path)
     at, number = 0, 0
@@ -91,6 +94,14 @@ def check_length(path: Path, shown: Path) -> None:
                 raise MosaicError(
                     f"{shown}: truncated in the header of HDU {number}; copy or download it again"
                 )
+            # A reader would count up to them, or walk in circles.
+            for key, value in cards.items():
+                limit = _MAX_COUNT if key in ("NAXIS", "TFIELDS") else sys.maxsize
+                if key != "BITPIX" and not 0 <= value <= limit:
+                    raise MosaicError(
+                        f"{shown}: damaged: HDU {number} has {key} = {value}; "
+                        "copy or download it again"
+                    )
             at = stream.tell()
             # Padding counts: where it is missing, whole HDUs behind it may be missing too.
             n_bytes = -(-_data_bytes(cards) // _BLOCK) * _BLOCK

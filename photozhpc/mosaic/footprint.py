@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import ArrayLike
 
@@ -41,7 +42,7 @@ def read_footprint(paths: Mapping[str, Path], survey: Survey) -> Footprint:
         MosaicError: the file is missing or damaged, or has no WCS.
     """
     band, path = next(iter(paths.items()))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", AstropyWarning)
         with open_planes(path, survey, survey.find_band(band)) as planes:
             plane = planes[0]

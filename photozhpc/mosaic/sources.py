@@ -1,17 +1,14 @@
 """Source lists: Parquet, FITS, ECSV or CSV -> Sources."""
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean
+from photozhpc.mosaic.table_file import read_columns
 from photozhpc.survey import SourceColumns
 
 
@@ -71,8 +68,9 @@ def read_sources(paths: Iterable[str | Path], columns: SourceColumns) -> Sources
     ids_U, counts_U = np.unique(joined.source_id_N, return_counts=True)
     if len(ids_U) != len(joined):
         raise SourceListError(
-            f"source_id {ids_U[counts_U > 1][0]} stands {counts_U.max()} times in the source "
-            f"list; every source needs an identifier of its own"
+            f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: source_id "
+            f"{ids_U[counts_U > 1][0]} stands {counts_U.max()} times in the source list; every "
+            f"source needs an identifier of its own"
         )
     return joined
 
@@ -81,7 +79,8 @@ _FIELDS = ("source_id_N", "ra_N", "dec_N", "z_spec_N", "ebv_N")
 
 
 def _read_one(path: Path, columns: SourceColumns, number_rows: bool) -> Sources:
-    table = _read_table(path)
+    known = {name.lower() for name in vars(columns).values() if name is not None}
+    table, all_names = read_columns(path, "source list", lambda name: name.lower() in known)
     names = {name.lower(): name for name in table}
 
     def column(name: str | None, needed: bool) -> NDArray | None:
@@ -89,7 +88,7 @@ def _read_one(path: Path, columns: SourceColumns, number_rows: bool) -> Sources:
             if needed:
                 raise SourceListError(
                     f"{path}: the source list has no column '{name}'"
-                    f"{did_you_mean(str(name), table)}; name it under source_columns in the "
+                    f"{did_you_mean(str(name), all_names)}; name it under source_columns in the "
                     f"survey's YAML file"
                 )
             return None
@@ -122,13 +121,17 @@ def _read_one(path: Path, columns: SourceColumns, number_rows: bool) -> Sources:
     ):
         values_N = column(wanted, needed)
         try:
+            if values_N is not None and values_N.dtype.kind not in "iufOSU":
+                raise TypeError  # NumPy makes numbers of dates, and real ones of complex ones
             numbers[name] = None if values_N is None else np.asarray(values_N, dtype=np.float64)
         except (TypeError, ValueError):
             raise SourceListError(f"{path}: column '{wanted}' does not hold numbers") from None
     z_spec_N = numbers["z_spec"] if numbers["z_spec"] is not None else np.full(n, np.nan)
     ebv_N = numbers["ebv"] if numbers["ebv"] is not None else np.zeros(n)
     # Catalogues write 'no redshift' as -99, -1 or 0 as often as NaN; a galaxy's is positive.
-    z_spec_N = np.where(z_spec_N > 0, z_spec_N, np.nan)
+    # Beyond the range of float32 it is none either.
+    limits = np.finfo(np.float32)
+    z_spec_N = np.where((z_spec_N >= limits.tiny) & (z_spec_N <= limits.max), z_spec_N, np.nan)
     assert numbers["ra"] is not None
     assert numbers["dec"] is not None
     return Sources(
@@ -137,47 +140,5 @@ def _read_one(path: Path, columns: SourceColumns, number_rows: bool) -> Sources:
         dec_N=numbers["dec"],
         z_spec_N=z_spec_N.astype(np.float32),
         # A map's noise may make it slightly negative; -99 and its like mean 'missing'.
-        ebv_N=np.where(np.isfinite(ebv_N) & (ebv_N >= -0.1), ebv_N, 0).astype(np.float32),
+        ebv_N=np.where((ebv_N >= -0.1) & (ebv_N <= limits.max), ebv_N, 0).astype(np.float32),
     )
-
-
-def _read_table(path: Path) -> dict[str, NDArray]:
-    if not path.is_file():
-        raise SourceListError(f"{path}: no such source list")
-    if path.stat().st_size == 0:
-        raise SourceListError(f"{path}: the source list is empty; copy or make it again")
-    # Imported here: whoever reads a store needs `Sources`, and not a third of a second of astropy.
-    from astropy.io.registry import IORegistryError
-    from astropy.table import Table
-    from astropy.utils.exceptions import AstropyWarning
-
-    try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            parquet = pq.ParquetFile(path).read()
-            return {
-                name: parquet.column(name).to_numpy(zero_copy_only=False)
-                for name in parquet.column_names
-            }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyWarning)  # what is wrong is in the error
-            table = Table.read(path)
-    except (OSError, ValueError, TypeError, KeyError, IndexError, pa.ArrowException) as error:
-        raise SourceListError(f"{path}: the source list cannot be read ({_line(error)})") from error
-    except IORegistryError as error:
-        raise SourceListError(
-            f"{path}: unknown kind of source list; give Parquet, FITS, ECSV or CSV"
-        ) from error
-    return {name: _filled(table[name]) for name in table.colnames}
-
-
-def _filled(column: object) -> NDArray:
-    """Turn a table column into an array of native byte order, NaN where it is masked."""
-    values_N: Any = np.ma.asanyarray(column)
-    if np.ma.is_masked(values_N) and np.issubdtype(values_N.dtype, np.number):
-        return np.ma.filled(values_N.astype(np.float64), np.nan)
-    array_N = np.asarray(values_N)
-    return array_N.astype(array_N.dtype.newbyteorder("="))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -2,13 +2,13 @@
 
 import errno
 import fcntl
-import json
 import os
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from photozhpc.catalog.photoz_catalog import read_run
 from photozhpc.catalog.run_folder import EVENTS_FILE, NOTES_FOLDER, read_lines
 from photozhpc.errors import PhotozError
 from photozhpc.store import CutoutStore
@@ -39,34 +39,31 @@ def status_of(path: str | Path, now: float | None = None) -> dict[str, Any]:
 
 
 def _catalog_status(path: Path, now: float) -> dict[str, Any]:
-    try:
-        about = json.loads((path / "run.json").read_bytes())
-        n_parts, n_rows = int(about["n_parts"]), int(about["n_rows"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PhotozError(f"{path / 'run.json'}: is damaged ({type(error).__name__})") from error
+    run = read_run(path / "run.json")
+    n_parts, n_rows = run.n_parts, run.n_rows
     begun_at = 0.0
-    failed: dict[Any, dict[str, Any]] = {}
+    failed: dict[int, dict[str, Any]] = {}
     events = list(read_lines(path / EVENTS_FILE))
     for event in events:
         if event.get("event") == "begun":
-            begun_at, failed = float(event.get("at", 0)), {}
+            begun_at, failed = _number(event, "at"), {}
         elif event.get("event") == "set aside":
-            failed[event.get("part")] = event
+            failed[int(_number(event, "part"))] = event
     notes: dict[int, dict[str, Any]] = {}
     for file in sorted((path / NOTES_FOLDER).glob("*.jsonl")):
         for line in read_lines(file):
-            if isinstance(line.get("part"), int) and isinstance(line.get("rows"), int):
+            if type(line.get("part")) is int and type(line.get("rows")) is int:
                 notes[line["part"]] = line
     rows_done = sum(note["rows"] for note in notes.values())
     finished = len(notes) >= n_parts
     running = _is_locked(path)
-    last_at = max((float(n.get("at", 0)) for n in notes.values()), default=begun_at)
+    last_at = max((_number(note, "at") for note in notes.values()), default=begun_at)
     end = now if running else last_at
     start = max(begun_at, end - _WINDOW_SECONDS)
     workers: dict[str, dict[str, Any]] = defaultdict(lambda: {"parts": 0, "sources": 0, "at": 0.0})
     recent = 0
     for note in notes.values():
-        at = float(note.get("at", 0))
+        at = _number(note, "at")
         if at < begun_at:
             continue  # of an earlier start
         worker = workers[str(note.get("worker"))]
@@ -84,11 +81,11 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
         "parts_done": len(notes),
         "sources": n_rows,
         "sources_done": rows_done,
-        "flagged": sum(int(note.get("flagged", 0)) for note in notes.values()),
+        "flagged": sum(int(_number(note, "flagged")) for note in notes.values()),
         "sources_per_s": rate,
         "seconds_left": left / rate if rate and running else None,
         "workers_lost": sum(
-            e.get("event") == "worker lost" and float(e.get("at", 0)) >= begun_at for e in events
+            e.get("event") == "worker lost" and _number(e, "at") >= begun_at for e in events
         ),
         "set_aside": [
             {key: event.get(key) for key in ("part", "shards", "reason")}
@@ -104,6 +101,13 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
             for name, worker in sorted(workers.items())
         },
     }
+
+
+def _number(line: dict[str, Any], key: str) -> float:
+    """Return a number of a line of JSON; 0 where a damaged line has none."""
+    value = line.get(key, 0)
+    known = isinstance(value, int | float) and abs(value) <= 2**53
+    return float(value) if known else 0.0
 
 
 def _training_status(path: Path) -> dict[str, Any]:

@@ -6,13 +6,10 @@ from glob import glob
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from astropy.io.registry import IORegistryError
-from astropy.table import Table
 from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean
+from photozhpc.mosaic.table_file import read_columns
 from photozhpc.store import CutoutStore
 
 _Z_NAMES = {"z_true": "true", "z_spec": "spectroscopic"}  # the first that a table has
@@ -112,13 +109,7 @@ def _read_one(path: Path) -> Truth:
     """Read every row of a table, in its order; z_ref is NaN where there is none."""
     if path.is_dir():
         return store_labels(path)
-    if not path.is_file():
-        raise SourceListError(f"{path}: no such truth table")
-    try:
-        columns, names = _read_columns(path)
-    except (OSError, ValueError, TypeError, pa.ArrowException, IORegistryError) as error:
-        line = " ".join(str(error).split())[:160]
-        raise SourceListError(f"{path}: the truth table cannot be read ({line})") from error
+    columns, names = read_columns(path, "truth table", _matters)
     z_name = next((name for name in _Z_NAMES if name in columns), "z_true")
     for name in ("source_id", z_name):
         if name not in columns:
@@ -144,27 +135,5 @@ def _read_one(path: Path) -> Truth:
     return Truth(columns["source_id"].astype(np.int64), z_ref_N, _Z_NAMES[z_name], magnitudes)
 
 
-def _read_columns(path: Path) -> tuple[dict[str, NDArray], list[str]]:
-    """Return the columns that matter, what is masked or null as NaN, and the names of all."""
-
-    def matters(name: str) -> bool:
-        return name in ("source_id", "is_star", *_Z_NAMES) or name.startswith(_MAGNITUDE_PREFIX)
-
-    if path.suffix.lower() in (".parquet", ".pq"):
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            parquet = file.read(columns=[name for name in names if matters(name)])
-        return {
-            name: parquet.column(name).to_numpy(zero_copy_only=False)
-            for name in parquet.column_names
-        }, names
-    table = Table.read(path)
-    return {
-        name: _without_mask(np.ma.asarray(table[name])) for name in table.colnames if matters(name)
-    }, table.colnames
-
-
-def _without_mask(column_N: np.ma.MaskedArray) -> NDArray:
-    if not np.ma.is_masked(column_N) or column_N.dtype.kind not in "iuf":
-        return np.ma.getdata(column_N)
-    return np.ma.filled(column_N.astype(np.float64), np.nan)
+def _matters(name: str) -> bool:
+    return name in ("source_id", "is_star", *_Z_NAMES) or name.startswith(_MAGNITUDE_PREFIX)

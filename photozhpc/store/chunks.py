@@ -5,7 +5,7 @@ Blosc and CRC32C, alone in a file or as the inner chunks of a shard (Zarr v3 cor
 and ZEP 2). Zarr writes the arrays, and in the tests it is what these reads must agree with.
 """
 
-import json
+import math
 import os
 import threading
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc
 from numpy.typing import DTypeLike, NDArray
+
+from photozhpc.disk import read_json
 
 _ENCODING = ["bytes", "blosc", "crc32c"]
 _CRC_BYTES = 4
@@ -93,7 +95,7 @@ class ArrayLayout:
         if len(places) == 1 and target.shape == self.chunk_shape and target.flags.c_contiguous:
             _decode(_read_checked(file, *places[0]), target)
             return
-        band = _scratch(self.chunk_shape, self.dtype)
+        band: NDArray[Any] | None = None
         if len(self.shape) != 4 or centre is None:
             centre = slice(0, self.shape[-1])
         height = self.chunk_shape[2] if len(self.shape) == 4 else 0
@@ -102,7 +104,11 @@ class ArrayLayout:
             first, last = max(centre.start, top), min(centre.stop, top + height)
             if height and first >= last:
                 continue
-            _decode(_read_checked(file, *place), band)
+            encoded = _read_checked(file, *place)
+            if band is None:  # not before a chunk was there that is as large as zarr.json says
+                _check_size(encoded, math.prod(self.chunk_shape) * self.dtype.itemsize)
+                band = _scratch(self.chunk_shape, self.dtype)
+            _decode(encoded, band)
             if height:
                 target[:, :, first - centre.start : last - centre.start] = band[
                     rows, :, first - top : last - top, centre
@@ -154,11 +160,15 @@ def _read_checked(file: int, offset: int, length: int) -> bytes:
 
 
 def _decode(encoded: bytes, target: NDArray[Any]) -> None:
+    _check_size(encoded, target.nbytes)
+    blosc.decompress(encoded, target)
+
+
+def _check_size(encoded: bytes, due: int) -> None:
     # Blosc's header: the decoded size at byte 4. It must fill the target to the last byte.
     size = int.from_bytes(encoded[4:8], "little")
-    if len(encoded) < 16 or size != target.nbytes:
-        raise ValueError(f"a chunk of {size} bytes where {target.nbytes} are due")
-    blosc.decompress(encoded, target)
+    if len(encoded) < 16 or size != due:
+        raise ValueError(f"a chunk of {size} bytes where {due} are due")
 
 
 def _is_plain(target: NDArray[Any]) -> bool:
@@ -167,7 +177,7 @@ def _is_plain(target: NDArray[Any]) -> bool:
 
 @lru_cache(maxsize=256)
 def _read_layout(folder: Path, dtype: np.dtype[Any], _size: int, _mtime_ns: int) -> ArrayLayout:
-    about = json.loads((folder / "zarr.json").read_bytes())
+    about = read_json(folder / "zarr.json")
     shape, outer = tuple(about["shape"]), about["chunk_grid"]["configuration"]["chunk_shape"]
     codecs = about["codecs"]
     is_sharded = codecs[0]["name"] == "sharding_indexed"

@@ -33,11 +33,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.disk import partial_path, write_durably
+from photozhpc.disk import partial_path, read_json, write_durably
 from photozhpc.errors import ConfigError, StoreError
 from photozhpc.mosaic.sources import Sources
 from photozhpc.store.chunks import ArrayLayout, read_layout
-from photozhpc.store.manifest import check_file, make_manifest, read_manifest
+from photozhpc.store.manifest import (
+    check_file,
+    make_manifest,
+    n_sources_of,
+    own_digest,
+    read_manifest,
+)
 from photozhpc.survey import Survey
 
 if TYPE_CHECKING:
@@ -46,6 +52,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MAX_CHUNK_LEN = 64
+_ATTRIBUTES = {"format", "survey", "cutout_size", "shard_len", "sha256"}
 _TILE_ID = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 
 
@@ -168,12 +175,13 @@ class CutoutStore:
         if any(name != ".manifests" and not name.endswith(".partial") for name in names):
             raise StoreError(f"{path}: is there already and is not a store; choose another --store")
         path.mkdir(parents=True, exist_ok=True)
-        attributes = {
+        attributes: dict[str, Any] = {
             "format": FORMAT,
             "survey": to_mapping(survey),
             "cutout_size": size,
             "shard_len": shard_len,
         }
+        attributes["sha256"] = own_digest(attributes)
         (path / ".manifests").mkdir(exist_ok=True)
         group = {
             "zarr_format": 3,
@@ -192,20 +200,35 @@ class CutoutStore:
         """
         path = Path(path)
         try:
-            attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]["photozhpc"]
+            attributes = read_json(path / "zarr.json")["attributes"]["photozhpc"]
             if attributes["format"] != FORMAT:
                 raise StoreError(
                     f"{path}: the store has format {attributes['format']}, "
                     f"this photozhpc reads format {FORMAT}; upgrade photozhpc"
                 )
+            # Stores of photozhpc up to 2026-11 have no checksum here.
+            if attributes.get("sha256", own_digest(attributes)) != own_digest(attributes):
+                raise StoreError(f"{path}: damaged: its zarr.json was altered; copy it again")
+            if foreign := set(attributes) - _ATTRIBUTES:
+                raise StoreError(f"{path}: damaged: its zarr.json has '{min(foreign)}'")
             size, shard_len = attributes["cutout_size"], attributes["shard_len"]
             survey = from_mapping(Survey, attributes["survey"], f"{path}/zarr.json: survey")
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(
                 f"{path}: no store there; make one with 'photozhpc extract --store {path}'"
             ) from None
-        except (ValueError, KeyError, TypeError, OSError, ConfigError) as error:
-            raise StoreError(f"{path}: not a photozhpc store, or damaged ({error!r})") from error
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OSError,
+            ConfigError,
+        ) as error:
+            raise StoreError(
+                f"{path}: not a photozhpc store, or damaged ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:160]})"
+            ) from error
         if not (_is_count(size) and _is_count(shard_len)):
             raise StoreError(f"{path}: damaged: cutout_size {size!r}, shard_len {shard_len!r}")
         return cls(path, survey, size, shard_len)
@@ -220,7 +243,12 @@ class CutoutStore:
         digest = hashlib.sha256()
         for path in sorted((self.path / ".manifests").glob("*.json")):
             manifest = read_manifest(path)
-            tiles[path.stem] = manifest["n_sources"]
+            tiles[path.stem] = n = manifest["n_sources"]
+            n_files = sum(name.startswith("cutout/c/") for name in manifest["files"])
+            if n_files != -(-n // self.shard_len):
+                raise StoreError(
+                    f"{path}: damaged: {n_files} files for {n} sources; extract the tile again"
+                )
             digest.update(manifest["sha256"].encode())
         return StoreIndex(tiles, self.shard_len, digest.hexdigest())
 
@@ -328,7 +356,7 @@ class CutoutStore:
         """Return what was noted of a tile: its WCS, missing bands."""
         file = self.path / tile_id / "zarr.json"
         try:
-            return dict(json.loads(file.read_bytes())["attributes"])
+            return dict(read_json(file)["attributes"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.path}: tile '{tile_id}' is missing or damaged") from error
 
@@ -383,6 +411,7 @@ class CutoutStore:
                 problems.append(str(error))
                 continue
             folder = self.path / manifest["tile_id"]
+            problems += self._miscounted(manifest)
             for name, expected in manifest["files"].items():
                 problem = check_file(folder / name, expected)
                 if problem:
@@ -400,16 +429,24 @@ class CutoutStore:
                 )
         return problems
 
+    def _miscounted(self, manifest: dict[str, Any]) -> list[str]:
+        """Return a line if the tile's arrays are longer or shorter than its manifest says."""
+        tile_id, n = manifest["tile_id"], manifest["n_sources"]
+        try:
+            array = read_layout(self.path / tile_id / "source_id", "int64")
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return []  # a file that is missing or altered, which is said of that file
+        if array.shape == (n,):
+            return []
+        return [f"tile {tile_id}: source_id has the shape {array.shape}, its manifest {n} sources"]
+
     def _plan(self) -> dict[str, Any] | None:
         try:
-            plan = json.loads((self.path / "plan.json").read_bytes())
+            return read_json(self.path / "plan.json")
         except FileNotFoundError:
             return None  # a store that was not made by an extraction
         except (OSError, ValueError) as error:
             raise StoreError(f"{self.path}/plan.json: damaged ({error})") from error
-        if not isinstance(plan, dict):
-            raise StoreError(f"{self.path}/plan.json: damaged")
-        return plan
 
     def missing_tiles(self) -> list[str]:
         present = {path.stem for path in (self.path / ".manifests").glob("*.json")}
@@ -433,6 +470,9 @@ class CutoutStore:
         array = read_layout(self.path / key.tile_id / name, dtype)
         if array.shape[1:] != tuple(self._axes[axis] for axis in trailing):
             raise ValueError(f"it has the shape {array.shape}")
+        n_sources = n_sources_of(self._manifest_path(key.tile_id))
+        if array.shape[0] != n_sources:
+            raise ValueError(f"it has {array.shape[0]} rows, the manifest {n_sources} sources")
         start = key.index * self.shard_len
         if not 0 <= start < array.shape[0]:
             raise ValueError(f"the tile has {array.shape[0]} sources")

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from photozhpc.disk import read_json
 from photozhpc.errors import StoreError
 
 
@@ -35,13 +37,51 @@ def read_manifest(path: Path) -> dict[str, Any]:
         StoreError: it is damaged or was altered.
     """
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path)
         sound = manifest["sha256"] == own_digest(manifest) and manifest["tile_id"] == path.stem
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: the tile's manifest is damaged ({error!r})") from error
+        raise StoreError(
+            f"{path}: the tile's manifest is damaged ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:160]})"
+        ) from error
     if not sound:
         raise StoreError(f"{path}: the tile's manifest was altered; extract the tile again")
+    if not (_is_count(manifest.get("n_sources")) and _are_files(manifest.get("files"))):
+        raise StoreError(f"{path}: the tile's manifest is not photozhpc's; extract the tile again")
     return manifest
+
+
+def n_sources_of(path: Path) -> int:
+    """Return the number of sources that a manifest tells of, read anew only if it has changed.
+
+    Raises:
+        OSError: there is no manifest.
+        StoreError: it is damaged or was altered.
+    """
+    found = path.stat()
+    return _n_sources_of(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _n_sources_of(path: Path, _size: int, _mtime_ns: int) -> int:
+    n_sources: int = read_manifest(path)["n_sources"]
+    return n_sources
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 40
+
+
+def _are_files(files: object) -> bool:
+    """Whether it gives bytes and SHA-256 of files that lie within the tile."""
+    return isinstance(files, dict) and all(
+        isinstance(about, dict)
+        and _is_count(about.get("bytes"))
+        and isinstance(about.get("sha256"), str)
+        and name[:1] not in ("", "/")
+        and ".." not in PurePosixPath(name).parts
+        for name, about in files.items()
+    )
 
 
 def check_file(path: Path, expected: dict[str, Any]) -> str | None:
@@ -50,11 +90,13 @@ def check_file(path: Path, expected: dict[str, Any]) -> str | None:
         size = path.stat().st_size
         if size < expected["bytes"]:
             return f"truncated: {size} of {expected['bytes']} bytes"
+        if size > expected["bytes"]:
+            return f"altered: {size} bytes, where {expected['bytes']} are due"
         with open(path, "rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
                 return "altered: its SHA-256 is not the manifest's"
     except FileNotFoundError:
         return "missing"
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         return f"cannot be read ({error})"
     return None
