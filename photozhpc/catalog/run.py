@@ -54,6 +54,7 @@ _MAX_TASKS_PER_GPU_WORKER = 8
 # Compiling takes half a minute, and saves a quarter of the time (docs/decisions.md).
 COMPILE_FROM_ROWS = 1_000_000
 _AHEAD_SECONDS = 0.1
+_POLL_SECONDS = 0.01
 _MAX_AHEAD = 64
 _SHOWN_FAILURES = 3
 MAX_PARTS_READ = 4096
@@ -404,10 +405,10 @@ def _load_model(client: Client, job: _Job) -> None:
         )
         for address in client.scheduler_info(n_workers=-1)["workers"]
     ]
-    for future in as_completed(futures, loop=client.loop):
-        error = future.exception()
-        if error is not None:
-            raise _fatal(error) or RunError(f"the model cannot be loaded: {_reason(error)}")
+    for batch in _batches(client, as_completed(futures, loop=client.loop)):
+        for error in (future.exception() for future in batch):
+            if error is not None:
+                raise _fatal(error) or RunError(f"the model cannot be loaded: {_reason(error)}")
 
 
 def _stream(
@@ -452,7 +453,7 @@ def _stream(
     waiting = iter(parts)
     started, n_done = time.monotonic(), 0
     done = as_completed(submit(list(islice(waiting, n_workers))), loop=client.loop)
-    for batch in done.batches():
+    for batch in _batches(client, done):
         for future in batch:
             part = in_flight.pop(future)
             error = future.exception()
@@ -474,6 +475,23 @@ def _stream(
             if some:
                 done.update(submit(some))
     return failures
+
+
+def _batches(client: Client, done: as_completed) -> Iterator[list[Future]]:
+    """Yield the futures that are done, as they are; Dask's own goes on waiting for the dead.
+
+    Raises:
+        RunError: the scheduler is lost.
+    """
+    while not done.is_empty():
+        if batch := done.next_batch(block=False):
+            yield batch
+        elif client.status == "running":
+            time.sleep(_POLL_SECONDS)
+        else:
+            raise RunError(
+                "the Dask scheduler was lost; run the same command again: what is finished is kept"
+            )
 
 
 def _fatal(error: BaseException) -> PhotozError | None:

@@ -155,7 +155,9 @@ class RunFolder:
         return notes
 
     def log(self, event: str, **about: Any) -> None:
-        """Add a line to events.jsonl: what happened, when, and to whom."""
+        """Add a line to events.jsonl, if the run was begun: what happened, when, and to whom."""
+        if not (self.path / "run.json").exists():
+            return
         line = {"at": round(time.time(), 3), "event": event, "host": socket.gethostname(), **about}
         with suppress(OSError):  # a full disk is told of elsewhere
             append_line(self.path / EVENTS_FILE, line)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from photozhpc.errors import ConfigError
 
-
 _GLOO_SECONDS = 1.0
 
 
