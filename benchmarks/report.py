@@ -244,6 +244,38 @@ def cost_table() -> str:
     )
 
 
+def faults_section() -> str:
+    """Random kills, and damaged input: how many, and what came of it."""
+    found = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    lines = ["## Faults"]
+    if chaos := found.get("chaos"):
+        lines.append(
+            f"`python tests/chaos/chaos.py --trials {chaos['trials']} --seed {chaos['seed']} "
+            f"--save`: {chaos['trials']} runs of `photozhpc infer` with a fault at a random moment, "
+            f"then the same command again. Survived: {chaos['survived']}; rows lost: "
+            f"{chaos['rows_lost']} (of {chaos['rows']} a run). After each the catalogue is compared "
+            f"with the undisturbed one, verified, and looked through for remains."
+        )
+        table = ["| fault | exit code of the run with the fault: how often |", "|:--|:--|"]
+        for fault, codes in chaos["exit_codes_by_fault"].items():
+            shown = ", ".join(f"{code}: {n}" for code, n in sorted(codes.items()))
+            table.append(f"| {fault} | {shown} |")
+        lines.append("\n".join(table))
+    if fuzz := found.get("fuzz"):
+        lines.append(
+            f"`python tests/fuzz/long.py --cases {fuzz['cases']} --seed {fuzz['seed']} --out "
+            f"benchmarks/results/fuzz.json`: damaged files of every kind that is read, "
+            f"{fuzz['cases']} of them. Failures (anything but a PhotozError, an unchanged result, "
+            f"or what the file says): {fuzz['failures']}."
+        )
+        names = ("cases", "refused", "unchanged", "read as the file says", "failures")
+        table = ["| input | " + " | ".join(names) + " |", "|:--|" + "--:|" * len(names)]
+        for target, counts in fuzz["targets"].items():
+            table.append(f"| {target} | " + " | ".join(str(counts[n]) for n in names) + " |")
+        lines.append("\n".join(table))
+    return "\n\n".join(lines)
+
+
 def timing_section(path: Path) -> str:
     """The ratios of one benchmark, as its JSON has them."""
     result = json.loads(path.read_text())
@@ -278,7 +310,7 @@ def main() -> None:
             )
         )
     sections += [science_section(path) for path in sorted(RESULTS.glob("science_*.json"))]
-    sections.append(throughput_section())
+    sections += [throughput_section(), faults_section()]
     guide = HERE.parent / "docs" / "performance.md"
     guide.write_text(
         re.sub(

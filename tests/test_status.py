@@ -6,6 +6,8 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pyarrow.parquet as pq
 import pytest
@@ -54,15 +56,19 @@ def test_while_it_runs_and_it_does_not_disturb(
         target=run_inference, args=(store.path, checkpoint, out), kwargs=SMALL
     )
     thread.start()
-    seen = []
+    seen, metrics = [], ""
     while thread.is_alive():
-        with suppress(PhotozError):  # no run is there yet
+        with suppress(PhotozError, URLError):  # no run is there yet
             seen.append(status_of(out))
+            if seen[-1].get("metrics") and not metrics:
+                with urlopen(seen[-1]["metrics"].split()[0], timeout=5) as answer:
+                    metrics = answer.read().decode()
         time.sleep(0.05)
     thread.join()
     running = [found for found in seen if found.get("parts_done") == 9]
     assert running
     assert running[-1]["state"] == "running"
+    assert "dask_scheduler_tasks" in metrics
     assert running[-1]["sources_done"] < ROWS
     assert 0 < running[-1]["seconds_left"] < 600
     assert "left     0:0" in describe(running[-1])

@@ -356,7 +356,14 @@ def _make(
             bar.note("infer: compiling the model, if that was not done on this machine before")
         _load_model(client, job)
         job = replace(job, provenance=job.folder.begin(_about(job, n_parts, n_rows)))
-        job.folder.log("begun", workers=_described(crew), parts_due=len(due), pid=os.getpid())
+        port = client.scheduler_info()["services"].get("dashboard")
+        job.folder.log(
+            "begun",
+            workers=_described(crew),
+            parts_due=len(due),
+            pid=os.getpid(),
+            metrics=f"http://127.0.0.1:{port}/metrics" if port and not crew.scheduler else None,
+        )
         bar.start()
         failures = _stream(client, job, due, crew, done)
         # A part is blamed too for the death of a worker at which it only waited: try it alone.

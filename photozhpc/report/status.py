@@ -41,12 +41,13 @@ def status_of(path: str | Path, now: float | None = None) -> dict[str, Any]:
 def _catalog_status(path: Path, now: float) -> dict[str, Any]:
     run = read_run(path / "run.json")
     n_parts, n_rows = run.n_parts, run.n_rows
-    begun_at = 0.0
+    begun_at, metrics = 0.0, ""
     failed: dict[int, dict[str, Any]] = {}
     events = list(read_lines(path / EVENTS_FILE))
     for event in events:
         if event.get("event") == "begun":
             begun_at, failed = _number(event, "at"), {}
+            metrics = f"{event.get('metrics')} on {event.get('host')}"
         elif event.get("event") == "set aside":
             failed[int(_number(event, "part"))] = event
     notes: dict[int, dict[str, Any]] = {}
@@ -84,6 +85,7 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
         "flagged": sum(int(_number(note, "flagged")) for note in notes.values()),
         "sources_per_s": rate,
         "seconds_left": left / rate if rate and running else None,
+        "metrics": metrics if running else None,
         "workers_lost": sum(
             e.get("event") == "worker lost" and _number(e, "at") >= begun_at for e in events
         ),
@@ -182,6 +184,8 @@ def _catalog_lines(found: dict[str, Any]) -> list[str]:
         f"{found['flagged']} flagged",
         f"rate     {found['sources_per_s']:.0f} sources/s",
     ]
+    if found["metrics"]:
+        lines.append(f"metrics  {found['metrics']}")
     if found["seconds_left"] is not None:
         whole = round(found["seconds_left"])
         lines.append(f"left     {whole // 3600:d}:{whole // 60 % 60:02d}:{whole % 60:02d}")
