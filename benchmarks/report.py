@@ -251,10 +251,10 @@ def faults_section() -> str:
     if chaos := found.get("chaos"):
         lines.append(
             f"`python tests/chaos/chaos.py --trials {chaos['trials']} --seed {chaos['seed']} "
-            f"--save`: {chaos['trials']} runs of `photozhpc infer` with a fault at a random moment, "
-            f"then the same command again. Survived: {chaos['survived']}; rows lost: "
-            f"{chaos['rows_lost']} (of {chaos['rows']} a run). After each the catalogue is compared "
-            f"with the undisturbed one, verified, and looked through for remains."
+            f"--save`: {chaos['trials']} runs of `photozhpc infer` with a fault at a random "
+            f"moment, then the same command again. Survived: {chaos['survived']}; rows lost: "
+            f"{chaos['rows_lost']} (of {chaos['rows']} a run). After each the catalogue is "
+            f"compared with the undisturbed one, verified, and looked through for remains."
         )
         table = ["| fault | exit code of the run with the fault: how often |", "|:--|:--|"]
         for fault, codes in chaos["exit_codes_by_fault"].items():

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from types import FrameType
 from typing import Any, Literal
 
@@ -608,6 +609,7 @@ class _Lines:
     def __init__(self, unit: str) -> None:
         from tqdm import tqdm
 
+        tqdm.set_lock(RLock())  # its own is for several processes, and starts another one
         self._unit = unit
         self._bar = tqdm(unit=f" {unit}", disable=None, leave=False, total=0)
         self._next = 0.1

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from distributed.utils import get_mp_context
 
 from photozhpc.errors import ConfigError, RunError
 from photozhpc.memory import WORKER_ENVIRONMENT
+from photozhpc.stopping import signals_held_back
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -128,8 +129,7 @@ def import_early(preload: Sequence[str]) -> None:
     method = {"distributed.worker.multiprocessing-method": "forkserver"}
     with dask.config.set(CONFIG | method), _environment_kept(), _program_hidden():
         os.environ |= CONFIG["distributed.nanny.pre-spawn-environ"]
-        with _signals_held_back():
-            _start_resource_tracker()
+        with signals_held_back():
             _set_preload([*preload, "distributed"])
             forkserver.ensure_running()
 
@@ -180,8 +180,7 @@ def local_client(
     }
     with dask.config.set(CONFIG | method), quiet_logs(), _environment_kept(), _program_hidden():
         losses = LostWorkers(on_worker_lost)
-        with _signals_held_back():
-            _start_resource_tracker()
+        with signals_held_back():
             _set_preload([*preload, "distributed"])
             cluster = _start(specs, losses)
         completed = False
@@ -191,31 +190,14 @@ def local_client(
                 yield client
                 completed = True
             finally:
-                with _signals_held_back():
+                with signals_held_back():
                     losses.report = None  # deaths from here on are wanted
                     if not completed:
                         kill_workers(cluster)
                     client.close(timeout=5)
         finally:
-            with _signals_held_back():
+            with signals_held_back():
                 cluster.close(timeout=20)
-
-
-def _start_resource_tracker() -> None:
-    """Start multiprocessing's tracker of semaphores so that it keeps its warnings to itself.
-
-    It frees what killed processes leave behind, and would say so on the terminal.
-    """
-    before = os.environ.get("PYTHONWARNINGS")
-    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
-    os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONWARNINGS"]
-        else:
-            os.environ["PYTHONWARNINGS"] = before
 
 
 def _set_preload(modules: list[str]) -> None:
@@ -294,20 +276,6 @@ def _program_hidden() -> Iterator[None]:
         yield
     finally:
         program.__spec__, program.__file__ = spec, file
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Block the signals that stop us in this thread, and for ever in what it starts.
-
-    Terminals and Slurm send them to every process; it is this one that stops the others.
-    """
-    stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import io
 import multiprocessing
 import os
 import re
-import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +25,7 @@ from photozhpc.mosaic.measure import Photometry, forced_photometry
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.sources import Sources, read_sources
 from photozhpc.mosaic.tile import Tile, read_tile
+from photozhpc.stopping import signals_held_back
 from photozhpc.store.cutout_store import CutoutStore, Measurements
 from photozhpc.survey import Survey
 
@@ -183,23 +183,25 @@ def extract(
     else:
         context = multiprocessing.get_context("spawn")
         threads = max(1, len(os.sched_getaffinity(0)) // n_workers)
-        with ProcessPoolExecutor(n_workers, context, _begin_worker, (threads,)) as pool:
-            futures = {pool.submit(_ingest_tile, store.path, *job): len(job[2]) for job in due}
-            try:
-                for future in as_completed(futures):
-                    notes += future.result()
-                    done += futures[future]
-                    progress(done, total)
-            except BrokenProcessPool:
-                raise RunError(
-                    f"a process was killed while extracting to {store.path} (out of memory?); run "
-                    f"the same command again, with fewer --workers"
-                ) from None
-            except BaseException:
-                for process in multiprocessing.active_children():
-                    process.kill()  # a tile is there whole or not at all
-                pool.shutdown(cancel_futures=True)
-                raise
+        try:
+            with signals_held_back():
+                setting = (numba.set_num_threads, (threads,))
+                pool = ProcessPoolExecutor(n_workers, context, *setting)
+                futures = {pool.submit(_ingest_tile, store.path, *job): len(job[2]) for job in due}
+            for future in as_completed(futures):
+                notes += future.result()
+                done += futures[future]
+                progress(done, total)
+            pool.shutdown()
+        except BrokenProcessPool:
+            raise RunError(
+                f"a process was killed while extracting to {store.path} (out of memory?); run "
+                f"the same command again, with fewer --workers"
+            ) from None
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.kill()  # a tile is there whole or not at all
+            raise
     return ExtractSummary(
         tiles=len(store.tiles()),
         sources=len(store),
@@ -256,13 +258,6 @@ def round_pixels(cutout_NCSS: NDArray[np.float32], step_C: NDArray[np.float32]) 
         np.multiply(plane_NSS, 1 / step_C[c], out=plane_NSS)
         np.rint(plane_NSS, out=plane_NSS)
         np.multiply(plane_NSS, step_C[c], out=plane_NSS)
-
-
-def _begin_worker(threads: int) -> None:
-    # Slurm and terminals signal every process of a job; it is the first that stops the others.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    numba.set_num_threads(threads)
 
 
 def _ingest_tile(

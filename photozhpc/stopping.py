@@ -1,0 +1,53 @@
+"""Signals that stop a run are for the first process alone; it stops the others."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Hold back the signals that stop us, and keep them for ever from what is started meanwhile.
+
+    Terminals and Slurm send them to every process of a job. Those that came are handled at the
+    end of the block.
+    """
+    received: list[int] = []
+    handlers = {}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    if threading.current_thread() is threading.main_thread():
+        # The mask is this thread's; another one may get the signal, and Python handles it here.
+        for number in STOP_SIGNALS:
+            handlers[number] = signal.signal(number, lambda n, _: received.append(n))
+    try:
+        _start_resource_tracker()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the tracker takes it back
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for came in received:
+            signal.raise_signal(came)
+
+
+def _start_resource_tracker() -> None:
+    """Start multiprocessing's tracker of semaphores so that it keeps its warnings to itself.
+
+    It frees what killed processes leave behind, and would say so on the terminal.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        with suppress(KeyError):
+            del os.environ["PYTHONWARNINGS"]
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
