@@ -26,6 +26,7 @@ from torch import Tensor
 
 from photozhpc.errors import CheckpointError
 from photozhpc.model.pita import PITA, PITAConfig
+from photozhpc.model.torch_file import load_torch_file
 from photozhpc.store.pita_z_units import njy_per_count
 from photozhpc.survey import Survey
 
@@ -119,7 +120,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = load_torch_file(path)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
