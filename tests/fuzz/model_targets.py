@@ -53,7 +53,7 @@ def tiny_config() -> PITAConfig:
 
 class Checkpoint(Target):
     cases = 250
-    weight = 3.0
+    weight = 5.0
 
     def make(self) -> None:
         save_checkpoint(self.folder / "pita.safetensors", tiny_pita(), SURVEY, {"note": "x"})
