@@ -114,6 +114,9 @@ class TrainingState(Target):
         self.trainer.train_step(next(iter(self.trainer.batches())))
         self.trainer.save_state(self.folder / "state.pt")
         self.state = torch.load(self.folder / "state.pt", weights_only=True)
+        archive = io.BytesIO()  # its name, which is in it, would be that of this process
+        torch.save(self.state, archive)
+        (self.folder / "state.pt").write_bytes(archive.getvalue())
 
     def damage(self, rng: Random) -> Damage:
         content = self.files["state.pt"]
