@@ -87,7 +87,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(inner, value, where)
     if origin is typing.Literal:
         if value not in args:
-            raise ConfigError(f"{where}: unknown choice {_shown(value)}{did_you_mean(value, args)}")
+            near = did_you_mean(value if isinstance(value, str) else "", args)
+            raise ConfigError(f"{where}: unknown choice {_shown(value)}{near}")
         return value
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type, hint), value, where)

@@ -74,6 +74,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
+def is_count(value: object) -> bool:
+    """Whether a value of a JSON file is a whole number that counts something."""
+    return type(value) is int and 0 <= value < 1 << 53
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder outlast a power cut, where the file system can."""
     with suppress(OSError):

@@ -54,4 +54,4 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     lowered = {candidate.lower(): candidate for candidate in names}
     near = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.5)
     hint = f"; did you mean '{lowered[near[0]]}'?" if near else "."
-    return f"{hint} Known: {', '.join(names)}"
+    return f"{hint} Known: {', '.join(name[:60] for name in names)}"

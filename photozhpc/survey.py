@@ -87,7 +87,9 @@ class Survey:
             raise ValueError(f"bands must differ (in any case), got {names}")
         for alias, target in self.band_aliases.items():
             if target.lower() not in {name.lower() for name in names}:
-                raise ValueError(f"band_aliases: '{alias}' stands for '{target}', which is no band")
+                raise ValueError(
+                    f"band_aliases: '{alias[:60]}' stands for '{target[:60]}', which is no band"
+                )
         if not 0 < self.pixel_scale_arcsec < math.inf:
             raise ValueError(f"pixel_scale_arcsec must be positive, got {self.pixel_scale_arcsec}")
         radii = self.aperture_radii_arcsec

@@ -133,6 +133,11 @@ def test_a_list_that_aliases_make_endless_is_not_printed(tmp_path):
     path.write_text("name: {" + ", ".join(lists) + "}\n")
     with pytest.raises(ConfigError, match="expected str"):
         load_survey(path)
+    document = load_yaml(path)["name"]
+    with pytest.raises(ConfigError, match="unknown choice"):
+        from_mapping(_Inner, {"kind": document["a11"]}, "x")
+    with pytest.raises(ConfigError, match="expected float"):
+        from_mapping(_Inner, {"rate": document["a11"]}, "x")
 
 
 def test_an_alias_stands_for_a_band_of_the_survey():

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.disk import read_json, write_durably
+from photozhpc.disk import is_count, read_json, write_durably
 from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
 
@@ -316,7 +316,7 @@ def read_run(file: Path) -> Run:
     except (OSError, ValueError, KeyError) as error:
         raise CatalogError(f"{file}: is damaged ({type(error).__name__})") from error
     counts = (run.n_parts, run.n_rows)
-    sound = all(type(n) is int for n in counts) and 0 <= run.n_parts <= run.n_rows < 1 << 53
+    sound = all(map(is_count, counts)) and run.n_parts <= run.n_rows
     if not sound or not isinstance(run.identity, dict):
         raise CatalogError(f"{file}: is damaged: parts and rows are {str(counts)[:80]}")
     return run

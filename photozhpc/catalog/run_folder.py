@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from photozhpc.catalog.photoz_catalog import PART_FOLDER, SCHEMA_VERSION, Counts, PartNote
-from photozhpc.disk import disk_error, read_json, remove_stale_partials, write_durably
+from photozhpc.disk import disk_error, is_count, read_json, remove_stale_partials, write_durably
 from photozhpc.errors import CatalogError, CheckpointError
 from photozhpc.store import ShardKey
 
@@ -148,7 +148,7 @@ class RunFolder:
         for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
             for line in read_lines(file):
                 numbers: list[Any] = [line.get(key) for key in _NOTED]
-                if all(type(number) is int and number >= 0 for number in numbers):
+                if all(map(is_count, numbers)):
                     part, rows, flagged, without_photoz, n_bytes = numbers
                     counts = Counts(rows, flagged, without_photoz)
                     notes[part] = PartNote(counts, n_bytes, str(line.get("sha256")))

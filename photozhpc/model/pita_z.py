@@ -26,6 +26,7 @@ from torch import Tensor
 
 from photozhpc.errors import CheckpointError
 from photozhpc.model.pita import PITA, PITAConfig
+from photozhpc.model.torch_file import load_torch_file
 from photozhpc.store.pita_z_units import njy_per_count
 from photozhpc.survey import Survey
 
@@ -119,7 +120,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = load_torch_file(path)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
@@ -240,7 +241,10 @@ def _heads(
     if not layers["color_mlp"]:
         layers["color_mlp"] = [(torch.zeros(stem.shape[1], n_latent), torch.zeros(stem.shape[1]))]
         notes.append("no colour MLP: the colours are 0")
-    n_in, n_out = layers["redshift_mlp"][0][0].shape[1], len(layers["redshift_mlp"][-1][1])
+    n_in, n_out = (
+        layers["redshift_mlp"][0][0].shape[-1:].numel(),
+        len(layers["redshift_mlp"][-1][1]),
+    )
     if (n_in, n_out) != (n_latent, 1):
         raise CheckpointError(
             f"{path}: the redshift MLP takes {n_in} numbers and gives {n_out}, it should take the "
@@ -277,8 +281,8 @@ def _linear_layers(path: Path, left: Mapping[str, Tensor], mlp: str) -> list[tup
                 f"linear layers with ReLU between them can be imported"
             )
         weight, bias = found[names[0]], found[names[1]]
-        if (weight.ndim, bias.ndim) != (2, 1):
-            raise CheckpointError(f"{path}: damaged: '{names[0]}' and its bias are no linear layer")
+        if bias.ndim != 1:
+            raise CheckpointError(f"{path}: damaged: '{names[1]}' is no bias of a linear layer")
         layers.append((weight, bias))
     return layers
 

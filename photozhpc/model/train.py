@@ -34,6 +34,7 @@ from photozhpc.model.losses import colour_loss, contrastive_loss, redshift_loss
 from photozhpc.model.pita import PITA, KeyEncoder
 from photozhpc.model.ranks import Ranks, joined_ranks
 from photozhpc.model.refit import refit_redshift_heads
+from photozhpc.model.torch_file import load_torch_file
 from photozhpc.model.train_config import OptimiserConfig, TrainConfig
 from photozhpc.model.train_log import TrainLog
 from photozhpc.model.train_photometry import aperture_index, train_photometry_mlp
@@ -283,24 +284,37 @@ class Trainer:
         Raises:
             CheckpointError: the file is damaged, or of another configuration or store.
         """
+        damaged = f"{path}: cannot be resumed from, it is damaged; delete it to begin anew"
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: cannot be resumed from, it is damaged") from error
-        if state["config"] != self._identity():
+            state = load_torch_file(path)
+            config, store = state["config"], state["store"]
+        except Exception as error:  # PyTorch's reader of pickles raises whatever it runs into
+            raise CheckpointError(damaged) from error
+        if config != self._identity():
             raise CheckpointError(
                 f"{path}: belongs to a run with another configuration; choose another 'out'"
             )
-        if state["store"] != self.store.fingerprint():
+        if store != self.store.fingerprint():
             raise CheckpointError(
                 f"{path}: belongs to a run on another store; choose another 'out'"
             )
-        self.model.load_state_dict(state["model"])
-        self.keys.load_state_dict(state["keys"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.loss_sums.copy_(torch.tensor(state["loss_sums"]))
-        self.step = state["step"]
-        self.best_nmad = state["best_nmad"]
+        try:
+            self.model.load_state_dict(state["model"])
+            self.keys.load_state_dict(state["keys"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.loss_sums.copy_(torch.tensor(state["loss_sums"]))
+            self.step, self.best_nmad = state["step"], float(state["best_nmad"])
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise CheckpointError(damaged) from error
+        if type(self.step) is not int or not 0 <= self.step <= self.total_steps:
+            raise CheckpointError(damaged)
 
     def _identity(self) -> str:
         return json.dumps(to_mapping(replace(self.config, **_INCIDENTAL)))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """What a training run says: log.jsonl, TensorBoard where it is installed, lines on stderr."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ class TrainLog:
         self._first_step = step
         self._started = self._last = time.monotonic()
         self._images = 0
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
+        kept = [line for line in self._lines() if _step_of(line) <= step]
         write_durably(self._path, "".join(kept).encode())
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -57,7 +58,8 @@ class TrainLog:
         if not self._path.exists():
             return []
         # A line without its end was being written when the run was killed.
-        return [line for line in self._path.open(encoding="utf-8") if line.endswith("\n")]
+        with self._path.open(encoding="utf-8", errors="replace") as log:
+            return [line for line in log if line.endswith("\n")]
 
     def _print(self, text: str, step: int) -> None:
         self._last = time.monotonic()
@@ -65,3 +67,11 @@ class TrainLog:
         left = elapsed / max(step - self._first_step, 1) * (self._total_steps - step)
         rate = self._images / elapsed
         print(f"{text}  {rate:.0f} images/s  {left / 60:.1f} min left", file=sys.stderr, flush=True)
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a record; infinity for a line that was damaged."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return math.inf

@@ -10,6 +10,7 @@ from typing import Any
 
 from photozhpc.catalog.photoz_catalog import read_run
 from photozhpc.catalog.run_folder import EVENTS_FILE, NOTES_FOLDER, read_lines
+from photozhpc.disk import is_count
 from photozhpc.errors import PhotozError
 from photozhpc.store import CutoutStore
 
@@ -53,7 +54,7 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
     notes: dict[int, dict[str, Any]] = {}
     for file in sorted((path / NOTES_FOLDER).glob("*.jsonl")):
         for line in read_lines(file):
-            if type(line.get("part")) is int and type(line.get("rows")) is int:
+            if is_count(line.get("part")) and is_count(line.get("rows")):
                 notes[line["part"]] = line
     rows_done = sum(note["rows"] for note in notes.values())
     finished = len(notes) >= n_parts

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from photozhpc.disk import read_json
+from photozhpc.disk import is_count, read_json
 from photozhpc.errors import StoreError
 
 
@@ -46,7 +46,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from error
     if not sound:
         raise StoreError(f"{path}: the tile's manifest was altered; extract the tile again")
-    if not (_is_count(manifest.get("n_sources")) and _are_files(manifest.get("files"))):
+    if not (is_count(manifest.get("n_sources")) and _are_files(manifest.get("files"))):
         raise StoreError(f"{path}: the tile's manifest is not photozhpc's; extract the tile again")
     return manifest
 
@@ -68,15 +68,11 @@ def _n_sources_of(path: Path, _size: int, _mtime_ns: int) -> int:
     return n_sources
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 40
-
-
 def _are_files(files: object) -> bool:
     """Whether it gives bytes and SHA-256 of files that lie within the tile."""
     return isinstance(files, dict) and all(
         isinstance(about, dict)
-        and _is_count(about.get("bytes"))
+        and is_count(about.get("bytes"))
         and isinstance(about.get("sha256"), str)
         and name[:1] not in ("", "/")
         and ".." not in PurePosixPath(name).parts

@@ -20,7 +20,7 @@ CONFIGS = Path(photozhpc.__file__).parent / "configs"
 
 class _Yaml(Target):
     cases = 150
-    weight = 1.5
+    weight = 1.0
     kind = ""
 
     def make(self) -> None:

@@ -1,7 +1,9 @@
 """Model files: photozhpc's own, and checkpoints of pita-z."""
 
+import copy
 import io
 import json
+import shutil
 import zipfile
 from random import Random
 from typing import Any
@@ -13,12 +15,15 @@ import torch
 from harness import AS_IT_SAYS, Damage, Target
 from mutate import mangle, mutate_json, mutate_value, to_json
 from safetensors.torch import load
+from store_targets import make_store
 from timm.models.convnext import ConvNeXt
 
 from photozhpc.model import PITA, PITAConfig, load_checkpoint, pita_z, save_checkpoint
 from photozhpc.model.checkpoint import _digest
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita_z import import_checkpoint
+from photozhpc.model.train import Trainer
+from photozhpc.model.train_config import AugmentConfig, LossConfig, TrainConfig
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
@@ -38,13 +43,17 @@ def convnext_fuzz(**options: Any) -> ConvNeXt:
 
 def tiny_pita() -> PITA:
     torch.manual_seed(0)
+    return PITA(tiny_config())
+
+
+def tiny_config() -> PITAConfig:
     narrow = {"redshift_mlp": (8,), "colour_mlp": (8,), "projection_mlp": (8, 4)}
-    return PITA(PITAConfig(4, encoder=TINY, encoder_out=8, encoder_mlp=(8, 6), crop=32, **narrow))
+    return PITAConfig(4, encoder=TINY, encoder_out=8, encoder_mlp=(8, 6), crop=32, **narrow)
 
 
 class Checkpoint(Target):
     cases = 250
-    weight = 0.7
+    weight = 5.0
 
     def make(self) -> None:
         save_checkpoint(self.folder / "pita.safetensors", tiny_pita(), SURVEY, {"note": "x"})
@@ -79,6 +88,56 @@ class Checkpoint(Target):
 
     def judge(self, damage: Damage, found: Any) -> str:
         assert damage.sealed, "altered, and read"
+        return AS_IT_SAYS
+
+
+class TrainingState(Target):
+    """What a training run is taken up from."""
+
+    cases = 150
+    weight = 0.5
+
+    def make(self) -> None:
+        store = self.folder.with_name("training-store")
+        shutil.rmtree(store, ignore_errors=True)
+        config = TrainConfig(
+            out="x",
+            model=tiny_config(),
+            loss=LossConfig(queue_len=8),
+            batch_size=4,
+            lanes=1,
+            augment=AugmentConfig(rotation="quarter", jitter_pix=0),
+            device="cpu",
+            precision="float32",
+        )
+        self.trainer = Trainer(config, make_store(store, 40))
+        self.trainer.train_step(next(iter(self.trainer.batches())))
+        self.trainer.save_state(self.folder / "state.pt")
+        self.state = torch.load(self.folder / "state.pt", weights_only=True)
+        archive = io.BytesIO()  # its name, which is in it, would be that of this process
+        torch.save(self.state, archive)
+        (self.folder / "state.pt").write_bytes(archive.getvalue())
+
+    def damage(self, rng: Random) -> Damage:
+        content = self.files["state.pt"]
+        kind = rng.random()
+        if kind < 0.4:
+            return Damage("state.pt", mangle(content, rng))
+        if kind < 0.6:
+            return Damage("state.pt", _with_damaged_pickle(content, rng), sealed=True)
+        out = io.BytesIO()
+        torch.save(_ill_typed_state(self.state, rng), out)
+        return Damage("state.pt", out.getvalue(), sealed=True)
+
+    def read(self, damage: Damage) -> Any:
+        self.trainer.load_state(self.folder / damage.name)
+        weights = {k: v.numpy() for k, v in self.trainer.model.state_dict().items()}
+        keys = {k: v.numpy() for k, v in self.trainer.keys.state_dict().items()}
+        return weights, keys, self.trainer.step, self.trainer.best_nmad
+
+    def judge(self, damage: Damage, found: Any) -> str:
+        assert damage.sealed, "altered, and resumed from"
+        assert 0 <= found[2] <= self.trainer.total_steps
         return AS_IT_SAYS
 
 
@@ -168,6 +227,14 @@ def _with_damaged_pickle(content: bytes, rng: Random) -> bytes:
             member = old.read(name)
             new.writestr(name, mangle(member, rng) if name == chosen else member)
     return out.getvalue()
+
+
+def _ill_typed_state(state: dict[str, Any], rng: Random) -> Any:
+    """A state with a value, or a tensor of one of its parts, that no run has saved."""
+    part = rng.choice(list(state))
+    if part in ("model", "keys") and rng.random() < 0.7:
+        return {**state, part: _ill_typed({"state_dict": state[part]}, rng)}
+    return mutate_value(copy.deepcopy(state), rng)
 
 
 def _ill_typed(checkpoint: dict[str, Any], rng: Random) -> Any:

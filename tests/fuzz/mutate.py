@@ -107,9 +107,7 @@ def mutate_value(document: Any, rng: Random) -> Any:
     if kind == 0:
         del node[key]
     elif kind == 1 and isinstance(node, dict):
-        node[rng.choice(("unknown", "", "Name", "a\nb", key.upper() if key else "x"))] = rng.choice(
-            _VALUES
-        )
+        node[rng.choice(("unknown", "", "Name", "a\nb", str(key).upper()))] = rng.choice(_VALUES)
     elif kind == 2:
         other, other_key = rng.choice(places)
         node[key], other[other_key] = other[other_key], node[key]
@@ -126,7 +124,7 @@ def mutate_value(document: Any, rng: Random) -> Any:
 
 def _is_circular(document: Any) -> bool:
     try:
-        json.dumps(document)
+        json.dumps(document, default=str)
     except (ValueError, RecursionError):
         return True
     return False

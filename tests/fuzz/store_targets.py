@@ -27,10 +27,10 @@ TILES = {"a": 9, "b": 3, "off-tile": 1}
 _NOT_IN_A_MANIFEST = ("plan.json", "zarr.json")
 
 
-def make_store(path: Path) -> CutoutStore:
+def make_store(path: Path, size: int = SIZE) -> CutoutStore:
     rng = np.random.default_rng(0)
     n_bands, n_radii = len(SURVEY.bands), len(SURVEY.aperture_radii_arcsec)
-    store = CutoutStore.create(path, SURVEY, SIZE, SHARD_LEN)
+    store = CutoutStore.create(path, SURVEY, size, SHARD_LEN)
     store.declare(dict.fromkeys(TILES, "x"))
     for number, (tile_id, n) in enumerate(TILES.items()):
         with store.new_tile(tile_id, n, {"note": "x"}) as writer:
@@ -38,7 +38,7 @@ def make_store(path: Path) -> CutoutStore:
                 m = min(SHARD_LEN, n - start)
                 flux = rng.normal(100, 1, (m, n_bands, n_radii)).astype(np.float32)
                 writer.write_shard(
-                    rng.normal(0, 1, (m, n_bands, SIZE, SIZE)).astype(np.float32),
+                    rng.normal(0, 1, (m, n_bands, size, size)).astype(np.float32),
                     Sources(
                         10**12 * (number + 1) + np.arange(start, start + m),
                         rng.uniform(0, 360, m),

@@ -90,7 +90,7 @@ def change_columns(sound: pa.Table, rng: Random) -> pa.Table:
 
 class SourceLists(Target):
     cases = 450
-    weight = 2.0
+    weight = 8.0
 
     def make(self) -> None:
         sound = table()

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from config_targets import SiteYaml, SkyYaml, SurveyYaml, TrainYaml
 from harness import Target, check_cases
-from model_targets import Checkpoint, PitaZ
+from model_targets import Checkpoint, PitaZ, TrainingState
 from store_targets import Catalogue, Store
 from table_targets import SourceLists, TruthTables
 
 TARGETS = [
-    Store, Catalogue, SourceLists, TruthTables, Checkpoint, PitaZ,
+    Store, Catalogue, SourceLists, TruthTables, Checkpoint, TrainingState, PitaZ,
     SurveyYaml, SkyYaml, TrainYaml, SiteYaml,
 ]  # fmt: skip
 
