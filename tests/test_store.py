@@ -1,5 +1,6 @@
 """The store gives back what was put in, and finds every kind of damage."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -251,3 +252,14 @@ def test_a_store_without_a_checksum_of_its_metadata_is_read(store: CutoutStore) 
     del document["attributes"]["photozhpc"]["sha256"]
     path.write_text(json.dumps(document))
     assert CutoutStore.open(store.path).survey == SURVEY
+
+
+def test_a_read_error_of_the_disk_names_the_shard(small_store: CutoutStore, monkeypatch) -> None:
+    key = small_store.shards()[0]
+
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(StoreError, match=rf"{key.tile_id}.*Input/output error"):
+        small_store.read_cutouts(key)
