@@ -40,10 +40,10 @@ class Resources:
         if min(self.cpus_per_task, self.nodes, self.tasks_per_node) < 1 or self.gpus_per_node < 0:
             raise ValueError("nodes, tasks_per_node and cpus_per_task must be at least 1")
         if not _TIME.fullmatch(self.time):
-            raise ValueError(f"time must be like 04:00:00 or 1-12:00:00, got '{self.time}'")
+            raise ValueError(f"time must be like 04:00:00 or 1-12:00:00, got '{self.time[:60]}'")
         for option in self.options:
             if not option.startswith("-"):
-                raise ValueError(f"'{option}' is not an option of sbatch")
+                raise ValueError(f"'{option[:60]}' is not an option of sbatch")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Site:
         options += [f"--partition={partition}"] if partition else []
         options += [f"--time={wanted.time}"]
         if wanted.gpus_per_node:
-            options.append(self.gpus_as.format(n=wanted.gpus_per_node))
+            options.append(self.gpus_as.replace("{n}", str(wanted.gpus_per_node)))
         return [*options, *wanted.options]
 
     def log_folder(self) -> Path:
