@@ -43,16 +43,16 @@ class Resources:
         if _minutes(self.time) < _MIN_MINUTES:
             raise ValueError(
                 f"time must be like 04:00:00 or 1-12:00:00, and {_MIN_MINUTES} minutes or more (a "
-                f"job is asked to stop five minutes before), got '{self.time}'"
+                f"job is asked to stop five minutes before), got '{self.time[:60]}'"
             )
         for option in self.options:
             if not option.startswith("-"):
-                raise ValueError(f"'{option}' is not an option of sbatch")
+                raise ValueError(f"'{option[:60]}' is not an option of sbatch")
 
 
 def _minutes(time: str) -> float:
     """Return the minutes of a time as sbatch takes it: [D-]H:M:S, D-H:M, D-H, M:S or M; 0: none."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?", time)
+    found = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d\d))?(?::(\d\d))?", time)
     if found is None:
         return 0.0
     days, *rest = found.groups()
@@ -103,7 +103,7 @@ class Site:
         options += [f"--partition={partition}"] if partition else []
         options += [f"--time={wanted.time}"]
         if wanted.gpus_per_node:
-            options.append(self.gpus_as.format(n=wanted.gpus_per_node))
+            options.append(self.gpus_as.replace("{n}", str(wanted.gpus_per_node)))
         return [*options, *wanted.options]
 
     def log_folder(self) -> Path:

@@ -391,7 +391,8 @@ def _noise_scale(image: _Plane, weight: _Plane | None) -> float:
         return robust_sigma(sample)
     blank = sample == 0
     root = np.sqrt(np.stack([np.maximum(weight.rows(i, i + 1)[0], 0) for i in rows]))
-    sky = np.nanmedian(np.where(blank | (root == 0), np.nan, sample)) if (root > 0).any() else 0.0
+    seen = sample[~blank & (root > 0) & np.isfinite(sample)]
+    sky = np.median(seen) if seen.size else 0.0
     return robust_sigma((sample - sky) * root)
 
 

@@ -10,6 +10,7 @@ from mutate import mangle, mutate_yaml
 
 import photozhpc
 from photozhpc.config import from_mapping, load_yaml, to_mapping
+from photozhpc.errors import ConfigError
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.site import STAGES, load_site, make_job
 from photozhpc.sky.sky_config import load_sky_config
@@ -68,4 +69,9 @@ class SiteYaml(_Yaml):
     def read(self, damage: Damage) -> Any:
         os.environ.setdefault("SCRATCH", "/scratch")
         site = load_site(self.folder / damage.name)
-        return site, [str(make_job(site, stage, ["--x"])) for stage in STAGES]
+        try:
+            return site, [str(make_job(site, stage, ["--x"])) for stage in STAGES]
+        except ConfigError as error:
+            return site, str(
+                error
+            )  # which names the site: it is the environment that lacks something
