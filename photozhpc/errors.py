@@ -3,16 +3,20 @@
 import difflib
 from collections.abc import Iterable
 
+_MAX_LENGTH = 1500
+
 
 class PhotozError(Exception):
     """Base class: the message says what is wrong and what to do next, in one line.
 
     Names and values from damaged files stand in it: what a terminal would obey, or a log would
-    take for another line, is left out.
+    take for another line, is left out; of a very long one the middle.
     """
 
     def __init__(self, message: str) -> None:
         line = " ".join(message.splitlines())
+        if len(line) > _MAX_LENGTH:
+            line = f"{line[: _MAX_LENGTH * 2 // 3]} ... {line[-_MAX_LENGTH // 3 :]}"
         super().__init__("".join(letter if letter.isprintable() else "?" for letter in line))
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from photozhpc.config import from_mapping, load_yaml, to_mapping
-from photozhpc.errors import ConfigError
+from photozhpc.errors import ConfigError, PhotozError
 from photozhpc.survey import Band, Survey, load_survey, survey_names
 
 
@@ -144,3 +144,10 @@ def test_an_alias_stands_for_a_band_of_the_survey():
     band = Band("F158", psf_fwhm_arcsec=0.1, extinction_r=0.5)
     with pytest.raises(ValueError, match="'h' stands for 'F160', which is no band"):
         Survey("s", (band,), 0.1, band_aliases={"h": "F160"})
+
+
+def test_an_error_is_one_line_of_a_length_that_can_be_read() -> None:
+    line = str(PhotozError(f"a.yaml: 'x\ny\x1b{'z' * 10_000}'; do this"))
+    assert len(line) < 1600
+    assert line.startswith("a.yaml: 'x y?zzz")
+    assert line.endswith("zzz'; do this")

@@ -52,10 +52,24 @@ def _read_parquet(
 ) -> tuple[dict[str, NDArray], list[str]]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         names = file.schema_arrow.names
+        _check_counts(file.metadata)
         table = file.read(columns=[name for name in names if wanted(name)])
     return {
         name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names
     }, names
+
+
+def _check_counts(about: pq.FileMetaData) -> None:
+    """Check that the file says everywhere how many rows it has: nothing else protects that.
+
+    Raises:
+        ValueError: it does not.
+    """
+    flat = [j for j in range(about.num_columns) if not about.schema.column(j).max_repetition_level]
+    groups = [about.row_group(index) for index in range(about.num_row_groups)]
+    odd = any(group.column(j).num_values != group.num_rows for group in groups for j in flat)
+    if odd or sum(group.num_rows for group in groups) != about.num_rows:
+        raise ValueError("it says different numbers of rows")
 
 
 def _read_table(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, NDArray], list[str]]:

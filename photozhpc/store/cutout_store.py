@@ -442,7 +442,10 @@ class CutoutStore:
 
     def _plan(self) -> dict[str, Any] | None:
         try:
-            return read_json(self.path / "plan.json")
+            plan = read_json(self.path / "plan.json")
+            if strange := [tile_id for tile_id in plan if not _TILE_ID.fullmatch(tile_id)]:
+                raise ValueError(f"{strange[0][:60]!r} cannot be a tile_id")
+            return plan
         except FileNotFoundError:
             return None  # a store that was not made by an extraction
         except (OSError, ValueError) as error:

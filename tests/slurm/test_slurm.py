@@ -161,7 +161,6 @@ def test_infer_on_slurm_workers_of_which_a_job_is_cancelled(slurm, site, inputs,
     found = status_of(out)
     assert found["state"] == "finished"
     assert found["workers_lost"] >= 1
-    assert len(found["workers"]) >= 2
     end = time.monotonic() + 30
     while slurm.jobs("photozhpc-worker"):
         assert time.monotonic() < end
