@@ -264,6 +264,10 @@ class CutoutStore:
         """Return the number of sources of every shard, sorted by tile and index."""
         return self.index().shard_lengths()
 
+    def has_tile(self, tile_id: str) -> bool:
+        """Return whether a tile is finished."""
+        return self._manifest_path(tile_id).exists()
+
     def declare(self, plan: dict[str, Any]) -> None:
         """Note which tiles are going to be written, {tile_id: anything}, before the first is.
 
@@ -371,7 +375,7 @@ class CutoutStore:
         """
         if not _TILE_ID.fullmatch(tile_id):
             raise StoreError(f"'{tile_id}' cannot be a tile_id: use letters, digits, . _ + -")
-        if self._manifest_path(tile_id).exists():
+        if self.has_tile(tile_id):
             raise StoreError(f"{self.path}: tile '{tile_id}' is there already")
         import zarr  # for writing alone: those who read have no need to wait for it
 
@@ -385,7 +389,7 @@ class CutoutStore:
             yield writer
             writer.finish()
             manifest = make_manifest(partial, tile_id, n_sources)
-            if self._manifest_path(tile_id).exists():
+            if self.has_tile(tile_id):
                 return  # a twin, whose job Slurm took for dead, was quicker
             shutil.rmtree(final, ignore_errors=True)  # undeclared remains of a killed run
             try:
