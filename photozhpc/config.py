@@ -28,7 +28,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except Exception as error:
+    except Exception as error:  # the constructors of YAML's types raise whatever they run into
         first = " ".join(str(error).split())[:200]
         raise ConfigError(f"{path}: not valid YAML ({first})") from error
     if not isinstance(document, dict):

@@ -171,10 +171,6 @@ def _check_size(encoded: bytes, due: int) -> None:
         raise ValueError(f"a chunk of {size} bytes where {due} are due")
 
 
-def _is_plain(target: NDArray[Any]) -> bool:
-    return target.flags.c_contiguous and target.flags.writeable
-
-
 @lru_cache(maxsize=256)
 def _read_layout(folder: Path, dtype: np.dtype[Any], _size: int, _mtime_ns: int) -> ArrayLayout:
     about = read_json(folder / "zarr.json")

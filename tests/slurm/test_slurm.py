@@ -16,10 +16,9 @@ import psutil
 import pytest
 import torch
 import yaml
-from distributed.comm import connect
-from distributed.comm.core import CommClosedError
 from distributed.security import Security
 from test_catalog_run import SHARD_LEN, make_checkpoint, make_store
+from test_remote import answers
 from test_train import TINY
 
 from photozhpc.catalog import read_catalog
@@ -190,20 +189,6 @@ def _security(folder: Path) -> Security:
     return Security(require_encryption=True, tls_ca_file=str(folder / "ca"), **settings)
 
 
-async def lets_in(address: str, security: Security | None) -> bool:
-    """Return whether a scheduler answers: with TLS as given, or spoken to in the open."""
-    arguments: dict = {} if security is None else security.get_connection_args("client")
-    where = address.replace("tls://", "tcp://") if security is None else address
-    try:
-        comm = await connect(where, timeout=3, **arguments)
-        await comm.write({"op": "identity", "reply": True})
-        answer = await asyncio.wait_for(comm.read(), 3)
-        comm.abort()
-    except (OSError, TimeoutError, CommClosedError):
-        return False
-    return answer["type"] == "Scheduler"
-
-
 def test_workers_are_pinned_and_none_gets_in_without_credentials(slurm, site, tmp_path):
     two_gpus = {"cpus_per_task": 2, "time": "00:10:00", "gpus_per_node": 2}
     wanted = load_site(site(infer=two_gpus))
@@ -226,9 +211,9 @@ def test_workers_are_pinned_and_none_gets_in_without_credentials(slurm, site, tm
         assert (tmp_path / "out" / ".credentials").stat().st_mode & 0o777 == 0o700
         addresses = {a for some in client.run(listening).values() for a in some}
         mine = _security(tmp_path / "out" / ".credentials")
-        assert asyncio.run(lets_in(address, mine))
-        assert not asyncio.run(lets_in(address, Security.temporary()))
-        assert not asyncio.run(lets_in(address, None))
+        assert asyncio.run(answers(address, mine))
+        assert not asyncio.run(answers(address, Security.temporary()))
+        assert not asyncio.run(answers(address, None))
     assert addresses
     assert {address[0] for address in addresses} == {"127.0.0.1"}  # site.interface is lo
     assert not (tmp_path / "out" / ".credentials").exists()
