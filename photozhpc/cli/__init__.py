@@ -1,0 +1,9 @@
+"""The command line: each command parses, calls one function, and reports.
+
+Heavy packages are imported inside the commands, so that --help answers at once.
+"""
+
+from photozhpc.cli import catalogs, imports, jobs, models, mosaics
+from photozhpc.cli.group import main
+
+__all__ = ["catalogs", "imports", "jobs", "main", "models", "mosaics"]

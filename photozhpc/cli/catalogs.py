@@ -1,0 +1,233 @@
+"""Commands on catalogues: infer, evaluate, report, verify."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.errors import PhotozError
+from photozhpc.survey import load_survey
+
+# The sky that `photozhpc infer --survey roman-sim` makes for itself. No model that comes with
+# the package was trained on this seed.
+DEFAULT_SEED = 2027
+DEFAULT_TILES = 4
+
+
+@main.command(cls=Examples, example="photozhpc infer --survey roman-sim")
+@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--store", type=click.Path(path_type=Path), help="Store made by 'extract'.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Default: the bundled model.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: out/SURVEY.")
+@click.option("--truth", multiple=True, type=click.Path(path_type=Path), help="Truth table(s).")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core or GPU.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=None,
+    help="Run the model through compiled code; default: from a million sources on.",
+)
+@click.option("--site", help="Slurm site (name or YAML file) whose jobs are to do the work.")
+@click.option("--jobs", default=1, type=click.IntRange(1), help="With --site: jobs at a time.")
+@click.option("--scheduler", help="Address of a Dask scheduler whose workers are to do the work.")
+def infer(
+    survey: str,
+    store: Path | None,
+    checkpoint: Path | None,
+    out: Path | None,
+    truth: tuple[Path, ...],
+    workers: int | None,
+    device: Literal["auto", "cpu", "cuda"],
+    compiled: bool | None,
+    site: str | None,
+    jobs: int,
+    scheduler: str | None,
+) -> None:
+    """Stream a store through a model into a photo-z catalogue; run again to go on.
+
+    Without --store, and for survey roman-sim, it first makes a small simulated sky and its
+    store inside the output folder.
+    """
+    from photozhpc.catalog.run import run_inference
+    from photozhpc.model import bundled_checkpoint
+    from photozhpc.site import load_site
+
+    wanted = load_survey(survey)
+    out = out or Path("out") / wanted.name
+    checkpoint = checkpoint or bundled_checkpoint(wanted.name)
+    if store is None:
+        store, truth = _own_sky(wanted.name, out, truth, workers)
+    if truth:
+        from photozhpc.report.truth import read_truth
+
+        read_truth(truth)  # a fault in it should not wait for the end of the run
+    summary = run_inference(
+        store,
+        checkpoint,
+        out,
+        wanted,
+        workers,
+        device,
+        compiled=compiled,
+        site=load_site(site) if site else None,
+        jobs=jobs,
+        scheduler=scheduler,
+        command=shlex.join(["photozhpc", *sys.argv[1:]]),
+    )
+    from photozhpc.report.summary import summarise  # a second, that the workers need not wait
+
+    click.echo(summarise(summary, truth or None))
+
+
+def _own_sky(
+    survey_name: str, out: Path, truth: tuple[Path, ...], workers: int | None
+) -> tuple[Path, tuple[Path, ...]]:
+    """Make the small sky of `photozhpc infer --survey roman-sim` and its store."""
+    if survey_name != "roman-sim":
+        raise PhotozError(
+            f"no store was given; make one with 'photozhpc extract --survey {survey_name} "
+            f"--mosaics DIR --store PATH' and pass --store PATH"
+        )
+    from photozhpc.sky import load_sky_config, simulate_sky
+    from photozhpc.store.ingest import extract as run
+
+    survey = load_survey(survey_name)
+    sky, store = out / "sky", out / "store"
+    click.echo(f"no --store: simulating {DEFAULT_TILES} tiles of sky in {sky}", err=True)
+    simulate_sky(
+        survey, sky, DEFAULT_TILES, DEFAULT_SEED, load_sky_config(), workers, Progress("tiles")
+    )
+    click.echo(f"extracting cutouts and photometry to {store}", err=True)
+    run(survey, sky, store, workers=workers, progress=Progress("sources"))
+    return store, truth or tuple(sorted(sky.glob("*_truth.parquet")))
+
+
+@main.command(
+    cls=Examples, example="photozhpc evaluate out/roman-sim --truth 'sky/*_truth.parquet'"
+)
+@click.argument("catalog", type=click.Path(path_type=Path))
+@click.option(
+    "--truth",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Table with source_id and z_true or z_spec, or a quoted glob of such, or a store whose "
+    "labels are the truth; may be repeated.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: CATALOG/evaluation.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON document, nothing else.")
+def evaluate(catalog: Path, truth: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
+    from photozhpc.report import evaluate as run
+    from photozhpc.report import evaluation_table, write_evaluation
+
+    evaluation = run(catalog, truth)
+    files = write_evaluation(evaluation, out)
+    if as_json:
+        click.echo(files[0].read_text(), nl=False)
+        return
+    click.echo(
+        f"{evaluation_table(evaluation)}\n\nwritten to {files[0].parent}: "
+        f"{', '.join(path.name for path in files)}"
+    )
+
+
+@main.command(
+    cls=Examples,
+    example="photozhpc report --latents ssl.safetensors --latents pita.safetensors \\\n"
+    "    --store store --truth 'sky/*_truth.parquet' --out figures\n"
+    "  photozhpc report --scaling results.json --out figures",
+)
+@click.option(
+    "--latents",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Checkpoint whose latent space is shown; may be repeated: side by side.",
+)
+@click.option("--store", type=click.Path(path_type=Path), help="Store of the sources for it.")
+@click.option(
+    "--truth",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Truth table(s), or globs of them; default: the store's labels.",
+)
+@click.option(
+    "--scaling",
+    type=click.Path(path_type=Path),
+    help="Results of trainings with different numbers of labels, JSON.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+def report(
+    checkpoints: tuple[Path, ...],
+    store: Path | None,
+    truth: tuple[Path, ...],
+    scaling: Path | None,
+    out: Path,
+) -> None:
+    """Draw what models know: their latent space, and their accuracy against labels."""
+    if not checkpoints and scaling is None:
+        raise click.UsageError("nothing to report; pass --latents CHECKPOINT or --scaling FILE")
+    if checkpoints:
+        from photozhpc.report.latents_report import report_latents
+
+        if store is None:
+            raise click.UsageError("--latents needs --store PATH")
+        click.echo(report_latents(checkpoints, store, out, truth))
+    if scaling is not None:
+        from photozhpc.report.scaling import report_scaling
+
+        click.echo(report_scaling(scaling, out))
+
+
+@main.command(cls=Examples, example="photozhpc verify catalogue --store store.zarr")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--store",
+    "store_path",
+    type=click.Path(path_type=Path),
+    help="Of a catalogue: see too that every source of this store is in it, once.",
+)
+def verify(path: Path, store_path: Path | None) -> None:
+    """Check every file of a store, or of a catalogue (the --out of infer), and name what is wrong.
+
+    Files are compared with the sizes and SHA-256 that were noted when they were written.
+    """
+    from photozhpc.store import CutoutStore
+
+    if (path / "run.json").is_file():
+        _verify_catalog(path, store_path)
+        return
+    if store_path is not None:
+        raise PhotozError(f"{path}: no run of 'photozhpc infer' is there to compare with --store")
+    store = CutoutStore.open(path)
+    problems = store.verify()
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise PhotozError(
+            f"{path}: {len(problems)} problems; delete the tiles named above (their folder and "
+            f"their file in .manifests) and run 'photozhpc extract' again"
+        )
+    click.echo(f"{path}: sound: {len(store)} sources, {len(store.shards())} shards")
+
+
+def _verify_catalog(path: Path, store_path: Path | None) -> None:
+    from photozhpc.catalog.verify import verify_catalog
+    from photozhpc.store import CutoutStore
+
+    store = None if store_path is None else CutoutStore.open(store_path)
+    n_rows, problems = verify_catalog(path, store)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise PhotozError(
+            f"{path}: {len(problems)} problems; delete the parts named above and run the same "
+            f"'photozhpc infer' again: it makes them anew"
+        )
+    where = "" if store is None else f", those of {store.path}, each once"
+    click.echo(f"{path}: sound: {n_rows} sources{where}")

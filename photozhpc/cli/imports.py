@@ -1,0 +1,82 @@
+"""Commands that take in the files of pita-z: import-checkpoint, import-hdf5."""
+
+from pathlib import Path
+
+import click
+
+from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.survey import load_survey
+
+
+@main.command(
+    "import-checkpoint",
+    cls=Examples,
+    example="photozhpc import-checkpoint epoch=1549.ckpt --survey candels --out pita.safetensors",
+)
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Model file to write.")
+@click.option(
+    "--zero-point", multiple=True, type=float, help="AB magnitude of one count, once a band."
+)
+@click.option("--crop", default=64, show_default=True, type=click.IntRange(32))
+def import_checkpoint(
+    path: Path, survey: str, out: Path, zero_point: tuple[float, ...], crop: int
+) -> None:
+    """Turn a Lightning checkpoint of pita-z into a model; nothing in it is executed."""
+    from photozhpc.model import save_checkpoint
+    from photozhpc.model.pita_z import import_checkpoint as run
+
+    wanted = load_survey(survey)
+    model, notes = run(path, wanted, zero_point or None, crop)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    training = {"imported_from": path.name, "notes": list(notes)}
+    click.echo(f"model file: {save_checkpoint(out, model, wanted, training)}")
+
+
+@main.command(
+    "import-hdf5",
+    cls=Examples,
+    example="photozhpc import-hdf5 candels_test.hdf5 --survey candels --store test.zarr",
+)
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--store", required=True, type=click.Path(path_type=Path), help="Store to write.")
+@click.option(
+    "--label-f", default=1, show_default=True, type=click.IntRange(1), help="use_redshift_N"
+)
+@click.option(
+    "--zero-point", multiple=True, type=float, help="AB magnitude of one count, once a band."
+)
+@click.option(
+    "--colours",
+    type=click.Choice(["red/blue", "blue/red"]),
+    help="Ratios of the file's colour features; default: what its fluxes say, else red/blue.",
+)
+@click.option(
+    "--flux-band", help="Band of their flux; default: what its fluxes say, else the last."
+)
+def import_hdf5(
+    path: Path,
+    survey: str,
+    store: Path,
+    label_f: int,
+    zero_point: tuple[float, ...],
+    colours: str | None,
+    flux_band: str | None,
+) -> None:
+    """Copy an HDF5 catalogue of pita-z into a store; run again to go on."""
+    from photozhpc.store.hdf5_catalogue import import_hdf5 as run
+    from photozhpc.store.pita_z_units import FluxFeatures
+
+    wanted = load_survey(survey)
+    features = None
+    if colours or flux_band:
+        band = wanted.band(flux_band).name if flux_band else wanted.band_names[-1]
+        features = FluxFeatures(colours != "blue/red", wanted.band_names.index(band))
+    progress = Progress("sources")
+    summary = run(path, wanted, store, label_f, features, zero_point or None, progress=progress)
+    for note in summary.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"{summary.sources} sources in {store}, {summary.labelled} with a z_spec")

@@ -1,0 +1,86 @@
+"""Commands on mosaics: simulate, extract."""
+
+from pathlib import Path
+
+import click
+
+from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.survey import load_survey
+
+
+@main.command(
+    cls=Examples,
+    example="photozhpc simulate --survey roman-sim --out sky --tiles 4 --seed 7",
+)
+@click.option("--survey", default="roman-sim", show_default=True, help="Survey name or YAML file.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--tiles", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file of the sky's physics.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+def simulate(
+    survey: str, out: Path, tiles: int, seed: int, config: Path | None, workers: int | None
+) -> None:
+    """Make a simulated Roman sky: L3 mosaics, source lists and truth tables."""
+    from photozhpc.sky import load_sky_config, simulate_sky
+
+    sky_config = load_sky_config(config) if config else load_sky_config()
+    progress = Progress("tiles")
+    simulate_sky(load_survey(survey), out, tiles, seed, sky_config, workers, progress)
+    click.echo(f"{tiles} tiles written to {out}")
+
+
+@main.command(
+    cls=Examples,
+    example="photozhpc extract --survey roman-l3 --mosaics l3 --sources cat.fits --store s.zarr",
+)
+@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--mosaics", required=True, help="Folder or glob of mosaics.")
+@click.option(
+    "--sources",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Source list (Parquet, FITS, ECSV, CSV); may be repeated; default: those beside the "
+    "mosaics.",
+)
+@click.option("--store", required=True, type=click.Path(path_type=Path), help="Store to write.")
+@click.option("--size", type=click.IntRange(8), help="Side of the cutouts, px.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
+def extract(
+    survey: str,
+    mosaics: str,
+    sources: tuple[Path, ...],
+    store: Path,
+    size: int | None,
+    workers: int | None,
+    share: str,
+) -> None:
+    """Measure sources on mosaics and cut them out into a store; run again to go on."""
+    from photozhpc.store.ingest import extract as run
+
+    summary = run(
+        load_survey(survey),
+        mosaics,
+        store,
+        sources,
+        size,
+        workers=workers,
+        share=_share(share),
+        progress=Progress("sources"),
+    )
+    for note in summary.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(
+        f"{summary.sources} sources of {summary.tiles} tiles in {store}, "
+        f"{summary.bytes_per_cutout:.0f} bytes a cutout"
+        + (f"; {summary.skipped_tiles} tiles were there already" if summary.skipped_tiles else "")
+        + (f"; {summary.off_tile} sources lie on no tile" if summary.off_tile else "")
+    )
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise click.UsageError(f"--share must be like 0/8 to 7/8, got '{text}'")
+    return int(number), int(count)
