@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from photozhpc.catalog.votable import with_votable
 from photozhpc.disk import is_count, read_json, write_durably
 from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
@@ -85,7 +85,6 @@ _UCD_OF_BAND = {
     **dict.fromkeys(("F158", "F184", "F160W", "H", "H158", "K184"), "em.IR.H"),
     **dict.fromkeys(("F213", "K", "K213"), "em.IR.K"),
 }
-_VOTABLE_TYPE = {"int64": "long", "int32": "int", "double": "double", "float": "float"}
 
 
 @lru_cache(maxsize=8)
@@ -126,14 +125,9 @@ def catalog_schema(survey: Survey) -> pa.Schema:
             f"survey '{survey.name}': two bands or aperture radii give the column '{twice[0]}'; "
             f"radii must differ by 0.1 arcsec or more"
         )
-    votable = _votable(survey, fields)
-    return pa.schema(
-        fields,
-        metadata={
-            "IVOA.VOTable-Parquet.version": "1.0",
-            "IVOA.VOTable-Parquet.content": votable,
-            "photozhpc.schema_version": str(SCHEMA_VERSION),
-        },
+    about = f"Photometric redshifts of survey {survey.name}, by photozhpc"
+    return with_votable(
+        pa.schema(fields, metadata={"photozhpc.schema_version": str(SCHEMA_VERSION)}), about
     )
 
 
@@ -263,25 +257,7 @@ def read_catalog(
         CatalogError: there is no catalogue, a part is missing or damaged, or a column unknown.
     """
     parts = catalog_parts(path, incomplete_ok=incomplete_ok)
-    tables = []
-    for part in parts:
-        try:
-            with pq.ParquetFile(part, page_checksum_verification=True) as file:
-                known = file.schema_arrow.names
-                for name in columns or ():
-                    if name not in known:
-                        raise CatalogError(
-                            f"{path}: the catalogue has no column '{name}'"
-                            f"{did_you_mean(name, known)}"
-                        )
-                table = file.read(columns=None if columns is None else list(columns))
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise CatalogError(
-                f"{part}: the part is missing or damaged ({_line(error)}); run the same "
-                f"'photozhpc infer' again to make it anew"
-            ) from error
-        metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _PART_KEY}
-        tables.append(table.replace_schema_metadata(metadata))
+    tables = [read_part(part, columns) for part in parts]
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
@@ -293,6 +269,30 @@ def read_catalog(
             f"{read_run(run_file).n_rows}; 'photozhpc verify' says which part it is"
         )
     return table
+
+
+def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one file of a catalogue, with its checksums.
+
+    Raises:
+        CatalogError: it is missing or damaged, or a column is unknown.
+    """
+    try:
+        with pq.ParquetFile(part, page_checksum_verification=True) as file:
+            known = file.schema_arrow.names
+            for name in columns or ():
+                if name not in known:
+                    raise CatalogError(
+                        f"{part}: the catalogue has no column '{name}'{did_you_mean(name, known)}"
+                    )
+            table = file.read(columns=None if columns is None else list(columns))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise CatalogError(
+            f"{part}: the part is missing or damaged ({_line(error)}); run the same "
+            f"'photozhpc infer' again to make it anew"
+        ) from error
+    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _PART_KEY}
+    return table.replace_schema_metadata(metadata)
 
 
 @dataclass(frozen=True)
@@ -366,33 +366,6 @@ def _interval_text(name: str) -> str:
 
 _OOD_TEXT = "distance to the training images in latent space; 1: as far out as 1% of them"
 _NEVER_NULL = ("source_id", "ra", "dec", "tile_id", "photoz_flags")
-
-
-def _votable(survey: Survey, fields: Sequence[pa.Field]) -> bytes:
-    """Return the VOTable without data that VOParquet asks for: one FIELD a column, in order."""
-    root = ElementTree.Element(
-        "VOTABLE", {"version": "1.4", "xmlns": "http://www.ivoa.net/xml/VOTable/v1.3"}
-    )
-    resource = ElementTree.SubElement(root, "RESOURCE", {"type": "results"})
-    frame = {"ID": "icrs", "system": "ICRS"}
-    ElementTree.SubElement(resource, "COOSYS", frame)
-    table = ElementTree.SubElement(resource, "TABLE", {"name": "photoz"})
-    about = f"Photometric redshifts of survey {survey.name}, by photozhpc"
-    ElementTree.SubElement(table, "DESCRIPTION").text = about
-    for field in fields:
-        metadata = {key.decode(): value.decode() for key, value in field.metadata.items()}
-        attributes = {"name": field.name, "ucd": metadata["ucd"]}
-        if field.type == pa.string():
-            attributes |= {"datatype": "char", "arraysize": "64*"}
-        else:
-            attributes["datatype"] = _VOTABLE_TYPE[str(field.type)]
-        if "unit" in metadata:
-            attributes["unit"] = metadata["unit"]
-        if field.name in ("ra", "dec"):
-            attributes["ref"] = "icrs"
-        element = ElementTree.SubElement(table, "FIELD", attributes)
-        ElementTree.SubElement(element, "DESCRIPTION").text = metadata["description"]
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
 def _null_where_not_finite(values_N: NDArray[np.float32]) -> pa.Array:

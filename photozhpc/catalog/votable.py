@@ -1,0 +1,44 @@
+"""The VOTable in the schema of a Parquet file (VOParquet, IVOA Note 1.0)."""
+
+from xml.etree import ElementTree
+
+import pyarrow as pa
+
+_VOTABLE_TYPE = {"int64": "long", "int32": "int", "double": "double", "float": "float"}
+_POSITIONS = ("pos.eq.ra;meta.main", "pos.eq.dec;meta.main")
+
+
+def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
+    """Return the schema with a VOTable without data in its metadata: one FIELD a column, in order.
+
+    Args:
+        schema: each field has the metadata `ucd` and `description`, and `unit` if it has one.
+        about: the table's description.
+    """
+    root = ElementTree.Element(
+        "VOTABLE", {"version": "1.4", "xmlns": "http://www.ivoa.net/xml/VOTable/v1.3"}
+    )
+    resource = ElementTree.SubElement(root, "RESOURCE", {"type": "results"})
+    ElementTree.SubElement(resource, "COOSYS", {"ID": "icrs", "system": "ICRS"})
+    table = ElementTree.SubElement(resource, "TABLE", {"name": "photoz"})
+    ElementTree.SubElement(table, "DESCRIPTION").text = about
+    for field in schema:
+        metadata = {key.decode(): value.decode() for key, value in field.metadata.items()}
+        attributes = {"name": field.name}
+        if field.type == pa.string():
+            attributes |= {"datatype": "char", "arraysize": "64*"}
+        else:
+            attributes["datatype"] = _VOTABLE_TYPE[str(field.type)]
+        attributes |= {key: metadata[key] for key in ("ucd", "unit") if metadata.get(key)}
+        if metadata["ucd"] in _POSITIONS:
+            attributes["ref"] = "icrs"
+        element = ElementTree.SubElement(table, "FIELD", attributes)
+        ElementTree.SubElement(element, "DESCRIPTION").text = metadata["description"]
+    content = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return schema.with_metadata(
+        {
+            **(schema.metadata or {}),
+            "IVOA.VOTable-Parquet.version": "1.0",
+            "IVOA.VOTable-Parquet.content": content,
+        }
+    )
