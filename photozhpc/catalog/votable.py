@@ -38,7 +38,7 @@ def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
     return schema.with_metadata(
         {
             **(schema.metadata or {}),
-            "IVOA.VOTable-Parquet.version": "1.0",
-            "IVOA.VOTable-Parquet.content": content,
+            b"IVOA.VOTable-Parquet.version": b"1.0",
+            b"IVOA.VOTable-Parquet.content": content,
         }
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from photozhpc.cli.exports import EXPORT_NAMES, FORMATS, export_as
 from photozhpc.cli.group import Examples, Progress, main
 from photozhpc.errors import PhotozError
 from photozhpc.survey import load_survey
@@ -34,6 +35,13 @@ DEFAULT_TILES = 4
 @click.option("--site", help="Slurm site (name or YAML file) whose jobs are to do the work.")
 @click.option("--jobs", default=1, type=click.IntRange(1), help="With --site: jobs at a time.")
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers are to do the work.")
+@click.option(
+    "--export",
+    "formats",
+    multiple=True,
+    type=click.Choice(FORMATS),
+    help="Write the catalogue in this format too, into the same folder; may be repeated.",
+)
 def infer(
     survey: str,
     store: Path | None,
@@ -46,6 +54,7 @@ def infer(
     site: str | None,
     jobs: int,
     scheduler: str | None,
+    formats: tuple[str, ...],
 ) -> None:
     """Stream a store through a model into a photo-z catalogue; run again to go on.
 
@@ -81,6 +90,8 @@ def infer(
     from photozhpc.report.summary import summarise  # a second, that the workers need not wait
 
     click.echo(summarise(summary, truth or None))
+    for to in formats:
+        click.echo(export_as(out, to, out / EXPORT_NAMES[to]))
 
 
 def _own_sky(

@@ -1,0 +1,185 @@
+"""The catalogue as other tools read it: HATS, one VOParquet file, a FITS table, a qp ensemble."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, get_args
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from photozhpc.catalog.dialects import Dialect, find_dialect, translate, translated_schema
+from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts, read_part
+from photozhpc.disk import disk_error, replacing
+from photozhpc.errors import CatalogError, ConfigError, did_you_mean
+
+Format = Literal["hats", "vo-parquet", "fits"]
+Report = Callable[[int, int], None]
+
+# Rows of a row group, for files that stand for a whole catalogue: a part may have few.
+ROW_GROUP_LEN = 1 << 17
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        rows: in the new file or folder.
+        left_out: rows that have no place in it; `why` says why.
+    """
+
+    rows: int
+    left_out: int = 0
+    why: str = ""
+
+
+def export(
+    catalog: str | Path,
+    to: str,
+    out: str | Path,
+    columns: str = "roman",
+    workers: int | None = None,
+    progress: Report = lambda done, total: None,
+) -> Exported:
+    """Write a catalogue in a format of other tools; memory does not grow with its rows.
+
+    What stands at `out` is replaced when the new one is complete: for a HATS catalogue only if
+    it is one itself.
+
+    Args:
+        catalog: the --out folder of `photozhpc infer`, its catalog/ folder, or one part.
+        to: a format, see `Format`.
+        columns: whose names they are to have, see `dialects.DIALECTS`.
+        workers: processes, for HATS; default: one a core.
+        progress: called with rows done and in all (of HATS: tasks of each of its stages).
+
+    Raises:
+        CatalogError: there is no finished catalogue, or it is damaged.
+        ConfigError: unknown format or columns, or a package that is not installed.
+        RunError: `out` cannot be written.
+    """
+    if to not in get_args(Format):
+        raise ConfigError(f"unknown format '{to}'{did_you_mean(to, get_args(Format))}")
+    dialect, out = find_dialect(columns), Path(out)
+    parts = catalog_parts(catalog)
+    schema = checked_schema(parts)
+    if to == "hats":
+        for package in ("hats_import", "duckdb"):
+            if find_spec(package) is None:
+                raise ConfigError(
+                    f"--format hats needs {package}, which is not installed; "
+                    f"pip install 'photozhpc[hats]'"
+                )
+        from photozhpc.catalog.export_hats import export_hats
+
+        return export_hats(parts, translated_schema(schema, dialect), columns, out, workers)
+    if out.is_dir():
+        raise CatalogError(f"{out}: is a folder; name a file to write")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as partial:
+            if to == "fits":
+                from photozhpc.catalog.export_fits import write_fits
+
+                n_rows = write_fits(partial, parts, schema, dialect, progress)
+            else:
+                n_rows = _write_parquet(partial, parts, schema, dialect, progress)
+    except OSError as error:
+        raise disk_error(out, error) from error
+    return Exported(n_rows)
+
+
+def checked_schema(parts: list[Path]) -> pa.Schema:
+    """Return the schema that all parts share, with the first one's metadata.
+
+    Raises:
+        CatalogError: a part is damaged, or of another catalogue.
+    """
+    first = read_part(parts[0], columns=[]).schema
+    schema = _schema_of(parts[0])
+    for part in parts[1:]:
+        if not _schema_of(part).equals(schema):
+            raise CatalogError(f"{part}: has other columns than {parts[0].name}")
+    return schema.with_metadata(first.metadata)
+
+
+def read_rows(
+    parts: list[Path], dialect: Dialect | None, progress: Report, n_rows: int
+) -> Iterator[pa.Table]:
+    """Yield the rows of a catalogue, part by part, in the words of a dialect.
+
+    Raises:
+        CatalogError: a part is missing or damaged, or has other columns than the first.
+    """
+    done = 0
+    for part in parts:
+        table = read_part(part)
+        done += len(table)
+        yield translate(table, dialect)
+        progress(done, n_rows)
+
+
+def count_rows(parts: list[Path]) -> int:
+    """Return the number of rows, as the footers of the files say it."""
+    return sum(_metadata_of(part).num_rows for part in parts)
+
+
+def widest_text(parts: list[Path], schema: pa.Schema) -> int:
+    """Return the length of the longest text in any column, in bytes."""
+    names = [field.name for field in schema if field.type == pa.string()]
+    lengths = [
+        pc.max(pc.binary_length(column)).as_py() or 0
+        for part in parts
+        for column in read_part(part, names).columns
+    ]
+    return max(1, *lengths)
+
+
+def provenance(schema: pa.Schema) -> str:
+    """Return what a catalogue says of its making, as JSON."""
+    return (schema.metadata or {}).get(PROVENANCE_KEY, b"{}").decode()
+
+
+def _write_parquet(
+    path: Path, parts: list[Path], schema: pa.Schema, dialect: Dialect | None, progress: Report
+) -> int:
+    n_rows = count_rows(parts)
+    settings = {"compression": "zstd", "use_dictionary": ["tile_id"], "write_page_checksum": True}
+    target = translated_schema(schema, dialect)
+    # astropy's reader asks for the length of a text column under this key.
+    lengths = {"table::len::tile_id": str(widest_text(parts, schema))}
+    target = target.with_metadata({**target.metadata, **lengths})
+    with pq.ParquetWriter(path, target, **settings) as writer:
+        waiting: list[pa.Table] = []
+        for table in read_rows(parts, dialect, progress, n_rows):
+            waiting.append(table.cast(target))
+            if sum(map(len, waiting)) >= ROW_GROUP_LEN:
+                writer.write_table(pa.concat_tables(waiting), ROW_GROUP_LEN)
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting), ROW_GROUP_LEN)
+    return n_rows
+
+
+def _metadata_of(part: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(part)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged(part) from error
+
+
+def _schema_of(part: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(part)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged(part) from error
+
+
+def _damaged(part: Path) -> CatalogError:
+    return CatalogError(
+        f"{part}: the part is missing or damaged; run the same 'photozhpc infer' again to make "
+        f"it anew"
+    )

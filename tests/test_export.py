@@ -1,0 +1,350 @@
+"""Exports, read back by the tools that they are for, and compared with the catalogue itself."""
+
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import astropy.units as u
+import duckdb
+import lsdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from astropy.coordinates import SkyCoord, search_around_sky
+from astropy.io import fits, votable
+from astropy.table import Table
+
+from photozhpc.catalog import export_hats, read_catalog
+from photozhpc.catalog.dialects import find_dialect, translated_schema
+from photozhpc.catalog.export import export
+from photozhpc.catalog.photoz_catalog import catalog_schema, make_table, write_part
+from photozhpc.errors import CatalogError, ConfigError
+from photozhpc.survey import load_survey
+
+SURVEY = load_survey("roman-sim")
+N_PARTS, PART_LEN = 6, 400
+NOWHERE = 7  # sources whose position is not known
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The default suffix behavior:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The inplace keyword"),  # lsdb 0.11 beside pandas 3.1
+]
+
+
+def write_catalogue(folder: Path) -> Path:
+    """A catalogue round RA 0 and at the south pole, whose parts are in no order on the sky."""
+    rng = np.random.default_rng(5)
+    for index in range(N_PARTS):
+        n = PART_LEN
+        polar_N = rng.random(n) < 0.2
+        ra_N = np.where(polar_N, rng.uniform(0, 360, n), rng.normal(0, 0.1, n) % 360)
+        dec_N = np.where(polar_N, -90 + np.abs(rng.normal(0, 0.05, n)), 10 + rng.normal(0, 0.1, n))
+        if index == 2:
+            ra_N[:NOWHERE] = np.nan
+        photoz_N = rng.uniform(0, 3, n).astype(np.float32)
+        photoz_N[3] = np.nan
+        shape = (n, len(SURVEY.bands), len(SURVEY.aperture_radii_arcsec))
+        flux_NCR = rng.normal(0, 100, shape).astype(np.float32)
+        flux_NCR[5, 1] = np.nan
+        table = make_table(
+            SURVEY,
+            source_id_N=rng.permutation(n) * N_PARTS + index + 2**62,
+            ra_N=ra_N,
+            dec_N=dec_N,
+            tile_id_N=np.full(n, f"tile-{'x' * index}"),
+            photoz_N=photoz_N,
+            quantile_NQ=photoz_N[:, None] + np.linspace(-0.3, 0.3, 6, dtype=np.float32),
+            ood_N=np.full(n, 0.5, np.float32),
+            photoz_flags_N=np.where(np.isnan(photoz_N), 8, 0),
+            flux_NCR=flux_NCR,
+            flux_err_NCR=np.abs(flux_NCR),
+        )
+        path = folder / "catalog" / f"part-{index:06d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_part(table, path, {"index": index}, '{"command": "made by a test"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_catalogue(tmp_path_factory.mktemp("catalogue"))
+
+
+@pytest.fixture(scope="module")
+def rows(catalogue: Path) -> pd.DataFrame:
+    frame = read_catalog(catalogue).to_pandas()
+    return frame[np.isfinite(frame["ra"])].sort_values("source_id", ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def hats_folder(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "roman"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_hats, "PARTITION_LEN", 500)
+        patch.setattr(export_hats, "CHUNK_LEN", 300)
+        done = export(catalogue, "hats", out)
+    assert (done.rows, done.left_out) == (N_PARTS * PART_LEN - NOWHERE, NOWHERE)
+    assert not list(out.parent.glob(".*.partial"))
+    return out
+
+
+def coordinates(frame: pd.DataFrame) -> SkyCoord:
+    return SkyCoord(frame["ra"].to_numpy(float) * u.deg, frame["dec"].to_numpy(float) * u.deg)
+
+
+def test_hats_holds_every_source_with_a_position_once(hats_folder, rows):
+    catalog = lsdb.open_catalog(hats_folder)
+    assert len(catalog.get_healpix_pixels()) >= 4
+    assert catalog.hc_structure.catalog_info.total_rows == len(rows)
+    read = catalog.compute().sort_values("source_id").reset_index(drop=True)
+    for name in rows.columns:
+        ours = rows[name].to_numpy()
+        theirs = read[name].to_numpy(dtype=ours.dtype)
+        np.testing.assert_array_equal(theirs, ours, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("ra", "dec", "radius_arcsec"), [(0.0, 10.0, 200.0), (359.95, 10.02, 120.0), (10, -90, 100)]
+)
+def test_a_cone_search_finds_what_brute_force_finds(hats_folder, rows, ra, dec, radius_arcsec):
+    found = lsdb.open_catalog(hats_folder).cone_search(ra, dec, radius_arcsec).compute()
+    centre = SkyCoord(ra * u.deg, dec * u.deg)
+    inside_N = coordinates(rows).separation(centre) < radius_arcsec * u.arcsec
+    assert inside_N.sum() > 5
+    assert sorted(found["source_id"]) == list(rows["source_id"][inside_N])
+
+
+def test_a_cross_match_finds_what_brute_force_finds(hats_folder, rows):
+    rng = np.random.default_rng(1)
+    some = rows.iloc[::3]
+    offset_arcsec = rng.uniform(0, 9, len(some))
+    moved = coordinates(some).directional_offset_by(
+        rng.uniform(0, 360, len(some)) * u.deg, offset_arcsec * u.arcsec
+    )
+    other = pd.DataFrame({"name": np.arange(len(some)), "ra": moved.ra.deg, "dec": moved.dec.deg})
+    left = lsdb.from_dataframe(other, ra_column="ra", dec_column="dec", margin_threshold=10)
+    ours = lsdb.open_catalog(hats_folder)
+    matched = left.crossmatch(
+        ours, radius_arcsec=6, n_neighbors=50, suffixes=("_left", "_right")
+    ).compute()
+    i_M, j_M, _, _ = search_around_sky(moved, coordinates(rows), 6 * u.arcsec)
+    expected = sorted(
+        zip(other["name"].to_numpy()[i_M], rows["source_id"].to_numpy()[j_M], strict=True)
+    )
+    assert len(expected) > 300
+    assert sorted(zip(matched["name_left"], matched["source_id_right"], strict=True)) == expected
+    assert len(ours.margin) > 0
+
+
+def test_the_index_finds_a_source_by_its_id(hats_folder, rows):
+    catalog = lsdb.open_catalog(hats_folder)
+    for row in (0, len(rows) // 2, len(rows) - 1):
+        wanted = int(rows["source_id"][row])
+        found = catalog.id_search(values={"source_id": wanted}).compute()
+        assert list(found["source_id"]) == [wanted]
+        assert found["ra"].iloc[0] == rows["ra"][row]
+    index = pq.read_table(hats_folder / "photoz_source_id" / "dataset" / "index")
+    assert np.array_equal(index["source_id"], rows["source_id"])
+
+
+def test_hats_files_say_units_and_ucds_and_where_they_come_from(hats_folder):
+    file = next((hats_folder / "photoz" / "dataset").rglob("Npix=*.parquet"))
+    for path in (file, hats_folder / "photoz" / "dataset" / "_common_metadata"):
+        metadata = pq.read_schema(path).metadata
+        content = metadata[b"IVOA.VOTable-Parquet.content"]
+        fields = votable.parse(io.BytesIO(content), verify="exception").get_first_table().fields
+        assert [field.name for field in fields] == ["_healpix_29", *catalog_schema(SURVEY).names]
+        assert metadata[b"photozhpc.provenance"] == b'{"command": "made by a test"}'
+
+
+def test_a_second_export_replaces_the_first_and_nothing_else_is_replaced(
+    catalogue, hats_folder, tmp_path
+):
+    part = catalogue / "catalog" / "part-000001.parquet"
+    out = tmp_path / "hats"
+    shutil.copytree(hats_folder, out)
+    export(part, "hats", out, columns="rubin")
+    read = lsdb.open_catalog(out)
+    assert read.hc_structure.catalog_info.total_rows == PART_LEN
+    assert {"objectId", "coord_ra", "pita_z_median", "f158_ap0p4FluxErr"} <= set(read.columns)
+    assert [path.name for path in tmp_path.iterdir()] == ["hats"]
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(CatalogError, match="is there already, and no HATS catalogue"):
+        export(part, "hats", tmp_path / "mine")
+
+
+def test_vo_parquet_is_read_by_astropy_pandas_pyarrow_and_duckdb(catalogue, tmp_path):
+    out = tmp_path / "photoz.parquet"
+    assert export(catalogue, "vo-parquet", out).rows == N_PARTS * PART_LEN
+    expected = read_catalog(catalogue)
+    read = Table.read(out, format="parquet.votable")
+    assert read["photoz"].unit is None
+    assert read["aper04_f158_flux"].unit == "nJy"
+    assert np.array_equal(read["source_id"], expected["source_id"].to_numpy())
+    assert pq.read_table(out).schema.equals(expected.schema)
+    pd.testing.assert_frame_equal(pd.read_parquet(out), expected.to_pandas())
+    with duckdb.connect() as database:
+        counted = database.sql(
+            f"SELECT count(*), count(photoz), max(source_id) FROM '{out}'"
+        ).fetchone()
+    n_photoz = len(expected) - expected["photoz"].null_count
+    assert counted == (len(expected), n_photoz, max(expected["source_id"].to_pylist()))
+    assert pq.ParquetFile(out).num_row_groups == 1
+
+
+def test_a_fits_table_is_the_catalogue(catalogue, tmp_path):
+    out = tmp_path / "photoz.fits"
+    export(catalogue, "fits", out)
+    expected = read_catalog(catalogue).to_pandas()
+    with fits.open(out, checksum=True) as hdus:
+        hdus.verify("exception")
+        header = hdus[1].header
+        n = 1 + list(expected).index("aper04_f158_flux")
+        assert (header[f"TTYPE{n}"], header[f"TUNIT{n}"]) == ("aper04_f158_flux", "nJy")
+        assert header[f"TUCD{n}"] == "phot.flux;em.IR.H"
+        assert "within 0.4 arcsec" in header[f"TCOMM{n}"]
+        assert "made by a test" in str(header["HISTORY"]).replace("\n", "")
+    read = Table.read(out)
+    for name in expected:
+        ours = expected[name].to_numpy()
+        theirs = np.ma.asarray(read[name])
+        if ours.dtype.kind == "f":
+            theirs = np.ma.filled(theirs.astype(ours.dtype), np.nan)
+        elif name == "tile_id":
+            theirs = np.char.decode(theirs)
+        np.testing.assert_array_equal(theirs, ours, err_msg=name)
+    assert out.stat().st_size % 2880 == 0
+
+
+@pytest.mark.skipif(shutil.which("stilts") is None, reason="stilts (TOPCAT's library) not there")
+def test_topcat_reads_the_fits_table(catalogue, tmp_path):
+    out = tmp_path / "photoz.fits"
+    export(catalogue, "fits", out)
+    command = ["stilts", "tpipe", f"in={out}", "cmd=stats Name NGood Minimum Maximum", "ofmt=csv"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    stats = pd.read_csv(io.StringIO(text)).set_index("Name")
+    expected = read_catalog(catalogue).to_pandas()
+    assert list(stats.index) == list(expected)
+    assert stats["NGood"]["photoz"] == expected["photoz"].count()
+    assert float(stats["Maximum"]["photoz"]) == pytest.approx(expected["photoz"].max())
+    command = ["stilts", "tpipe", f"in={out}", "cmd=meta name units ucd", "ofmt=csv"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    columns = pd.read_csv(io.StringIO(text)).set_index("Name")
+    assert columns["UCD"]["photoz"] == "src.redshift.phot"
+    assert columns["Units"]["aper04_f158_flux"] == "nJy"
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "unit", "factor"),
+    [
+        (
+            "rubin",
+            {
+                "source_id": "objectId",
+                "ra": "coord_ra",
+                "photoz_low68": "pita_z_err68_low",
+                "photoz_high90": "pita_z_err90_high",
+                "aper16_f062_flux_err": "f062_ap1p6FluxErr",
+                "tile_id": "tile_id",
+            },
+            "nJy",
+            1.0,
+        ),
+        (
+            "euclid",
+            {
+                "source_id": "object_id",
+                "dec": "declination",
+                "photoz": "phz_median",
+                "photoz_low90": "phz_90_int1",
+                "photoz_high90": "phz_90_int2",
+                "aper16_f062_flux": "flux_f062_1p6arcsec_aper",
+                "aper16_f062_flux_err": "fluxerr_f062_1p6arcsec_aper",
+                "photoz_flags": "phz_flags",
+            },
+            "uJy",
+            1e-3,
+        ),
+    ],
+)
+def test_dialects_rename_and_convert(catalogue, tmp_path, columns, names, unit, factor):
+    out = tmp_path / "photoz.parquet"
+    export(catalogue, "vo-parquet", out, columns=columns)
+    ours, theirs = read_catalog(catalogue).to_pandas(), pd.read_parquet(out)
+    assert len(set(theirs.columns)) == len(ours.columns)
+    for name, translated in names.items():
+        scale = factor if "flux" in name else 1
+        expected = ours[name] * scale if scale != 1 else ours[name]
+        pd.testing.assert_series_equal(theirs[translated], expected, check_names=False, rtol=1e-6)
+    schema = pq.read_schema(out)
+    flux = schema.field(next(new for old, new in names.items() if "flux" in old))
+    assert flux.metadata[b"unit"].decode() == unit
+    content = schema.metadata[b"IVOA.VOTable-Parquet.content"]
+    table = votable.parse(io.BytesIO(content), verify="exception").get_first_table()
+    assert [field.name for field in table.fields] == list(theirs.columns)
+
+
+def test_kron_fluxes_have_words_in_every_dialect():
+    fields = [
+        pa.field(
+            name, pa.float32(), metadata={"ucd": "phot.flux", "unit": "nJy", "description": ""}
+        )
+        for name in ("kron_f158_flux", "kron_f158_flux_err")
+    ]
+    names = {
+        name: translated_schema(pa.schema(fields), find_dialect(name)).names
+        for name in ("rubin", "euclid")
+    }
+    assert names == {
+        "rubin": ["f158_kronFlux", "f158_kronFluxErr"],
+        "euclid": ["flux_f158_kron_aper", "fluxerr_f158_kron_aper"],
+    }
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(catalogue, tmp_path):
+    with pytest.raises(ConfigError, match="unknown format 'fit'; did you mean 'fits'"):
+        export(catalogue, "fit", tmp_path / "x")
+    with pytest.raises(ConfigError, match="unknown columns 'ruben'; did you mean 'rubin'"):
+        export(catalogue, "fits", tmp_path / "x", columns="ruben")
+    with pytest.raises(CatalogError, match="is a folder; name a file"):
+        export(catalogue, "fits", tmp_path)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(catalogue, damaged)
+    part = damaged / "catalog" / "part-000003.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    part.write_bytes(content)
+    for to in ("fits", "vo-parquet", "hats"):
+        with pytest.raises(CatalogError, match=r"part-000003.parquet: the part is missing or dam"):
+            export(damaged, to, tmp_path / "out")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
+
+
+def test_the_memory_of_an_export_does_not_grow_with_the_rows(tmp_path):
+    """Peak memory, in a process of its own, of a FITS export of 4 and of 40 equal parts."""
+    one = write_catalogue(tmp_path / "one") / "catalog" / "part-000000.parquet"
+    program = (
+        "import resource, sys; from photozhpc.catalog.export import export; "
+        "export(sys.argv[1], sys.argv[2], sys.argv[3]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    big = tmp_path / "big.parquet"
+    table = pa.concat_tables([pq.read_table(one)] * 25)
+    pq.write_table(table.replace_schema_metadata(pq.read_schema(one).metadata), big)
+    peaks = {}
+    for n in (4, 40):
+        folder = tmp_path / f"n{n}"
+        folder.mkdir()
+        for index in range(n):
+            (folder / f"part-{index:06d}.parquet").hardlink_to(big)
+        for to in ("fits", "vo-parquet"):
+            command = [sys.executable, "-c", program, str(folder), to, str(tmp_path / f"{to}-{n}")]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+            peaks[to, n] = int(done.stdout) / 1024
+    assert peaks["fits", 40] - peaks["fits", 4] < 30, peaks
+    # A row group is gathered: 131 072 rows are 33 MB, which 4 parts do not fill.
+    assert peaks["vo-parquet", 40] - peaks["vo-parquet", 4] < 200, peaks
