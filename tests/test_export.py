@@ -190,7 +190,7 @@ def test_vo_parquet_is_read_by_astropy_pandas_pyarrow_and_duckdb(catalogue, tmp_
     with duckdb.connect() as database:
         counted = database.sql(
             f"SELECT count(*), count(photoz), max(source_id) FROM '{out}'"
-        ).fetchone()
+        ).fetchall()[0]
     n_photoz = len(expected) - expected["photoz"].null_count
     assert counted == (len(expected), n_photoz, max(expected["source_id"].to_pylist()))
     assert pq.ParquetFile(out).num_row_groups == 1
