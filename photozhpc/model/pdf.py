@@ -68,7 +68,7 @@ class CalibratedPdf(nn.Module):
         super().__init__()
         self.form = form
         self.log1p_max = uncertainty.log1p_max
-        self.z_max = math.expm1(uncertainty.log1p_max)
+        self.z_max = round(math.expm1(uncertainty.log1p_max), 12)  # 4, not 3.9999999999999996
         self.axis_P = np.array(PDF_LEVELS)
         level_GP = levels_between(uncertainty.level_GQ.cpu().double().numpy())
         if form == "grid":
