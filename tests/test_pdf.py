@@ -32,13 +32,11 @@ from photozhpc.model import load_checkpoint, save_checkpoint
 from photozhpc.model.density import LEVEL_Q, Uncertainty
 from photozhpc.model.engine import Engine, make_engine
 from photozhpc.model.pdf import (
-    GRID_STEP,
     INTERVAL_INDEX,
     PDF_LEVELS,
     CalibratedPdf,
-    grid_cells,
-    redshift_grid,
 )
+from photozhpc.model.redshift_grid import GRID_STEP, grid_cells, redshift_grid
 
 FORMS = ("quantiles", "grid")
 SMALL = {"survey": None, "workers": 1, "device": "cpu", "rows_per_part": 64, "progress": False}

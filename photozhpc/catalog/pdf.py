@@ -10,7 +10,7 @@ where photoz is. What the numbers stand for is in the metadata "photozhpc.pdf", 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from photozhpc.catalog.photoz_catalog import PART_FOLDER, PROVENANCE_KEY, FileNote, read_run
+from photozhpc.catalog.votable import with_votable
 from photozhpc.disk import write_durably
 from photozhpc.errors import CatalogError
+from photozhpc.model.redshift_grid import grid_cells
 
 PDF_FOLDER = "pdf"
 COLUMN_OF_FORM = {"quantiles": "photoz_quantiles", "grid": "photoz_pdf"}
@@ -53,6 +55,10 @@ class PdfPart:
     source_id_N: NDArray[np.int64]
     value_NP: NDArray[np.float32]
 
+    def take(self, rows: NDArray[np.integer]) -> "PdfPart":
+        """Return the part with these rows alone."""
+        return replace(self, source_id_N=self.source_id_N[rows], value_NP=self.value_NP[rows])
+
     def cdf(self, z_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return cdf_NE, the cumulative probability at redshifts; NaN where there is no p(z).
 
@@ -80,7 +86,7 @@ class PdfPart:
         """
         if self.form == "grid" and np.array_equal(z_P, self.axis_P):
             return self.value_NP.astype(np.float64)
-        border_E = np.concatenate([z_P[:1], (z_P[1:] + z_P[:-1]) / 2, z_P[-1:]])
+        border_E = grid_cells(z_P)
         return np.diff(self.cdf(border_E), axis=1) / np.diff(border_E)
 
 
@@ -114,19 +120,19 @@ def make_pdf_table(
         "z_max": z_max,
         "levels" if form == "quantiles" else "z": axis_P.tolist(),
     }
-    ucd = "src.redshift.phot" if form == "quantiles" else "stat.pdf;src.redshift.phot"
+    ucd = "stat.probability;src.redshift.phot" if form == "grid" else "src.redshift.phot"
+    fields = [
+        ("source_id", pa.int64(), "meta.id;meta.main", "identifier of the source list"),
+        (COLUMN_OF_FORM[form], lists.type, ucd, _DESCRIPTION[form]),
+    ]
     schema = pa.schema(
         [
-            pa.field("source_id", pa.int64(), False, {"ucd": "meta.id;meta.main"}),
-            pa.field(
-                COLUMN_OF_FORM[form],
-                lists.type,
-                True,
-                {"ucd": ucd, "description": _DESCRIPTION[form]},
-            ),
+            pa.field(name, kind, name != "source_id", {"ucd": ucd, "description": text})
+            for name, kind, ucd, text in fields
         ],
         {_PDF_KEY: json.dumps(about).encode()},
     )
+    schema = with_votable(schema, "p(z) of the sources of a photometric-redshift catalogue")
     return pa.Table.from_arrays([pa.array(source_id_N, pa.int64()), lists], schema=schema)
 
 

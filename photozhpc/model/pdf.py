@@ -16,6 +16,7 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
 from photozhpc.model.density import LEVEL_Q, Uncertainty, interpolate, inverse_cdf
+from photozhpc.model.redshift_grid import grid_cells, redshift_grid
 
 PdfForm = Literal["quantiles", "grid"]
 # The levels of the catalogue's intervals, and others that show the shape.
@@ -24,24 +25,7 @@ PDF_LEVELS = (
     *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.84, 0.9, 0.95, 0.98, 0.99, 0.995),
 )
 INTERVAL_INDEX = tuple(PDF_LEVELS.index(level) for level in LEVEL_Q)
-# Points of the grid: this far apart, or so many, whichever is fewer.
-GRID_STEP = 0.01
-MAX_GRID_POINTS = 1001
 _EDGE = 1e-9  # of a level that is 0 or 1 there is no probit
-
-
-def redshift_grid(z_max: float) -> NDArray[np.float64]:
-    """Return the redshifts of the grid, evenly from 0 to z_max."""
-    return np.linspace(0, z_max, min(math.ceil(z_max / GRID_STEP - 1e-6) + 1, MAX_GRID_POINTS))
-
-
-def grid_cells(z_P: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the P + 1 borders of the cells round the points of a grid; half cells at its ends.
-
-    The mean density in the cells, taken at the points and joined by straight lines, has the
-    integral of the cells: exactly 1 (trapezoidal rule).
-    """
-    return np.concatenate([z_P[:1], (z_P[1:] + z_P[:-1]) / 2, z_P[-1:]])
 
 
 class CalibratedPdf(nn.Module):
