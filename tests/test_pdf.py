@@ -21,7 +21,7 @@ from test_catalog_run import SURVEY, make_checkpoint, make_store
 
 from photozhpc.catalog import predict, read_catalog, read_pdf
 from photozhpc.catalog import run as run_module
-from photozhpc.catalog.pdf import make_pdf_table
+from photozhpc.catalog.pdf import make_pdf_table, read_pdf_part
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.catalog.predict import predict_part
 from photozhpc.catalog.run import run_inference
@@ -358,6 +358,44 @@ def test_rows_that_are_null_keep_their_place():
     value_NP[[0, 2]] = np.nan
     table = make_pdf_table("quantiles", np.array([0.1, 0.5, 0.9]), 4.0, np.arange(4), value_NP)
     assert table["photoz_quantiles"].to_pylist() == [None, [3, 4, 5], None, [9, 10, 11]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damage_is_told_of_or_harmless(form, runs, tmp_path):
+    """400 files, cut short or with bytes changed: refused in one line, or read as they were."""
+    sound = runs[form] / "pdf/part-000000.parquet"
+    content, due = sound.read_bytes(), read_pdf_part(sound)[0]
+    path, rng = tmp_path / "part-000000.parquet", np.random.default_rng(5)
+    n_refused = 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        if rng.random() < 0.3:
+            del damaged[rng.integers(len(damaged)) :]
+        else:  # near the end, where Parquet has its metadata, as often as anywhere
+            first = rng.choice([0, max(len(damaged) - 3000, 0)])
+            damaged[rng.integers(first, len(damaged))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            found = read_pdf_part(path)[0]
+        except CatalogError:
+            n_refused += 1
+            continue
+        assert np.array_equal(found.source_id_N, due.source_id_N)
+        assert np.array_equal(found.value_NP, due.value_NP, equal_nan=True)
+        assert (found.form, found.axis_P.tolist()) == (due.form, due.axis_P.tolist())
+    assert n_refused > 100
+
+
+def test_compiled_code_gives_the_same(compiler, store, checkpoint):
+    key = store.shards()[0]
+    images = (store.read_cutouts(key), store.read_sources(key).ebv_N)
+    loaded = load_checkpoint(checkpoint)
+    precision = {"batch_size": 64, "precision": torch.float32}
+    found = Engine(loaded, compiled=True, pdf="grid", **precision)
+    assert found.is_compiled
+    _, due_NP = Engine(loaded, pdf="grid", **precision).predict_pdf(*images)
+    _, found_NP = found.predict_pdf(*images)
+    np.testing.assert_allclose(found_NP, due_NP, rtol=1e-3, atol=1e-4)
 
 
 def test_the_command_says_where_p_of_z_is(store, checkpoint, tmp_path):

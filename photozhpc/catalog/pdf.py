@@ -130,7 +130,7 @@ def make_pdf_table(
             pa.field(name, kind, name != "source_id", {"ucd": ucd, "description": text})
             for name, kind, ucd, text in fields
         ],
-        {_PDF_KEY: json.dumps(about).encode()},
+        {_PDF_KEY: json.dumps({**about, "sha256": _digest(about)}).encode()},
     )
     schema = with_votable(schema, "p(z) of the sources of a photometric-redshift catalogue")
     return pa.Table.from_arrays([pa.array(source_id_N, pa.int64()), lists], schema=schema)
@@ -242,7 +242,15 @@ def _read(path: Path) -> tuple[PdfPart, bytes, dict[bytes, bytes]]:
             metadata = file.schema_arrow.metadata or {}
             table = file.read()
         part = _part(table, metadata)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        pa.ArrowException,
+    ) as error:
         raise CatalogError(
             f"{path}: the p(z) of this part is missing or damaged "
             f"({' '.join(str(error).split())[:120]}); run the same 'photozhpc infer' again to "
@@ -254,6 +262,8 @@ def _read(path: Path) -> tuple[PdfPart, bytes, dict[bytes, bytes]]:
 def _part(table: pa.Table, metadata: Mapping[bytes, bytes]) -> PdfPart:
     """Raises ValueError, KeyError or TypeError for what is no table of p(z)."""
     about = json.loads(metadata[_PDF_KEY])
+    if about.pop("sha256") != _digest(about):  # Parquet has no checksum for what is not data
+        raise ValueError("what photozhpc.pdf says was altered")
     form, z_max = about["form"], float(about["z_max"])
     axis_P = np.array(about["levels" if form == "quantiles" else "z"], dtype=np.float64)
     column = table[COLUMN_OF_FORM[form]].combine_chunks()
@@ -278,6 +288,10 @@ def _rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
     kept = np.uint32(0x1_0000_0000 - (1 << drop))
     rounded = ((pattern + np.uint32(1 << (drop - 1))) & kept).view(np.float32)
     return np.where(np.isfinite(values), rounded, values).astype(np.float32)
+
+
+def _digest(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _identity_text(identity: Mapping[str, Any]) -> bytes:
