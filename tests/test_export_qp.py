@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,25 @@ def test_rail_stacks_the_file(runs, tmp_path, monkeypatch):
     found = n_of_z.pdf(grid).ravel()
     expected /= np.trapezoid(expected, grid)
     np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_memory_does_not_grow_with_the_catalogue(runs, tmp_path):
+    def peak(n_parts: int) -> int:
+        many = tmp_path / str(n_parts)
+        for index in range(n_parts):
+            for kind in ("catalog", "pdf"):
+                (many / kind).mkdir(parents=True, exist_ok=True)
+                source = runs["grid"] / kind / "part-000000.parquet"
+                shutil.copy(source, many / kind / f"part-{index:06d}.parquet")
+        tracemalloc.start()
+        done = export_qp(many, tmp_path / "e.hdf5")
+        _, bytes_at_most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert done.n_rows + done.n_left_out == 64 * n_parts
+        return bytes_at_most
+
+    peak(2)  # what is imported late
+    assert peak(30) < 1.3 * peak(3)
 
 
 def test_what_cannot_be_exported_is_named(runs, tmp_path, monkeypatch):

@@ -77,13 +77,16 @@ def export_qp(catalog: str | Path, out: str | Path) -> QpExport:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial:
             try:
-                for ensemble in _ensembles(parts):
+                for pdf, ancil in _chunks(parts):
+                    _, columns = _columns(pdf, ancil)
                     if stream is None:
-                        groups, stream = hdf5.initialize_HDF5_write(
-                            str(partial), **_allocation(ensemble, n_rows)
-                        )
-                    ensemble.writeHdf5Chunk(groups, start, start + ensemble.npdf)
-                    start += ensemble.npdf
+                        # Of the first row alone: what qp makes of rows is long in being freed.
+                        ensemble = ensemble_of(pdf.take(np.array([0])))
+                        room = _room(columns, n_rows)
+                        groups, stream = hdf5.initialize_HDF5_write(str(partial), **room)
+                    end = start + len(pdf.source_id_N)
+                    hdf5.write_dict_to_HDF5_chunk(groups, columns, start, end)
+                    start = end
                 if stream is not None:
                     ensemble.finalizeHdf5Write(stream)
             finally:
@@ -94,22 +97,16 @@ def export_qp(catalog: str | Path, out: str | Path) -> QpExport:
     return QpExport(out, n_rows, sum(rows for rows, _ in counts) - n_rows)
 
 
-def ensemble_of(
-    part: PdfPart, ancil: dict[str, NDArray] | None = None, z_P: NDArray | None = None
-) -> Any:
+def ensemble_of(part: PdfPart, ancil: dict[str, NDArray] | None = None) -> Any:
     """Return the qp ensemble of rows that all have a p(z).
 
     Args:
         ancil: columns of the ancillary table, beside zmode.
-        z_P: redshifts of the grid; None: those of the part, or `redshift_grid`.
     """
     qp = import_qp()
-    if z_P is None:
-        z_P = part.axis_P if part.form == "grid" else redshift_grid(part.z_max)
-    density_NP = part.density(z_P)
-    zmode_N = z_P[density_NP.argmax(axis=1)]
-    data = {"xvals": z_P, "yvals": density_NP}
-    return qp.Ensemble(qp.interp, data=data, ancil={**(ancil or {}), "zmode": zmode_N})
+    z_P, columns = _columns(part, ancil or {})
+    data = {"xvals": z_P, **columns["data"]}
+    return qp.Ensemble(qp.interp, data=data, ancil=columns["ancil"])
 
 
 def import_qp() -> Any:
@@ -132,8 +129,19 @@ def _count(part: Path) -> tuple[int, int]:
     return len(column), len(column) - column.null_count
 
 
-def _ensembles(parts: list[Path]) -> Iterator[Any]:
-    """Yield the ensembles of at most _CHUNK_ROWS rows, of those that have a redshift."""
+def _columns(
+    part: PdfPart, ancil: dict[str, NDArray]
+) -> tuple[NDArray[np.float64], dict[str, dict[str, NDArray]]]:
+    """Return the grid, and the two tables of a qp file, of rows that all have a p(z)."""
+    z_P = part.axis_P if part.form == "grid" else redshift_grid(part.z_max)
+    density_NP = part.density(z_P)
+    density_NP /= np.asarray(np.trapezoid(density_NP, z_P, axis=1))[:, None]
+    zmode_N = z_P[density_NP.argmax(axis=1)]
+    return z_P, {"data": {"yvals": density_NP}, "ancil": {**ancil, "zmode": zmode_N}}
+
+
+def _chunks(parts: list[Path]) -> Iterator[tuple[PdfPart, dict[str, NDArray]]]:
+    """Yield at most _CHUNK_ROWS rows at a time, of those that have a redshift, and their ancil."""
     for path in parts:
         table = read_part(path, _ANCIL)
         pdf, _ = read_pdf_part(pdf_path(path))
@@ -150,17 +158,17 @@ def _ensembles(parts: list[Path]) -> Iterator[Any]:
         for some in np.split(rows, range(_CHUNK_ROWS, len(rows), _CHUNK_ROWS)):
             if len(some):
                 chosen = table.take(pa.array(some))
-                ancil = {name: chosen[name].to_numpy() for name in _ANCIL}
-                yield ensemble_of(pdf.take(some), ancil)
+                yield pdf.take(some), {name: chosen[name].to_numpy() for name in _ANCIL}
 
 
-def _allocation(ensemble: Any, n_rows: int) -> dict[str, dict[str, tuple[tuple, np.dtype]]]:
-    """Return what the file has room for: densities as float32, which is what qp says they need."""
-    tables = ensemble.build_tables()
+def _room(
+    columns: dict[str, dict[str, NDArray]], n_rows: int
+) -> dict[str, dict[str, tuple[tuple[int, ...], np.dtype]]]:
+    """Return what the file has room for: densities as float32, as qp's own allocation has them."""
     return {
         group: {
             name: ((n_rows, *values.shape[1:]), np.dtype("f4") if group == "data" else values.dtype)
-            for name, values in tables[group].items()
+            for name, values in table.items()
         }
-        for group in ("data", "ancil")
+        for group, table in columns.items()
     }

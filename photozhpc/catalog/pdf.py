@@ -65,18 +65,18 @@ class PdfPart:
         Quantiles: linear between them, and to 0 at z = 0 and 1 at z_max. Grid: trapezoidal.
         """
         value_NP = self.value_NP.astype(np.float64)
-        cdf_NE = np.full((len(value_NP), len(z_E)), np.nan)
         if self.form == "quantiles":
-            level_L = np.concatenate([[0], self.axis_P, [1]])
-            for row in np.flatnonzero(np.isfinite(value_NP[:, 0])):
-                cdf_NE[row] = np.interp(z_E, [0, *value_NP[row], self.z_max], level_L)
-            cdf_NE[np.isfinite(value_NP[:, 0])[:, None] & (z_E <= 0)] = 0
-            cdf_NE[np.isfinite(value_NP[:, 0])[:, None] & (z_E >= self.z_max)] = 1
-            return cdf_NE
-        middle_NP = (value_NP[:, 1:] + value_NP[:, :-1]) / 2 * np.diff(self.axis_P)
-        known_NP = np.pad(np.cumsum(middle_NP, axis=1), ((0, 0), (1, 0)))
+            x_NL = np.pad(value_NP, ((0, 0), (1, 1)), constant_values=((0, 0), (0, self.z_max)))
+            y_NL = np.broadcast_to(np.concatenate([[0], self.axis_P, [1]]), x_NL.shape)
+        else:
+            mass_NP = (value_NP[:, 1:] + value_NP[:, :-1]) / 2 * np.diff(self.axis_P)
+            y_NL = np.pad(np.cumsum(mass_NP, axis=1), ((0, 0), (1, 0)))
+            y_NL /= y_NL[:, -1:]
+            x_NL = np.broadcast_to(self.axis_P, y_NL.shape)
+        cdf_NE = np.full((len(value_NP), len(z_E)), np.nan)
         for row in np.flatnonzero(np.isfinite(value_NP[:, 0])):
-            cdf_NE[row] = np.interp(z_E, self.axis_P, known_NP[row] / known_NP[row, -1])
+            cdf_NE[row] = np.interp(z_E, x_NL[row], y_NL[row])
+            cdf_NE[row, z_E <= 0], cdf_NE[row, z_E >= self.z_max] = 0, 1  # also of steps there
         return cdf_NE
 
     def density(self, z_P: NDArray[np.float64]) -> NDArray[np.float64]:
