@@ -267,8 +267,6 @@ def _part(table: pa.Table, metadata: Mapping[bytes, bytes]) -> PdfPart:
     form, z_max = about["form"], float(about["z_max"])
     axis_P = np.array(about["levels" if form == "quantiles" else "z"], dtype=np.float64)
     column = table[COLUMN_OF_FORM[form]].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # of a table without rows, or of old pyarrow
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     n = len(column)
     wanted = axis_P.ndim == 1 and len(axis_P) > 1 and bool(np.all(np.diff(axis_P) > 0))
     if column.type != pa.list_(pa.float32(), len(axis_P)) or not wanted:
