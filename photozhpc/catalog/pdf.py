@@ -29,7 +29,8 @@ PDF_FOLDER = "pdf"
 COLUMN_OF_FORM = {"quantiles": "photoz_quantiles", "grid": "photoz_pdf"}
 _PART_KEY = b"photozhpc.part"
 _PDF_KEY = b"photozhpc.pdf"
-# Of a density as many bits are kept as float16 has: half the bytes, and any reader knows float32.
+# Of a density as many bits are kept as float16 has: six tenths of the bytes of float32, which it
+# stays, because any reader knows that.
 _GRID_BITS = 10
 _DESCRIPTION = {
     "quantiles": "quantiles of the calibrated p(z), at the levels that photozhpc.pdf states",
