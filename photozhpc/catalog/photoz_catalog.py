@@ -179,17 +179,27 @@ def make_table(
 
 
 @dataclass(frozen=True)
+class FileNote:
+    """What is noted of a file of p(z)."""
+
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class PartNote:
     """What is noted of a finished part.
 
     Attributes:
         counts: of its rows.
         n_bytes, sha256: of the file.
+        pdf: of the file of p(z) beside it; None: there is none.
     """
 
     counts: Counts
     n_bytes: int
     sha256: str
+    pdf: FileNote | None = None
 
 
 def write_part(

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from photozhpc.catalog.pdf import check_pdf_part, make_pdf_table, pdf_path, write_pdf_part
 from photozhpc.catalog.photoz_catalog import (
     INTERVAL_LEVELS,
     PhotozFlag,
@@ -30,6 +31,7 @@ from photozhpc.store import CutoutStore
 
 if TYPE_CHECKING:
     from photozhpc.model.engine import Engine, PhotometryEngine
+    from photozhpc.model.pdf import PdfForm
 
 T = TypeVar("T")
 
@@ -48,6 +50,7 @@ class ModelKey:
         checkpoint_sha256: of the file that the run began with.
         device: as `Engine` takes it.
         compiled: whether full batches run through compiled code.
+        pdf: the form in which p(z) is written beside the catalogue; None: it is not.
     """
 
     store_path: str
@@ -55,6 +58,7 @@ class ModelKey:
     checkpoint_sha256: str
     device: str
     compiled: bool
+    pdf: "PdfForm | None" = None
 
 
 def predict_part(
@@ -65,6 +69,8 @@ def predict_part(
     provenance: str = "{}",
 ) -> None:
     """Estimate the redshifts of all sources of a part's shards, write the part, and note it.
+
+    A part that is there is complete: its p(z), if that is wanted, is written first.
 
     Args:
         identity, provenance: written into the part; see `photoz_catalog.write_part`.
@@ -81,11 +87,17 @@ def predict_part(
     if path.exists():
         try:
             note = check_part(path, identity, part.n_rows, catalog_schema(store.survey))
+            if model.pdf is not None:
+                file = check_pdf_part(pdf_path(path), identity, part.n_rows, model.pdf)
+                note = replace(note, pdf=file)
             return note_part(path, part, note, time.monotonic() - started)
         except CatalogError:
             pass  # it is made anew
-    table = _part_table(store, part, load_engine(model))
-    note = write_part(table, path, identity, provenance)
+    table, pdf_table = _part_tables(store, part, load_engine(model))
+    pdf = None
+    if pdf_table is not None:
+        pdf = write_pdf_part(pdf_table, pdf_path(path), identity, provenance)
+    note = replace(write_part(table, path, identity, provenance), pdf=pdf)
     note_part(path, part, note, time.monotonic() - started)
 
 
@@ -133,7 +145,10 @@ def photoz_flags(
     return flags_N
 
 
-def _part_table(store: CutoutStore, part: Part, engine: "Engine | PhotometryEngine") -> pa.Table:
+def _part_tables(
+    store: CutoutStore, part: Part, engine: "Engine | PhotometryEngine"
+) -> tuple[pa.Table, pa.Table | None]:
+    """Return the rows of the catalogue, and those of p(z) if the engine gives it."""
     sources = _concatenated([store.read_sources(key) for key in part.shards])
     measured = _concatenated([store.read_measurements(key) for key in part.shards])
     if len(sources) != part.n_rows:
@@ -144,12 +159,21 @@ def _part_table(store: CutoutStore, part: Part, engine: "Engine | PhotometryEngi
     flags_N = np.empty(part.n_rows, dtype=np.int32)
     side = min(engine.side_pix, store.cutout_size)
     block_len = max(engine.batch_size, MIN_BLOCK_LEN)
+    pdf = engine.pdf
+    value_NP = np.empty((part.n_rows, 0 if pdf is None else len(pdf.axis_P)), dtype=np.float32)
     for rows, cutout_BCSS in _blocks(store, part, side, block_len):
-        photoz_N[rows], quantile_NQ[rows], ood_N[rows] = engine.predict(
+        prediction, pdf_BP = engine.predict_pdf(
             cutout_BCSS, sources.ebv_N[rows], measured.flux_NCR[rows]
         )
+        photoz_N[rows], quantile_NQ[rows], ood_N[rows] = prediction
+        if pdf_BP is not None:
+            value_NP[rows] = pdf_BP
         flags_N[rows] = photoz_flags(cutout_BCSS, side, measured.flags_NC[rows], photoz_N[rows])
-    return make_table(
+    pdf_table = None
+    if pdf is not None:
+        value_NP[~np.isfinite(photoz_N)] = np.nan
+        pdf_table = make_pdf_table(pdf.form, pdf.axis_P, pdf.z_max, sources.source_id_N, value_NP)
+    table = make_table(
         store.survey,
         source_id_N=sources.source_id_N,
         ra_N=sources.ra_N,
@@ -162,6 +186,7 @@ def _part_table(store: CutoutStore, part: Part, engine: "Engine | PhotometryEngi
         flux_NCR=measured.flux_NCR,
         flux_err_NCR=measured.flux_err_NCR,
     )
+    return table, pdf_table
 
 
 def _blocks(
@@ -225,4 +250,4 @@ def _load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
     store = _open_store(model.store_path)
     checkpoint = load_checkpoint(model.checkpoint_path)
     checkpoint.check_store(store.survey, store.cutout_size)
-    return make_engine(checkpoint, store.survey, model.device, model.compiled)
+    return make_engine(checkpoint, store.survey, model.device, model.compiled, model.pdf)

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, as_completed
 from distributed.scheduler import NoWorkerError
 
 from photozhpc import __version__
+from photozhpc.catalog.pdf import check_pdf_part, pdf_path
 from photozhpc.catalog.photoz_catalog import Counts, catalog_schema, check_part
 from photozhpc.catalog.predict import ModelKey, check_fit, predict_part
 from photozhpc.catalog.progress import Progress
@@ -46,6 +47,9 @@ from photozhpc.remote import scheduler_client, slurm_client, workers_per_job
 from photozhpc.site import Site
 from photozhpc.store import CutoutStore
 from photozhpc.survey import Survey
+
+if TYPE_CHECKING:
+    from photozhpc.model.pdf import PdfForm
 
 # While one part is computed another is read or written. A GPU is fed by more: decoding takes
 # about as much of a core as the bundled model takes of a GPU.
@@ -78,6 +82,7 @@ class RunSummary:
         n_parts_resumed: parts that earlier runs had finished.
         n_rows_new: rows made by this run, in `wall_seconds` of which `startup_seconds` went by
             until every worker had the model.
+        pdf_form: "quantiles" or "grid" where p(z) stands in path/pdf; None: it does not.
     """
 
     path: Path
@@ -90,6 +95,7 @@ class RunSummary:
     n_rows_new: int
     wall_seconds: float
     startup_seconds: float
+    pdf_form: str | None = None
 
     @property
     def catalog_path(self) -> Path:
@@ -114,6 +120,7 @@ def run_inference(
     site: Site | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
+    pdf: "PdfForm | None" = None,
     command: str = "",
 ) -> RunSummary:
     """Make the catalogue of a store in `out`, or finish the one that was begun there.
@@ -128,6 +135,7 @@ def run_inference(
         progress: tell of it on stderr.
         site, jobs: have the workers in so many jobs of a Slurm site; None: on this machine.
         scheduler: address of a Dask scheduler whose workers are to do it.
+        pdf: write p(z) too, in this form, to files beside those of the catalogue.
         command: that the user gave, for the provenance.
 
     Raises:
@@ -163,7 +171,7 @@ def run_inference(
     job = _Job(
         store,
         Path(checkpoint_path),
-        RunFolder.of(out, index.fingerprint, checkpoint_path, rows_per_part, compiled),
+        RunFolder.of(out, index.fingerprint, checkpoint_path, rows_per_part, compiled, pdf),
         crew.device,
         command,
     )
@@ -184,8 +192,9 @@ def run_inference(
             raise
         finally:
             bar.close()
-            remove_stale_partials(job.folder.catalog)
-            sync_folder(job.folder.catalog)
+            for folder in (job.folder.pdf, job.folder.catalog):
+                remove_stale_partials(folder)
+                sync_folder(folder)
     notes = job.folder.notes()
     missing = [part.file_name for part in due if part.index not in notes]
     if missing:
@@ -204,6 +213,7 @@ def run_inference(
         n_rows_new=counts.rows - before.rows,
         wall_seconds=time.monotonic() - started,
         startup_seconds=bar.started_at - started,
+        pdf_form=pdf,
     )
 
 
@@ -225,6 +235,7 @@ class _Job:
             identity["checkpoint_sha256"],
             self.device,
             identity["compiled"],
+            identity.get("pdf"),
         )
 
 
@@ -235,22 +246,32 @@ def _finished_parts(job: _Job, parts: list[Part]) -> dict[int, Counts]:
     believed if they have the size that was noted; `photozhpc verify` reads them all.
     """
     schema = catalog_schema(job.store.survey)
+    form = job.folder.pdf_form
     sizes, notes = job.folder.part_sizes(), job.folder.notes()
+    pdf_sizes = job.folder.part_sizes(job.folder.pdf)
 
     def check(part: Part) -> Counts | None:
         size, note = sizes.get(part.file_name), notes.get(part.index)
         if size is None:
             return None
         if len(sizes) > MAX_PARTS_READ and note is not None:
-            return note.counts if (note.n_bytes, note.counts.rows) == (size, part.n_rows) else None
+            as_noted = (note.n_bytes, note.counts.rows) == (size, part.n_rows)
+            if form is not None:
+                pdf_size = None if note.pdf is None else note.pdf.n_bytes
+                as_noted &= pdf_size is not None and pdf_sizes.get(part.file_name) == pdf_size
+            return note.counts if as_noted else None
         path = job.folder.part_path(part)
         try:
-            found = check_part(path, job.folder.part_identity(part), part.n_rows, schema)
+            identity = job.folder.part_identity(part)
+            found = check_part(path, identity, part.n_rows, schema)
+            if form is not None:
+                file = check_pdf_part(pdf_path(path), identity, part.n_rows, form)
+                found = replace(found, pdf=file)
         except CatalogError:
             return None  # it is made anew
         if note is None:  # its worker died before it could
             note_part(path, part, found, 0.0)
-        elif note.sha256 != found.sha256:
+        elif (note.sha256, note.pdf) != (found.sha256, found.pdf):
             return None
         return found.counts
 

@@ -2,6 +2,7 @@
 
 OUT/run.json        identity of the run: a part is taken as done only if it is of this run
 OUT/catalog/        the parts (photoz_catalog.py)
+OUT/pdf/            p(z) of the sources of each part, if wanted (pdf.py); there before the part
 OUT/notes/*.jsonl   a line for every finished part (when, rows, bytes, SHA-256), a file a worker
 OUT/events.jsonl    a line for every start and end of `infer`, lost worker, and part set aside
 OUT/.lock           held by the process that writes here; free again when that dies
@@ -20,7 +21,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from photozhpc.catalog.photoz_catalog import PART_FOLDER, SCHEMA_VERSION, Counts, PartNote
+from photozhpc.catalog.pdf import pdf_folder
+from photozhpc.catalog.photoz_catalog import (
+    PART_FOLDER,
+    SCHEMA_VERSION,
+    Counts,
+    FileNote,
+    PartNote,
+)
 from photozhpc.disk import disk_error, is_count, read_json, remove_stale_partials, write_durably
 from photozhpc.errors import CatalogError, CheckpointError
 from photozhpc.store import ShardKey
@@ -32,6 +40,7 @@ _IDENTITY = {
     "schema_version": "another version of photozhpc",
     "rows_per_part": "parts of another size",
     "compiled": "the model compiled or not, whose last digits differ: see --compile",
+    "pdf": "p(z) in another form, or none: see --pdf",
 }
 NOTES_FOLDER = "notes"
 EVENTS_FILE = "events.jsonl"
@@ -96,6 +105,7 @@ class RunFolder:
         checkpoint_path: str | Path,
         rows_per_part: int,
         compiled: bool,
+        pdf: str | None = None,
     ) -> "RunFolder":
         """Say which run a store and a checkpoint make; nothing is written.
 
@@ -110,12 +120,23 @@ class RunFolder:
                 "schema_version": SCHEMA_VERSION,
                 "rows_per_part": rows_per_part,
                 "compiled": compiled,
+                # Without p(z) the identity is that of the time before it could be had.
+                **({} if pdf is None else {"pdf": pdf}),
             },
         )
 
     @property
     def catalog(self) -> Path:
         return self.path / PART_FOLDER
+
+    @property
+    def pdf(self) -> Path:
+        return pdf_folder(self.catalog)
+
+    @property
+    def pdf_form(self) -> str | None:
+        """The form in which p(z) stands beside the catalogue, or None."""
+        return self.identity.get("pdf")
 
     @property
     def run_id(self) -> str:
@@ -133,9 +154,12 @@ class RunFolder:
             "shards": [str(key) for key in part.shards],
         }
 
-    def part_sizes(self) -> dict[str, int]:
-        """Return the bytes of every part that is there, by file name."""
-        with os.scandir(self.catalog) as entries:
+    def part_sizes(self, folder: Path | None = None) -> dict[str, int]:
+        """Return the bytes of every part that is there, in catalog/ or `folder`, by file name."""
+        folder = folder or self.catalog
+        if not folder.exists():
+            return {}
+        with os.scandir(folder) as entries:
             return {e.name: e.stat().st_size for e in entries if e.name.startswith("part-")}
 
     def notes(self) -> dict[int, PartNote]:
@@ -151,7 +175,10 @@ class RunFolder:
                 if all(map(is_count, numbers)):
                     part, rows, flagged, without_photoz, n_bytes = numbers
                     counts = Counts(rows, flagged, without_photoz)
-                    notes[part] = PartNote(counts, n_bytes, str(line.get("sha256")))
+                    pdf = None
+                    if is_count(line.get("pdf_bytes")):
+                        pdf = FileNote(line["pdf_bytes"], str(line.get("pdf_sha256")))
+                    notes[part] = PartNote(counts, n_bytes, str(line.get("sha256")), pdf)
         return notes
 
     def log(self, event: str, **about: Any) -> None:
@@ -175,7 +202,7 @@ class RunFolder:
         try:
             found = read_json(file)["identity"]
             differences = [
-                what for key, what in _IDENTITY.items() if found.get(key) != self.identity[key]
+                what for key, what in _IDENTITY.items() if found.get(key) != self.identity.get(key)
             ]
         except FileNotFoundError:
             if any(self.catalog.glob("*")):
@@ -206,6 +233,7 @@ class RunFolder:
             write_durably(self.path / "run.json", json.dumps(document, indent=2).encode())
         remove_stale_partials(self.path)
         remove_stale_partials(self.catalog)
+        remove_stale_partials(self.pdf)
         return json.dumps(json.loads((self.path / "run.json").read_bytes()), sort_keys=True)
 
     @contextmanager
@@ -221,6 +249,8 @@ class RunFolder:
         """
         try:
             self.catalog.mkdir(parents=True, exist_ok=True)
+            if self.pdf_form is not None:
+                self.pdf.mkdir(exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise disk_error(self.path, error) from error
@@ -242,6 +272,8 @@ class RunFolder:
         finally:
             if not (self.path / "run.json").exists():  # nothing was begun: leave nothing
                 with suppress(OSError):
+                    if self.pdf_form is not None:
+                        self.pdf.rmdir()
                     self.catalog.rmdir()
                     (self.path / ".lock").unlink()
                     self.path.rmdir()
@@ -280,6 +312,11 @@ def note_part(part_path: Path, part: Part, note: PartNote, seconds: float) -> No
         **asdict(note.counts),
         "bytes": note.n_bytes,
         "sha256": note.sha256,
+        **(
+            {}
+            if note.pdf is None
+            else {"pdf_bytes": note.pdf.n_bytes, "pdf_sha256": note.pdf.sha256}
+        ),
     }
     file = folder / f"{worker}.jsonl"
     try:

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from photozhpc.catalog.photoz_catalog import PART_FOLDER, read_run
+from photozhpc.catalog.pdf import PDF_FOLDER, read_pdf_part
+from photozhpc.catalog.photoz_catalog import PART_FOLDER, PartNote, read_run
 from photozhpc.catalog.run_folder import Part, RunFolder, plan_parts
 from photozhpc.errors import CatalogError
 from photozhpc.store import CutoutStore
@@ -60,6 +62,8 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
             problems.append(f"{name}: damaged ({' '.join(str(error).split())[:80]})")
             continue
         rows += len(source_id_N)
+        if run.pdf_form is not None:
+            problems += _pdf_problems(run, name, source_id_N, notes.get(index))
         if index not in notes:
             problems.append(f"{name}: nothing was noted of it")
         elif hashlib.sha256(content).hexdigest() != notes[index].sha256:
@@ -69,7 +73,28 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
             if not np.array_equal(source_id_N, np.concatenate(due_N)):
                 problems.append(f"{name}: does not hold the sources of its shards")
     unknown = {path.name for path in run.catalog.glob("part-*")} - set(names)
+    pdf_names = set() if run.pdf_form is None else set(names)
+    unknown |= {f"{PDF_FOLDER}/{n}" for n in {p.name for p in run.pdf.glob("part-*")} - pdf_names}
     problems += [f"{name}: is not of this run" for name in sorted(unknown)]
     if not problems and rows != about.n_rows:
         problems.append(f"{PART_FOLDER}: {rows} rows for {about.n_rows} sources")
     return rows, problems
+
+
+def _pdf_problems(
+    run: RunFolder, name: str, source_id_N: NDArray[np.int64], note: PartNote | None
+) -> list[str]:
+    """Say what is wrong with the p(z) of a part, whose sources are these."""
+    shown = f"{PDF_FOLDER}/{name}"
+    if not (run.pdf / name).exists():
+        return [f"{shown}: missing"]
+    try:
+        part, file = read_pdf_part(run.pdf / name)
+    except CatalogError as error:
+        return [f"{shown}: damaged ({str(error.__cause__)[:80]})"]
+    problems = []
+    if part.form != run.pdf_form or not np.array_equal(part.source_id_N, source_id_N):
+        problems.append(f"{shown}: does not hold the sources of its part")
+    if note is not None and note.pdf != file:
+        problems.append(f"{shown}: altered: its SHA-256 is not the one that was noted")
+    return problems

@@ -32,6 +32,11 @@ DEFAULT_TILES = 4
     default=None,
     help="Run the model through compiled code; default: from a million sources on.",
 )
+@click.option(
+    "--pdf",
+    type=click.Choice(["quantiles", "grid"]),
+    help="Write p(z) of every source too, to OUT/pdf: quantiles, or densities on a grid.",
+)
 @click.option("--site", help="Slurm site (name or YAML file) whose jobs are to do the work.")
 @click.option("--jobs", default=1, type=click.IntRange(1), help="With --site: jobs at a time.")
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers are to do the work.")
@@ -51,6 +56,7 @@ def infer(
     workers: int | None,
     device: Literal["auto", "cpu", "cuda"],
     compiled: bool | None,
+    pdf: Literal["quantiles", "grid"] | None,
     site: str | None,
     jobs: int,
     scheduler: str | None,
@@ -82,6 +88,7 @@ def infer(
         workers,
         device,
         compiled=compiled,
+        pdf=pdf,
         site=load_site(site) if site else None,
         jobs=jobs,
         scheduler=scheduler,

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,13 +32,18 @@ from photozhpc.disk import replacing
 from photozhpc.errors import CheckpointError
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
 from photozhpc.model.forward import Forward
+from photozhpc.model.pdf import PdfForm
 
 _SECONDS = 900  # more than this and something is wrong
 _Compiled = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 
 def compiled_forward(
-    checkpoint: Checkpoint, precision: torch.dtype, batch_size: int, device: torch.device
+    checkpoint: Checkpoint,
+    precision: torch.dtype,
+    batch_size: int,
+    device: torch.device,
+    pdf: PdfForm | None = None,
 ) -> _Compiled | None:
     """Return compiled code that does what `forward.Forward` does, for batches of one size.
 
@@ -46,15 +52,16 @@ def compiled_forward(
 
     Args:
         batch_size: images in a batch, each of the model's crop.
+        pdf: as `Forward` takes it.
     """
-    about = [checkpoint.sha256, precision, batch_size, torch.__version__, _code_digest()]
+    about = [checkpoint.sha256, precision, batch_size, torch.__version__, _code_digest(), pdf]
     about += [torch.get_num_threads()] if device.type == "cpu" else []
     about += [platform.machine(), _processor(device)]
     key = hashlib.sha256(repr(about).encode()).hexdigest()[:32]
     try:
         path = _cache_folder() / f"{key}.pt2"
         if not path.exists():
-            what = (checkpoint.path, checkpoint.sha256, precision, batch_size, device)
+            what = (checkpoint.path, checkpoint.sha256, precision, batch_size, device, pdf or "")
             _make(path, [str(word) for word in what])
         index = -1 if device.index is None else device.index
         package = torch._inductor.aoti_load_package(str(path), device_index=index)
@@ -135,7 +142,7 @@ def _processor(device: torch.device) -> str:
 
 
 def _compile(
-    path: str, sha256: str, precision: str, batch_size: str, device: str, out: str
+    path: str, sha256: str, precision: str, batch_size: str, device: str, pdf: str, out: str
 ) -> None:
     checkpoint = load_checkpoint(path)
     if checkpoint.sha256 != sha256:
@@ -144,9 +151,10 @@ def _compile(
     dtype = getattr(torch, precision.removeprefix("torch."))
     shape = (int(batch_size), model.config.n_bands, model.config.crop, model.config.crop)
     example = (torch.zeros(shape, device=device), torch.zeros(shape[0], device=device))
+    forward = Forward(model, dtype, cast(PdfForm, pdf) if pdf else None)
     options = {"freezing": True} if device == "cpu" else {"max_autotune": True}
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        program = torch.export.export(Forward(model, dtype).eval().to(device), example)
+        program = torch.export.export(forward.eval().to(device), example)
         package = str(Path(folder) / "model.pt2")
         torch._inductor.aoti_compile_and_package(
             program, package_path=package, inductor_configs=options

@@ -15,6 +15,7 @@ from photozhpc.model.checkpoint import Checkpoint
 from photozhpc.model.compiled import compiled_forward
 from photozhpc.model.density import LEVEL_Q
 from photozhpc.model.forward import Forward
+from photozhpc.model.pdf import INTERVAL_INDEX, CalibratedPdf, PdfForm
 from photozhpc.model.photometry_mlp import PhotometryMLP
 from photozhpc.model.pita import PITA
 from photozhpc.mosaic.cutouts import count_finite
@@ -54,14 +55,16 @@ class Engine:
             device computes it natively. The heads compute in float32 always.
         compiled: run compiled code, which is made the first time and kept (model/compiled.py), on
             full batches: the last one is filled up. Where there is no compiler a warning says so.
+        pdf: the form in which `predict_pdf` gives p(z); None: it gives none.
 
     Attributes:
         side_pix: side of the part of a cutout that the model sees.
         is_compiled: whether compiled code is in use.
+        pdf: what makes p(z), with its form and axis; None: nothing does.
 
     Raises:
         ConfigError: the device is not there.
-        CheckpointError: it is of a photometry-MLP.
+        CheckpointError: it is of a photometry-MLP, or has no density that p(z) could be of.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Engine:
         batch_size: int | None = None,
         precision: torch.dtype | None = None,
         compiled: bool = False,
+        pdf: PdfForm | None = None,
     ) -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(f"device '{device}' was asked for, but torch sees no CUDA device")
@@ -78,15 +82,21 @@ class Engine:
         self.batch_size = batch_size or default_batch_size(checkpoint.pita, self.device)
         self.precision = precision or native_precision(self.device)
         self.side_pix = checkpoint.pita.config.crop
-        self.forward = Forward(checkpoint.pita, self.precision).eval().to(self.device)
+        if pdf is not None:
+            _require_density(checkpoint)
+        self.forward = Forward(checkpoint.pita, self.precision, pdf).eval().to(self.device)
         self._full_batch: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = None
         if compiled:
             self._full_batch = compiled_forward(
-                checkpoint, self.precision, self.batch_size, self.device
+                checkpoint, self.precision, self.batch_size, self.device, pdf
             )
         self._computing = threading.Lock()
         on_cuda = self.device.type == "cuda"
         self._copies = torch.cuda.Stream(self.device) if on_cuda else None
+
+    @property
+    def pdf(self) -> CalibratedPdf | None:
+        return self.forward.pdf
 
     @property
     def is_compiled(self) -> bool:
@@ -95,7 +105,13 @@ class Engine:
     def predict(
         self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, flux_NCR: NDArray | None = None
     ) -> Prediction:
-        """Return redshifts, quantiles and the score of unusual images.
+        """Return redshifts, quantiles and the score of unusual images; see `predict_pdf`."""
+        return self.predict_pdf(cutout_NCSS, ebv_N, flux_NCR)[0]
+
+    def predict_pdf(
+        self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, flux_NCR: NDArray | None = None
+    ) -> tuple[Prediction, NDArray[np.float32] | None]:
+        """Return redshifts, quantiles, the score of unusual images, and p(z) if it is wanted.
 
         A cutout is used when at least half of the pixels that the network sees, in every band,
         hold data.
@@ -115,16 +131,21 @@ class Engine:
             np.empty((n, len(LEVEL_Q)), np.float32),
             np.empty(n, np.float32),
         )
+        pdf = self.pdf
+        pdf_NP = None if pdf is None else np.empty((n, len(pdf.axis_P)), np.float32)
+        columns = [*prediction, *([] if pdf_NP is None else [pdf_NP])]
         ebv_N = np.asarray(ebv_N, dtype=np.float32)
         batches = [slice(a, min(a + self.batch_size, n)) for a in range(0, n, self.batch_size)]
         # All batches are under way before the first result is waited for.
         estimates = [self._estimate(cutout_NCSS[rows], ebv_N[rows]) for rows in batches]
         for rows, estimate in zip(batches, estimates, strict=True):
-            for column, values in zip(prediction, estimate, strict=True):
+            for column, values in zip(columns, estimate, strict=True):
                 column[rows] = values.cpu().numpy()
-        for column in prediction:
+        if pdf is not None and pdf_NP is not None and pdf.form == "quantiles":
+            prediction.quantile_NQ[:] = pdf_NP[:, INTERVAL_INDEX]  # to the last bit
+        for column in columns:
             column[unusable_N] = np.nan
-        return prediction
+        return prediction, pdf_NP
 
     @torch.inference_mode()
     def _estimate(self, cutout_BCSS: NDArray[np.float32], ebv_B: NDArray) -> Sequence[Tensor]:
@@ -165,6 +186,7 @@ class PhotometryEngine:
     """
 
     batch_size = 1024
+    pdf: CalibratedPdf | None = None
 
     def __init__(self, model: PhotometryMLP, survey: Survey) -> None:
         radius_arcsec = model.config.aperture_radius_arcsec
@@ -187,23 +209,44 @@ class PhotometryEngine:
             np.full(n, np.nan, np.float32),
         )
 
+    def predict_pdf(
+        self, cutout_NCSS: NDArray, ebv_N: NDArray, flux_NCR: NDArray
+    ) -> tuple[Prediction, None]:
+        """Return what `predict` does; there is no p(z)."""
+        return self.predict(cutout_NCSS, ebv_N, flux_NCR), None
+
 
 def make_engine(
-    checkpoint: Checkpoint, survey: Survey, device: str = "cpu", compiled: bool = False
+    checkpoint: Checkpoint,
+    survey: Survey,
+    device: str = "cpu",
+    compiled: bool = False,
+    pdf: PdfForm | None = None,
 ) -> Engine | PhotometryEngine:
     """Return what makes redshifts of a store's sources; it fits the store (`check_store`).
 
     Raises:
-        CheckpointError: the model was trained without redshifts.
+        CheckpointError: the model was trained without redshifts, or has no density for `pdf`.
     """
     if checkpoint.training.get("config", {}).get("method") == "self-supervised":
         raise CheckpointError(
             f"{checkpoint.path}: trained without redshifts (method self-supervised); fine-tune it "
             f"first: train with method fine-tuned and this file as initial_checkpoint"
         )
+    if pdf is not None:
+        _require_density(checkpoint)
     if isinstance(checkpoint.model, PhotometryMLP):
         return PhotometryEngine(checkpoint.model, survey)
-    return Engine(checkpoint, device, compiled=compiled)
+    return Engine(checkpoint, device, compiled=compiled, pdf=pdf)
+
+
+def _require_density(checkpoint: Checkpoint) -> None:
+    model = checkpoint.model
+    if not isinstance(model, PITA) or model.uncertainty is None or not model.uncertainty.is_fitted:
+        raise CheckpointError(
+            f"{checkpoint.path}: has no density that p(z) could be of; leave --pdf out, or train "
+            f"with model.density_bins above 0"
+        )
 
 
 def usable(cutout_NCSS: NDArray, crop: int) -> NDArray[np.bool_]:

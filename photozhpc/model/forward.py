@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from photozhpc.model.augment import calibrate, centre_crop, stretch
 from photozhpc.model.convnext import for_inference
+from photozhpc.model.pdf import CalibratedPdf, PdfForm
 from photozhpc.model.pita import PITA
 
 
@@ -16,20 +17,32 @@ class Forward(nn.Module):
     Args:
         model: copied, with its encoder rearranged (model/convnext.py).
         dtype: of the encoder's arithmetic; the heads' is float32 always.
+        pdf: give p(z) too, in this form; the model's density must be fitted.
     """
 
-    def __init__(self, model: PITA, dtype: torch.dtype) -> None:
+    def __init__(self, model: PITA, dtype: torch.dtype, pdf: PdfForm | None = None) -> None:
         super().__init__()
         encoder = for_inference(model.encoder, model.config.crop, dtype)
         # Copied without its encoder, which is the heavy part of it.
         self.model = copy.deepcopy(model, {id(model.encoder): encoder}).requires_grad_(False)
         self.reports_median = model.reports_median
+        self.pdf: CalibratedPdf | None = None
+        if pdf is not None and model.uncertainty is not None:
+            self.pdf = CalibratedPdf(model.uncertainty, pdf)
 
     def forward(self, cutout_BCSS: Tensor, ebv_B: Tensor) -> tuple[Tensor, ...]:
-        """Return the fields of an `Estimate` of cutouts, nJy per pixel, and E(B-V), magnitudes."""
+        """Return the fields of an `Estimate`, and p(z) if it is wanted.
+
+        Args:
+            cutout_BCSS: nJy per pixel.
+            ebv_B: E(B-V), magnitudes.
+        """
         model, config = self.model, self.model.config
         linear_BCHW = calibrate(
             centre_crop(cutout_BCSS, config.crop), ebv_B, model.extinction_r_C, model.noise_C
         )
         feature_BF = model.encoder(stretch(linear_BCHW, config.stretch))
-        return tuple(model.estimate_from(feature_BF, linear_BCHW, self.reports_median))
+        estimate, pdf_BP = model.estimate_from(
+            feature_BF, linear_BCHW, self.reports_median, self.pdf
+        )
+        return tuple(estimate) if pdf_BP is None else (*estimate, pdf_BP)

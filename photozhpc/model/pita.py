@@ -19,6 +19,7 @@ import timm  # noqa: E402  (needs torchvision, which needs the line above)
 from photozhpc.model.density import LEVEL_Q, Uncertainty  # noqa: E402
 from photozhpc.model.depthwise import quicken  # noqa: E402
 from photozhpc.model.mlp import MLP  # noqa: E402
+from photozhpc.model.pdf import CalibratedPdf  # noqa: E402
 
 # A configuration beyond these is a typing error, or a damaged file.
 MAX_WIDTH, MAX_LAYERS = 8192, 64
@@ -216,7 +217,7 @@ class PITA(nn.Module):
     def estimate(self, image_BCHW: Tensor) -> Estimate:
         """Return redshifts, their quantiles and the score of unusual images."""
         feature_BF, linear_BCHW = self.encoder(image_BCHW), self.unstretch(image_BCHW)
-        return self.estimate_from(feature_BF, linear_BCHW, self.reports_median)
+        return self.estimate_from(feature_BF, linear_BCHW, self.reports_median)[0]
 
     @property
     def reports_median(self) -> bool:
@@ -225,22 +226,31 @@ class PITA(nn.Module):
         return fitted and self.config.point_estimate == "median"
 
     def estimate_from(
-        self, feature_BF: Tensor, linear_BCHW: Tensor, reports_median: bool
-    ) -> Estimate:
-        """Return what `estimate` does, from the encoder's output and images before the stretch."""
+        self,
+        feature_BF: Tensor,
+        linear_BCHW: Tensor,
+        reports_median: bool,
+        pdf: CalibratedPdf | None = None,
+    ) -> tuple[Estimate, Tensor | None]:
+        """Return what `estimate` does, and p(z), from the encoder's output and unstretched images.
+
+        Args:
+            pdf: makes pdf_BP of the density; None: no p(z).
+        """
         with torch.autocast(feature_BF.device.type, enabled=False):
             latent_BD, signal_BA = self.latent(feature_BF, linear_BCHW)
             input_BF = self.redshift_input(latent_BD, signal_BA)
             if self.uncertainty is None:
                 nothing_B = torch.full_like(latent_BD[:, 0], torch.nan)
                 nothing_BQ = nothing_B[:, None].expand(-1, len(LEVEL_Q))
-                return Estimate(self.redshift(input_BF), nothing_BQ, nothing_B)
-            cdf_BE = self.uncertainty.cdf(input_BF)
-            return Estimate(
+                return Estimate(self.redshift(input_BF), nothing_BQ, nothing_B), None
+            cdf_BE, brightness_B = self.uncertainty.cdf(input_BF), self.brightness(linear_BCHW)
+            estimate = Estimate(
                 self.uncertainty.median(cdf_BE) if reports_median else self.redshift(input_BF),
-                self.uncertainty.quantiles(cdf_BE, self.brightness(linear_BCHW)),
+                self.uncertainty.quantiles(cdf_BE, brightness_B),
                 self.uncertainty.ood(latent_BD),
             )
+            return estimate, None if pdf is None else pdf(cdf_BE, brightness_B)
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """Return latent_BD of prepared images."""

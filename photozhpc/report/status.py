@@ -83,6 +83,7 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
         "parts_done": len(notes),
         "sources": n_rows,
         "sources_done": rows_done,
+        "pdf": run.identity.get("pdf"),
         "flagged": sum(int(_number(note, "flagged")) for note in notes.values()),
         "sources_per_s": rate,
         "seconds_left": left / rate if rate and running else None,
@@ -185,6 +186,8 @@ def _catalog_lines(found: dict[str, Any]) -> list[str]:
         f"{found['flagged']} flagged",
         f"rate     {found['sources_per_s']:.0f} sources/s",
     ]
+    if found["pdf"]:
+        lines.append(f"p(z)     {found['pdf']}")
     if found["metrics"]:
         lines.append(f"metrics  {found['metrics']}")
     if found["seconds_left"] is not None:

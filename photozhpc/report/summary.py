@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from photozhpc.catalog.pdf import PDF_FOLDER
 from photozhpc.catalog.run import RunSummary
 from photozhpc.disk import write_durably
 from photozhpc.metrics import point_metrics
@@ -48,6 +49,8 @@ def summarise(run: RunSummary, truth: Sequence[str | Path] | None = None) -> str
     else:
         lines.append("speed      nothing was left to do")
     lines.append(f"catalogue  {run.catalog_path}")
+    if run.pdf_form is not None:
+        lines.append(f"p(z)       {run.path / PDF_FOLDER} ({run.pdf_form})")
     metrics = point_metrics(matched.z_ref_N, matched.z_phot_N) if matched else None
     if matched and metrics and metrics.n:
         path = run.path / "zz.png"
@@ -76,6 +79,8 @@ def _document(run: RunSummary) -> dict[str, Any]:
         "parts": run.n_parts,
         "parts_resumed": run.n_parts_resumed,
         "catalog": str(run.catalog_path),
+        "pdf": None if run.pdf_form is None else str(run.path / PDF_FOLDER),
+        "pdf_form": run.pdf_form,
         "store": str(run.store_path),
         "checkpoint": str(run.checkpoint_path),
         "survey": run.survey_name,

@@ -1,0 +1,297 @@
+"""p(z) beside the point estimates: the only file that knows the schema of its Parquet parts.
+
+    OUT/pdf/part-000000.parquet     as many rows as OUT/catalog/part-000000.parquet, in their order
+
+One column of `source_id`, to see by that the rows are aligned, and one of lists: either
+`photoz_quantiles`, redshifts at stated levels, or `photoz_pdf`, densities on a stated grid; null
+where photoz is. What the numbers stand for is in the metadata "photozhpc.pdf", as JSON.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from photozhpc.catalog.photoz_catalog import PART_FOLDER, PROVENANCE_KEY, FileNote, read_run
+from photozhpc.catalog.votable import with_votable
+from photozhpc.disk import write_durably
+from photozhpc.errors import CatalogError
+from photozhpc.model.redshift_grid import grid_cells
+
+PDF_FOLDER = "pdf"
+COLUMN_OF_FORM = {"quantiles": "photoz_quantiles", "grid": "photoz_pdf"}
+_PART_KEY = b"photozhpc.part"
+_PDF_KEY = b"photozhpc.pdf"
+# Of a density as many bits are kept as float16 has: six tenths of the bytes of float32, which it
+# stays, because any reader knows that.
+_GRID_BITS = 10
+_DESCRIPTION = {
+    "quantiles": "quantiles of the calibrated p(z), at the levels that photozhpc.pdf states",
+    "grid": "calibrated p(z) per unit of redshift, at the redshifts that photozhpc.pdf states",
+}
+
+
+@dataclass(frozen=True)
+class PdfPart:
+    """p(z) of the sources of one part, in the order of the catalogue.
+
+    Attributes:
+        form: "quantiles" or "grid".
+        axis_P: levels of the quantiles; or redshifts, evenly spaced.
+        z_max: upper end of the redshifts that the model knows; the lower one is 0.
+        value_NP: redshifts, ascending; or densities per unit of redshift, whose trapezoidal
+            integral over the grid is 1 to 1e-3. NaN in the rows of sources without a redshift.
+    """
+
+    form: str
+    axis_P: NDArray[np.float64]
+    z_max: float
+    source_id_N: NDArray[np.int64]
+    value_NP: NDArray[np.float32]
+
+    def take(self, rows: NDArray[np.integer]) -> "PdfPart":
+        """Return the part with these rows alone."""
+        return replace(self, source_id_N=self.source_id_N[rows], value_NP=self.value_NP[rows])
+
+    def cdf(self, z_E: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return cdf_NE, the cumulative probability at redshifts; NaN where there is no p(z).
+
+        Quantiles: linear between them, and to 0 at z = 0 and 1 at z_max. Grid: trapezoidal.
+        """
+        value_NP = self.value_NP.astype(np.float64)
+        if self.form == "quantiles":
+            x_NL = np.pad(value_NP, ((0, 0), (1, 1)), constant_values=((0, 0), (0, self.z_max)))
+            y_NL = np.broadcast_to(np.concatenate([[0], self.axis_P, [1]]), x_NL.shape)
+        else:
+            mass_NP = (value_NP[:, 1:] + value_NP[:, :-1]) / 2 * np.diff(self.axis_P)
+            y_NL = np.pad(np.cumsum(mass_NP, axis=1), ((0, 0), (1, 0)))
+            y_NL /= y_NL[:, -1:]
+            x_NL = np.broadcast_to(self.axis_P, y_NL.shape)
+        cdf_NE = np.full((len(value_NP), len(z_E)), np.nan)
+        for row in np.flatnonzero(np.isfinite(value_NP[:, 0])):
+            cdf_NE[row] = np.interp(z_E, x_NL[row], y_NL[row])
+            cdf_NE[row, z_E <= 0], cdf_NE[row, z_E >= self.z_max] = 0, 1  # also of steps there
+        return cdf_NE
+
+    def density(self, z_P: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return p(z) (N, P) on a grid: of each point the mean between halfway to its neighbours.
+
+        Its trapezoidal integral is the probability between the ends of the grid.
+        """
+        if self.form == "grid" and np.array_equal(z_P, self.axis_P):
+            return self.value_NP.astype(np.float64)
+        border_E = grid_cells(z_P)
+        return np.diff(self.cdf(border_E), axis=1) / np.diff(border_E)
+
+
+def pdf_folder(catalog_folder: Path) -> Path:
+    """Return the folder of p(z) that belongs to a folder of parts."""
+    return catalog_folder.with_name(PDF_FOLDER)
+
+
+def pdf_path(part_path: Path) -> Path:
+    """Return the file of p(z) that belongs to a part of the catalogue."""
+    return pdf_folder(part_path.parent) / part_path.name
+
+
+def make_pdf_table(
+    form: str,
+    axis_P: NDArray[np.float64],
+    z_max: float,
+    source_id_N: NDArray[np.int64],
+    value_NP: NDArray[np.float32],
+) -> pa.Table:
+    """Return rows of p(z); those that are not finite become null. See `PdfPart`."""
+    if form == "grid":
+        value_NP = _rounded(value_NP, _GRID_BITS)
+    values = pa.array(np.ascontiguousarray(value_NP).ravel(), pa.float32())
+    missing_N = ~np.isfinite(value_NP).all(axis=1)
+    lists = pa.FixedSizeListArray.from_arrays(
+        values, value_NP.shape[1], mask=pa.array(missing_N) if missing_N.any() else None
+    )
+    about = {
+        "form": form,
+        "z_max": z_max,
+        "levels" if form == "quantiles" else "z": axis_P.tolist(),
+    }
+    ucd = "stat.probability;src.redshift.phot" if form == "grid" else "src.redshift.phot"
+    fields = [
+        ("source_id", pa.int64(), "meta.id;meta.main", "identifier of the source list"),
+        (COLUMN_OF_FORM[form], lists.type, ucd, _DESCRIPTION[form]),
+    ]
+    schema = pa.schema(
+        [
+            pa.field(name, kind, name != "source_id", {"ucd": ucd, "description": text})
+            for name, kind, ucd, text in fields
+        ],
+        {_PDF_KEY: json.dumps({**about, "sha256": _digest(about)}).encode()},
+    )
+    schema = with_votable(schema, "p(z) of the sources of a photometric-redshift catalogue")
+    return pa.Table.from_arrays([pa.array(source_id_N, pa.int64()), lists], schema=schema)
+
+
+def write_pdf_part(
+    table: pa.Table, path: Path, identity: Mapping[str, Any], provenance: str = "{}"
+) -> FileNote:
+    """Write a part's p(z) so that it is there whole or not at all; before the part itself.
+
+    Args:
+        identity, provenance: as `photoz_catalog.write_part` takes them.
+
+    Raises:
+        RunError: the disk is full, or cannot be written.
+    """
+    metadata = {
+        **(table.schema.metadata or {}),
+        _PART_KEY: _identity_text(identity),
+        PROVENANCE_KEY: provenance.encode(),
+    }
+    buffer = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        buffer,
+        compression="zstd",
+        use_dictionary=False,
+        use_byte_stream_split=[f"{table.column_names[1]}.list.element"],
+        write_page_checksum=True,
+        write_statistics=["source_id"],
+    )
+    content = memoryview(buffer.getvalue())
+    write_durably(path, content, sync_rename=False)
+    return FileNote(content.nbytes, hashlib.sha256(content).hexdigest())
+
+
+def check_pdf_part(path: Path, identity: Mapping[str, Any], n_rows: int, form: str) -> FileNote:
+    """Read a part's p(z) whole, with its checksums.
+
+    Raises:
+        CatalogError: it is not there, damaged, or of other shards or another run.
+    """
+    part, content, metadata = _read(path)
+    if metadata.get(_PART_KEY) != _identity_text(identity):
+        raise CatalogError(f"{path}: is a part of another run")
+    if len(part.source_id_N) != n_rows or part.form != form:
+        raise CatalogError(f"{path}: has other rows or another form than are due")
+    return FileNote(len(content), hashlib.sha256(content).hexdigest())
+
+
+def read_pdf_part(path: Path) -> tuple[PdfPart, FileNote]:
+    """Read one file of p(z), with its checksums.
+
+    Raises:
+        CatalogError: it is not there, or damaged.
+    """
+    part, content, _ = _read(path)
+    return part, FileNote(len(content), hashlib.sha256(content).hexdigest())
+
+
+def read_pdf(path: str | Path, *, incomplete_ok: bool = False) -> Iterator[PdfPart]:
+    """Yield the p(z) of a catalogue part by part, in its order; one part is in memory at a time.
+
+    Args:
+        path: the --out folder of `photozhpc infer --pdf`, its pdf/ folder, or one file of it.
+        incomplete_ok: read what is there of a run that has not finished.
+
+    Raises:
+        CatalogError: the catalogue has no p(z), or a file of it is missing or damaged.
+    """
+    for file in pdf_parts(path, incomplete_ok=incomplete_ok):
+        yield read_pdf_part(file)[0]
+
+
+def pdf_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path]:
+    """Return the files of p(z) of a catalogue, in order.
+
+    Raises:
+        CatalogError: there are none, or, unless `incomplete_ok`, some are missing.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    folder = path / PDF_FOLDER if (path / PART_FOLDER).is_dir() else path
+    if path.name == PART_FOLDER:
+        folder = pdf_folder(path)
+    files = sorted(folder.glob("part-*.parquet"))
+    if not files:
+        raise CatalogError(
+            f"{path}: has no p(z); make a catalogue with 'photozhpc infer --pdf quantiles' or "
+            f"'--pdf grid', in a folder of its own"
+        )
+    run_file = folder.parent / "run.json"
+    if not incomplete_ok and run_file.is_file():
+        names = {f"part-{index:06d}.parquet" for index in range(read_run(run_file).n_parts)}
+        missing = sorted(names - {file.name for file in files})
+        if missing:
+            raise CatalogError(
+                f"{folder}: the p(z) is not complete: {missing[0]} is missing, {len(missing)} of "
+                f"{len(names)} parts are; run the same 'photozhpc infer' again to finish it"
+            )
+    return files
+
+
+def _read(path: Path) -> tuple[PdfPart, bytes, dict[bytes, bytes]]:
+    try:
+        content = path.read_bytes()
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            metadata = file.schema_arrow.metadata or {}
+            table = file.read()
+        part = _part(table, metadata)
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        pa.ArrowException,
+    ) as error:
+        raise CatalogError(
+            f"{path}: the p(z) of this part is missing or damaged "
+            f"({' '.join(str(error).split())[:120]}); run the same 'photozhpc infer' again to "
+            f"make it anew"
+        ) from error
+    return part, content, metadata
+
+
+def _part(table: pa.Table, metadata: Mapping[bytes, bytes]) -> PdfPart:
+    """Raises ValueError, KeyError or TypeError for what is no table of p(z)."""
+    about = json.loads(metadata[_PDF_KEY])
+    if about.pop("sha256") != _digest(about):  # Parquet has no checksum for what is not data
+        raise ValueError("what photozhpc.pdf says was altered")
+    form, z_max = about["form"], float(about["z_max"])
+    axis_P = np.array(about["levels" if form == "quantiles" else "z"], dtype=np.float64)
+    column = table[COLUMN_OF_FORM[form]].combine_chunks()
+    n = len(column)
+    wanted = axis_P.ndim == 1 and len(axis_P) > 1 and bool(np.all(np.diff(axis_P) > 0))
+    if column.type != pa.list_(pa.float32(), len(axis_P)) or not wanted:
+        raise ValueError(f"the column {COLUMN_OF_FORM[form]} is not what photozhpc.pdf says")
+    # A list that is null has values of its own, which stand for nothing.
+    start = column.offset * len(axis_P)
+    flat = column.values.slice(start, n * len(axis_P)).to_numpy(zero_copy_only=False)
+    value_NP = flat.reshape(n, len(axis_P)).astype(np.float32, copy=True)
+    value_NP[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return PdfPart(form, axis_P, z_max, table["source_id"].to_numpy(), value_NP)
+
+
+def _rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """Return values to the nearest number with so many bits behind the leading one."""
+    drop = 23 - bits
+    pattern = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    kept = np.uint32(0x1_0000_0000 - (1 << drop))
+    rounded = ((pattern + np.uint32(1 << (drop - 1))) & kept).view(np.float32)
+    return np.where(np.isfinite(values), rounded, values).astype(np.float32)
+
+
+def _digest(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _identity_text(identity: Mapping[str, Any]) -> bytes:
+    return json.dumps(identity, sort_keys=True).encode()
