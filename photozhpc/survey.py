@@ -212,11 +212,16 @@ def _check_patterns(key: str, patterns: tuple[str, ...]) -> None:
         raise ValueError(f"{key} must not be empty")
     for pattern in patterns:
         try:
-            _match(pattern, "band", "")
+            _match(pattern, "(?P<band>x)", "")
         except (re.error, RecursionError) as error:
             raise ValueError(
-                f"{key} '{pattern[:80]}' has a faulty {{tile:REGEX}}: {error}"
+                f"{key} '{pattern[:80]}': what follows 'tile:' is no regular expression ({error})"
             ) from None
+        if re.search(r"[{}]", _PLACEHOLDERS.sub("", pattern)):
+            raise ValueError(
+                f"{key} '{pattern[:80]}' has a brace that belongs to neither {{tile}}, "
+                "{tile:REGEX} (without braces in it) nor {band}"
+            )
 
 
 def _fits(file_name: str, globs: tuple[str, ...]) -> int | None:
