@@ -150,7 +150,9 @@ def test_a_damaged_catalogue_is_named(tmp_path: Path, xy_N2: np.ndarray) -> None
     path = _catalogue(tmp_path, "uds", xy_N2)
     text = path.read_text()
     path.write_text(text[: len(text) * 9 // 10])
-    with pytest.raises(SourceListError, match=r"uds_multi_v2_redshift-cat\.txt: the source list can"):
+    with pytest.raises(
+        SourceListError, match=r"uds_multi_v2_redshift-cat\.txt: the source list can"
+    ):
         read_survey_lists([path], SURVEY)
     path.write_text("".join(line + "\n" for line in text.splitlines() if "# 57 " not in line))
     with pytest.raises(SourceListError, match="header of 56 columns"):
