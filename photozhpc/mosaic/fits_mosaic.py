@@ -309,11 +309,13 @@ def _wcs(path: Path, hdus: Any, image: Any) -> WCS | None:
     for header in (image.header, hdus[0].header):
         if "CTYPE1" not in header:
             continue
-        wcs = WCS(header, fobj=hdus, naxis=2)
         # Drizzled mosaics (CANDELS) keep the coefficients of an exposure's distortion, which their
         # pixels no longer have; astropy applies them. The SIP standard wants -SIP in CTYPE.
-        if wcs.sip is not None and not str(header["CTYPE1"]).strip().upper().endswith("-SIP"):
-            wcs.sip = None
+        if not str(header["CTYPE1"]).strip().upper().endswith("-SIP"):
+            header = header.copy()
+            for key in ("A_ORDER", "B_ORDER", "AP_ORDER", "BP_ORDER"):
+                header.remove(key, ignore_missing=True)
+        wcs = WCS(header, fobj=hdus, naxis=2)
         if wcs.has_celestial:
             return wcs
     return None

@@ -32,10 +32,8 @@ def read_numbered(
     """
     import pandas as pd
 
-    # The first column is read in any case: with it a row that is too short is noticed.
-    rows = pd.read_csv(
-        path, sep=r"\s+", comment="#", header=None, engine="c", skip_blank_lines=True
-    )
+    # All columns are read, so that a row that is too short is noticed.
+    rows = pd.read_csv(path, sep=r"\s+", comment="#", header=None)
     if rows.shape[1] != len(names):
         raise ValueError(f"rows of {rows.shape[1]} values, and a header of {len(names)} columns")
     if rows[len(names) - 1].isna().any():
