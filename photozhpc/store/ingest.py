@@ -33,7 +33,7 @@ from photozhpc.store.source_lists import (
     read_survey_lists,
     sources_to_measure,
 )
-from photozhpc.survey import Survey
+from photozhpc.survey import Survey, names_of
 
 OFF_TILE_ID = "off-tile"
 ALL_BANDS = "*"
@@ -109,7 +109,8 @@ def find_mosaics(
             raise MosaicError(f"{where}: no such folder or files; give --mosaics DIR_OR_GLOB")
         raise MosaicError(
             f"{where}: none of {len(files)} files is called like a mosaic of survey "
-            f"'{survey.name}' ({survey.mosaic_pattern}, bands {' '.join(survey.band_names)})"
+            f"'{survey.name}' ({' or '.join(names_of(survey.mosaic_pattern))}, "
+            f"bands {' '.join(survey.band_names)})"
         )
     return found
 
