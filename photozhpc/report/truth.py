@@ -50,8 +50,8 @@ def read_truth(paths: Sequence[str | Path]) -> Truth:
     """Read the galaxies with a redshift of truth tables: Parquet, FITS, ECSV or CSV.
 
     Args:
-        paths: tables, or globs of them, with source_id (or galaxy_id) and z_true (or z_spec, or
-            redshift) and, if they like, is_star (not 0: left out) and mag_{band}, where a redshift
+        paths: tables, or globs of them, with source_id and z_true (or z_spec), or with galaxy_id
+            and redshift, and, if they like, is_star (not 0: left out) and mag_{band}, where a redshift
             at or below 0 is none; or stores, whose labels are taken.
 
     Raises:
@@ -112,8 +112,10 @@ def _read_one(path: Path) -> Truth:
     if path.is_dir():
         return store_labels(path)
     columns, names = read_columns(path, "truth table", _matters)
-    z_name = next((name for name in _Z_NAMES if name in columns), "z_true")
     id_name = next((name for name in _ID_NAMES if name in columns), "source_id")
+    if id_name == "source_id":
+        columns.pop("redshift", None)  # which of its redshifts that is, only OpenUniverse says
+    z_name = next((name for name in _Z_NAMES if name in columns), "z_true")
     for name in (id_name, z_name):
         if name not in columns:
             raise SourceListError(
