@@ -51,8 +51,8 @@ def read_truth(paths: Sequence[str | Path]) -> Truth:
 
     Args:
         paths: tables, or globs of them, with source_id and z_true (or z_spec), or with galaxy_id
-            and redshift, and, if they like, is_star (not 0: left out) and mag_{band}, where a redshift
-            at or below 0 is none; or stores, whose labels are taken.
+            and redshift, and, if they like, is_star (not 0: left out) and mag_{band}, where a
+            redshift at or below 0 is none; or stores, whose labels are taken.
 
     Raises:
         SourceListError: missing, damaged, without source_id and z_true (or z_spec), or with one
