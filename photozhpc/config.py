@@ -83,8 +83,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        (inner,) = (arg for arg in args if arg is not type(None))
-        return _convert(inner, value, where)
+        inner = [arg for arg in args if arg is not type(None)]
+        if len(inner) > 1:  # one or several: str | tuple[str, ...]
+            several = isinstance(value, list | tuple)
+            inner = [arg for arg in inner if (typing.get_origin(arg) is tuple) == several]
+        return _convert(inner[0], value, where)
     if origin is typing.Literal:
         if value not in args:
             near = did_you_mean(value if isinstance(value, str) else "", args)

@@ -1,5 +1,6 @@
 """Survey and Band: what has to be known of a survey to measure its mosaics."""
 
+import fnmatch
 import math
 import re
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from photozhpc.errors import ConfigError, did_you_mean
 
 SURVEY_DIR = Path(__file__).parent / "configs" / "surveys"
 
+_PLACEHOLDERS = re.compile(r"\{tile(?::[^{}]*)?\}|\{band\}")
 AB_ZERO_POINT_NJY = 31.4  # m_AB = 31.4 - 2.5 log10(flux / nJy)
 
 
@@ -43,13 +45,27 @@ class Band:
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Names of the columns of a source list. None: the survey's lists do not have it."""
+    """Names of the columns of a source list, in any case. None: the survey's lists do not have it.
 
-    source_id: str = "source_id"
+    Attributes:
+        source_id: integers that are unique over all lists; of several names, the first that a
+            list has.
+        number: integers that are unique in their list only, for lists without `source_id`; the
+            identifier is then made of the list's {tile} (without: its file name) and the number.
+        ra, dec: ICRS degrees.
+        z_spec: labels, by priority: where the first has no value (or none above 0), the second's
+            is taken.
+        ebv: Galactic E(B-V), magnitudes.
+        a_v: Galactic A_V, magnitudes, for lists without `ebv`: E(B-V) = A_V / 3.1.
+    """
+
+    source_id: str | tuple[str, ...] = "source_id"
     ra: str = "ra"
     dec: str = "dec"
-    z_spec: str | None = "z_spec"
+    z_spec: str | tuple[str, ...] | None = "z_spec"
     ebv: str | None = "ebv"
+    number: str | None = None
+    a_v: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +75,19 @@ class Survey:
     Attributes:
         mosaic_pattern: file name of one band of one tile, with {tile} and {band}, and * for
             whatever differs; matched without regard to case. {band} is the band's name or one
-            of `band_aliases`.
-        source_pattern: file names of source lists beside the mosaics.
+            of `band_aliases`; {tile:REGEX} narrows down what a tile may be called. Of several
+            patterns the first that fits a name is used.
+        skip_mosaics: globs of names of mosaics that are passed over.
+        prefer_mosaics: globs of names, the best first: of several mosaics of one band of one
+            tile the best is used, among equals the one of the longest exposure, then the last
+            by name. Empty: several are an error.
+        layer: the science image is this layer of the first image of a FITS file, and the file's
+            other layers and extensions are not used. None: extensions are told by their names.
+        source_pattern: globs of names of source lists beside the mosaics. With {tile} a list is
+            of one tile: it gives the sources that are measured on that tile, and of several
+            lists of a tile one is used, by the order of the patterns, then by `prefer_mosaics`.
+            Patterns without {tile} count only where no list fits one with it.
+        keep_off_tile: whether sources on no tile are stored (flagged, without an image).
         aperture_radii_arcsec: radii of the forced circular apertures.
         sky_annulus_arcsec: inner and outer radius of the local-sky annulus; empty: no sky is
             subtracted.
@@ -71,9 +98,13 @@ class Survey:
     bands: tuple[Band, ...]
     pixel_scale_arcsec: float
     description: str = ""
-    mosaic_pattern: str = "{tile}_{band}_coadd.asdf"
+    mosaic_pattern: str | tuple[str, ...] = "{tile}_{band}_coadd.asdf"
     band_aliases: dict[str, str] = field(default_factory=dict, hash=False)
-    source_pattern: str = "*cat.parquet"
+    skip_mosaics: tuple[str, ...] = ()
+    prefer_mosaics: tuple[str, ...] = ()
+    layer: int | None = None
+    source_pattern: str | tuple[str, ...] = "*cat.parquet"
+    keep_off_tile: bool = True
     source_columns: SourceColumns = SourceColumns()
     aperture_radii_arcsec: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
     sky_annulus_arcsec: tuple[float, ...] = (2.4, 2.8)
@@ -90,6 +121,10 @@ class Survey:
                 raise ValueError(
                     f"band_aliases: '{alias[:60]}' stands for '{target[:60]}', which is no band"
                 )
+        _check_patterns("mosaic_pattern", names_of(self.mosaic_pattern))
+        _check_patterns("source_pattern", names_of(self.source_pattern))
+        if self.layer is not None and self.layer < 0:
+            raise ValueError(f"layer must not be negative, got {self.layer}")
         if not 0 < self.pixel_scale_arcsec < math.inf:
             raise ValueError(f"pixel_scale_arcsec must be positive, got {self.pixel_scale_arcsec}")
         radii = self.aperture_radii_arcsec
@@ -134,24 +169,84 @@ class Survey:
 
         A .gz or .fz after the name is passed over. The band is None where the pattern has none.
         """
-        parts = re.split(r"(\{tile\}|\{band\}|\*)", self.mosaic_pattern)
-        known = sorted([*self.band_names, *self.band_aliases], key=len, reverse=True)
-        groups = {
-            "{tile}": r"(?P<tile>.+?)",
-            "{band}": f"(?P<band>{'|'.join(map(re.escape, known))})",
-            "*": ".*?",
-        }
-        seen: set[str] = set()
-        pattern = ""
-        for part in parts:
-            again = part in seen and part in ("{tile}", "{band}")
-            pattern += f"(?P={part[1:-1]})" if again else groups.get(part, re.escape(part))
-            seen.add(part)
-        match = re.fullmatch(pattern + r"(\.gz|\.fz)?", file_name, re.IGNORECASE)
-        if match is None:
+        if _fits(file_name, self.skip_mosaics) is not None:
             return None
-        found = match.groupdict()
-        return found.get("tile", ""), self.band(found["band"]) if "band" in found else None
+        known = sorted([*self.band_names, *self.band_aliases], key=len, reverse=True)
+        band = f"(?P<band>{'|'.join(map(re.escape, known))})"
+        for pattern in names_of(self.mosaic_pattern):
+            found = _match(pattern, band, file_name)
+            if found is not None:
+                return found.get("tile", ""), self.band(found["band"]) if "band" in found else None
+        return None
+
+    def match_source_list(self, file_name: str) -> tuple[int, str | None] | None:
+        """Read (index of the pattern, tile) off a list's file name by `source_pattern`.
+
+        The tile is None where the pattern has none; None where no pattern fits.
+        """
+        for index, pattern in enumerate(names_of(self.source_pattern)):
+            if "{tile" not in pattern:
+                if fnmatch.fnmatchcase(file_name, pattern):
+                    return index, None
+                continue
+            found = _match(pattern, "(?P<band>.+?)", file_name)
+            if found is not None:
+                return index, found["tile"]
+        return None
+
+    def preference(self, file_name: str) -> int:
+        """Return the place of a name in `prefer_mosaics`; what fits none comes last."""
+        place = _fits(file_name, self.prefer_mosaics)
+        return len(self.prefer_mosaics) if place is None else place
+
+
+def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return one name, several, or none as a tuple."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value
+
+
+def _check_patterns(key: str, patterns: tuple[str, ...]) -> None:
+    if not patterns or not all(patterns):
+        raise ValueError(f"{key} must not be empty")
+    for pattern in patterns:
+        try:
+            _match(pattern, "(?P<band>x)", "")
+        except (re.error, RecursionError) as error:
+            raise ValueError(
+                f"{key} '{pattern[:80]}': what follows 'tile:' is no regular expression ({error})"
+            ) from None
+        if re.search(r"[{}]", _PLACEHOLDERS.sub("", pattern)):
+            raise ValueError(
+                f"{key} '{pattern[:80]}' has a brace that belongs to neither {{tile}}, "
+                "{tile:REGEX} (without braces in it) nor {band}"
+            )
+
+
+def _fits(file_name: str, globs: tuple[str, ...]) -> int | None:
+    """Return the index of the first glob that fits the name, in any case."""
+    name = file_name.lower()
+    return next((i for i, g in enumerate(globs) if fnmatch.fnmatchcase(name, g.lower())), None)
+
+
+def _match(pattern: str, band: str, file_name: str) -> dict[str, str] | None:
+    """Match a name with {tile}, {tile:REGEX}, {band} and *; None where it does not fit."""
+    seen: set[str] = set()
+    regex = ""
+    for part in re.split(rf"({_PLACEHOLDERS.pattern}|\*)", pattern):
+        name = part[1:5] if part.startswith(("{tile", "{band}")) else ""
+        if name in seen:
+            regex += f"(?P={name})"
+        elif name == "tile":
+            regex += f"(?P<tile>{part[6:-1] or '.+?'})"
+        elif name == "band":
+            regex += band
+        else:
+            regex += ".*?" if part == "*" else re.escape(part)
+        seen |= {name} - {""}
+    match = re.fullmatch(regex + r"(\.gz|\.fz)?", file_name, re.IGNORECASE)
+    return None if match is None else match.groupdict()
 
 
 def survey_names() -> list[str]:

@@ -147,6 +147,8 @@ def _groups(
     images = [hdu for hdu in hdus if _is_image(hdu)]
     if not images:
         raise MosaicError(f"{path}: holds no image")
+    if survey.layer is not None:
+        return _layer(path, hdus, images[0], survey, band)
     groups: dict[tuple[str | None, int], dict[str, Any]] = {}
     for hdu in images:
         role, name = _role_and_band(hdu, survey)
@@ -196,6 +198,23 @@ def _groups(
         name: {role: _flat(path, hdu) for role, hdu in planes.items()}
         for name, planes in named.items()
     }
+
+
+def _layer(
+    path: Path, hdus: Any, hdu: Any, survey: Survey, band: Band | None
+) -> dict[str, dict[str, _Plane]]:
+    """Take the survey's layer of a stack; its other layers and extensions are no error planes."""
+    assert survey.layer is not None
+    n_layers = hdu.shape[-3] if len(hdu.shape) > 2 else 1
+    if survey.layer >= n_layers or math.prod(hdu.shape[:-3]) != 1:
+        raise MosaicError(
+            f"{path}: shape {tuple(hdu.shape)} has no layer {survey.layer}, which survey "
+            f"'{survey.name}' says is the science image"
+        )
+    if band is None:
+        band = _band_of_file(path, survey, hdu.header, hdus[0].header)
+    index = (0,) * (len(hdu.shape) - 3) + (survey.layer,) * (len(hdu.shape) > 2)
+    return {band.name: {"image": _Plane(hdu, index)}}
 
 
 def _cube(hdu: Any, survey: Survey) -> tuple[int, ...] | None:
@@ -290,6 +309,12 @@ def _wcs(path: Path, hdus: Any, image: Any) -> WCS | None:
     for header in (image.header, hdus[0].header):
         if "CTYPE1" not in header:
             continue
+        # Drizzled mosaics (CANDELS) keep the coefficients of an exposure's distortion, which their
+        # pixels no longer have; astropy applies them. The SIP standard wants -SIP in CTYPE.
+        if not str(header["CTYPE1"]).strip().upper().endswith("-SIP"):
+            header = header.copy()
+            for key in ("A_ORDER", "B_ORDER", "AP_ORDER", "BP_ORDER"):
+                header.remove(key, ignore_missing=True)
         wcs = WCS(header, fobj=hdus, naxis=2)
         if wcs.has_celestial:
             return wcs

@@ -1,4 +1,4 @@
-"""Columns of a table file: Parquet, FITS, ECSV or CSV."""
+"""Columns of a table file: Parquet, FITS, ECSV, CSV, or text with numbered columns."""
 
 import warnings
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import MosaicError, SourceListError
 from photozhpc.mosaic.fits_length import check_length
+from photozhpc.mosaic.numbered_table import numbered_columns, read_numbered
 
 
 def read_columns(
@@ -80,6 +81,8 @@ def _read_table(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, ND
         is_fits = stream.read(6) == b"SIMPLE"
     if is_fits:
         check_length(path, path)
+    elif (names := numbered_columns(path)) is not None:
+        return read_numbered(path, names, wanted), names
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)  # what is wrong is in the error
         table = Table.read(path)

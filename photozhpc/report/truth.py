@@ -12,8 +12,10 @@ from photozhpc.errors import SourceListError, did_you_mean
 from photozhpc.mosaic.table_file import read_columns
 from photozhpc.store import CutoutStore
 
-_Z_NAMES = {"z_true": "true", "z_spec": "spectroscopic"}  # the first that a table has
-_KINDS = {"source_id": "iu", "is_star": "biuf"}  # NumPy's; of all others: numbers
+# The first that a table has; galaxy_id and redshift are those of OpenUniverse2024.
+_Z_NAMES = {"z_true": "true", "z_spec": "spectroscopic", "redshift": "true"}
+_ID_NAMES = ("source_id", "galaxy_id")
+_KINDS = {**dict.fromkeys(_ID_NAMES, "iu"), "is_star": "biuf"}  # NumPy's; of all others: numbers
 _MAGNITUDE_PREFIX = "mag_"
 
 
@@ -48,9 +50,9 @@ def read_truth(paths: Sequence[str | Path]) -> Truth:
     """Read the galaxies with a redshift of truth tables: Parquet, FITS, ECSV or CSV.
 
     Args:
-        paths: tables, or globs of them, with source_id and z_true (or z_spec) and, if they like,
-            is_star (not 0: left out) and mag_{band}, where a redshift at or below 0 is none; or
-            stores, whose labels are taken.
+        paths: tables, or globs of them, with source_id and z_true (or z_spec), or with galaxy_id
+            and redshift, and, if they like, is_star (not 0: left out) and mag_{band}, where a
+            redshift at or below 0 is none; or stores, whose labels are taken.
 
     Raises:
         SourceListError: missing, damaged, without source_id and z_true (or z_spec), or with one
@@ -110,8 +112,11 @@ def _read_one(path: Path) -> Truth:
     if path.is_dir():
         return store_labels(path)
     columns, names = read_columns(path, "truth table", _matters)
+    id_name = next((name for name in _ID_NAMES if name in columns), "source_id")
+    if id_name == "source_id":
+        columns.pop("redshift", None)  # which of its redshifts that is, only OpenUniverse says
     z_name = next((name for name in _Z_NAMES if name in columns), "z_true")
-    for name in ("source_id", z_name):
+    for name in (id_name, z_name):
         if name not in columns:
             raise SourceListError(
                 f"{path}: the truth table has no column '{name}'{did_you_mean(name, names)}"
@@ -120,7 +125,7 @@ def _read_one(path: Path) -> Truth:
         if column.ndim != 1 or column.dtype.kind not in _KINDS.get(name, "iuf"):
             raise SourceListError(
                 f"{path}: column '{name}' of the truth table does not hold one "
-                f"{'identifier' if name == 'source_id' else 'number'} a row ({column.dtype})"
+                f"{'identifier' if name in _ID_NAMES else 'number'} a row ({column.dtype})"
             )
     z_ref_N = columns[z_name].astype(np.float64)
     none_N = ~(np.isfinite(z_ref_N) & (z_ref_N > 0))
@@ -132,8 +137,8 @@ def _read_one(path: Path) -> Truth:
         for name, column in columns.items()
         if name.startswith(_MAGNITUDE_PREFIX)
     }
-    return Truth(columns["source_id"].astype(np.int64), z_ref_N, _Z_NAMES[z_name], magnitudes)
+    return Truth(columns[id_name].astype(np.int64), z_ref_N, _Z_NAMES[z_name], magnitudes)
 
 
 def _matters(name: str) -> bool:
-    return name in ("source_id", "is_star", *_Z_NAMES) or name.startswith(_MAGNITUDE_PREFIX)
+    return name in (*_ID_NAMES, "is_star", *_Z_NAMES) or name.startswith(_MAGNITUDE_PREFIX)

@@ -18,16 +18,22 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from photozhpc.disk import remove_stale_partials
-from photozhpc.errors import ConfigError, MosaicError, RunError, SourceListError, StoreError
+from photozhpc.errors import MosaicError, RunError, StoreError
 from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.footprint import Footprint, read_footprint
 from photozhpc.mosaic.measure import Photometry, forced_photometry
 from photozhpc.mosaic.photometry import PhotFlag
-from photozhpc.mosaic.sources import Sources, read_sources
+from photozhpc.mosaic.repeats import one_of_each
+from photozhpc.mosaic.sources import Sources
 from photozhpc.mosaic.tile import Tile, read_tile
 from photozhpc.stopping import signals_held_back
 from photozhpc.store.cutout_store import CutoutStore, Measurements
-from photozhpc.survey import Survey
+from photozhpc.store.source_lists import (
+    find_source_lists,
+    read_survey_lists,
+    sources_to_measure,
+)
+from photozhpc.survey import Survey, names_of
 
 OFF_TILE_ID = "off-tile"
 ALL_BANDS = "*"
@@ -57,16 +63,23 @@ class ExtractSummary:
     notes: tuple[str, ...]
 
 
-def find_mosaics(where: str | Path, survey: Survey) -> dict[str, dict[str, Path]]:
+def find_mosaics(
+    where: str | Path, survey: Survey, notes: list[str] | None = None
+) -> dict[str, dict[str, Path]]:
     """Return {tile_id: {band: path}} of the survey's mosaics in a folder or behind a glob.
 
     Where the survey's pattern has no {band}, a tile is one file of all bands: {ALL_BANDS: path}.
 
     File names are matched with the survey's `mosaic_pattern`, without regard to case; files of
-    bands that the survey does not use are passed over.
+    bands that the survey does not use are passed over. Of several mosaics of one band of one tile
+    one is taken, where the survey says how (`prefer_mosaics`).
+
+    Args:
+        notes: gets a line on what was passed over for a better one.
 
     Raises:
-        MosaicError: nothing matches, or two files claim the same band of the same tile.
+        MosaicError: nothing matches, or two files claim the same band of the same tile and the
+            survey has no `prefer_mosaics`.
     """
     path = Path(where)
     if path.is_dir():
@@ -77,17 +90,18 @@ def find_mosaics(where: str | Path, survey: Survey) -> dict[str, dict[str, Path]
             files = sorted(base.glob(str(path.relative_to(base))))
         except ValueError as error:
             raise MosaicError(f"{where}: not a folder, and not a glob ({error})") from error
-    found: dict[str, dict[str, Path]] = {}
+    claims: dict[str, dict[str, list[Path]]] = {}
     for file in files:
         match = survey.match_mosaic(file.name)
         if match is None or not file.is_file():
             continue
         tile_id = match[0] or "tile"
         band = match[1].name if match[1] is not None else ALL_BANDS
-        bands = found.setdefault(tile_id, {})
-        if band in bands:
-            raise MosaicError(f"{bands[band]} and {file} are both band {band} of tile '{tile_id}'")
-        bands[band] = file
+        claimed = claims.setdefault(tile_id, {}).setdefault(band, [])
+        if claimed and not survey.prefer_mosaics:
+            raise MosaicError(f"{claimed[0]} and {file} are both band {band} of tile '{tile_id}'")
+        claimed.append(file)
+    found = one_of_each(claims, survey, [] if notes is None else notes)
     if OFF_TILE_ID in found:
         raise MosaicError(f"{where}: a tile cannot be called '{OFF_TILE_ID}'; rename its mosaics")
     if not found:
@@ -95,31 +109,10 @@ def find_mosaics(where: str | Path, survey: Survey) -> dict[str, dict[str, Path]
             raise MosaicError(f"{where}: no such folder or files; give --mosaics DIR_OR_GLOB")
         raise MosaicError(
             f"{where}: none of {len(files)} files is called like a mosaic of survey "
-            f"'{survey.name}' ({survey.mosaic_pattern}, bands {' '.join(survey.band_names)})"
+            f"'{survey.name}' ({' or '.join(names_of(survey.mosaic_pattern))}, "
+            f"bands {' '.join(survey.band_names)})"
         )
     return found
-
-
-def find_source_lists(where: str | Path, survey: Survey) -> list[Path]:
-    """Return the source lists beside the mosaics, by the survey's `source_pattern`.
-
-    Raises:
-        SourceListError: there is none.
-    """
-    path = Path(where)
-    folder = path if path.is_dir() else path.parent
-    try:
-        lists = sorted(folder.rglob(survey.source_pattern))
-    except (ValueError, NotImplementedError) as error:
-        raise ConfigError(
-            f"survey '{survey.name}': source_pattern '{survey.source_pattern}' is not a glob "
-            f"({error})"
-        ) from error
-    if not lists:
-        raise SourceListError(
-            f"{folder}: no source list there ({survey.source_pattern}); pass --sources FILE"
-        )
-    return lists
 
 
 def extract(
@@ -146,11 +139,14 @@ def extract(
     Raises:
         PhotozError: a fault in the mosaics, the lists, or the store.
     """
-    found = find_mosaics(mosaics, survey)
-    lists = list(source_lists) or find_source_lists(mosaics, survey)
-    sources = read_sources(lists, survey.source_columns)
+    notes: list[str] = []
+    found = find_mosaics(mosaics, survey, notes)
+    lists = list(source_lists) or find_source_lists(mosaics, survey, notes)
+    joined = read_survey_lists(lists, survey)
     footprints = {tile_id: read_footprint(bands, survey) for tile_id, bands in found.items()}
-    tile_N = assign_tiles(sources, list(footprints.values()))
+    tile_N = assign_tiles(joined.sources, list(footprints.values()))
+    kept_N = sources_to_measure(joined, lists, tile_N, list(found), survey, notes)
+    sources, tile_N = joined.sources[kept_N], tile_N[kept_N]
     store = CutoutStore.create(store_path, survey, size, shard_len)
 
     remove_stale_partials(store.path)
@@ -173,7 +169,6 @@ def extract(
     total = sum(len(some) for _, _, some in jobs)
     done = sum(len(some) for tile_id, _, some in jobs if tile_id in present)
     progress(done, total)
-    notes: list[str] = []
     n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(due)))
     if n_workers == 1:
         for tile_id, bands, some in due:

@@ -1,0 +1,127 @@
+"""Which source lists, and which of their sources, a store is made of."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photozhpc.errors import ConfigError, SourceListError
+from photozhpc.mosaic.repeats import note_on
+from photozhpc.mosaic.sources import JoinedLists, read_source_lists
+from photozhpc.survey import Survey, names_of
+
+
+def find_source_lists(
+    where: str | Path, survey: Survey, notes: list[str] | None = None
+) -> list[Path]:
+    """Return the source lists beside the mosaics, by the survey's `source_pattern`.
+
+    Of several lists of one tile one is taken: the first by the order of the patterns, then by
+    `prefer_mosaics`, then the last by name.
+
+    Args:
+        notes: gets lines on what was passed over.
+
+    Raises:
+        SourceListError: there is none.
+    """
+    path = Path(where)
+    folder = path if path.is_dir() else path.parent
+    patterns = names_of(survey.source_pattern)
+    of_tile: dict[str, list[tuple[int, int, Path]]] = {}
+    others: list[Path] = []
+    for file in sorted(folder.rglob("*")) if any("{tile" in p for p in patterns) else []:
+        match = survey.match_source_list(file.name)
+        if match is not None and match[1] is not None and file.is_file():
+            ranked = (match[0], survey.preference(file.name), file)
+            of_tile.setdefault(match[1].lower(), []).append(ranked)
+    try:
+        for pattern in patterns:
+            if "{tile" not in pattern:
+                others += [file for file in sorted(folder.rglob(pattern)) if file not in others]
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"survey '{survey.name}': source_pattern '{pattern}' is not a glob ({error})"
+        ) from error
+    notes = [] if notes is None else notes
+    if of_tile:
+        return _one_of_each(of_tile, others, notes)
+    if not others:
+        raise SourceListError(
+            f"{folder}: no source list there ({', '.join(patterns)}); pass --sources FILE"
+        )
+    return others
+
+
+def _one_of_each(
+    of_tile: dict[str, list[tuple[int, int, Path]]], others: list[Path], notes: list[str]
+) -> list[Path]:
+    lists, passed_over = [], []
+    for ranked in of_tile.values():
+        first = min(entry[:2] for entry in ranked)
+        best = max((e[2] for e in ranked if e[:2] == first), key=lambda p: (p.name, str(p)))
+        lists.append(best)
+        passed_over += [(entry[2], best) for entry in ranked if entry[2] != best]
+    known = {entry[2] for ranked in of_tile.values() for entry in ranked}
+    unused = [file for file in others if file not in known]
+    if passed_over:
+        notes.append(note_on("source lists", passed_over))
+    if unused:
+        notes.append(
+            f"{len(unused)} source lists that are of no tile passed over, such as {unused[0].name}"
+        )
+    return sorted(lists)
+
+
+def read_survey_lists(lists: Sequence[str | Path], survey: Survey) -> JoinedLists:
+    """Read and join lists with the survey's columns; a list is called as its tile, or its file."""
+
+    def name(path: Path) -> str:
+        match = survey.match_source_list(path.name)
+        return path.stem if match is None or match[1] is None else match[1]
+
+    return read_source_lists(lists, survey.source_columns, name)
+
+
+def sources_to_measure(
+    joined: JoinedLists,
+    lists: Sequence[str | Path],
+    tile_N: NDArray[np.int64],
+    tile_ids: Sequence[str],
+    survey: Survey,
+    notes: list[str],
+) -> NDArray[np.intp]:
+    """Return the rows to measure.
+
+    Where tiles overlap, so do their lists, and a source stands in several of them under several
+    names. It is taken from the list of the tile on which it is measured; a list's sources that lie
+    further inside another tile, which has a list too, are that list's.
+
+    Args:
+        tile_N: index in `tile_ids` of the tile on which a source is measured; -1: none.
+        notes: gets lines on labels and on what was left out.
+    """
+    number = {tile_id.lower(): index for index, tile_id in enumerate(tile_ids)}
+    matches = [survey.match_source_list(Path(path).name) for path in lists]
+    tile_L = np.array(
+        [-1 if m is None or m[1] is None else number.get(m[1].lower(), -1) for m in matches]
+    )
+    own_N = tile_L[joined.list_N]
+    listed_N = np.isin(tile_N, tile_L[tile_L >= 0]) & (tile_N >= 0)
+    elsewhere_N = (own_N >= 0) & listed_N & (tile_N != own_N)
+    kept_N = ~elsewhere_N
+    if elsewhere_N.any():
+        notes.append(
+            f"{np.count_nonzero(elsewhere_N)} sources where tiles overlap left to the list of the "
+            "tile on which they lie further inside"
+        )
+    if not survey.keep_off_tile:
+        off_N = kept_N & (tile_N < 0)
+        kept_N &= tile_N >= 0
+        if off_N.any():
+            notes.append(f"{np.count_nonzero(off_N)} sources on no tile left out")
+    if len(joined.labels) > 1 and any(joined.labels.values()):
+        counts = ", ".join(f"{count} from {name}" for name, count in joined.labels.items())
+        notes.append(f"labels of the source lists: {counts}")
+    return np.flatnonzero(kept_N)
