@@ -8,6 +8,7 @@ import asyncio
 import errno
 import fnmatch
 import io
+import os
 import re
 import tempfile
 import time
@@ -77,6 +78,8 @@ class ObjectPath:
         return self.is_file() or self.is_dir()
 
     def is_file(self) -> bool:
+        if self.etag is not None:
+            return True  # as it was listed
         try:
             self.described()
         except FileNotFoundError:
@@ -184,7 +187,7 @@ class ObjectPath:
 AnyPath = Path | ObjectPath
 
 
-def location(where: "str | Path | ObjectPath") -> AnyPath:
+def location(where: str | os.PathLike[str] | ObjectPath) -> AnyPath:
     """Take a text for what it is: the URL of an object, or a path.
 
     Raises:
@@ -192,8 +195,8 @@ def location(where: "str | Path | ObjectPath") -> AnyPath:
     """
     if isinstance(where, ObjectPath):
         return where
-    found = _URL.match(str(where))
-    if found is None or isinstance(where, Path):
+    found = _URL.match(where) if isinstance(where, str) else None
+    if found is None:
         return Path(where)
     if found[1].lower() not in PROTOCOLS:
         raise StorageError(

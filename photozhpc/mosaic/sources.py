@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean
 from photozhpc.mosaic.table_file import read_columns
+from photozhpc.object_storage import AnyPath, location
 from photozhpc.survey import SourceColumns
 
 
@@ -51,7 +51,7 @@ class Sources:
         )
 
 
-def read_sources(paths: Iterable[str | Path], columns: SourceColumns) -> Sources:
+def read_sources(paths: Iterable[str | AnyPath], columns: SourceColumns) -> Sources:
     """Read and join source lists, with the survey's column names.
 
     The rows of a single list without identifiers are numbered from 0.
@@ -61,7 +61,7 @@ def read_sources(paths: Iterable[str | Path], columns: SourceColumns) -> Sources
             source_id stands in the lists twice.
     """
     paths = list(paths)
-    parts = [_read_one(Path(path), columns, number_rows=len(paths) == 1) for path in paths]
+    parts = [_read_one(location(path), columns, number_rows=len(paths) == 1) for path in paths]
     if not parts:
         raise SourceListError("no source list was given; pass one with --sources FILE")
     joined = Sources(*(np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS))
@@ -78,7 +78,7 @@ def read_sources(paths: Iterable[str | Path], columns: SourceColumns) -> Sources
 _FIELDS = ("source_id_N", "ra_N", "dec_N", "z_spec_N", "ebv_N")
 
 
-def _read_one(path: Path, columns: SourceColumns, number_rows: bool) -> Sources:
+def _read_one(path: AnyPath, columns: SourceColumns, number_rows: bool) -> Sources:
     known = {name.lower() for name in vars(columns).values() if name is not None}
     table, all_names = read_columns(path, "source list", lambda name: name.lower() in known)
     names = {name.lower(): name for name in table}

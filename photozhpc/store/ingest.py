@@ -20,11 +20,12 @@ from scipy.spatial import cKDTree
 from photozhpc.disk import remove_stale_partials
 from photozhpc.errors import ConfigError, MosaicError, RunError, SourceListError, StoreError
 from photozhpc.mosaic.cutouts import extract_cutouts
-from photozhpc.mosaic.footprint import Footprint, read_footprint
+from photozhpc.mosaic.footprint import Footprint, read_footprints
 from photozhpc.mosaic.measure import Photometry, forced_photometry
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.sources import Sources, read_sources
 from photozhpc.mosaic.tile import Tile, read_tile
+from photozhpc.object_storage import AnyPath, ObjectPath, is_glob, list_objects, location
 from photozhpc.stopping import signals_held_back
 from photozhpc.store.cutout_store import CutoutStore, Measurements
 from photozhpc.survey import Survey
@@ -57,7 +58,7 @@ class ExtractSummary:
     notes: tuple[str, ...]
 
 
-def find_mosaics(where: str | Path, survey: Survey) -> dict[str, dict[str, Path]]:
+def find_mosaics(where: str | AnyPath, survey: Survey) -> dict[str, dict[str, AnyPath]]:
     """Return {tile_id: {band: path}} of the survey's mosaics in a folder or behind a glob.
 
     Where the survey's pattern has no {band}, a tile is one file of all bands: {ALL_BANDS: path}.
@@ -68,8 +69,11 @@ def find_mosaics(where: str | Path, survey: Survey) -> dict[str, dict[str, Path]
     Raises:
         MosaicError: nothing matches, or two files claim the same band of the same tile.
     """
-    path = Path(where)
-    if path.is_dir():
+    path = location(where)
+    files: list[Any]
+    if isinstance(path, ObjectPath):
+        files = list_objects(path)
+    elif path.is_dir():
         files = sorted(path.rglob("*"))
     else:
         base = Path(path.anchor) if path.is_absolute() else Path()
@@ -77,11 +81,13 @@ def find_mosaics(where: str | Path, survey: Survey) -> dict[str, dict[str, Path]
             files = sorted(base.glob(str(path.relative_to(base))))
         except ValueError as error:
             raise MosaicError(f"{where}: not a folder, and not a glob ({error})") from error
-    found: dict[str, dict[str, Path]] = {}
+    found: dict[str, dict[str, AnyPath]] = {}
     for file in files:
         match = survey.match_mosaic(file.name)
-        if match is None or not file.is_file():
+        if match is None or not (isinstance(file, ObjectPath) or file.is_file()):
             continue
+        if isinstance(file, ObjectPath) and file.size is None:
+            file = file.described()  # the index page of a web server does not say
         tile_id = match[0] or "tile"
         band = match[1].name if match[1] is not None else ALL_BANDS
         bands = found.setdefault(tile_id, {})
@@ -100,16 +106,21 @@ def find_mosaics(where: str | Path, survey: Survey) -> dict[str, dict[str, Path]
     return found
 
 
-def find_source_lists(where: str | Path, survey: Survey) -> list[Path]:
+def find_source_lists(where: str | AnyPath, survey: Survey) -> list[AnyPath]:
     """Return the source lists beside the mosaics, by the survey's `source_pattern`.
 
     Raises:
         SourceListError: there is none.
     """
-    path = Path(where)
-    folder = path if path.is_dir() else path.parent
+    path = location(where)
+    if isinstance(path, ObjectPath):
+        folder: AnyPath = path.parent if is_glob(path) or path.is_file() else path
+        if is_glob(folder):
+            raise SourceListError(f"{where}: which source lists are meant? Pass --sources")
+    else:
+        folder = path if path.is_dir() else path.parent
     try:
-        lists = sorted(folder.rglob(survey.source_pattern))
+        lists: list[AnyPath] = sorted(folder.rglob(survey.source_pattern))
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"survey '{survey.name}': source_pattern '{survey.source_pattern}' is not a glob "
@@ -124,9 +135,9 @@ def find_source_lists(where: str | Path, survey: Survey) -> list[Path]:
 
 def extract(
     survey: Survey,
-    mosaics: str | Path,
-    store_path: str | Path,
-    source_lists: Iterable[str | Path] = (),
+    mosaics: str | AnyPath,
+    store_path: str | AnyPath,
+    source_lists: Iterable[str | AnyPath] = (),
     size: int | None = None,
     shard_len: int = 2048,
     workers: int | None = None,
@@ -149,14 +160,14 @@ def extract(
     found = find_mosaics(mosaics, survey)
     lists = list(source_lists) or find_source_lists(mosaics, survey)
     sources = read_sources(lists, survey.source_columns)
-    footprints = {tile_id: read_footprint(bands, survey) for tile_id, bands in found.items()}
+    footprints = read_footprints(found, survey)
     tile_N = assign_tiles(sources, list(footprints.values()))
     store = CutoutStore.create(store_path, survey, size, shard_len)
 
     remove_stale_partials(store.path)
     remove_stale_partials(store.path / ".manifests")
 
-    jobs: list[tuple[str, dict[str, Path] | None, Sources]] = []
+    jobs: list[tuple[str, dict[str, AnyPath] | None, Sources]] = []
     for index, tile_id in enumerate(found):
         jobs.append((tile_id, found[tile_id], sources[np.flatnonzero(tile_N == index)]))
     off_tile = sources[np.flatnonzero(tile_N == -1)]
@@ -261,7 +272,7 @@ def round_pixels(cutout_NCSS: NDArray[np.float32], step_C: NDArray[np.float32]) 
 
 
 def _ingest_tile(
-    store_path: Path, tile_id: str, bands: dict[str, Path] | None, sources: Sources
+    store_path: Path, tile_id: str, bands: dict[str, AnyPath] | None, sources: Sources
 ) -> list[str]:
     """Write one tile; return notes on its mosaics."""
     store = CutoutStore.open(store_path)
@@ -345,7 +356,7 @@ def wcs_text(wcs: Any) -> dict[str, str] | None:
     return {"asdf": text}
 
 
-def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, Path] | None) -> None:
+def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, AnyPath] | None) -> None:
     if store.tile_attributes(tile_id).get("mosaics") != _mosaics_stamp(bands):
         raise StoreError(
             f"{store.path}: the mosaics of tile '{tile_id}' have changed since it was extracted; "
@@ -353,9 +364,16 @@ def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, Path]
         )
 
 
-def _mosaics_stamp(bands: dict[str, Path] | None) -> dict[str, list[int]]:
-    stats = {band: path.stat() for band, path in (bands or {}).items()}
-    return {band: [stat.st_size, stat.st_mtime_ns] for band, stat in stats.items()}
+def _mosaics_stamp(bands: dict[str, AnyPath] | None) -> dict[str, list[Any]]:
+    """Say which mosaics these are: by size, and date of a file or ETag of an object."""
+    return {band: _stamp(path) for band, path in (bands or {}).items()}
+
+
+def _stamp(path: AnyPath) -> list[Any]:
+    if isinstance(path, ObjectPath):  # as it was listed; `fetched` reads no other version
+        return [path.size, path.etag]
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _sources_digest(sources: Sources) -> str:
