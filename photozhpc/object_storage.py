@@ -136,7 +136,7 @@ class ObjectPath:
         size = self.size if self.size is not None else self.described().size
         return self.read_range(0, _known(self, size))
 
-    def open(self, mode: str = "rb", head: bytes = b"") -> io.BufferedReader:
+    def open(self, mode: str = "rb", head: bytes = b"") -> io.RawIOBase:
         """Open for reading here and there: what is read is requested in blocks, and kept.
 
         Args:
@@ -145,7 +145,7 @@ class ObjectPath:
         if mode != "rb":
             raise ValueError(f"objects are opened for reading ('rb'), not '{mode}'")
         known = self if self.size is not None else self.described()
-        return io.BufferedReader(_Blocks(known, _known(known, known.size), head), HEAD_BYTES)
+        return _Blocks(known, _known(known, known.size), head)
 
     @contextmanager
     def fetched(self) -> Iterator[Path]:
@@ -315,17 +315,18 @@ class _Blocks(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        number, within = divmod(self._at, HEAD_BYTES)
-        start = number * HEAD_BYTES
-        if self._at >= self._size:
-            return 0
-        if number not in self._blocks:
-            stop = min(start + HEAD_BYTES, self._size)
-            self._blocks[number] = self._path.read_range(start, stop)
-        part = self._blocks[number][within : within + len(buffer)]
-        buffer[: len(part)] = part
-        self._at += len(part)
-        return len(part)
+        done = 0  # all that is asked for, as files do: readers rely on it
+        while done < len(buffer) and self._at < self._size:
+            number, within = divmod(self._at, HEAD_BYTES)
+            start = number * HEAD_BYTES
+            if number not in self._blocks:
+                stop = min(start + HEAD_BYTES, self._size)
+                self._blocks[number] = self._path.read_range(start, stop)
+            part = self._blocks[number][within : within + len(buffer) - done]
+            buffer[done : done + len(part)] = part
+            self._at += len(part)
+            done += len(part)
+        return done
 
 
 def _file_system(url: str) -> Any:
@@ -396,7 +397,9 @@ def _telling(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if unreached := _unreached(error):  # as fsspec tells of it for web servers
+        if url.startswith("http") and (
+            unreached := _unreached(error)
+        ):  # as fsspec tells of it for web servers
             raise StorageError(_line(url, unreached)) from error
         raise _missing(url) from error
     except _faults() as error:

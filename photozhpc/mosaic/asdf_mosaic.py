@@ -1,12 +1,13 @@
 """Roman L3 mosaics in ASDF, read without the Roman schemas."""
 
 import contextlib
+import io
 import os
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import asdf
 import numpy as np
@@ -62,7 +63,7 @@ def open_asdf(
         yield [plane]
 
 
-def asdf_grid(path: AnyPath, stream: IO[bytes]) -> tuple[tuple[int, int], Any]:
+def asdf_grid(path: AnyPath, stream: io.RawIOBase) -> tuple[tuple[int, int], Any]:
     """Read shape and WCS of a mosaic, of which no more is requested than its tree.
 
     Raises:

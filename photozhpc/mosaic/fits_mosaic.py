@@ -1,12 +1,13 @@
 """Mosaics in FITS: one file a band, an extension a band, or a cube; .gz and .fz too."""
 
 import contextlib
+import io
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
@@ -114,7 +115,7 @@ def open_fits(
 
 
 def fits_grid(
-    path: AnyPath, stream: IO[bytes], survey: Survey, band: Band | None
+    path: AnyPath, stream: io.RawIOBase, survey: Survey, band: Band | None
 ) -> tuple[tuple[int, int], WCS | None]:
     """Read shape and WCS of a mosaic, of which no more is requested than the headers.
 
