@@ -133,8 +133,12 @@ class ObjectPath:
         return read_ranges([(self, start, stop)])[0]
 
     def read_bytes(self) -> bytes:
-        size = self.size if self.size is not None else self.described().size
-        return self.read_range(0, _known(self, size))
+        """Read it whole: a small one, in one request."""
+        if self.size is not None:
+            return self.read_range(0, self.size)
+        system = _file_system(self.url)
+        with _telling(self.url):
+            return bytes(_tried(self.url, lambda: system.cat_file(self.url, start=0)))
 
     def open(self, mode: str = "rb", head: bytes = b"") -> io.RawIOBase:
         """Open for reading here and there: what is read is requested in blocks, and kept.
@@ -397,9 +401,8 @@ def _telling(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if url.startswith("http") and (
-            unreached := _unreached(error)
-        ):  # as fsspec tells of it for web servers
+        unreached = _unreached(error) if url.startswith("http") else None
+        if unreached is not None:  # fsspec says the same of a server that is not there
             raise StorageError(_line(url, unreached)) from error
         raise _missing(url) from error
     except _faults() as error:

@@ -12,6 +12,7 @@ from typing import Any
 import asdf
 import numpy as np
 from asdf.exceptions import AsdfWarning
+from asdf.tags.core.ndarray import NDArrayType
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
@@ -180,6 +181,8 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
 
 def _array(node: Any) -> tuple[Any, str | None]:
     """Split an array node into its array, which may be lazy, and its unit."""
+    if isinstance(node, NDArrayType):  # to ask it for what it has not would read its block
+        return node, None
     unit = getattr(node, "unit", None)
     value = getattr(node, "value", node) if unit is not None else node
     if not hasattr(value, "shape"):
