@@ -4,7 +4,6 @@ Nothing here writes. A file system of fsspec belongs to a process and a thread, 
 holds none: it is a URL, and can be sent to other processes.
 """
 
-import asyncio
 import errno
 import fnmatch
 import io
@@ -15,18 +14,24 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from photozhpc.errors import StorageError
+from photozhpc.object_requests import (
+    TRIES,
+    file_system,
+    is_transient,
+    missing,
+    telling,
+    tried,
+    wait_seconds,
+)
 
 PROTOCOLS = ("s3", "https", "http")
 HEAD_BYTES = 1 << 18  # holds the header of most mosaics; a request costs about as much as this
 _PIECE_BYTES = 8 << 20  # of an object that is read whole; that many at a time
 _PIECES_AT_A_TIME = 4
-_TRIES = 4  # of what fsspec does not try again itself; the waits double from the first
-_FIRST_WAIT_SECONDS = 0.5
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 
@@ -87,13 +92,13 @@ class ObjectPath:
         return True
 
     def is_dir(self) -> bool:
-        system = _file_system(self.url)
-        with _telling(self.url):
+        system = file_system(self.url)
+        with telling(self.url):
             return bool(system.isdir(self.url))
 
     def iterdir(self) -> Iterator["ObjectPath"]:
-        system = _file_system(self.url)
-        with _telling(self.url):
+        system = file_system(self.url)
+        with telling(self.url):
             found = system.ls(self.url, detail=True, refresh=True)
         yield from (_listed(system, about) for about in found)
 
@@ -116,12 +121,12 @@ class ObjectPath:
             FileNotFoundError: there is no such object.
             StorageError: the server cannot be reached, or refuses.
         """
-        system = _file_system(self.url)
+        system = file_system(self.url)
         system.invalidate_cache()
-        with _telling(self.url):
-            about = _tried(self.url, lambda: system.info(self.url))
+        with telling(self.url):
+            about = tried(self.url, lambda: system.info(self.url))
         if about.get("type") == "directory":
-            raise _missing(self.url)
+            raise missing(self.url)
         return replace(self, size=about.get("size"), etag=_etag(about))
 
     def read_range(self, start: int, stop: int) -> bytes:
@@ -136,9 +141,9 @@ class ObjectPath:
         """Read it whole: a small one, in one request."""
         if self.size is not None:
             return self.read_range(0, self.size)
-        system = _file_system(self.url)
-        with _telling(self.url):
-            return bytes(_tried(self.url, lambda: system.cat_file(self.url, start=0)))
+        system = file_system(self.url)
+        with telling(self.url):
+            return bytes(tried(self.url, lambda: system.cat_file(self.url, start=0)))
 
     def open(self, mode: str = "rb", head: bytes = b"") -> io.RawIOBase:
         """Open for reading here and there: what is read is requested in blocks, and kept.
@@ -224,16 +229,16 @@ def list_objects(where: ObjectPath) -> list[ObjectPath]:
     Raises:
         StorageError: the server cannot be reached, or refuses.
     """
-    system = _file_system(where.url)
+    system = file_system(where.url)
     system.invalidate_cache()
     try:
-        with _telling(where.url):
+        with telling(where.url):
             if is_glob(where):
-                found = _tried(where.url, lambda: system.glob(where.url, detail=True))
+                found = tried(where.url, lambda: system.glob(where.url, detail=True))
             elif _is_web_file(system, where.url):
                 return [where.described()]
             else:
-                found = _tried(where.url, lambda: system.find(where.url, detail=True))
+                found = tried(where.url, lambda: system.find(where.url, detail=True))
     except FileNotFoundError:
         return []
     listed = (_listed(system, about) for about in found.values() if about["type"] == "file")
@@ -252,11 +257,11 @@ def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int]]) -> list[bytes]:
     if not due:
         return [b""] * len(ranges)
     url = ranges[0][0].url
-    system = _file_system(url)
-    for attempt in range(_TRIES):
+    system = file_system(url)
+    for attempt in range(TRIES):
         if attempt:
-            time.sleep(_FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
-        with _telling(url):
+            time.sleep(wait_seconds(attempt - 1))
+        with telling(url):
             answers = system.cat_ranges(
                 [ranges[n][0].url for n in due],
                 [ranges[n][1] for n in due],
@@ -275,10 +280,10 @@ def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int]]) -> list[bytes]:
         if not failures:
             return [read.get(n, b"") for n in range(len(ranges))]
         due = list(failures)
-        if not all(_is_transient(url, error) for error in failures.values()):
+        if not all(is_transient(url, error) for error in failures.values()):
             break
-    n = min(failures, key=lambda n: _is_transient(url, failures[n]))
-    with _telling(ranges[n][0].url):
+    n = min(failures, key=lambda n: is_transient(url, failures[n]))
+    with telling(ranges[n][0].url):
         raise failures[n]
     raise AssertionError
 
@@ -333,140 +338,6 @@ class _Blocks(io.RawIOBase):
         return done
 
 
-def _file_system(url: str) -> Any:
-    """Return fsspec's file system for a URL: for S3 anonymous where no credentials are set up.
-
-    Endpoint, region, profile and keys are read by botocore from AWS_* and ~/.aws; what stands in
-    fsspec's own configuration (FSSPEC_S3) goes before.
-    """
-    protocol = url.partition("://")[0].lower()
-    try:
-        import fsspec
-        import s3fs  # noqa: F401
-    except ImportError as error:
-        raise StorageError(
-            f"{url}: reading it needs a package that is not installed ({error.name}); install "
-            f"the extra: pip install 'photozhpc[remote]'"
-        ) from error
-    settings: dict[str, Any] = {}
-    with _telling(url):
-        if protocol == "s3" and "anon" not in fsspec.config.conf.get("s3", {}):
-            settings["anon"] = not _has_credentials()
-        return fsspec.filesystem(protocol, **settings)
-
-
-@lru_cache(maxsize=1)
-def _has_credentials() -> bool:
-    import botocore.session
-
-    return botocore.session.get_session().get_credentials() is not None
-
-
-def _tried(url: str, request: Any) -> Any:
-    """Make a request again while it fails for what may pass."""
-    for attempt in range(_TRIES):
-        try:
-            return request()
-        except _faults() as error:
-            if attempt == _TRIES - 1 or not _is_transient(url, error):
-                raise
-            time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)
-    raise AssertionError
-
-
-def _is_transient(url: str, error: BaseException) -> bool:
-    """Whether it is worth another try: what s3fs has tried again itself is not."""
-    import aiohttp
-
-    if isinstance(error, EOFError):
-        return True
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status >= 500 or error.status == 429
-    passing = aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | TimeoutError
-    return url.startswith("http") and isinstance(error, passing)
-
-
-def _faults() -> tuple[type[BaseException], ...]:
-    """What a request may raise."""
-    import aiohttp
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    ours = (OSError, EOFError, ValueError, asyncio.TimeoutError)
-    return (*ours, aiohttp.ClientError, BotoCoreError, ClientError)
-
-
-@contextmanager
-def _telling(url: str) -> Iterator[None]:
-    """Turn what a request raises into a FileNotFoundError, or a line that says what to do."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        unreached = _unreached(error) if url.startswith("http") else None
-        if unreached is not None:  # fsspec says the same of a server that is not there
-            raise StorageError(_line(url, unreached)) from error
-        raise _missing(url) from error
-    except _faults() as error:
-        raise StorageError(_line(url, error)) from error
-
-
-def _unreached(error: BaseException) -> BaseException | None:
-    import aiohttp
-
-    cause = error.__cause__ or error.__context__
-    reached = FileNotFoundError | aiohttp.ClientResponseError
-    return cause if isinstance(cause, _faults()) and not isinstance(cause, reached) else None
-
-
-def _is_web_file(system: Any, url: str) -> bool:
-    """Whether the URL of a web server is that of a file, and not of an index page."""
-    if not url.startswith("http"):
-        return False
-    about = system.info(url)
-    return about.get("mimetype") != "text/html" and about.get("size") is not None
-
-
-def _missing(url: str) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, "no such object, folder or bucket", url)
-
-
-def _line(url: str, error: BaseException) -> str:
-    import aiohttp
-    import botocore.exceptions as boto
-
-    detail = " ".join(str(error).split())[:200] or type(error).__name__
-    status = getattr(error, "status", None)
-    if isinstance(error, PermissionError | boto.NoCredentialsError) or status in (401, 403):
-        who = "credentials that are set up" if _has_credentials() else "anonymous requests"
-        return (
-            f"{url}: access denied to {who} ({detail}); check the address (what may not be listed "
-            f"is denied even where there is nothing) and AWS_PROFILE, or for a public bucket "
-            f"against your credentials set FSSPEC_S3='{{\"anon\": true}}'"
-        )
-    if isinstance(error, boto.ProfileNotFound | boto.PartialCredentialsError):
-        return f"{url}: {detail}; check AWS_PROFILE and ~/.aws"
-    if status is not None or (isinstance(error, OSError) and error.errno == errno.EBUSY):
-        return f"{url}: the server does not serve it now ({detail}); run the same command later"
-    if isinstance(
-        error,
-        boto.ConnectionError
-        | boto.HTTPClientError
-        | aiohttp.ClientConnectionError
-        | ConnectionError
-        | TimeoutError,
-    ):
-        setting = " and AWS_ENDPOINT_URL" if url.startswith("s3") else ""
-        return (
-            f"{url}: the server cannot be reached ({detail}); check the network{setting}, and run "
-            f"the same command again"
-        )
-    if isinstance(error, EOFError | aiohttp.ClientPayloadError):
-        return (
-            f"{url}: truncated: the server broke off ({detail}), after several tries; run the same "
-            f"command again"
-        )
-    return f"{url}: cannot be read ({type(error).__name__}: {detail})"
-
-
 def _listed(system: Any, about: dict[str, Any]) -> ObjectPath:
     url = system.unstrip_protocol(about["name"])
     return ObjectPath(url.rstrip("/"), about.get("size"), _etag(about))
@@ -482,3 +353,11 @@ def _known(path: ObjectPath, size: int | None) -> int:
     if size is None:
         raise StorageError(f"{path}: the server does not say how long it is; download it first")
     return size
+
+
+def _is_web_file(system: Any, url: str) -> bool:
+    """Whether the URL of a web server is that of a file, and not of an index page."""
+    if not url.startswith("http"):
+        return False
+    about = system.info(url)
+    return about.get("mimetype") != "text/html" and about.get("size") is not None

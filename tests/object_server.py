@@ -4,8 +4,7 @@ It writes down every request, and fails where it is told to. Run: object_server.
 
     GET  /_log                        the requests since the last call, JSON
     POST /_fail {match, kind, times}  the next `times` GETs of objects whose path holds `match` are
-                                      cut short ("truncate"), refused ("503"), or replaced by
-                                      another content of the same length ("replace")
+                                      cut short ("truncate") or refused ("503")
     GET  /www/...                     FOLDER, with index pages, ranges and ETags
 """
 

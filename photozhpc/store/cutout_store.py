@@ -158,11 +158,7 @@ class CutoutStore:
         Raises:
             StoreError: the folder holds something else, or a store made differently.
         """
-        if isinstance(location(path), ObjectPath):
-            raise StoreError(
-                f"{path}: a store is written to a disk; pass a local --store, and copy it there "
-                f"when it is finished ('aws s3 cp --recursive')"
-            )
+        check_local(path)
         path = Path(str(path))
         size = survey.cutout_size if size is None else size
         if size < 1:
@@ -570,6 +566,19 @@ class CutoutStore:
                 config=always_write,
             )
         return arrays
+
+
+def check_local(path: str | AnyPath) -> None:
+    """Check that a store can be written at a path.
+
+    Raises:
+        StoreError: it is not on a disk.
+    """
+    if isinstance(location(path), ObjectPath):
+        raise StoreError(
+            f"{path}: a store is written to a disk; pass a local --store, and copy it there when "
+            f"it is finished ('aws s3 cp --recursive')"
+        )
 
 
 class TileWriter:

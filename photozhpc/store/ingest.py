@@ -27,7 +27,7 @@ from photozhpc.mosaic.sources import Sources, read_sources
 from photozhpc.mosaic.tile import Tile, read_tile
 from photozhpc.object_storage import AnyPath, ObjectPath, is_glob, list_objects, location
 from photozhpc.stopping import signals_held_back
-from photozhpc.store.cutout_store import CutoutStore, Measurements
+from photozhpc.store.cutout_store import CutoutStore, Measurements, check_local
 from photozhpc.survey import Survey
 
 OFF_TILE_ID = "off-tile"
@@ -157,6 +157,7 @@ def extract(
     Raises:
         PhotozError: a fault in the mosaics, the lists, or the store.
     """
+    check_local(store_path)
     found = find_mosaics(mosaics, survey)
     lists = list(source_lists) or find_source_lists(mosaics, survey)
     sources = read_sources(lists, survey.source_columns)
