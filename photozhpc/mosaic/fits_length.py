@@ -21,15 +21,18 @@ _MAX_COUNT = 999  # of axes, and of columns (FITS standard 4.0, sections 4.4.1 a
 
 
 @contextlib.contextmanager
-def unzipped(path: AnyPath) -> Iterator[Path]:
+def unzipped(path: AnyPath, shown: AnyPath | None = None) -> Iterator[Path]:
     """Give the path of a plain file: the file itself, or a scratch copy, fetched or unpacked.
+
+    Args:
+        shown: the path to name in errors, where it is another.
 
     Raises:
         MosaicError: missing, a folder, not readable, or a gzip file that is cut short.
     """
     if isinstance(path, ObjectPath):
         try:
-            with path.fetched() as copy, unzipped(copy) as plain:
+            with path.fetched() as copy, unzipped(copy, path) as plain:
                 yield plain
         except FileNotFoundError as error:
             if error.filename != path.url:
@@ -55,11 +58,11 @@ def unzipped(path: AnyPath) -> Iterator[Path]:
                 shutil.copyfileobj(packed, out, 1 << 20)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise MosaicError(
-                f"{path}: truncated or damaged gzip file ({error}); copy or download it again"
+                f"{shown or path}: truncated or damaged gzip file ({error}); copy or download it again"
             ) from error
         except OSError as error:
             raise MosaicError(
-                f"{path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR to a "
+                f"{shown or path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR to a "
                 "disk with room for it"
             ) from error
         yield plain
