@@ -58,12 +58,13 @@ def unzipped(path: AnyPath, shown: AnyPath | None = None) -> Iterator[Path]:
                 shutil.copyfileobj(packed, out, 1 << 20)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise MosaicError(
-                f"{shown or path}: truncated or damaged gzip file ({error}); copy or download it again"
+                f"{shown or path}: truncated or damaged gzip file ({error}); copy or "
+                "download it again"
             ) from error
         except OSError as error:
             raise MosaicError(
-                f"{shown or path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR to a "
-                "disk with room for it"
+                f"{shown or path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR "
+                "to a disk with room for it"
             ) from error
         yield plain
 
