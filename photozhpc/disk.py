@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from photozhpc.errors import RunError
+from photozhpc.object_storage import AnyPath
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FOREIGN_PARTIAL_SECONDS = 24 * 3600
@@ -58,15 +59,24 @@ def write_durably(path: Path, content: bytes | memoryview, sync_rename: bool = T
         raise disk_error(path, error) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         OSError: the file is missing or cannot be read.
         ValueError: it is not JSON, or something other than an object.
     """
+    return parse_json(path.read_bytes())
+
+
+def parse_json(content: bytes) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        ValueError: it is not JSON, or something other than an object.
+    """
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(content)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(document, dict):

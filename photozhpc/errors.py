@@ -48,6 +48,10 @@ class RunError(PhotozError):
     """A run that could not be finished: a full disk, lost workers, parts set aside."""
 
 
+class StorageError(RunError):
+    """An object store or web server that cannot be reached, refuses, or sends something else."""
+
+
 class Preempted(RunError):
     """A run that was asked to stop and saved its state: run it again to go on."""
 

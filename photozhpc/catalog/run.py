@@ -43,6 +43,7 @@ from photozhpc.errors import (
     RunError,
     StoreError,
 )
+from photozhpc.object_storage import AnyPath, location
 from photozhpc.remote import scheduler_client, slurm_client, workers_per_job
 from photozhpc.site import Site
 from photozhpc.store import CutoutStore
@@ -86,7 +87,7 @@ class RunSummary:
     """
 
     path: Path
-    store_path: Path
+    store_path: AnyPath
     checkpoint_path: Path
     survey_name: str
     counts: Counts
@@ -107,7 +108,7 @@ class RunSummary:
 
 
 def run_inference(
-    store_path: str | Path,
+    store_path: str | AnyPath,
     checkpoint_path: str | Path,
     out: str | Path,
     survey: Survey | None = None,
@@ -147,9 +148,8 @@ def run_inference(
     started = time.monotonic()
     crew = _Crew.of(workers, device, site, jobs, scheduler)
     if not crew.is_local:  # what other machines are told
-        store_path, checkpoint_path, out = (
-            Path(path).absolute() for path in (store_path, checkpoint_path, out)
-        )
+        store_path = location(store_path).absolute()
+        checkpoint_path, out = (Path(path).absolute() for path in (checkpoint_path, out))
     store = CutoutStore.open(store_path)
     if crew.is_local and crew.device == "cpu":
         import_early(_PRELOAD)

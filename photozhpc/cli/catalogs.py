@@ -8,8 +8,9 @@ from typing import Literal
 import click
 
 from photozhpc.cli.exports import EXPORT_NAMES, FORMATS, export_as
-from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.cli.group import Examples, Location, Progress, main
 from photozhpc.errors import PhotozError
+from photozhpc.object_storage import AnyPath
 from photozhpc.survey import load_survey
 
 # The sky that `photozhpc infer --survey roman-sim` makes for itself. No model that comes with
@@ -20,7 +21,7 @@ DEFAULT_TILES = 4
 
 @main.command(cls=Examples, example="photozhpc infer --survey roman-sim")
 @click.option("--survey", required=True, help="Survey name or YAML file.")
-@click.option("--store", type=click.Path(path_type=Path), help="Store made by 'extract'.")
+@click.option("--store", type=Location(), help="Store made by 'extract'; may be on s3://.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Default: the bundled model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: out/SURVEY.")
 @click.option("--truth", multiple=True, type=click.Path(path_type=Path), help="Truth table(s).")
@@ -49,7 +50,7 @@ DEFAULT_TILES = 4
 )
 def infer(
     survey: str,
-    store: Path | None,
+    store: AnyPath | None,
     checkpoint: Path | None,
     out: Path | None,
     truth: tuple[Path, ...],
@@ -203,21 +204,21 @@ def report(
 
 
 @main.command(cls=Examples, example="photozhpc verify catalogue --store store.zarr")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=Location())
 @click.option(
     "--store",
     "store_path",
-    type=click.Path(path_type=Path),
+    type=Location(),
     help="Of a catalogue: see too that every source of this store is in it, once.",
 )
-def verify(path: Path, store_path: Path | None) -> None:
+def verify(path: AnyPath, store_path: AnyPath | None) -> None:
     """Check every file of a store, or of a catalogue (the --out of infer), and name what is wrong.
 
     Files are compared with the sizes and SHA-256 that were noted when they were written.
     """
     from photozhpc.store import CutoutStore
 
-    if (path / "run.json").is_file():
+    if isinstance(path, Path) and (path / "run.json").is_file():
         _verify_catalog(path, store_path)
         return
     if store_path is not None:
@@ -234,7 +235,7 @@ def verify(path: Path, store_path: Path | None) -> None:
     click.echo(f"{path}: sound: {len(store)} sources, {len(store.shards())} shards")
 
 
-def _verify_catalog(path: Path, store_path: Path | None) -> None:
+def _verify_catalog(path: Path, store_path: AnyPath | None) -> None:
     from photozhpc.catalog.verify import verify_catalog
     from photozhpc.store import CutoutStore
 

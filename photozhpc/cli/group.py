@@ -16,6 +16,7 @@ import click
 
 from photozhpc import __version__
 from photozhpc.errors import PhotozError, Preempted
+from photozhpc.object_storage import AnyPath, location
 
 
 class Group(click.Group):
@@ -74,6 +75,15 @@ class _OneLine(click.ClickException):
 
 class _Requeue(_OneLine):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: the job scripts requeue on it
+
+
+class Location(click.ParamType):
+    """A path, or the URL of an object (s3://, https://), which `click.Path` would mangle."""
+
+    name = "path or URL"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> AnyPath:
+        return location(value)
 
 
 class Examples(click.Command):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.cli.group import Examples, Location, Progress, main
+from photozhpc.object_storage import AnyPath
 from photozhpc.survey import load_survey
 
 
@@ -35,23 +36,25 @@ def simulate(
     example="photozhpc extract --survey roman-l3 --mosaics l3 --sources cat.fits --store s.zarr",
 )
 @click.option("--survey", required=True, help="Survey name or YAML file.")
-@click.option("--mosaics", required=True, help="Folder or glob of mosaics.")
+@click.option(
+    "--mosaics", required=True, help="Folder or glob of mosaics; s3://BUCKET/... and https:// too."
+)
 @click.option(
     "--sources",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=Location(),
     help="Source list (Parquet, FITS, ECSV, CSV); may be repeated; default: those beside the "
     "mosaics.",
 )
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="Store to write.")
+@click.option("--store", required=True, type=Location(), help="Store to write, on a disk.")
 @click.option("--size", type=click.IntRange(8), help="Side of the cutouts, px.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
 @click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
 def extract(
     survey: str,
     mosaics: str,
-    sources: tuple[Path, ...],
-    store: Path,
+    sources: tuple[AnyPath, ...],
+    store: AnyPath,
     size: int | None,
     workers: int | None,
     share: str,

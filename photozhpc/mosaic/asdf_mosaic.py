@@ -1,6 +1,7 @@
 """Roman L3 mosaics in ASDF, read without the Roman schemas."""
 
 import contextlib
+import io
 import os
 import struct
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 import asdf
 import numpy as np
 from asdf.exceptions import AsdfWarning
+from asdf.tags.core.ndarray import NDArrayType
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
@@ -25,6 +27,7 @@ from photozhpc.mosaic.plane import (
     sample_rows,
     sigma_from_weight,
 )
+from photozhpc.object_storage import AnyPath
 from photozhpc.survey import Band, Survey
 
 _BLOCK_MAGIC = b"\xd3BLK"
@@ -35,7 +38,7 @@ _VARIANCES = ("var_poisson", "var_rnoise", "var_flat", "var_sky")
 
 @contextlib.contextmanager
 def open_asdf(
-    path: Path, plain: Path, survey: Survey, band: Band | None
+    path: AnyPath, plain: Path, survey: Survey, band: Band | None
 ) -> Iterator[list[BandPlane]]:
     """Open one band of a Roman L3 mosaic; memory-mapped where it is not compressed.
 
@@ -50,13 +53,7 @@ def open_asdf(
     """
     check_blocks(path, plain)
     with contextlib.ExitStack() as stack:
-        # The Roman tags are left unread even where roman_datamodels is installed: one way to
-        # read every version of its schemas.
-        config = stack.enter_context(asdf.config_context())
-        for package in ("roman_datamodels", "rad"):
-            config.remove_extension(package=package)
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", AsdfWarning)
+        stack.enter_context(_reading_tree())
         try:
             file = stack.enter_context(
                 asdf.open(plain, memmap=True, lazy_load=True, ignore_unrecognized_tag=True)
@@ -67,21 +64,63 @@ def open_asdf(
         yield [plane]
 
 
-def _plane(path: Path, tree: Mapping[str, Any], survey: Survey, band: Band | None) -> BandPlane:
+def asdf_grid(path: AnyPath, stream: io.RawIOBase) -> tuple[tuple[int, int], Any]:
+    """Read shape and WCS of a mosaic, of which no more is requested than its tree.
+
+    Raises:
+        MosaicError: damaged, or without what a mosaic needs.
+    """
+    with _reading_tree():
+        try:
+            with asdf.open(stream, lazy_load=True, ignore_unrecognized_tag=True) as file:
+                _, meta, data, _ = _nodes(path, file.tree)
+                shape, wcs = tuple(int(n) for n in data.shape), meta.get("wcs")
+                wcs = _check_wcs(path, wcs)
+                # What it needs of the file has to be there before that is closed.
+                wcs(0.0, 0.0)
+        except DAMAGED as error:
+            raise _damaged(path, error) from error
+    return (shape[0], shape[1]), wcs
+
+
+@contextlib.contextmanager
+def _reading_tree() -> Iterator[None]:
+    # The Roman tags are left unread even where roman_datamodels is installed: one way to
+    # read every version of its schemas.
+    with asdf.config_context() as config, warnings.catch_warnings():
+        for package in ("roman_datamodels", "rad"):
+            config.remove_extension(package=package)
+        warnings.simplefilter("ignore", AsdfWarning)
+        yield
+
+
+def _nodes(
+    path: AnyPath, tree: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any], Any, str | None]:
+    """Return what stands under 'roman' and under 'meta', the image, and its unit."""
     roman = tree.get("roman", tree)
     if not isinstance(roman, Mapping) or "data" not in roman or "meta" not in roman:
         raise MosaicError(f"{path}: not a Roman L3 mosaic: no 'roman' node with 'data' and 'meta'")
-    meta = roman["meta"]
     data, unit = _array(roman["data"])
     if len(data.shape) != 2 or 0 in data.shape:
         raise MosaicError(f"{path}: 'data' must have two axes, it has shape {tuple(data.shape)}")
-    height, width = (int(n) for n in data.shape)
-    band = _band(path, meta, survey, band)
-    wcs = meta.get("wcs")
+    return roman, roman["meta"], data, unit
+
+
+def _check_wcs(path: AnyPath, wcs: Any) -> Any:
     if wcs is None or isinstance(wcs, Mapping | str):
         raise MosaicError(f"{path}: has no WCS (meta.wcs); make the mosaic again with one")
     with naming(path):
         check_frame(wcs)
+    return wcs
+
+
+def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | None) -> BandPlane:
+    roman, meta, data, unit = _nodes(path, tree)
+    height, width = (int(n) for n in data.shape)
+    band = _band(path, meta, survey, band)
+    wcs = _check_wcs(path, meta.get("wcs"))
+    with naming(path):
         area_arcsec2 = pixel_area_arcsec2(wcs, (height, width))
         scale = njy_per_unit(unit or "MJy/sr", band, area_arcsec2)
     conversion = meta.get("photometry", {}).get("conversion_megajanskys")
@@ -142,6 +181,8 @@ def _plane(path: Path, tree: Mapping[str, Any], survey: Survey, band: Band | Non
 
 def _array(node: Any) -> tuple[Any, str | None]:
     """Split an array node into its array, which may be lazy, and its unit."""
+    if isinstance(node, NDArrayType):  # to ask it for what it has not would read its block
+        return node, None
     unit = getattr(node, "unit", None)
     value = getattr(node, "value", node) if unit is not None else node
     if not hasattr(value, "shape"):
@@ -149,7 +190,7 @@ def _array(node: Any) -> tuple[Any, str | None]:
     return value, None if unit is None else str(unit)
 
 
-def _band(path: Path, meta: Mapping[str, Any], survey: Survey, given: Band | None) -> Band:
+def _band(path: AnyPath, meta: Mapping[str, Any], survey: Survey, given: Band | None) -> Band:
     """The band that is given, else the one the file says it is, else the one in its name."""
     instrument = meta.get("instrument", {})
     name = str(instrument.get("optical_element") or instrument.get("filter") or "")
@@ -174,7 +215,7 @@ def _band(path: Path, meta: Mapping[str, Any], survey: Survey, given: Band | Non
     return match[1]
 
 
-def check_blocks(path: Path, plain: Path) -> None:
+def check_blocks(path: AnyPath, plain: Path) -> None:
     """Walk the binary blocks: a file cut short would fault, or read as zeros, when mapped.
 
     Raises:
@@ -220,6 +261,6 @@ def check_blocks(path: Path, plain: Path) -> None:
     )
 
 
-def _damaged(path: Path, error: BaseException) -> MosaicError:
+def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
     detail = " ".join(str(error).split())[:160] or type(error).__name__
     return MosaicError(f"{path}: damaged or not a Roman mosaic ({detail}); copy it again")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from photozhpc.errors import MosaicError
+from photozhpc.object_storage import AnyPath, ObjectPath
 
 _BLOCK = 2880
 _CARD = 80
@@ -20,12 +21,24 @@ _MAX_COUNT = 999  # of axes, and of columns (FITS standard 4.0, sections 4.4.1 a
 
 
 @contextlib.contextmanager
-def unzipped(path: Path) -> Iterator[Path]:
-    """Give the path of a plain file: the file itself, or a scratch copy unpacked from gzip.
+def unzipped(path: AnyPath, shown: AnyPath | None = None) -> Iterator[Path]:
+    """Give the path of a plain file: the file itself, or a scratch copy, fetched or unpacked.
+
+    Args:
+        shown: the path to name in errors, where it is another.
 
     Raises:
         MosaicError: missing, a folder, not readable, or a gzip file that is cut short.
     """
+    if isinstance(path, ObjectPath):
+        try:
+            with path.fetched() as copy, unzipped(copy, path) as plain:
+                yield plain
+        except FileNotFoundError as error:
+            if error.filename != path.url:
+                raise
+            raise MosaicError(f"{path}: no such object") from error
+        return
     if not os.path.exists(path):
         raise MosaicError(f"{path}: no such file")
     if not os.path.isfile(path):
@@ -45,17 +58,18 @@ def unzipped(path: Path) -> Iterator[Path]:
                 shutil.copyfileobj(packed, out, 1 << 20)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise MosaicError(
-                f"{path}: truncated or damaged gzip file ({error}); copy or download it again"
+                f"{shown or path}: truncated or damaged gzip file ({error}); copy or "
+                "download it again"
             ) from error
         except OSError as error:
             raise MosaicError(
-                f"{path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR to a "
-                "disk with room for it"
+                f"{shown or path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR "
+                "to a disk with room for it"
             ) from error
         yield plain
 
 
-def check_length(path: Path, shown: Path) -> None:
+def check_length(path: Path, shown: AnyPath) -> None:
     """Walk the headers: astropy only warns of a file that is cut short, and reads on.
 
     Args:

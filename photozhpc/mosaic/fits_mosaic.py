@@ -1,6 +1,7 @@
 """Mosaics in FITS: one file a band, an extension a band, or a cube; .gz and .fz too."""
 
 import contextlib
+import io
 import math
 import re
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from photozhpc.mosaic.plane import (
     sample_rows,
     sigma_from_weight,
 )
+from photozhpc.object_storage import AnyPath
 from photozhpc.survey import Band, Survey
 
 _DO_NOT_USE = 1  # bit 0 of DQ
@@ -67,10 +69,10 @@ class _Plane:
         return np.asarray(self.hdu.section[(*self.layer, slice(i0, i1), slice(None))])
 
 
-def sibling_paths(path: Path) -> dict[str, Path]:
+def sibling_paths(path: AnyPath) -> dict[str, AnyPath]:
     """Weight and error files that lie beside a science file, by role."""
     name = re.fullmatch(r"(.+?)([._-])(drz|drc|sci|i2d)(\.fits?)(\.gz|\.fz)?", path.name, re.I)
-    found = {}
+    found: dict[str, AnyPath] = {}
     if name is not None:
         for role, words in _SIBLINGS.items():
             for word in words:
@@ -83,7 +85,7 @@ def sibling_paths(path: Path) -> dict[str, Path]:
 
 @contextlib.contextmanager
 def open_fits(
-    path: Path, plain: Path, survey: Survey, band: Band | None
+    path: AnyPath, plain: Path, survey: Survey, band: Band | None
 ) -> Iterator[list[BandPlane]]:
     """Open every band of the survey that a FITS file holds.
 
@@ -112,7 +114,28 @@ def open_fits(
         yield planes
 
 
-def _open(path: Path, plain: Path, stack: contextlib.ExitStack) -> Any:
+def fits_grid(
+    path: AnyPath, stream: io.RawIOBase, survey: Survey, band: Band | None
+) -> tuple[tuple[int, int], WCS | None]:
+    """Read shape and WCS of a mosaic, of which no more is requested than the headers.
+
+    Raises:
+        MosaicError, ConfigError: as `open_fits`.
+    """
+    try:
+        with fits.open(stream, memmap=False, lazy_load_hdus=True) as hdus:
+            len(hdus)
+            image = next(iter(_groups(path, hdus, survey, band).values()))["image"]
+            wcs = _wcs(path, hdus, image.hdu)
+    except DAMAGED as error:
+        raise _damaged(path, error) from error
+    if wcs is not None:
+        with naming(path):
+            check_frame(wcs)
+    return image.shape, wcs
+
+
+def _open(path: AnyPath, plain: Path, stack: contextlib.ExitStack) -> Any:
     check_length(plain, path)
     try:
         hdus = stack.enter_context(fits.open(plain, memmap=False))
@@ -123,7 +146,7 @@ def _open(path: Path, plain: Path, stack: contextlib.ExitStack) -> Any:
 
 
 def _add_siblings(
-    path: Path, groups: dict[str, dict[str, _Plane]], stack: contextlib.ExitStack
+    path: AnyPath, groups: dict[str, dict[str, _Plane]], stack: contextlib.ExitStack
 ) -> None:
     if len(groups) > 1:
         return
@@ -141,7 +164,7 @@ def _is_image(hdu: Any) -> bool:
 
 
 def _groups(
-    path: Path, hdus: Any, survey: Survey, band: Band | None
+    path: AnyPath, hdus: Any, survey: Survey, band: Band | None
 ) -> dict[str, dict[str, _Plane]]:
     """Sort the image planes of a file: band name -> role -> plane."""
     images = [hdu for hdu in hdus if _is_image(hdu)]
@@ -223,7 +246,7 @@ def _cube(hdu: Any, survey: Survey) -> tuple[int, ...] | None:
     return shape if len(shape) == 3 and shape[0] == len(survey.bands) > 1 else None
 
 
-def _flat(path: Path, hdu: Any) -> _Plane:
+def _flat(path: AnyPath, hdu: Any) -> _Plane:
     """Take the one image of an HDU, or the first layer of a single stack (IMCOM: science)."""
     leading = tuple(hdu.shape[:-2])
     if len(leading) >= 2 and leading[0] == 1:
@@ -279,7 +302,7 @@ def _header_bands(*headers: Any) -> list[tuple[str, str]]:
     ]
 
 
-def _band_of_file(path: Path, survey: Survey, *headers: Any) -> Band:
+def _band_of_file(path: AnyPath, survey: Survey, *headers: Any) -> Band:
     stated = _header_bands(*headers)
     for _, name in stated:
         found = survey.find_band(name)
@@ -304,7 +327,7 @@ def _band_of_file(path: Path, survey: Survey, *headers: Any) -> Band:
     )
 
 
-def _wcs(path: Path, hdus: Any, image: Any) -> WCS | None:
+def _wcs(path: AnyPath, hdus: Any, image: Any) -> WCS | None:
     """The celestial WCS of a science image (of the primary header, where it has none)."""
     for header in (image.header, hdus[0].header):
         if "CTYPE1" not in header:
@@ -322,7 +345,7 @@ def _wcs(path: Path, hdus: Any, image: Any) -> WCS | None:
 
 
 def _band_plane(
-    path: Path, hdus: Any, survey: Survey, band: Band, planes: dict[str, _Plane]
+    path: AnyPath, hdus: Any, survey: Survey, band: Band, planes: dict[str, _Plane]
 ) -> BandPlane:
     image = planes["image"]
     wcs = _wcs(path, hdus, image.hdu)
@@ -421,6 +444,6 @@ def _noise_scale(image: _Plane, weight: _Plane | None) -> float:
     return robust_sigma((sample - sky) * root)
 
 
-def _damaged(path: Path, error: BaseException) -> MosaicError:
+def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
     detail = " ".join(str(error).split())[:160] or type(error).__name__
     return MosaicError(f"{path}: damaged or not a FITS mosaic ({detail}); copy it again")

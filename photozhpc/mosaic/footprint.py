@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,14 @@ from numpy.typing import ArrayLike
 
 from photozhpc.errors import MosaicError
 from photozhpc.mosaic import grid
+from photozhpc.mosaic.asdf_mosaic import asdf_grid
+from photozhpc.mosaic.fits_mosaic import fits_grid
 from photozhpc.mosaic.grid import FloatN
 from photozhpc.mosaic.tile import open_planes
+from photozhpc.object_storage import AnyPath, ObjectPath, read_heads
 from photozhpc.survey import Survey
+
+_HEADS_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,34 @@ class Footprint:
         return grid.pixel_to_sky(self.wcs, y_N, x_N)
 
 
-def read_footprint(paths: Mapping[str, Path], survey: Survey) -> Footprint:
+def read_footprints(
+    tiles: Mapping[str, Mapping[str, AnyPath]], survey: Survey
+) -> dict[str, Footprint]:
+    """Read the grids of tiles, {tile_id: {band: path}}; the headers of remote ones all at a time.
+
+    Raises:
+        PhotozError: as `read_footprint`.
+    """
+    found: dict[str, Footprint] = {}
+    names = list(tiles)
+    for start in range(0, len(names), _HEADS_AT_A_TIME):
+        some = names[start : start + _HEADS_AT_A_TIME]
+        first = [next(iter(tiles[name].values())) for name in some]
+        heads = read_heads(path for path in first if isinstance(path, ObjectPath))
+        for name, path in zip(some, first, strict=True):
+            head = heads.get(path, b"") if isinstance(path, ObjectPath) else b""
+            found[name] = read_footprint(tiles[name], survey, head)
+    return found
+
+
+def read_footprint(paths: Mapping[str, AnyPath], survey: Survey, head: bytes = b"") -> Footprint:
     """Read the grid of a tile from the first of its mosaics, {band: path}.
 
-    A name that is no band's ("*") stands for a file of several bands.
+    A name that is no band's ("*") stands for a file of several bands. Of a remote file the headers
+    alone are requested, unless it is packed by gzip.
+
+    Args:
+        head: the beginning of a remote file, if it is there already.
 
     Raises:
         MosaicError: the file is missing or damaged, or has no WCS.
@@ -44,8 +72,31 @@ def read_footprint(paths: Mapping[str, Path], survey: Survey) -> Footprint:
     band, path = next(iter(paths.items()))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", AstropyWarning)
-        with open_planes(path, survey, survey.find_band(band)) as planes:
-            plane = planes[0]
-    if plane.wcs is None:
+        shape_HW, wcs = _remote_grid(path, survey, band, head) or _local_grid(path, survey, band)
+    if wcs is None:
         raise MosaicError(f"{path}: has no WCS, so the sources' sky positions mean nothing on it")
-    return Footprint(plane.shape_HW, plane.wcs)
+    return Footprint(shape_HW, wcs)
+
+
+def _remote_grid(
+    path: AnyPath, survey: Survey, band: str, head: bytes
+) -> tuple[tuple[int, int], Any] | None:
+    """Return shape and WCS from the headers of a remote file; None: it has to be fetched."""
+    if not isinstance(path, ObjectPath):
+        return None
+    try:
+        with path.open(head=head) as stream:
+            start = stream.read(8)
+            stream.seek(0)
+            if start.startswith(b"#ASDF"):
+                return asdf_grid(path, stream)
+            if start.startswith(b"SIMPLE"):
+                return fits_grid(path, stream, survey, survey.find_band(band))
+    except FileNotFoundError as error:
+        raise MosaicError(f"{path}: no such object") from error
+    return None
+
+
+def _local_grid(path: AnyPath, survey: Survey, band: str) -> tuple[tuple[int, int], Any]:
+    with open_planes(path, survey, survey.find_band(band)) as planes:
+        return planes[0].shape_HW, planes[0].wcs

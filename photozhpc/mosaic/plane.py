@@ -6,7 +6,6 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import asdf.exceptions
@@ -17,6 +16,7 @@ from astropy.io.fits.hdu.compressed._compression import CfitsioException  # no p
 from numpy.typing import NDArray
 
 from photozhpc.errors import MosaicError
+from photozhpc.object_storage import AnyPath
 
 # What astropy, asdf, gwcs and zlib raise on damaged files; every one becomes a MosaicError.
 DAMAGED: tuple[type[Exception], ...] = (
@@ -58,7 +58,7 @@ class BandPlane:
         notes: what a user should know: an estimated error, a skipped plane.
     """
 
-    path: Path
+    path: AnyPath
     band: str
     shape_HW: tuple[int, int]
     wcs: Any
@@ -68,7 +68,7 @@ class BandPlane:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: AnyPath) -> Iterator[None]:
     """Put the path before the message of a MosaicError that does not know it."""
     try:
         yield

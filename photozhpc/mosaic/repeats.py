@@ -7,14 +7,15 @@ from astropy.utils.exceptions import AstropyWarning
 
 from photozhpc.mosaic.fits_length import unzipped
 from photozhpc.mosaic.plane import DAMAGED
+from photozhpc.object_storage import AnyPath
 from photozhpc.survey import Survey
 
 
 def one_of_each(
-    claims: dict[str, dict[str, list[Path]]], survey: Survey, notes: list[str]
-) -> dict[str, dict[str, Path]]:
+    claims: dict[str, dict[str, list[AnyPath]]], survey: Survey, notes: list[str]
+) -> dict[str, dict[str, AnyPath]]:
     """Return {tile_id: {band: path}} of {tile_id: {band: paths}}, with a note on the others."""
-    found: dict[str, dict[str, Path]] = {}
+    found: dict[str, dict[str, AnyPath]] = {}
     passed_over = []
     for tile_id, bands in claims.items():
         found[tile_id] = {}
@@ -27,7 +28,7 @@ def one_of_each(
     return found
 
 
-def note_on(what: str, passed_over: list[tuple[Path, Path]]) -> str:
+def note_on(what: str, passed_over: list[tuple[AnyPath, AnyPath]]) -> str:
     """Return a note on (what was passed over, what was taken in its place)."""
     path, best = passed_over[0]
     return (
@@ -36,7 +37,7 @@ def note_on(what: str, passed_over: list[tuple[Path, Path]]) -> str:
     )
 
 
-def best_mosaic(paths: list[Path], survey: Survey) -> Path:
+def best_mosaic(paths: list[AnyPath], survey: Survey) -> AnyPath:
     """Return the best of several mosaics of one band of one tile.
 
     That is the first by `Survey.prefer_mosaics`; of equals the one of the longest exposure, as
@@ -52,7 +53,7 @@ def best_mosaic(paths: list[Path], survey: Survey) -> Path:
     return max(best, key=lambda path: (exposure_time_s(path), path.name, str(path)))
 
 
-def exposure_time_s(path: Path) -> float:
+def exposure_time_s(path: AnyPath) -> float:
     """Return the exposure time that a mosaic states: L3's coadd_info, or EXPTIME; 0: none.
 
     A file too damaged to tell states none: whoever reads its pixels says what is wrong.

@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean
 from photozhpc.mosaic.table_file import read_columns
+from photozhpc.object_storage import AnyPath, location
 from photozhpc.survey import SourceColumns, names_of
 
 # An identifier made of a list's name and a number in it: the last seven digits are the number.
@@ -70,15 +70,15 @@ class JoinedLists:
     labels: dict[str, int] = field(default_factory=dict)
 
 
-def read_sources(paths: Iterable[str | Path], columns: SourceColumns) -> Sources:
+def read_sources(paths: Iterable[str | AnyPath], columns: SourceColumns) -> Sources:
     """Read and join source lists, as read_source_lists."""
     return read_source_lists(paths, columns).sources
 
 
 def read_source_lists(
-    paths: Iterable[str | Path],
+    paths: Iterable[str | AnyPath],
     columns: SourceColumns,
-    list_name: Callable[[Path], str] = lambda path: path.stem,
+    list_name: Callable[[AnyPath], str] = lambda path: path.stem,
 ) -> JoinedLists:
     """Read and join source lists, with the survey's column names.
 
@@ -91,7 +91,7 @@ def read_source_lists(
         SourceListError: a file is missing or damaged, a column that is needed is missing, or a
             source_id stands in the lists twice.
     """
-    files = [Path(path) for path in paths]
+    files = [location(path) for path in paths]
     read = [_read_one(path, columns, len(files) == 1, list_name(path)) for path in files]
     if not read:
         raise SourceListError("no source list was given; pass one with --sources FILE")
@@ -116,7 +116,7 @@ _FIELDS = ("source_id_N", "ra_N", "dec_N", "z_spec_N", "ebv_N")
 
 
 def _read_one(
-    path: Path, columns: SourceColumns, number_rows: bool, list_name: str
+    path: AnyPath, columns: SourceColumns, number_rows: bool, list_name: str
 ) -> tuple[Sources, dict[str, int]]:
     """Read a list; return its sources, and how many labels are from which column."""
     known = {name.lower() for value in vars(columns).values() for name in names_of(value)}
@@ -208,7 +208,7 @@ def _read_one(
 
 
 def _identifiers(
-    path: Path, name: str, number_N: NDArray[np.int64], list_name: str
+    path: AnyPath, name: str, number_N: NDArray[np.int64], list_name: str
 ) -> NDArray[np.int64]:
     """Make identifiers that are unique over all lists of numbers that are unique in theirs.
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from photozhpc.errors import MosaicError, SourceListError
 from photozhpc.mosaic.fits_length import check_length
 from photozhpc.mosaic.numbered_table import numbered_columns, read_numbered
+from photozhpc.object_storage import AnyPath, ObjectPath
 
 
 def read_columns(
-    path: Path, what: str, wanted: Callable[[str], bool] = lambda name: True
+    path: AnyPath, what: str, wanted: Callable[[str], bool] = lambda name: True
 ) -> tuple[dict[str, NDArray], list[str]]:
     """Return the columns that are wanted, and the names of all.
 
@@ -27,6 +28,8 @@ def read_columns(
     Raises:
         SourceListError: the file is missing, damaged, or of another kind.
     """
+    if isinstance(path, ObjectPath):
+        return _read_fetched(path, what, wanted)
     if not path.is_file():
         raise SourceListError(f"{path}: no such {what}")
     if path.stat().st_size == 0:
@@ -46,6 +49,19 @@ def read_columns(
     except Exception as error:  # the readers of damaged tables raise whatever they run into
         line = " ".join(str(error).split())[:160] or type(error).__name__
         raise SourceListError(f"{path}: the {what} cannot be read ({line})") from error
+
+
+def _read_fetched(
+    path: ObjectPath, what: str, wanted: Callable[[str], bool]
+) -> tuple[dict[str, NDArray], list[str]]:
+    try:
+        with path.fetched() as copy:
+            try:
+                return read_columns(copy, what, wanted)
+            except SourceListError as error:
+                raise SourceListError(str(error).replace(str(copy), str(path))) from error
+    except FileNotFoundError as error:
+        raise SourceListError(f"{path}: no such {what}") from error
 
 
 def _read_parquet(

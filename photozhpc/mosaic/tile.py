@@ -9,7 +9,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,14 @@ from photozhpc.mosaic.asdf_mosaic import open_asdf
 from photozhpc.mosaic.fits_length import unzipped
 from photozhpc.mosaic.fits_mosaic import open_fits, sibling_paths
 from photozhpc.mosaic.plane import BandPlane
+from photozhpc.object_storage import AnyPath, ObjectPath, location
 from photozhpc.survey import Band, Survey
 
 MAX_MEMORY_BYTES = 512 << 20  # larger tiles live in a scratch file
 _SECTION_PIXELS = 4_000_000
 _MAX_GRID_OFFSET_PIX = 0.05
 
-PathLike = str | os.PathLike[str]
+PathLike = str | os.PathLike[str] | ObjectPath
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,22 +135,24 @@ def read_tile(
 
 def _files(
     paths: PathLike | Sequence[PathLike] | Mapping[str, PathLike], survey: Survey
-) -> list[tuple[Path, Band | None]]:
+) -> list[tuple[AnyPath, Band | None]]:
     if isinstance(paths, Mapping):
-        files: list[tuple[Path, Band | None]] = [
-            (Path(path), survey.band(name)) for name, path in paths.items()
+        files: list[tuple[AnyPath, Band | None]] = [
+            (location(path), survey.band(name)) for name, path in paths.items()
         ]
     else:
-        listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-        siblings = {s for path in listed for s in sibling_paths(Path(path)).values()}
-        files = [(Path(path), None) for path in listed if Path(path) not in siblings]
+        if isinstance(paths, str | os.PathLike | ObjectPath):
+            paths = [paths]
+        listed = [location(path) for path in paths]
+        siblings = {s for path in listed for s in sibling_paths(path).values()}
+        files = [(path, None) for path in listed if path not in siblings]
     if not files:
         raise MosaicError("no mosaic given: read_tile needs at least one path")
     return files
 
 
 @contextlib.contextmanager
-def open_planes(path: Path, survey: Survey, band: Band | None) -> Iterator[list[BandPlane]]:
+def open_planes(path: AnyPath, survey: Survey, band: Band | None) -> Iterator[list[BandPlane]]:
     with unzipped(path) as plain:
         with open(plain, "rb") as stream:
             start = stream.read(8)
@@ -186,7 +188,7 @@ def _check_grid(first: BandPlane, other: BandPlane) -> None:
         )
 
 
-def _tile_id(paths: list[Path], survey: Survey) -> str:
+def _tile_id(paths: list[AnyPath], survey: Survey) -> str:
     """The {tile} of the survey's file names; else what the names of the files share."""
     tiles = {match[0] for path in paths if (match := survey.match_mosaic(path.name)) is not None}
     if len(tiles) == 1 and (tile := tiles.pop()):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean
 from photozhpc.mosaic.table_file import read_columns
+from photozhpc.object_storage import AnyPath
 from photozhpc.store import CutoutStore
 
 # The first that a table has; galaxy_id and redshift are those of OpenUniverse2024.
@@ -77,7 +78,7 @@ def read_truth(paths: Sequence[str | Path]) -> Truth:
     return _rows(truth, np.flatnonzero(np.isfinite(truth.z_ref_N)))
 
 
-def store_labels(store_path: str | Path) -> Truth:
+def store_labels(store_path: str | AnyPath) -> Truth:
     """Return the spectroscopic redshifts in a store.
 
     Raises:

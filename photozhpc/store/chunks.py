@@ -6,11 +6,10 @@ and ZEP 2). Zarr writes the arrays, and in the tests it is what these reads must
 """
 
 import math
-import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -19,19 +18,23 @@ from numcodecs import blosc
 from numpy.typing import DTypeLike, NDArray
 
 from photozhpc.disk import read_json
+from photozhpc.object_storage import AnyPath, ObjectPath
+from photozhpc.store.shard_file import ShardFile, open_shard
 
 _ENCODING = ["bytes", "blosc", "crc32c"]
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16  # of the index of a shard: offset and length, uint64 each
 
 
-def read_layout(folder: Path, dtype: DTypeLike) -> "ArrayLayout":
-    """Read an array's zarr.json, or remember it if it has not changed.
+def read_layout(folder: AnyPath, dtype: DTypeLike) -> "ArrayLayout":
+    """Read an array's zarr.json, or remember it if it has not changed (a remote one: always).
 
     Raises:
         OSError, ValueError, KeyError, TypeError, IndexError: it is missing, damaged, or of an
             array that this package did not write.
     """
+    if isinstance(folder, ObjectPath):
+        return _read_layout(folder, np.dtype(dtype), 0, 0)
     found = (folder / "zarr.json").stat()
     return _read_layout(folder, np.dtype(dtype), found.st_size, found.st_mtime_ns)
 
@@ -48,7 +51,7 @@ class ArrayLayout:
         is_sharded: whether a file is a shard; if not, it is one chunk.
     """
 
-    folder: Path
+    folder: AnyPath
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     file_len: int
@@ -56,12 +59,18 @@ class ArrayLayout:
     is_sharded: bool
 
     def read_rows(
-        self, start: int, stop: int, out: NDArray[Any], centre: slice | None = None
+        self,
+        start: int,
+        stop: int,
+        out: NDArray[Any],
+        centre: slice | None = None,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         """Read rows [start, stop), which are in one file, into `out`.
 
         Args:
             centre: of images (N, C, S, S), the lines and columns that are wanted; None: all.
+            sizes: of the files of a remote array, by their names in its folder; None: to be asked.
 
         Raises:
             OSError, ValueError, RuntimeError: the file is missing, truncated or altered.
@@ -69,23 +78,35 @@ class ArrayLayout:
         if stop <= start:
             return
         number = start // self.file_len
-        path = self.folder / "c" / "/".join([str(number), *["0"] * (len(self.shape) - 1)])
+        name = "/".join(["c", str(number), *["0"] * (len(self.shape) - 1)])
         chunk_len = self.chunk_shape[0]
-        with open(path, "rb", buffering=0) as stream:
-            places = self._places(stream.fileno())
-            for chunk in range(
-                start % self.file_len // chunk_len,
-                -(-((stop - 1) % self.file_len + 1) // chunk_len),
-            ):
+        chunks_due = range(
+            start % self.file_len // chunk_len, -(-((stop - 1) % self.file_len + 1) // chunk_len)
+        )
+        with open_shard(self.folder / name, None if sizes is None else sizes[name]) as file:
+            places = self._places(file)
+            file.expect(*self._span(places, chunks_due, centre))
+            for chunk in chunks_due:
                 low = number * self.file_len + chunk * chunk_len
                 a, b = max(start, low), min(stop, low + chunk_len)
                 rows, target = slice(a - low, b - low), out[a - start : b - start]
                 chunks = places[chunk * self._n_bands : (chunk + 1) * self._n_bands]
-                self._read_chunks(stream.fileno(), chunks, rows, target, centre)
+                self._read_chunks(file, chunks, rows, target, centre)
+
+    def _span(
+        self, places: list[tuple[int, int]], chunks: range, centre: slice | None
+    ) -> tuple[int, int]:
+        """Return the range of a file that holds the lines of the centre in all of the chunks."""
+        bands = range(self._n_bands)
+        if centre is not None and len(self.shape) == 4:
+            height = self.chunk_shape[2]
+            bands = range(centre.start // height, -(-centre.stop // height))
+        due = [places[chunk * self._n_bands + band] for chunk in chunks for band in bands]
+        return min(at for at, _ in due), max(at + length for at, length in due)
 
     def _read_chunks(
         self,
-        file: int,
+        file: ShardFile,
         places: list[tuple[int, int]],
         rows: slice,
         target: NDArray[Any],
@@ -120,9 +141,9 @@ class ArrayLayout:
     def _n_bands(self) -> int:
         return self.shape[2] // self.chunk_shape[2] if len(self.shape) == 4 else 1
 
-    def _places(self, file: int) -> list[tuple[int, int]]:
+    def _places(self, file: ShardFile) -> list[tuple[int, int]]:
         """Return offset and length of every chunk of a file."""
-        size = os.fstat(file).st_size
+        size = file.size
         if not self.is_sharded:
             return [(0, size)]
         n_chunks = self.file_len // self.chunk_shape[0] * self._n_bands
@@ -145,13 +166,13 @@ def _scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     return array
 
 
-def _read_checked(file: int, offset: int, length: int) -> bytes:
+def _read_checked(file: ShardFile, offset: int, length: int) -> bytes:
     """Return a range of a file without the checksum at its end, which must be right."""
     # Chunks beyond the end of the array are not there, and have an offset of 2^64 - 1.
-    if length <= _CRC_BYTES or offset + length > os.fstat(file).st_size:
+    if length <= _CRC_BYTES or offset + length > file.size:
         raise ValueError("truncated: a chunk is missing")
-    content = os.pread(file, length - _CRC_BYTES, offset)
-    checksum = os.pread(file, _CRC_BYTES, offset + length - _CRC_BYTES)
+    content = file.read(offset, length - _CRC_BYTES)
+    checksum = file.read(offset + length - _CRC_BYTES, _CRC_BYTES)
     if len(content) + len(checksum) != length:
         raise ValueError(f"truncated: {len(content) + len(checksum)} of {length} bytes are there")
     if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
@@ -171,8 +192,13 @@ def _check_size(encoded: bytes, due: int) -> None:
         raise ValueError(f"a chunk of {size} bytes where {due} are due")
 
 
+def forget_layouts() -> None:
+    """Forget what was read of arrays."""
+    _read_layout.cache_clear()
+
+
 @lru_cache(maxsize=256)
-def _read_layout(folder: Path, dtype: np.dtype[Any], _size: int, _mtime_ns: int) -> ArrayLayout:
+def _read_layout(folder: AnyPath, dtype: np.dtype[Any], _size: int, _mtime_ns: int) -> ArrayLayout:
     about = read_json(folder / "zarr.json")
     shape, outer = tuple(about["shape"]), about["chunk_grid"]["configuration"]["chunk_shape"]
     codecs = about["codecs"]

@@ -36,14 +36,18 @@ from photozhpc.config import from_mapping, to_mapping
 from photozhpc.disk import partial_path, read_json, write_durably
 from photozhpc.errors import ConfigError, StoreError
 from photozhpc.mosaic.sources import Sources
-from photozhpc.store.chunks import ArrayLayout, read_layout
+from photozhpc.object_storage import AnyPath, ObjectPath, location
+from photozhpc.store.chunks import ArrayLayout, forget_layouts, read_layout
 from photozhpc.store.manifest import (
     check_file,
+    forget_manifests,
     make_manifest,
-    n_sources_of,
     own_digest,
     read_manifest,
+    read_manifests,
+    tile_of,
 )
+from photozhpc.store.shard_file import forget_objects
 from photozhpc.survey import Survey
 
 if TYPE_CHECKING:
@@ -127,17 +131,20 @@ _COLUMNS: dict[str, tuple[str, str]] = {
 
 
 class CutoutStore:
-    """A folder of cutouts of one survey. Make it with `create`, open it with `open`."""
+    """A folder of cutouts of one survey. Make it with `create`, open it with `open`.
 
-    def __init__(self, path: Path, survey: Survey, size: int, shard_len: int) -> None:
-        self.path = path
+    It is read from a disk or from an object store (s3://, https://), and written to a disk.
+    """
+
+    def __init__(self, path: AnyPath, survey: Survey, size: int, shard_len: int) -> None:
+        self.path: Any = path
         self.survey = survey
         self.cutout_size = size
         self.shard_len = shard_len
 
     @classmethod
     def create(
-        cls, path: str | Path, survey: Survey, size: int | None = None, shard_len: int = 2048
+        cls, path: str | AnyPath, survey: Survey, size: int | None = None, shard_len: int = 2048
     ) -> "CutoutStore":
         """Make an empty store, or open the one that is there if it was made the same way.
 
@@ -151,7 +158,8 @@ class CutoutStore:
         Raises:
             StoreError: the folder holds something else, or a store made differently.
         """
-        path = Path(path)
+        check_local(path)
+        path = Path(str(path))
         size = survey.cutout_size if size is None else size
         if size < 1:
             raise StoreError(f"the cutout size must be positive, got {size}")
@@ -192,13 +200,17 @@ class CutoutStore:
         return cls(path, survey, size, shard_len)
 
     @classmethod
-    def open(cls, path: str | Path) -> "CutoutStore":
+    def open(cls, path: str | AnyPath) -> "CutoutStore":
         """Open a store for reading, or for adding tiles.
 
         Raises:
             StoreError: there is no store, it is damaged, or a newer photozhpc wrote it.
         """
-        path = Path(path)
+        path = location(path)
+        if isinstance(path, ObjectPath):
+            forget_layouts()
+            forget_manifests()
+            forget_objects()
         try:
             attributes = read_json(path / "zarr.json")["attributes"]["photozhpc"]
             if attributes["format"] != FORMAT:
@@ -214,6 +226,8 @@ class CutoutStore:
             size, shard_len = attributes["cutout_size"], attributes["shard_len"]
             survey = from_mapping(Survey, attributes["survey"], f"{path}/zarr.json: survey")
         except (FileNotFoundError, NotADirectoryError):
+            if isinstance(path, ObjectPath):
+                raise StoreError(f"{path}: no store there; check the address") from None
             raise StoreError(
                 f"{path}: no store there; make one with 'photozhpc extract --store {path}'"
             ) from None
@@ -241,13 +255,13 @@ class CutoutStore:
         """
         tiles: dict[str, int] = {}
         digest = hashlib.sha256()
-        for path in sorted((self.path / ".manifests").glob("*.json")):
-            manifest = read_manifest(path)
-            tiles[path.stem] = n = manifest["n_sources"]
+        for tile_id, manifest in read_manifests(self.path / ".manifests"):
+            tiles[tile_id] = n = manifest["n_sources"]
             n_files = sum(name.startswith("cutout/c/") for name in manifest["files"])
             if n_files != -(-n // self.shard_len):
                 raise StoreError(
-                    f"{path}: damaged: {n_files} files for {n} sources; extract the tile again"
+                    f"{self._manifest_path(tile_id)}: damaged: {n_files} files for {n} sources; "
+                    f"extract the tile again"
                 )
             digest.update(manifest["sha256"].encode())
         return StoreIndex(tiles, self.shard_len, digest.hexdigest())
@@ -335,7 +349,8 @@ class CutoutStore:
         elif out.shape != shape or out.dtype != np.float32:
             raise ValueError(f"out must be float32 {shape}, got {out.dtype} {out.shape}")
         with self._reading(key, "cutout"):
-            array.read_rows(start, stop, out, slice(corner, corner + side))
+            centre = slice(corner, corner + side)
+            array.read_rows(start, stop, out, centre, self._sizes(key, "cutout"))
         return out
 
     def read_sources(self, key: ShardKey) -> Sources:
@@ -459,14 +474,22 @@ class CutoutStore:
         present = {path.stem for path in (self.path / ".manifests").glob("*.json")}
         return sorted(set(self._plan() or ()) - present)
 
-    def _manifest_path(self, tile_id: str) -> Path:
+    def _sizes(self, key: ShardKey, name: str) -> dict[str, int] | None:
+        """Return the sizes of the files of a remote array, by their names in its folder."""
+        if not isinstance(self.path, ObjectPath):
+            return None
+        _, sizes = tile_of(self._manifest_path(key.tile_id))
+        prefix = f"{name}/"
+        return {n.removeprefix(prefix): size for n, size in sizes.items() if n.startswith(prefix)}
+
+    def _manifest_path(self, tile_id: str) -> Any:
         return self.path / ".manifests" / f"{tile_id}.json"
 
     def _read_column(self, key: ShardKey, name: str) -> NDArray[Any]:
         with self._reading(key, name):
             array, start, stop = self._rows(key, name)
             values = np.empty((stop - start, *array.shape[1:]), array.dtype)
-            array.read_rows(start, stop, values)
+            array.read_rows(start, stop, values, sizes=self._sizes(key, name))
             return values
 
     def _rows(
@@ -477,7 +500,7 @@ class CutoutStore:
         array = read_layout(self.path / key.tile_id / name, dtype)
         if array.shape[1:] != tuple(self._axes[axis] for axis in trailing):
             raise ValueError(f"it has the shape {array.shape}")
-        n_sources = n_sources_of(self._manifest_path(key.tile_id))
+        n_sources, _ = tile_of(self._manifest_path(key.tile_id))
         if array.shape[0] != n_sources:
             raise ValueError(f"it has {array.shape[0]} rows, the manifest {n_sources} sources")
         start = key.index * self.shard_len
@@ -543,6 +566,19 @@ class CutoutStore:
                 config=always_write,
             )
         return arrays
+
+
+def check_local(path: str | AnyPath) -> None:
+    """Check that a store can be written at a path.
+
+    Raises:
+        StoreError: it is not on a disk.
+    """
+    if isinstance(location(path), ObjectPath):
+        raise StoreError(
+            f"{path}: a store is written to a disk; pass a local --store, and copy it there when "
+            f"it is finished ('aws s3 cp --recursive')"
+        )
 
 
 class TileWriter:

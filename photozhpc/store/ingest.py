@@ -20,14 +20,15 @@ from scipy.spatial import cKDTree
 from photozhpc.disk import remove_stale_partials
 from photozhpc.errors import MosaicError, RunError, StoreError
 from photozhpc.mosaic.cutouts import extract_cutouts
-from photozhpc.mosaic.footprint import Footprint, read_footprint
+from photozhpc.mosaic.footprint import Footprint, read_footprints
 from photozhpc.mosaic.measure import Photometry, forced_photometry
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.repeats import one_of_each
 from photozhpc.mosaic.sources import Sources
 from photozhpc.mosaic.tile import Tile, read_tile
+from photozhpc.object_storage import AnyPath, ObjectPath, list_objects, location
 from photozhpc.stopping import signals_held_back
-from photozhpc.store.cutout_store import CutoutStore, Measurements
+from photozhpc.store.cutout_store import CutoutStore, Measurements, check_local
 from photozhpc.store.source_lists import (
     find_source_lists,
     read_survey_lists,
@@ -64,8 +65,8 @@ class ExtractSummary:
 
 
 def find_mosaics(
-    where: str | Path, survey: Survey, notes: list[str] | None = None
-) -> dict[str, dict[str, Path]]:
+    where: str | AnyPath, survey: Survey, notes: list[str] | None = None
+) -> dict[str, dict[str, AnyPath]]:
     """Return {tile_id: {band: path}} of the survey's mosaics in a folder or behind a glob.
 
     Where the survey's pattern has no {band}, a tile is one file of all bands: {ALL_BANDS: path}.
@@ -81,8 +82,11 @@ def find_mosaics(
         MosaicError: nothing matches, or two files claim the same band of the same tile and the
             survey has no `prefer_mosaics`.
     """
-    path = Path(where)
-    if path.is_dir():
+    path = location(where)
+    files: list[Any]
+    if isinstance(path, ObjectPath):
+        files = list_objects(path)
+    elif path.is_dir():
         files = sorted(path.rglob("*"))
     else:
         base = Path(path.anchor) if path.is_absolute() else Path()
@@ -90,11 +94,13 @@ def find_mosaics(
             files = sorted(base.glob(str(path.relative_to(base))))
         except ValueError as error:
             raise MosaicError(f"{where}: not a folder, and not a glob ({error})") from error
-    claims: dict[str, dict[str, list[Path]]] = {}
+    claims: dict[str, dict[str, list[AnyPath]]] = {}
     for file in files:
         match = survey.match_mosaic(file.name)
-        if match is None or not file.is_file():
+        if match is None or not (isinstance(file, ObjectPath) or file.is_file()):
             continue
+        if isinstance(file, ObjectPath) and file.size is None:
+            file = file.described()  # the index page of a web server does not say
         tile_id = match[0] or "tile"
         band = match[1].name if match[1] is not None else ALL_BANDS
         claimed = claims.setdefault(tile_id, {}).setdefault(band, [])
@@ -117,9 +123,9 @@ def find_mosaics(
 
 def extract(
     survey: Survey,
-    mosaics: str | Path,
-    store_path: str | Path,
-    source_lists: Iterable[str | Path] = (),
+    mosaics: str | AnyPath,
+    store_path: str | AnyPath,
+    source_lists: Iterable[str | AnyPath] = (),
     size: int | None = None,
     shard_len: int = 2048,
     workers: int | None = None,
@@ -139,11 +145,12 @@ def extract(
     Raises:
         PhotozError: a fault in the mosaics, the lists, or the store.
     """
+    check_local(store_path)
     notes: list[str] = []
     found = find_mosaics(mosaics, survey, notes)
     lists = list(source_lists) or find_source_lists(mosaics, survey, notes)
     joined = read_survey_lists(lists, survey)
-    footprints = {tile_id: read_footprint(bands, survey) for tile_id, bands in found.items()}
+    footprints = read_footprints(found, survey)
     tile_N = assign_tiles(joined.sources, list(footprints.values()))
     kept_N = sources_to_measure(joined, lists, tile_N, list(found), survey, notes)
     sources, tile_N = joined.sources[kept_N], tile_N[kept_N]
@@ -152,7 +159,7 @@ def extract(
     remove_stale_partials(store.path)
     remove_stale_partials(store.path / ".manifests")
 
-    jobs: list[tuple[str, dict[str, Path] | None, Sources]] = []
+    jobs: list[tuple[str, dict[str, AnyPath] | None, Sources]] = []
     for index, tile_id in enumerate(found):
         jobs.append((tile_id, found[tile_id], sources[np.flatnonzero(tile_N == index)]))
     off_tile = sources[np.flatnonzero(tile_N == -1)]
@@ -256,7 +263,7 @@ def round_pixels(cutout_NCSS: NDArray[np.float32], step_C: NDArray[np.float32]) 
 
 
 def _ingest_tile(
-    store_path: Path, tile_id: str, bands: dict[str, Path] | None, sources: Sources
+    store_path: Path, tile_id: str, bands: dict[str, AnyPath] | None, sources: Sources
 ) -> list[str]:
     """Write one tile; return notes on its mosaics."""
     store = CutoutStore.open(store_path)
@@ -340,7 +347,7 @@ def wcs_text(wcs: Any) -> dict[str, str] | None:
     return {"asdf": text}
 
 
-def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, Path] | None) -> None:
+def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, AnyPath] | None) -> None:
     if store.tile_attributes(tile_id).get("mosaics") != _mosaics_stamp(bands):
         raise StoreError(
             f"{store.path}: the mosaics of tile '{tile_id}' have changed since it was extracted; "
@@ -348,9 +355,16 @@ def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, Path]
         )
 
 
-def _mosaics_stamp(bands: dict[str, Path] | None) -> dict[str, list[int]]:
-    stats = {band: path.stat() for band, path in (bands or {}).items()}
-    return {band: [stat.st_size, stat.st_mtime_ns] for band, stat in stats.items()}
+def _mosaics_stamp(bands: dict[str, AnyPath] | None) -> dict[str, list[Any]]:
+    """Say which mosaics these are: by size, and date of a file or ETag of an object."""
+    return {band: _stamp(path) for band, path in (bands or {}).items()}
+
+
+def _stamp(path: AnyPath) -> list[Any]:
+    if isinstance(path, ObjectPath):  # as it was listed; `fetched` reads no other version
+        return [path.size, path.etag]
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _sources_digest(sources: Sources) -> str:

@@ -7,8 +7,11 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from photozhpc.disk import is_count, read_json
+from photozhpc.disk import is_count, parse_json
 from photozhpc.errors import StoreError
+from photozhpc.object_storage import AnyPath, ObjectPath, read_ranges
+
+_AT_A_TIME = 256  # manifests of a remote store
 
 
 def make_manifest(folder: Path, tile_id: str, n_sources: int) -> dict[str, Any]:
@@ -30,20 +33,25 @@ def own_digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: AnyPath) -> dict[str, Any]:
     """Read a manifest.
 
     Raises:
         StoreError: it is damaged or was altered.
     """
     try:
-        manifest = read_json(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, error) from error
+    return _checked(path, content)
+
+
+def _checked(path: AnyPath, content: bytes) -> dict[str, Any]:
+    try:
+        manifest = parse_json(content)
         sound = manifest["sha256"] == own_digest(manifest) and manifest["tile_id"] == path.stem
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path}: the tile's manifest is damaged ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:160]})"
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
     if not sound:
         raise StoreError(f"{path}: the tile's manifest was altered; extract the tile again")
     if not (is_count(manifest.get("n_sources")) and _are_files(manifest.get("files"))):
@@ -51,21 +59,56 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def n_sources_of(path: Path) -> int:
-    """Return the number of sources that a manifest tells of, read anew only if it has changed.
+def read_manifests(folder: AnyPath) -> list[tuple[str, dict[str, Any]]]:
+    """Read all manifests of a store, sorted by tile; remote ones many at a time.
+
+    Raises:
+        StoreError: one is damaged.
+    """
+    paths: list[Any] = sorted(folder.glob("*.json"))
+    if not isinstance(folder, ObjectPath):
+        return [(path.stem, read_manifest(path)) for path in paths]
+    found = []
+    for start in range(0, len(paths), _AT_A_TIME):
+        some = paths[start : start + _AT_A_TIME]
+        contents = read_ranges([(path, 0, path.size or 0) for path in some])
+        found += [(p.stem, _checked(p, c)) for p, c in zip(some, contents, strict=True)]
+    return found
+
+
+def tile_of(path: AnyPath) -> tuple[int, dict[str, int]]:
+    """Return the number of sources of a tile, and the sizes of its files, from its manifest.
+
+    It is read anew only if it has changed; one that is remote, once.
 
     Raises:
         OSError: there is no manifest.
         StoreError: it is damaged or was altered.
     """
+    if isinstance(path, ObjectPath):
+        return _tile_of(path, 0, 0)
     found = path.stat()
-    return _n_sources_of(path, found.st_size, found.st_mtime_ns)
+    return _tile_of(path, found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
-def _n_sources_of(path: Path, _size: int, _mtime_ns: int) -> int:
-    n_sources: int = read_manifest(path)["n_sources"]
-    return n_sources
+def _tile_of(path: AnyPath, _size: int, _mtime_ns: int) -> tuple[int, dict[str, int]]:
+    manifest = read_manifest(path)
+    return manifest["n_sources"], {
+        name: about["bytes"] for name, about in manifest["files"].items()
+    }
+
+
+def forget_manifests() -> None:
+    """Forget what manifests told."""
+    _tile_of.cache_clear()
+
+
+def _damaged(path: AnyPath, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path}: the tile's manifest is damaged ({type(error).__name__}: "
+        f"{' '.join(str(error).split())[:160]})"
+    )
 
 
 def _are_files(files: object) -> bool:
@@ -80,15 +123,15 @@ def _are_files(files: object) -> bool:
     )
 
 
-def check_file(path: Path, expected: dict[str, Any]) -> str | None:
+def check_file(path: AnyPath, expected: dict[str, Any]) -> str | None:
     """Return what is wrong with a file; None: it is as the manifest says."""
     try:
-        size = path.stat().st_size
+        size = path.described().size or 0 if isinstance(path, ObjectPath) else path.stat().st_size
         if size < expected["bytes"]:
             return f"truncated: {size} of {expected['bytes']} bytes"
         if size > expected["bytes"]:
             return f"altered: {size} bytes, where {expected['bytes']} are due"
-        with open(path, "rb") as stream:
+        with path.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
                 return "altered: its SHA-256 is not the manifest's"
     except FileNotFoundError:

@@ -1,7 +1,6 @@
 """Which source lists, and which of their sources, a store is made of."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +8,13 @@ from numpy.typing import NDArray
 from photozhpc.errors import ConfigError, SourceListError
 from photozhpc.mosaic.repeats import note_on
 from photozhpc.mosaic.sources import JoinedLists, read_source_lists
+from photozhpc.object_storage import AnyPath, ObjectPath, is_glob, location
 from photozhpc.survey import Survey, names_of
 
 
 def find_source_lists(
-    where: str | Path, survey: Survey, notes: list[str] | None = None
-) -> list[Path]:
+    where: str | AnyPath, survey: Survey, notes: list[str] | None = None
+) -> list[AnyPath]:
     """Return the source lists beside the mosaics, by the survey's `source_pattern`.
 
     Of several lists of one tile one is taken: the first by the order of the patterns, then by
@@ -26,12 +26,21 @@ def find_source_lists(
     Raises:
         SourceListError: there is none.
     """
-    path = Path(where)
-    folder = path if path.is_dir() else path.parent
+    path = location(where)
+    folder: AnyPath
+    if isinstance(path, ObjectPath):
+        folder = path.parent if is_glob(path) or path.is_file() else path
+        if is_glob(folder):
+            raise SourceListError(f"{where}: which source lists are meant? Pass --sources")
+    else:
+        folder = path if path.is_dir() else path.parent
     patterns = names_of(survey.source_pattern)
-    of_tile: dict[str, list[tuple[int, int, Path]]] = {}
-    others: list[Path] = []
-    for file in sorted(folder.rglob("*")) if any("{tile" in p for p in patterns) else []:
+    of_tile: dict[str, list[tuple[int, int, AnyPath]]] = {}
+    others: list[AnyPath] = []
+    files: list[AnyPath] = []
+    if any("{tile" in pattern for pattern in patterns):
+        files = sorted(folder.rglob("*"))
+    for file in files:
         match = survey.match_source_list(file.name)
         if match is not None and match[1] is not None and file.is_file():
             ranked = (match[0], survey.preference(file.name), file)
@@ -39,7 +48,8 @@ def find_source_lists(
     try:
         for pattern in patterns:
             if "{tile" not in pattern:
-                others += [file for file in sorted(folder.rglob(pattern)) if file not in others]
+                files = sorted(folder.rglob(pattern))
+                others += [file for file in files if file not in others]
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"survey '{survey.name}': source_pattern '{pattern}' is not a glob ({error})"
@@ -55,8 +65,8 @@ def find_source_lists(
 
 
 def _one_of_each(
-    of_tile: dict[str, list[tuple[int, int, Path]]], others: list[Path], notes: list[str]
-) -> list[Path]:
+    of_tile: dict[str, list[tuple[int, int, AnyPath]]], others: list[AnyPath], notes: list[str]
+) -> list[AnyPath]:
     lists, passed_over = [], []
     for ranked in of_tile.values():
         first = min(entry[:2] for entry in ranked)
@@ -74,10 +84,10 @@ def _one_of_each(
     return sorted(lists)
 
 
-def read_survey_lists(lists: Sequence[str | Path], survey: Survey) -> JoinedLists:
+def read_survey_lists(lists: Sequence[str | AnyPath], survey: Survey) -> JoinedLists:
     """Read and join lists with the survey's columns; a list is called as its tile, or its file."""
 
-    def name(path: Path) -> str:
+    def name(path: AnyPath) -> str:
         match = survey.match_source_list(path.name)
         return path.stem if match is None or match[1] is None else match[1]
 
@@ -86,7 +96,7 @@ def read_survey_lists(lists: Sequence[str | Path], survey: Survey) -> JoinedList
 
 def sources_to_measure(
     joined: JoinedLists,
-    lists: Sequence[str | Path],
+    lists: Sequence[str | AnyPath],
     tile_N: NDArray[np.int64],
     tile_ids: Sequence[str],
     survey: Survey,
@@ -103,7 +113,7 @@ def sources_to_measure(
         notes: gets lines on labels and on what was left out.
     """
     number = {tile_id.lower(): index for index, tile_id in enumerate(tile_ids)}
-    matches = [survey.match_source_list(Path(path).name) for path in lists]
+    matches = [survey.match_source_list(location(path).name) for path in lists]
     tile_L = np.array(
         [-1 if m is None or m[1] is None else number.get(m[1].lower(), -1) for m in matches]
     )

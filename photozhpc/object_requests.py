@@ -1,0 +1,145 @@
+"""Requests to S3 and web servers through fsspec: what to try again, and faults as one line."""
+
+import asyncio
+import errno
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from photozhpc.errors import StorageError
+
+TRIES = 4  # of what fsspec does not try again itself; the waits double from the first
+_FIRST_WAIT_SECONDS = 0.5
+
+
+def wait_seconds(attempt: int) -> float:
+    """Return how long to wait after the `attempt`-th failure, from 0."""
+    return _FIRST_WAIT_SECONDS * 2.0**attempt
+
+
+def file_system(url: str) -> Any:
+    """Return fsspec's file system for a URL: for S3 anonymous where no credentials are set up.
+
+    Endpoint, region, profile and keys are read by botocore from AWS_* and ~/.aws; what stands in
+    fsspec's own configuration (FSSPEC_S3) goes before.
+    """
+    protocol = url.partition("://")[0].lower()
+    try:
+        import fsspec
+        import s3fs  # noqa: F401
+    except ImportError as error:
+        raise StorageError(
+            f"{url}: reading it needs a package that is not installed ({error.name}); install "
+            f"the extra: pip install 'photozhpc[remote]'"
+        ) from error
+    settings: dict[str, Any] = {}
+    with telling(url):
+        if protocol == "s3" and "anon" not in fsspec.config.conf.get("s3", {}):
+            settings["anon"] = not has_credentials()
+        return fsspec.filesystem(protocol, **settings)
+
+
+@lru_cache(maxsize=1)
+def has_credentials() -> bool:
+    import botocore.session
+
+    return botocore.session.get_session().get_credentials() is not None
+
+
+def tried(url: str, request: Any) -> Any:
+    """Make a request again while it fails for what may pass."""
+    for attempt in range(TRIES):
+        try:
+            return request()
+        except _faults() as error:
+            if attempt == TRIES - 1 or not is_transient(url, error):
+                raise
+            time.sleep(wait_seconds(attempt))
+    raise AssertionError
+
+
+def is_transient(url: str, error: BaseException) -> bool:
+    """Whether it is worth another try: what s3fs has tried again itself is not."""
+    import aiohttp
+
+    if isinstance(error, EOFError):
+        return True
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status >= 500 or error.status == 429
+    passing = aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | TimeoutError
+    return url.startswith("http") and isinstance(error, passing)
+
+
+def _faults() -> tuple[type[BaseException], ...]:
+    """What a request may raise."""
+    import aiohttp
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    ours = (OSError, EOFError, ValueError, asyncio.TimeoutError)
+    return (*ours, aiohttp.ClientError, BotoCoreError, ClientError)
+
+
+@contextmanager
+def telling(url: str) -> Iterator[None]:
+    """Turn what a request raises into a FileNotFoundError, or a line that says what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        unreached = _unreached(error) if url.startswith("http") else None
+        if unreached is not None:  # fsspec says the same of a server that is not there
+            raise StorageError(_line(url, unreached)) from error
+        raise missing(url) from error
+    except _faults() as error:
+        raise StorageError(_line(url, error)) from error
+
+
+def _unreached(error: BaseException) -> BaseException | None:
+    import aiohttp
+
+    cause = error.__cause__ or error.__context__
+    reached = FileNotFoundError | aiohttp.ClientResponseError
+    return cause if isinstance(cause, _faults()) and not isinstance(cause, reached) else None
+
+
+def missing(url: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, "no such object, folder or bucket", url)
+
+
+def _line(url: str, error: BaseException) -> str:
+    import aiohttp
+    import botocore.exceptions as boto
+
+    detail = " ".join(str(error).split())[:200] or type(error).__name__
+    status = getattr(error, "status", None)
+    if isinstance(error, PermissionError | boto.NoCredentialsError) or status in (401, 403):
+        who = "credentials that are set up" if has_credentials() else "anonymous requests"
+        return (
+            f"{url}: access denied to {who} ({detail}); check the address (what may not be listed "
+            f"is denied even where there is nothing) and AWS_PROFILE, or for a public bucket "
+            f"against your credentials set FSSPEC_S3='{{\"anon\": true}}'"
+        )
+    if isinstance(error, boto.ProfileNotFound | boto.PartialCredentialsError):
+        return f"{url}: {detail}; check AWS_PROFILE and ~/.aws"
+    if status is not None or (isinstance(error, OSError) and error.errno == errno.EBUSY):
+        return f"{url}: the server does not serve it now ({detail}); run the same command later"
+    if isinstance(
+        error,
+        boto.ConnectionError
+        | boto.HTTPClientError
+        | aiohttp.ClientConnectionError
+        | ConnectionError
+        | TimeoutError,
+    ):
+        setting = " and AWS_ENDPOINT_URL" if url.startswith("s3") else ""
+        return (
+            f"{url}: the server cannot be reached ({detail}); check the network{setting}, and run "
+            f"the same command again"
+        )
+    if isinstance(error, EOFError | aiohttp.ClientPayloadError):
+        return (
+            f"{url}: truncated: the server broke off ({detail}), after several tries; run the same "
+            f"command again"
+        )
+    return f"{url}: cannot be read ({type(error).__name__}: {detail})"
