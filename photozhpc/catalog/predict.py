@@ -26,6 +26,7 @@ from photozhpc.catalog.photoz_catalog import (
 )
 from photozhpc.catalog.run_folder import Part, file_sha256, note_part
 from photozhpc.errors import CatalogError, CheckpointError, StoreError
+from photozhpc.logs import LOG
 from photozhpc.store import CutoutStore
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ def predict_part(
             pass  # it is made anew
     table = _part_table(store, part, load_engine(model))
     note = write_part(table, path, identity, provenance)
-    note_part(path, part, note, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    note_part(path, part, note, seconds)
+    LOG.debug("infer: %s: %d sources in %.2f s", path.name, part.n_rows, seconds)
 
 
 def check_fit(model: ModelKey) -> None:

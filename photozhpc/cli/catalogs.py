@@ -9,6 +9,7 @@ import click
 
 from photozhpc.cli.group import Examples, Progress, main
 from photozhpc.errors import PhotozError
+from photozhpc.logs import LOG
 from photozhpc.survey import load_survey
 
 # The sky that `photozhpc infer --survey roman-sim` makes for itself. No model that comes with
@@ -97,11 +98,11 @@ def _own_sky(
 
     survey = load_survey(survey_name)
     sky, store = out / "sky", out / "store"
-    click.echo(f"no --store: simulating {DEFAULT_TILES} tiles of sky in {sky}", err=True)
+    LOG.info("no --store: simulating %d tiles of sky in %s", DEFAULT_TILES, sky)
     simulate_sky(
         survey, sky, DEFAULT_TILES, DEFAULT_SEED, load_sky_config(), workers, Progress("tiles")
     )
-    click.echo(f"extracting cutouts and photometry to {store}", err=True)
+    LOG.info("extracting cutouts and photometry to %s", store)
     run(survey, sky, store, workers=workers, progress=Progress("sources"))
     return store, truth or tuple(sorted(sky.glob("*_truth.parquet")))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.logs import LOG
 from photozhpc.survey import load_survey
 
 
@@ -30,7 +31,7 @@ def import_checkpoint(
     wanted = load_survey(survey)
     model, notes = run(path, wanted, zero_point or None, crop)
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        LOG.info("note: %s", note)
     training = {"imported_from": path.name, "notes": list(notes)}
     click.echo(f"model file: {save_checkpoint(out, model, wanted, training)}")
 
@@ -78,5 +79,5 @@ def import_hdf5(
     progress = Progress("sources")
     summary = run(path, wanted, store, label_f, features, zero_point or None, progress=progress)
     for note in summary.notes:
-        click.echo(f"note: {note}", err=True)
+        LOG.info("note: %s", note)
     click.echo(f"{summary.sources} sources in {store}, {summary.labelled} with a z_spec")

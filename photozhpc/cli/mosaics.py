@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.logs import LOG
 from photozhpc.survey import load_survey
 
 
@@ -70,7 +71,7 @@ def extract(
         progress=Progress("sources"),
     )
     for note in summary.notes:
-        click.echo(f"note: {note}", err=True)
+        LOG.info("note: %s", note)
     click.echo(
         f"{summary.sources} sources of {summary.tiles} tiles in {store}, "
         f"{summary.bytes_per_cutout:.0f} bytes a cutout"
