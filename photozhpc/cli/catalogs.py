@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.cli.parameters import SITE, SURVEY
 from photozhpc.errors import PhotozError
 from photozhpc.logs import LOG
 from photozhpc.survey import load_survey
@@ -19,7 +20,7 @@ DEFAULT_TILES = 4
 
 
 @main.command(cls=Examples, example="photozhpc infer --survey roman-sim")
-@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--store", type=click.Path(path_type=Path), help="Store made by 'extract'.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Default: the bundled model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: out/SURVEY.")
@@ -32,7 +33,9 @@ DEFAULT_TILES = 4
     default=None,
     help="Run the model through compiled code; default: from a million sources on.",
 )
-@click.option("--site", help="Slurm site (name or YAML file) whose jobs are to do the work.")
+@click.option(
+    "--site", type=SITE, help="Slurm site (name or YAML file) whose jobs are to do the work."
+)
 @click.option("--jobs", default=1, type=click.IntRange(1), help="With --site: jobs at a time.")
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers are to do the work.")
 def infer(

@@ -33,7 +33,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         with _stop_signals() as received, verbosity_kept():
             for name in ("quiet", "verbose"):  # before the command's name
-                _verbosity(ctx, name, bool(ctx.params.get(name)))
+                heed_verbosity(ctx, name, bool(ctx.params.get(name)))
             return self._invoke(ctx, received)
 
     def _invoke(self, ctx: click.Context, received: list[int]) -> Any:
@@ -104,7 +104,7 @@ class _Requeue(_OneLine):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: the job scripts requeue on it
 
 
-def _verbosity(ctx: click.Context, name: str, wanted: bool) -> None:
+def heed_verbosity(ctx: click.Context, name: str, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
     meta = ctx.find_root().meta
@@ -117,7 +117,7 @@ def verbosity_options() -> list[click.Option]:
     """Return --quiet and --verbose, which every command has."""
 
     def heed(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
-        _verbosity(ctx, str(option.name), wanted)
+        heed_verbosity(ctx, str(option.name), wanted)
 
     settings: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": heed}
     return [

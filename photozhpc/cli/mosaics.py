@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.cli.parameters import SURVEY
 from photozhpc.logs import LOG
 from photozhpc.survey import load_survey
 
@@ -13,7 +14,13 @@ from photozhpc.survey import load_survey
     cls=Examples,
     example="photozhpc simulate --survey roman-sim --out sky --tiles 4 --seed 7",
 )
-@click.option("--survey", default="roman-sim", show_default=True, help="Survey name or YAML file.")
+@click.option(
+    "--survey",
+    default="roman-sim",
+    show_default=True,
+    type=SURVEY,
+    help="Survey name or YAML file.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--tiles", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
@@ -35,7 +42,7 @@ def simulate(
     cls=Examples,
     example="photozhpc extract --survey roman-l3 --mosaics l3 --sources cat.fits --store s.zarr",
 )
-@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--mosaics", required=True, help="Folder or glob of mosaics.")
 @click.option(
     "--sources",

@@ -10,7 +10,9 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from photozhpc.config_files import recipe_names, site_names, sky_names, survey_names
+from photozhpc.info.configs import config_names, recipe_names
+from photozhpc.site import site_names
+from photozhpc.survey import survey_names
 
 
 class NameOrYaml(click.ParamType):
@@ -29,10 +31,10 @@ class NameOrYaml(click.ParamType):
 
 def _yaml_paths(incomplete: str) -> list[str]:
     """Return the YAML files, and the folders, that a path may be the beginning of."""
-    begun, start = incomplete.rpartition("/")[0::2] if "/" in incomplete else ("", incomplete)
-    prefix = f"{begun}/" if "/" in incomplete else ""
+    begun, slash, start = incomplete.rpartition("/")
+    prefix = begun + slash
     try:
-        entries = sorted(Path(prefix).expanduser().iterdir() if prefix else Path().iterdir())
+        entries = sorted(Path(prefix).expanduser().iterdir())
     except OSError:
         return []
     found = []
@@ -50,6 +52,4 @@ def _yaml_paths(incomplete: str) -> list[str]:
 SURVEY = NameOrYaml("survey", survey_names)
 SITE = NameOrYaml("site", site_names)
 RECIPE = NameOrYaml("recipe", recipe_names)
-CONFIG = NameOrYaml(
-    "config", lambda: [*survey_names(), *site_names(), *recipe_names(), *sky_names()]
-)
+CONFIG = NameOrYaml("config", config_names)
