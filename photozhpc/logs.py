@@ -43,6 +43,9 @@ class _Stderr(logging.StreamHandler):
 
 
 _HANDLER = _Stderr()
+# Not the same one: Dask sets the level of the handlers of its loggers.
+_OTHERS_HANDLER = _Stderr()
+_OTHERS_HANDLER.setFormatter(_STAMPED)
 
 
 def verbosity() -> Verbosity:
@@ -87,9 +90,9 @@ def _configure() -> None:
     for name in _OTHERS:
         logger = logging.getLogger(name)
         if wanted == "verbose":
-            logger.addHandler(_HANDLER)
+            logger.addHandler(_OTHERS_HANDLER)
         else:
-            logger.removeHandler(_HANDLER)
+            logger.removeHandler(_OTHERS_HANDLER)
     # Python's warnings: as they are; not at all; or as lines with a time.
     logging.captureWarnings(wanted == "verbose")
     if wanted == "quiet":

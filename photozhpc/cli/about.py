@@ -1,12 +1,11 @@
 """Commands that tell and help: info, config, completion."""
 
-import sys
 from pathlib import Path
 
 import click
 from click.shell_completion import get_completion_class
 
-from photozhpc.cli.group import Examples, echo_json, main
+from photozhpc.cli.group import JSON, Examples, echo_json, main
 from photozhpc.cli.parameters import CONFIG, SURVEY
 from photozhpc.survey import load_survey
 
@@ -16,7 +15,7 @@ _VARIABLE = "_PHOTOZHPC_COMPLETE"
 @main.command(cls=Examples, example="photozhpc info store.zarr")
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--survey", type=SURVEY, help="Of a mosaic; default: the first that fits.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def info(path: Path, survey: str | None, as_json: bool) -> None:
     """Say what a file or folder is: a store, checkpoint, mosaic, catalogue, table, run or config.
 
@@ -44,7 +43,7 @@ def config() -> None:
 
 
 @config.command("list", cls=Examples, example="photozhpc config list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def list_configs(as_json: bool) -> None:
     """List the configurations that come with the package."""
     from photozhpc.info.configs import listing
@@ -60,7 +59,7 @@ def list_configs(as_json: bool) -> None:
 
 @config.command(cls=Examples, example="photozhpc config show candels > my.yaml")
 @click.argument("name", metavar="NAME_OR_FILE", type=CONFIG)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def show(name: str, as_json: bool) -> None:
     """Print a survey, recipe, site or sky as YAML, whole, with every default filled in.
 
@@ -75,19 +74,14 @@ def show(name: str, as_json: bool) -> None:
         click.echo(found.text())
 
 
-@main.command(cls=Examples, example='eval "$(photozhpc completion bash)"')
+@main.command(
+    cls=Examples,
+    example="photozhpc completion bash\n"
+    "  echo 'eval \"$(photozhpc completion bash)\"' >> ~/.bashrc",
+)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the script that makes the Tab key complete commands, options, surveys and files."""
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(main, {}, "photozhpc", _VARIABLE).source(), nl=False)
-    if sys.stdout.isatty():
-        click.echo(f"# put into your shell's profile: {_LINES[shell]}", err=True)
-
-
-_LINES = {
-    "bash": 'eval "$(photozhpc completion bash)"',
-    "zsh": 'eval "$(photozhpc completion zsh)"',
-    "fish": "photozhpc completion fish | source",
-}

@@ -7,8 +7,9 @@ from typing import Literal
 
 import click
 
-from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.cli.group import JSON, Examples, Progress, echo_json, main
 from photozhpc.cli.parameters import SITE, SURVEY
+from photozhpc.disk import read_json
 from photozhpc.errors import PhotozError
 from photozhpc.logs import LOG
 from photozhpc.survey import load_survey
@@ -38,6 +39,7 @@ DEFAULT_TILES = 4
 )
 @click.option("--jobs", default=1, type=click.IntRange(1), help="With --site: jobs at a time.")
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers are to do the work.")
+@JSON
 def infer(
     survey: str,
     store: Path | None,
@@ -50,6 +52,7 @@ def infer(
     site: str | None,
     jobs: int,
     scheduler: str | None,
+    as_json: bool,
 ) -> None:
     """Stream a store through a model into a photo-z catalogue; run again to go on.
 
@@ -84,7 +87,11 @@ def infer(
     )
     from photozhpc.report.summary import summarise  # a second, that the workers need not wait
 
-    click.echo(summarise(summary, truth or None))
+    text = summarise(summary, truth or None)
+    if as_json:
+        echo_json(read_json(out / "summary.json"))
+    else:
+        click.echo(text)
 
 
 def _own_sky(
@@ -123,7 +130,7 @@ def _own_sky(
     "labels are the truth; may be repeated.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: CATALOG/evaluation.")
-@click.option("--json", "as_json", is_flag=True, help="Print the JSON document, nothing else.")
+@JSON
 def evaluate(catalog: Path, truth: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
     from photozhpc.report import evaluate as run
@@ -196,7 +203,8 @@ def report(
     type=click.Path(path_type=Path),
     help="Of a catalogue: see too that every source of this store is in it, once.",
 )
-def verify(path: Path, store_path: Path | None) -> None:
+@JSON
+def verify(path: Path, store_path: Path | None, as_json: bool) -> None:
     """Check every file of a store, or of a catalogue (the --out of infer), and name what is wrong.
 
     Files are compared with the sizes and SHA-256 that were noted when they were written.
@@ -204,34 +212,55 @@ def verify(path: Path, store_path: Path | None) -> None:
     from photozhpc.store import CutoutStore
 
     if (path / "run.json").is_file():
-        _verify_catalog(path, store_path)
+        _verify_catalog(path, store_path, as_json)
         return
     if store_path is not None:
         raise PhotozError(f"{path}: no run of 'photozhpc infer' is there to compare with --store")
     store = CutoutStore.open(path)
     problems = store.verify()
-    for problem in problems:
-        click.echo(problem)
+    if as_json:
+        _echo_verdict("store", path, None if problems else len(store), problems)
+    else:
+        for problem in problems:
+            click.echo(problem)
     if problems:
         raise PhotozError(
             f"{path}: {len(problems)} problems; delete the tiles named above (their folder and "
             f"their file in .manifests) and run 'photozhpc extract' again"
         )
-    click.echo(f"{path}: sound: {len(store)} sources, {len(store.shards())} shards")
+    if not as_json:
+        click.echo(f"{path}: sound: {len(store)} sources, {len(store.shards())} shards")
 
 
-def _verify_catalog(path: Path, store_path: Path | None) -> None:
+def _echo_verdict(kind: str, path: Path, n_sources: int | None, problems: list[str]) -> None:
+    sound = not problems
+    echo_json(
+        {
+            "kind": kind,
+            "path": str(path),
+            "sound": sound,
+            "sources": n_sources,
+            "problems": problems,
+        }
+    )
+
+
+def _verify_catalog(path: Path, store_path: Path | None, as_json: bool) -> None:
     from photozhpc.catalog.verify import verify_catalog
     from photozhpc.store import CutoutStore
 
     store = None if store_path is None else CutoutStore.open(store_path)
     n_rows, problems = verify_catalog(path, store)
-    for problem in problems:
-        click.echo(problem)
+    if as_json:
+        _echo_verdict("catalogue", path, n_rows, problems)
+    else:
+        for problem in problems:
+            click.echo(problem)
     if problems:
         raise PhotozError(
             f"{path}: {len(problems)} problems; delete the parts named above and run the same "
             f"'photozhpc infer' again: it makes them anew"
         )
     where = "" if store is None else f", those of {store.path}, each once"
-    click.echo(f"{path}: sound: {n_rows} sources{where}")
+    if not as_json:
+        click.echo(f"{path}: sound: {n_rows} sources{where}")

@@ -22,6 +22,9 @@ from photozhpc import __version__
 from photozhpc.errors import PhotozError, Preempted
 from photozhpc.logs import LOG, is_quiet, is_verbose, set_verbosity, verbosity_kept
 
+# Where colorama is installed, Numba has it write an escape at exit, whatever NO_COLOR says.
+os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
+
 
 class Group(click.Group):
     """Shows a PhotozError, and a fault of the file system, as one line.
@@ -135,6 +138,9 @@ class Examples(click.Command):
     def __init__(self, name: str, *, example: str, **settings: Any) -> None:
         super().__init__(name, **settings, epilog=f"\b\nExample:\n  {example}")
         self.params += verbosity_options()
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 
 
 def echo_json(document: Any) -> None:

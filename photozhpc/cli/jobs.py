@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import click
 
-from photozhpc.cli.group import Examples, echo_json, main
+from photozhpc.cli.group import JSON, Examples, echo_json, main
 from photozhpc.cli.parameters import SITE
 
 
@@ -56,7 +56,7 @@ def submit(
 
 @main.command(cls=Examples, example="photozhpc status catalogue")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def status(path: Path, as_json: bool) -> None:
     """Tell how far a run is: an extraction's store, a training's or a catalogue's folder.
 
@@ -77,7 +77,7 @@ def status(path: Path, as_json: bool) -> None:
 @click.option("--sources", type=click.IntRange(1), default=50_000, help="Sources to infer.")
 @click.option("--compile/--no-compile", "compiled", default=True, help="Compile the model.")
 @click.option("--folder", type=click.Path(path_type=Path), help="With room for 20 kB a source.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def bench(
     stage: str,
     device: Literal["auto", "cpu", "cuda"],

@@ -1,10 +1,11 @@
 """Commands on mosaics: simulate, extract."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.cli.group import JSON, Examples, Progress, echo_json, main
 from photozhpc.cli.parameters import SURVEY
 from photozhpc.logs import LOG
 from photozhpc.survey import load_survey
@@ -26,8 +27,15 @@ from photozhpc.survey import load_survey
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of the sky's physics.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@JSON
 def simulate(
-    survey: str, out: Path, tiles: int, seed: int, config: Path | None, workers: int | None
+    survey: str,
+    out: Path,
+    tiles: int,
+    seed: int,
+    config: Path | None,
+    workers: int | None,
+    as_json: bool,
 ) -> None:
     """Make a simulated Roman sky: L3 mosaics, source lists and truth tables."""
     from photozhpc.sky import load_sky_config, simulate_sky
@@ -35,7 +43,10 @@ def simulate(
     sky_config = load_sky_config(config) if config else load_sky_config()
     progress = Progress("tiles")
     simulate_sky(load_survey(survey), out, tiles, seed, sky_config, workers, progress)
-    click.echo(f"{tiles} tiles written to {out}")
+    if as_json:
+        echo_json({"kind": "sky", "path": str(out), "tiles": tiles, "seed": seed})
+    else:
+        click.echo(f"{tiles} tiles written to {out}")
 
 
 @main.command(
@@ -55,6 +66,7 @@ def simulate(
 @click.option("--size", type=click.IntRange(8), help="Side of the cutouts, px.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
 @click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
+@JSON
 def extract(
     survey: str,
     mosaics: str,
@@ -63,6 +75,7 @@ def extract(
     size: int | None,
     workers: int | None,
     share: str,
+    as_json: bool,
 ) -> None:
     """Measure sources on mosaics and cut them out into a store; run again to go on."""
     from photozhpc.store.ingest import extract as run
@@ -79,6 +92,9 @@ def extract(
     )
     for note in summary.notes:
         LOG.info("note: %s", note)
+    if as_json:
+        echo_json({"kind": "store", "path": str(store), **asdict(summary)})
+        return
     click.echo(
         f"{summary.sources} sources of {summary.tiles} tiles in {store}, "
         f"{summary.bytes_per_cutout:.0f} bytes a cutout"

@@ -108,7 +108,12 @@ def _shown(key: str, value: Any) -> str:
     elif key == "bytes" and isinstance(value, int):
         text = f"{value} ({_readable(value)})"
     elif isinstance(value, dict):
-        items = [f"{k} {_shown('', v)}".rstrip() for k, v in value.items()]
+        # A digest in the middle of a line is no use to anybody.
+        known = {k: v for k, v in value.items() if not str(k).endswith("sha256")}
+        items = [
+            f"{k} {_shown('', v)}".replace("_", " ") if key != "columns" else f"{k} {v}"
+            for k, v in known.items()
+        ]
         text = f"{len(value)}: {_some(items)}" if key == "columns" else _some(items)
     elif isinstance(value, list | tuple):
         text = _some([_shown("", item) for item in value])

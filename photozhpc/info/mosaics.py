@@ -21,6 +21,7 @@ from photozhpc.mosaic.fits_length import check_length, unzipped
 from photozhpc.mosaic.fits_mosaic import sibling_paths
 from photozhpc.mosaic.plane import DAMAGED
 from photozhpc.mosaic.tile import open_planes
+from photozhpc.store.ingest import MAX_SCALE_ERROR
 from photozhpc.survey import Survey, load_survey, survey_names
 
 _MAX_PACKED_BYTES = 256 << 20  # of gzip, to be unpacked to look into it
@@ -59,8 +60,7 @@ def about_fits_or_asdf(path: Path, survey: Survey | None = None) -> dict[str, An
                 raise MosaicError(f"{path}: damaged ({line}); copy it again") from error
             found["bytes"] = packed_bytes
             if found["kind"] == "mosaic":
-                # The plain copy stands in for the file, so that it is not unpacked twice.
-                found |= _calibrated(path, plain, survey, wcs, shape_HW)
+                found |= _calibrated(path, survey, wcs, shape_HW)
             return found
 
 
@@ -83,7 +83,7 @@ def _primary_of_gzip(path: Path) -> dict[str, Any]:
         "format": "FITS, gzip",
         "shape": shape,
         "unit": header.get("BUNIT"),
-        "filter": _first(header, _BAND_KEYS),
+        "filter": _filter(header),
         "bytes": path.stat().st_size,
         "note": "a large packed file: only its first header was read; gunzip it to know more",
     }
@@ -112,7 +112,7 @@ def _about_fits(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
             "shape": list(first.shape),
             "planes": names,
             "unit": next((str(h["BUNIT"]) for h in headers if h.get("BUNIT")), None),
-            "filter": next((f for h in headers if (f := _first(h, _BAND_KEYS))), None),
+            "filter": next((f for h in headers if (f := _filter(h))), None),
             "exposure_s": next((e for h in headers if (e := _first(h, _EXPOSURE_KEYS))), None),
             "has_errors": bool(words & set(_ERROR_WORDS)),
             "files_beside": {role: p.name for role, p in sibling_paths(path).items()},
@@ -126,12 +126,18 @@ def _is_image(hdu: Any) -> bool:
 
 
 def _plane_text(hdu: Any) -> str:
-    return f"{' x '.join(map(str, hdu.shape))} (BITPIX {hdu.header.get('BITPIX')})"
+    return " x ".join(map(str, hdu.shape))
 
 
 def _first(header: Any, keys: tuple[str, ...]) -> Any:
     value = next((header[key] for key in keys if header.get(key) not in (None, "")), None)
     return value if isinstance(value, str | int | float) else None
+
+
+def _filter(header: Any) -> str | None:
+    """The filter's name; a number is a code of the instrument."""
+    names = (str(header.get(key, "")).strip() for key in _BAND_KEYS)
+    return next((name for name in names if name and not name.isdigit()), None)
 
 
 def _fits_wcs(hdus: Any, image: Any) -> WCS | None:
@@ -168,7 +174,9 @@ def _about_asdf(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
         meta = roman.get("meta", {})
         arrays = {name: getattr(node, "shape", None) for name, node in roman.items()}
         shapes = {str(n): " x ".join(map(str, shape)) for n, shape in arrays.items() if shape}
-        shape = tuple(int(n) for n in arrays["data"])
+        shape = tuple(int(n) for n in arrays["data"] or ())
+        if len(shape) < 2 or 0 in shape:
+            raise MosaicError(f"{path}: 'data' must have two axes, it has shape {shape}")
         wcs = meta.get("wcs")
         instrument, coadd = meta.get("instrument", {}), meta.get("coadd_info", {})
         noise = {"err", "weight", "var_poisson", "var_rnoise", "var_flat", "var_sky"}
@@ -198,7 +206,7 @@ def _opened_asdf(path: Path, plain: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _calibrated(
-    path: Path, plain: Path, survey: Survey | None, wcs: Any, shape_HW: tuple[int, int] | None
+    path: Path, survey: Survey | None, wcs: Any, shape_HW: tuple[int, int] | None
 ) -> dict[str, Any]:
     """Return what `extract` would make of it: bands, nJy of a unit, notes; and the sky."""
     found: dict[str, Any] = {}
@@ -206,11 +214,7 @@ def _calibrated(
     reasons: list[str] = []
     for candidate in candidates:
         try:
-            # Its own name tells the band, and the files beside it; the copy cannot.
-            source = path if _magic(path)[:2] != b"\x1f\x8b" else plain
-            match = candidate.match_mosaic(path.name)
-            band = None if match is None or source == path else match[1]
-            with open_planes(source, candidate, band) as planes:
+            with open_planes(path, candidate, None) as planes:
                 guessed = "" if survey is not None else _why(candidate, path, candidates)
                 found["survey"] = candidate.name
                 found["survey_guessed"] = guessed or None
@@ -225,7 +229,14 @@ def _calibrated(
             reasons.append(f"{candidate.name}: {error}")
     else:
         found["note"] = f"no survey that comes with photozhpc fits ({reasons[0]})"
-    return found | _sky(wcs, shape_HW)
+    sky = _sky(wcs, shape_HW)
+    ratio = sky.get("pixel_scale_arcsec", 0.0) / candidate.pixel_scale_arcsec
+    if "survey" in found and ratio and abs(ratio - 1) > MAX_SCALE_ERROR:
+        found["note"] = (
+            f"survey '{candidate.name}' has {candidate.pixel_scale_arcsec} arcsec a pixel: "
+            f"extract would refuse this mosaic"
+        )
+    return found | sky
 
 
 def _candidates(path: Path) -> list[Survey]:
