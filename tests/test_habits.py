@@ -92,15 +92,11 @@ def test_quiet_leaves_results_alone_and_verbose_adds_times(small_sky: Path, tmp_
     assert VARIABLE not in os.environ
 
 
-def test_worker_processes_say_as_much(small_sky: Path, tmp_path: Path) -> None:
+def test_worker_processes_take_it_from_the_environment(small_sky: Path, tmp_path: Path) -> None:
     command = extract(small_sky, tmp_path / "s")[:-1]
-    done = photozhpc("--verbose", *command, 2)
+    done = photozhpc(*command, 2, env=os.environ | {VARIABLE: "verbose"})
     tiles = [line for line in done.stderr.splitlines() if "extract: tile " in line]
     assert len({STAMP.match(line)[1] for line in tiles}) == 2
-    done = photozhpc(
-        *extract(small_sky, tmp_path / "t")[:-1], 2, env=os.environ | {VARIABLE: "quiet"}
-    )
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_options_before_and_after_the_name_and_both(tmp_path: Path) -> None:
@@ -162,6 +158,25 @@ def test_data_is_one_strict_document_on_stdout(
     done = run("evaluate", out, *(f"--truth={path}" for path in truth), "--json", "-q")
     assert (done.exit_code, done.stderr) == (0, "")
     assert json.loads(done.stdout, parse_constant=pytest.fail)["catalog"] == str(out)
+
+
+def test_train_tells_of_its_model_in_json(small_store: CutoutStore, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"out: {tmp_path / 'run'}\nmethod: photometry-mlp\nepochs: 1\n")
+    done = run("train", "--config", recipe, "--store", small_store.path, "-q", "--json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    found = strict(done.stdout)
+    assert (found["model"], found["method"]) == ("photometry-mlp", "photometry-mlp")
+    assert found["path"] == str(tmp_path / "run" / "model.safetensors")
+
+
+def test_a_recipe_of_the_package_goes_by_its_name(tmp_path: Path) -> None:
+    done = run("train", "--config", "small/pita", "--store", tmp_path, "--out", tmp_path / "o")
+    assert done.exit_code == 1
+    assert f"{tmp_path}: no store there" in done.stderr
+    done = run("train", "--config", "small/pit", "--store", tmp_path, "--out", tmp_path / "o")
+    assert done.exit_code == 1
+    assert "did you mean 'small/pita'" in done.stderr
 
 
 def test_a_verdict_in_json_names_the_problem_and_fails(

@@ -85,9 +85,19 @@ def listing() -> list[dict[str, str]]:
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
-    """Return the path of a recipe that comes with the package, by its name; or the path given."""
+    """Return the path of a recipe that comes with the package, by its name; or the path given.
+
+    Raises:
+        ConfigError: it is neither a name nor the path of a file.
+    """
     text = str(name_or_path)
-    return TRAIN_DIR / f"{text}.yaml" if text in recipe_names() else Path(text)
+    if text in recipe_names():
+        return TRAIN_DIR / f"{text}.yaml"
+    if not text.endswith((".yaml", ".yml")) and not Path(text).exists():
+        raise ConfigError(
+            f"unknown recipe '{text}'{did_you_mean(text, recipe_names())}; or pass a YAML file"
+        )
+    return Path(text)
 
 
 def load_config(name_or_path: str | Path) -> ConfigFile:
