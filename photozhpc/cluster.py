@@ -24,6 +24,7 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_mp_context
 
 from photozhpc.errors import ConfigError, RunError
+from photozhpc.logs import is_verbose
 from photozhpc.memory import WORKER_ENVIRONMENT
 from photozhpc.stopping import signals_held_back
 
@@ -172,7 +173,7 @@ def local_client(
         "memory_limit": MEMORY_LIMIT // len(environments),
         "dashboard": False,
         "dashboard_address": LOOPBACK_HTTP,
-        "silence_logs": logging.CRITICAL,
+        "silence_logs": _dask_level(),
     }
     specs = {
         name: {"cls": Nanny, "options": {**options, "env": environment}}
@@ -229,7 +230,7 @@ def _start(specs: dict[int, dict[str, Any]], losses: SchedulerPlugin) -> SpecClu
         return SpecCluster(
             workers=specs,
             scheduler={"cls": Scheduler, "options": scheduler_options},
-            silence_logs=logging.CRITICAL,
+            silence_logs=_dask_level(),
         )
     except (OSError, RuntimeError, TimeoutError) as error:
         first = " ".join(str(error).split())[:200]
@@ -278,13 +279,17 @@ def _program_hidden() -> Iterator[None]:
         program.__spec__, program.__file__ = spec, file
 
 
+def _dask_level() -> int:
+    return logging.WARNING if is_verbose() else logging.CRITICAL
+
+
 @contextmanager
 def quiet_logs() -> Iterator[None]:
     """Keep Dask's own account of lost connections, with tracebacks, off the terminal."""
     loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+        logger.setLevel(_dask_level())
     try:
         yield
     finally:

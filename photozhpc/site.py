@@ -120,6 +120,11 @@ class Site:
         return Path(folder)
 
 
+def site_names() -> list[str]:
+    """Names of the sites that come with the package."""
+    return sorted(file.stem for file in SITE_DIR.glob("*.yaml"))
+
+
 def load_site(name_or_path: str | Path) -> Site:
     """Read a site that comes with the package, by name, or any YAML file, by path.
 
@@ -128,7 +133,7 @@ def load_site(name_or_path: str | Path) -> Site:
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        known = sorted(file.stem for file in SITE_DIR.glob("*.yaml"))
+        known = site_names()
         if str(name_or_path) not in known:
             hint = did_you_mean(str(name_or_path), known)
             raise ConfigError(f"unknown site '{name_or_path}'{hint}; or pass a YAML file")

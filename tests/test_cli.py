@@ -58,6 +58,10 @@ def test_every_command_has_help_with_an_example() -> None:
         done = photozhpc(command, "--help")
         assert done.returncode == 0
         assert f"Example:\n    photozhpc {command}" in done.stdout
+        assert "--quiet" in done.stdout or "Commands:" in done.stdout
+    for command in ("list", "show"):
+        shown = photozhpc("config", command, "--help").stdout
+        assert f"Example:\n    photozhpc config {command}" in shown
 
 
 def test_from_mosaics_to_a_catalogue(small_sky: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts, read
 from photozhpc.disk import disk_error, replacing
 from photozhpc.errors import CatalogError, ConfigError, did_you_mean
 
-Format = Literal["hats", "vo-parquet", "fits"]
+Format = Literal["hats", "vo-parquet", "fits", "qp"]
 Report = Callable[[int, int], None]
 
 # Rows of a row group, for files that stand for a whole catalogue: a part may have few.
@@ -64,6 +64,13 @@ def export(
     if to not in get_args(Format):
         raise ConfigError(f"unknown format '{to}'{did_you_mean(to, get_args(Format))}")
     dialect, out = find_dialect(columns), Path(out)
+    if to == "qp":
+        if dialect is not None:
+            raise ConfigError(f"a qp ensemble has no {columns} columns; leave --columns out")
+        from photozhpc.catalog.export_qp import export_qp
+
+        ensemble = export_qp(catalog, out)
+        return Exported(ensemble.n_rows, ensemble.n_left_out, "have no redshift")
     parts = catalog_parts(catalog)
     schema = checked_schema(parts)
     if to == "hats":

@@ -27,6 +27,7 @@ from photozhpc.catalog.photoz_catalog import (
 )
 from photozhpc.catalog.run_folder import Part, file_sha256, note_part
 from photozhpc.errors import CatalogError, CheckpointError, StoreError
+from photozhpc.logs import LOG
 from photozhpc.store import CutoutStore
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def predict_part(
     if pdf_table is not None:
         pdf = write_pdf_part(pdf_table, pdf_path(path), identity, provenance)
     note = replace(write_part(table, path, identity, provenance), pdf=pdf)
-    note_part(path, part, note, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    note_part(path, part, note, seconds)
+    LOG.debug("infer: %s: %d sources in %.2f s", path.name, part.n_rows, seconds)
 
 
 def check_fit(model: ModelKey) -> None:

@@ -6,6 +6,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from photozhpc.logs import LOG, is_quiet
+
 _LINE_EVERY_FRACTION = 0.1
 _LINE_EVERY_SECONDS = 30.0
 
@@ -24,12 +26,13 @@ class Progress:
         self, n_total: int, n_done: int, enabled: bool = True, stream: TextIO | None = None
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._enabled = enabled
+        self._enabled = enabled and not is_quiet()
+        self._to_log = stream is None
         self._n_total = n_total
         self._n_before = self._n_done = self._n_told = n_done
         self.started_at = self._told_at = time.monotonic()
         self._bar: tqdm | None = None
-        if enabled and self._stream.isatty():
+        if self._enabled and self._stream.isatty():
             self._bar = tqdm(
                 total=n_total,
                 initial=n_done,
@@ -60,8 +63,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Write a line, without spoiling the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+        if self._enabled and self._to_log:
+            LOG.info(text)
         elif self._enabled:
             print(text, file=self._stream, flush=True)
 

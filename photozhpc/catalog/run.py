@@ -43,6 +43,7 @@ from photozhpc.errors import (
     RunError,
     StoreError,
 )
+from photozhpc.logs import LOG
 from photozhpc.object_storage import AnyPath, location
 from photozhpc.remote import scheduler_client, slurm_client, workers_per_job
 from photozhpc.site import Site
@@ -180,6 +181,7 @@ def run_inference(
         finished = _finished_parts(job, parts) if begun else {}
         due = [part for part in parts if part.index not in finished]
         before = sum(finished.values(), Counts(0, 0, 0))
+        LOG.debug("infer: %s: %d sources, %d parts, %d due", out, n_rows, len(parts), len(due))
         bar = Progress(n_rows, before.rows, enabled=progress)
         if finished:
             bar.note(f"infer: {len(finished)} of {len(parts)} parts were finished before")

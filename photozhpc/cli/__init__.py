@@ -3,7 +3,7 @@
 Heavy packages are imported inside the commands, so that --help answers at once.
 """
 
-from photozhpc.cli import catalogs, exports, imports, jobs, models, mosaics
+from photozhpc.cli import about, catalogs, exports, imports, jobs, models, mosaics
 from photozhpc.cli.group import main
 
-__all__ = ["catalogs", "exports", "imports", "jobs", "main", "models", "mosaics"]
+__all__ = ["about", "catalogs", "exports", "imports", "jobs", "main", "models", "mosaics"]

@@ -7,9 +7,12 @@ from typing import Literal
 
 import click
 
-from photozhpc.cli.exports import EXPORT_NAMES, FORMATS, export_as
-from photozhpc.cli.group import Examples, Location, Progress, main
+from photozhpc.cli.exports import EXPORT_NAMES, FORMATS, export_as, sentence
+from photozhpc.cli.group import JSON, Examples, Location, Progress, echo_json, main
+from photozhpc.cli.parameters import SITE, SURVEY
+from photozhpc.disk import read_json
 from photozhpc.errors import PhotozError
+from photozhpc.logs import LOG
 from photozhpc.object_storage import AnyPath
 from photozhpc.survey import load_survey
 
@@ -20,7 +23,7 @@ DEFAULT_TILES = 4
 
 
 @main.command(cls=Examples, example="photozhpc infer --survey roman-sim")
-@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--store", type=Location(), help="Store made by 'extract'; may be on s3://.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Default: the bundled model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: out/SURVEY.")
@@ -38,7 +41,9 @@ DEFAULT_TILES = 4
     type=click.Choice(["quantiles", "grid"]),
     help="Write p(z) of every source too, to OUT/pdf: quantiles, or densities on a grid.",
 )
-@click.option("--site", help="Slurm site (name or YAML file) whose jobs are to do the work.")
+@click.option(
+    "--site", type=SITE, help="Slurm site (name or YAML file) whose jobs are to do the work."
+)
 @click.option("--jobs", default=1, type=click.IntRange(1), help="With --site: jobs at a time.")
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers are to do the work.")
 @click.option(
@@ -48,6 +53,7 @@ DEFAULT_TILES = 4
     type=click.Choice(FORMATS),
     help="Write the catalogue in this format too, into the same folder; may be repeated.",
 )
+@JSON
 def infer(
     survey: str,
     store: AnyPath | None,
@@ -62,6 +68,7 @@ def infer(
     jobs: int,
     scheduler: str | None,
     formats: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Stream a store through a model into a photo-z catalogue; run again to go on.
 
@@ -72,6 +79,8 @@ def infer(
     from photozhpc.model import bundled_checkpoint
     from photozhpc.site import load_site
 
+    if "qp" in formats and pdf is None:
+        raise click.UsageError("--export qp needs --pdf quantiles or --pdf grid")
     wanted = load_survey(survey)
     out = out or Path("out") / wanted.name
     checkpoint = checkpoint or bundled_checkpoint(wanted.name)
@@ -97,9 +106,14 @@ def infer(
     )
     from photozhpc.report.summary import summarise  # a second, that the workers need not wait
 
-    click.echo(summarise(summary, truth or None))
-    for to in formats:
-        click.echo(export_as(out, to, out / EXPORT_NAMES[to]))
+    text = summarise(summary, truth or None)
+    exported = {to: export_as(out, to, out / EXPORT_NAMES[to]) for to in formats}
+    if as_json:
+        echo_json({**read_json(out / "summary.json"), "exports": exported})
+        return
+    click.echo(text)
+    for told in exported.values():
+        click.echo(sentence(told))
 
 
 def _own_sky(
@@ -116,11 +130,11 @@ def _own_sky(
 
     survey = load_survey(survey_name)
     sky, store = out / "sky", out / "store"
-    click.echo(f"no --store: simulating {DEFAULT_TILES} tiles of sky in {sky}", err=True)
+    LOG.info("no --store: simulating %d tiles of sky in %s", DEFAULT_TILES, sky)
     simulate_sky(
         survey, sky, DEFAULT_TILES, DEFAULT_SEED, load_sky_config(), workers, Progress("tiles")
     )
-    click.echo(f"extracting cutouts and photometry to {store}", err=True)
+    LOG.info("extracting cutouts and photometry to %s", store)
     run(survey, sky, store, workers=workers, progress=Progress("sources"))
     return store, truth or tuple(sorted(sky.glob("*_truth.parquet")))
 
@@ -138,7 +152,7 @@ def _own_sky(
     "labels are the truth; may be repeated.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: CATALOG/evaluation.")
-@click.option("--json", "as_json", is_flag=True, help="Print the JSON document, nothing else.")
+@JSON
 def evaluate(catalog: Path, truth: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
     from photozhpc.report import evaluate as run
@@ -211,7 +225,8 @@ def report(
     type=Location(),
     help="Of a catalogue: see too that every source of this store is in it, once.",
 )
-def verify(path: AnyPath, store_path: AnyPath | None) -> None:
+@JSON
+def verify(path: AnyPath, store_path: AnyPath | None, as_json: bool) -> None:
     """Check every file of a store, or of a catalogue (the --out of infer), and name what is wrong.
 
     Files are compared with the sizes and SHA-256 that were noted when they were written.
@@ -219,34 +234,55 @@ def verify(path: AnyPath, store_path: AnyPath | None) -> None:
     from photozhpc.store import CutoutStore
 
     if isinstance(path, Path) and (path / "run.json").is_file():
-        _verify_catalog(path, store_path)
+        _verify_catalog(path, store_path, as_json)
         return
     if store_path is not None:
         raise PhotozError(f"{path}: no run of 'photozhpc infer' is there to compare with --store")
     store = CutoutStore.open(path)
     problems = store.verify()
-    for problem in problems:
-        click.echo(problem)
+    if as_json:
+        _echo_verdict("store", path, None if problems else len(store), problems)
+    else:
+        for problem in problems:
+            click.echo(problem)
     if problems:
         raise PhotozError(
             f"{path}: {len(problems)} problems; delete the tiles named above (their folder and "
             f"their file in .manifests) and run 'photozhpc extract' again"
         )
-    click.echo(f"{path}: sound: {len(store)} sources, {len(store.shards())} shards")
+    if not as_json:
+        click.echo(f"{path}: sound: {len(store)} sources, {len(store.shards())} shards")
 
 
-def _verify_catalog(path: Path, store_path: AnyPath | None) -> None:
+def _echo_verdict(kind: str, path: AnyPath, n_sources: int | None, problems: list[str]) -> None:
+    sound = not problems
+    echo_json(
+        {
+            "kind": kind,
+            "path": str(path),
+            "sound": sound,
+            "sources": n_sources,
+            "problems": problems,
+        }
+    )
+
+
+def _verify_catalog(path: Path, store_path: AnyPath | None, as_json: bool) -> None:
     from photozhpc.catalog.verify import verify_catalog
     from photozhpc.store import CutoutStore
 
     store = None if store_path is None else CutoutStore.open(store_path)
     n_rows, problems = verify_catalog(path, store)
-    for problem in problems:
-        click.echo(problem)
+    if as_json:
+        _echo_verdict("catalogue", path, n_rows, problems)
+    else:
+        for problem in problems:
+            click.echo(problem)
     if problems:
         raise PhotozError(
             f"{path}: {len(problems)} problems; delete the parts named above and run the same "
             f"'photozhpc infer' again: it makes them anew"
         )
     where = "" if store is None else f", those of {store.path}, each once"
-    click.echo(f"{path}: sound: {n_rows} sources{where}")
+    if not as_json:
+        click.echo(f"{path}: sound: {n_rows} sources{where}")

@@ -1,13 +1,19 @@
 """The command that hands a catalogue to other tools: export."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.cli.group import JSON, Examples, Progress, echo_json, main
 
 # Format -> name in the --out folder of `photozhpc infer --export`.
-EXPORT_NAMES = {"hats": "hats", "vo-parquet": "photoz.parquet", "fits": "photoz.fits"}
+EXPORT_NAMES = {
+    "hats": "hats",
+    "vo-parquet": "photoz.parquet",
+    "fits": "photoz.fits",
+    "qp": "photoz_qp.hdf5",
+}
 FORMATS = tuple(EXPORT_NAMES)
 
 
@@ -27,20 +33,38 @@ FORMATS = tuple(EXPORT_NAMES)
     help="Whose names, and units, the columns are to have.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes, for hats; default: one a core.")
-def export(catalog: Path, to: str, out: Path, columns: str, workers: int | None) -> None:
-    """Write a catalogue for other tools: HATS for LSDB, FITS or VOParquet for TOPCAT.
+@JSON
+def export(
+    catalog: Path, to: str, out: Path, columns: str, workers: int | None, as_json: bool
+) -> None:
+    """Write a catalogue for other tools: HATS for LSDB, FITS or VOParquet for TOPCAT, qp for RAIL.
 
     What stands at --out is replaced when the new one is complete.
     """
-    click.echo(export_as(catalog, to, out, columns, workers))
+    told = export_as(catalog, to, out, columns, workers)
+    if as_json:
+        echo_json(told)
+    else:
+        click.echo(sentence(told))
 
 
 def export_as(
     catalog: Path, to: str, out: Path, columns: str = "roman", workers: int | None = None
-) -> str:
-    """Export, and return what to say of it."""
+) -> dict[str, Any]:
+    """Export, and return what there is to say of it."""
     from photozhpc.catalog.export import export as run
 
     done = run(catalog, to, out, columns, workers, Progress("sources"))
-    left_out = f"; {done.left_out} left out: they {done.why}" if done.left_out else ""
-    return f"{done.rows} sources in {out}{left_out}"
+    return {
+        "format": to,
+        "path": str(out),
+        "sources": done.rows,
+        "left_out": done.left_out,
+        "why_left_out": done.why if done.left_out else None,
+    }
+
+
+def sentence(told: dict[str, Any]) -> str:
+    """Say in a sentence what `export_as` returned."""
+    why = f"; {told['left_out']} left out: they {told['why_left_out']}" if told["left_out"] else ""
+    return f"{told['sources']} sources in {told['path']}{why}"

@@ -4,19 +4,28 @@ Heavy packages are imported inside the commands, so that --help answers at once.
 """
 
 import errno
+import json
+import math
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from photozhpc import __version__
 from photozhpc.errors import PhotozError, Preempted
+from photozhpc.logs import LOG, is_quiet, is_verbose, set_verbosity, verbosity_kept
 from photozhpc.object_storage import AnyPath, location
+
+# Where colorama is installed, Numba has it write an escape at exit, whatever NO_COLOR says.
+os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
 
 
 class Group(click.Group):
@@ -27,18 +36,24 @@ class Group(click.Group):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _stop_signals() as received:
+        with _stop_signals() as received, verbosity_kept():
+            for name in ("quiet", "verbose"):  # before the command's name
+                heed_verbosity(ctx, name, bool(ctx.params.get(name)))
             return self._invoke(ctx, received)
 
     def _invoke(self, ctx: click.Context, received: list[int]) -> Any:
         try:
             return super().invoke(ctx)
         except PhotozError as error:
+            if is_verbose():
+                LOG.debug("what led to the error below:\n%s", traceback.format_exc().rstrip())
             shown = _Requeue if received or isinstance(error, Preempted) else _OneLine
             raise shown(str(error)) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
+            if is_verbose():
+                LOG.debug("what led to the error below:\n%s", traceback.format_exc().rstrip())
             what = error.strerror or str(error)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 what = "the disk is full; free some space and run the same command again"
@@ -68,9 +83,26 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def colour() -> bool | None:
+    """Return whether to write colours; None: where the stream is a terminal.
+
+    NO_COLOR (https://no-color.org) before FORCE_COLOR (https://force-color.org); a terminal that
+    says it is dumb has none.
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return False if os.environ.get("TERM") == "dumb" else None
+
+
 class _OneLine(click.ClickException):
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        error = click.style("Error:", fg="red", bold=True)
+        click.echo(f"{error} {self.message}", file=file, err=True, color=colour())
 
 
 class _Requeue(_OneLine):
@@ -85,12 +117,61 @@ class Location(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> AnyPath:
         return location(value)
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+def heed_verbosity(ctx: click.Context, name: str, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    meta = ctx.find_root().meta
+    if meta.setdefault("photozhpc.verbosity", name) != name:
+        raise click.UsageError("--quiet and --verbose exclude each other", ctx)
+    set_verbosity("quiet" if name == "quiet" else "verbose")
+
+
+def verbosity_options() -> list[click.Option]:
+    """Return --quiet and --verbose, which every command has."""
+
+    def heed(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+        heed_verbosity(ctx, str(option.name), wanted)
+
+    settings: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": heed}
+    return [
+        click.Option(["-q", "--quiet"], help="Say nothing but results and errors.", **settings),
+        click.Option(["-v", "--verbose"], help="Say more, with times.", **settings),
+    ]
+
 
 class Examples(click.Command):
-    """Keeps the line breaks of the examples at the end of a command's help."""
+    """Keeps the line breaks of the examples at the end of a command's help.
+
+    Every command has the options --quiet and --verbose.
+    """
 
     def __init__(self, name: str, *, example: str, **settings: Any) -> None:
         super().__init__(name, **settings, epilog=f"\b\nExample:\n  {example}")
+        self.params += verbosity_options()
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
+
+
+def echo_json(document: Any) -> None:
+    """Print one JSON document on one line of stdout; what is not finite becomes null."""
+    click.echo(json.dumps(_finite(document), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 class Progress:
@@ -101,7 +182,7 @@ class Progress:
 
         tqdm.set_lock(RLock())  # its own is for several processes, and starts another one
         self._unit = unit
-        self._bar = tqdm(unit=f" {unit}", disable=None, leave=False, total=0)
+        self._bar = tqdm(unit=f" {unit}", disable=is_quiet() or None, leave=False, total=0)
         self._next = 0.1
 
     def __call__(self, done: int, total: int) -> None:
@@ -111,11 +192,13 @@ class Progress:
             if done >= total:
                 self._bar.close()
         elif total and done / total >= self._next:
-            click.echo(f"  {done}/{total} {self._unit}", err=True)
+            LOG.info("  %d/%d %s", done, total, self._unit)
             self._next = done / total + 0.1
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="photozhpc")
-def main() -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more, with times.")
+def main(quiet: bool, verbose: bool) -> None:
     """Survey mosaics in, photometric-redshift catalogues out."""

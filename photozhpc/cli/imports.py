@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 
 from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.cli.parameters import SURVEY
+from photozhpc.logs import LOG
 from photozhpc.survey import load_survey
 
 
@@ -14,7 +16,7 @@ from photozhpc.survey import load_survey
     example="photozhpc import-checkpoint epoch=1549.ckpt --survey candels --out pita.safetensors",
 )
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Model file to write.")
 @click.option(
     "--zero-point", multiple=True, type=float, help="AB magnitude of one count, once a band."
@@ -30,7 +32,7 @@ def import_checkpoint(
     wanted = load_survey(survey)
     model, notes = run(path, wanted, zero_point or None, crop)
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        LOG.info("note: %s", note)
     training = {"imported_from": path.name, "notes": list(notes)}
     click.echo(f"model file: {save_checkpoint(out, model, wanted, training)}")
 
@@ -41,7 +43,7 @@ def import_checkpoint(
     example="photozhpc import-hdf5 candels_test.hdf5 --survey candels --store test.zarr",
 )
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Store to write.")
 @click.option(
     "--label-f", default=1, show_default=True, type=click.IntRange(1), help="use_redshift_N"
@@ -78,5 +80,5 @@ def import_hdf5(
     progress = Progress("sources")
     summary = run(path, wanted, store, label_f, features, zero_point or None, progress=progress)
     for note in summary.notes:
-        click.echo(f"note: {note}", err=True)
+        LOG.info("note: %s", note)
     click.echo(f"{summary.sources} sources in {store}, {summary.labelled} with a z_spec")

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import click
 
-from photozhpc.cli.group import Examples, main
+from photozhpc.cli.group import JSON, Examples, echo_json, main
+from photozhpc.cli.parameters import SITE
 
 
 @main.command(
@@ -15,7 +16,7 @@ from photozhpc.cli.group import Examples, main
 )
 @click.argument("stage", type=click.Choice(["extract", "train", "infer"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.option("--site", required=True, help="Site name or YAML file.")
+@click.option("--site", required=True, type=SITE, help="Site name or YAML file.")
 @click.option("--nodes", type=click.IntRange(1), help="Of train; default: the site's.")
 @click.option("--array", default=1, type=click.IntRange(1), help="Jobs that share the tiles.")
 @click.option("--after", multiple=True, help="Number of a job that has to end well before.")
@@ -55,18 +56,19 @@ def submit(
 
 @main.command(cls=Examples, example="photozhpc status catalogue")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def status(path: Path, as_json: bool) -> None:
     """Tell how far a run is: an extraction's store, a training's or a catalogue's folder.
 
     It reads what the run leaves on disk, while it runs and after, from any machine.
     """
-    import json
-
     from photozhpc.report.status import describe, status_of
 
     found = status_of(path)
-    click.echo(json.dumps(found) if as_json else describe(found))
+    if as_json:
+        echo_json(found)
+    else:
+        click.echo(describe(found))
 
 
 @main.command(cls=Examples, example="photozhpc bench infer")
@@ -75,7 +77,7 @@ def status(path: Path, as_json: bool) -> None:
 @click.option("--sources", type=click.IntRange(1), default=50_000, help="Sources to infer.")
 @click.option("--compile/--no-compile", "compiled", default=True, help="Compile the model.")
 @click.option("--folder", type=click.Path(path_type=Path), help="With room for 20 kB a source.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def bench(
     stage: str,
     device: Literal["auto", "cpu", "cuda"],
@@ -85,8 +87,6 @@ def bench(
     as_json: bool,
 ) -> None:
     """Measure what this machine gives, and what a survey would take on it."""
-    import json
-
     from photozhpc.report.bench import bench_extract, bench_infer, describe
 
     result: dict[str, Any] = {}
@@ -94,4 +94,7 @@ def bench(
         result["extract"] = bench_extract()
     if stage in ("infer", "all"):
         result["infer"] = bench_infer(sources, device, compiled, folder=folder)
-    click.echo(json.dumps(result) if as_json else describe(result))
+    if as_json:
+        echo_json(result)
+    else:
+        click.echo(describe(result))

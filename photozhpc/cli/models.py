@@ -5,15 +5,17 @@ from pathlib import Path
 
 import click
 
-from photozhpc.cli.group import Examples, main
+from photozhpc.cli.group import JSON, Examples, echo_json, main
+from photozhpc.cli.parameters import RECIPE
 
 
 @main.command(cls=Examples, example="photozhpc train --config recipe.yaml --store S --out run")
-@click.option("--config", required=True, type=click.Path(path_type=Path), help="YAML file.")
+@click.option("--config", required=True, type=RECIPE, help="Recipe name or YAML file.")
 @click.option("--store", type=click.Path(path_type=Path), help="Store; default: the config's.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: the config's.")
 @click.option("--resume", is_flag=True, help="Go on where it was, if it had begun.")
-def train(config: Path, store: Path | None, out: Path | None, resume: bool) -> None:
+@JSON
+def train(config: str, store: Path | None, out: Path | None, resume: bool, as_json: bool) -> None:
     """Train on a store; several processes where torchrun starts it.
 
     It stops on SIGTERM or SIGUSR1 with its state saved and exit code 75; --resume goes on.
@@ -21,10 +23,12 @@ def train(config: Path, store: Path | None, out: Path | None, resume: bool) -> N
     from dataclasses import replace
 
     from photozhpc.config import from_mapping, load_yaml
+    from photozhpc.info.configs import recipe_path
     from photozhpc.model.train import train as run
     from photozhpc.model.train_config import TrainConfig
 
-    settings = from_mapping(TrainConfig, load_yaml(config), str(config))
+    recipe = recipe_path(config)
+    settings = from_mapping(TrainConfig, load_yaml(recipe), str(recipe))
     if store is not None:
         settings = replace(settings, store=str(store))
     if out is not None:
@@ -33,7 +37,7 @@ def train(config: Path, store: Path | None, out: Path | None, resume: bool) -> N
         raise click.UsageError(f"{config} names no store; pass --store PATH")
     model_file = run(settings, resume)
     if os.environ.get("RANK", "0") == "0":
-        click.echo(f"model file: {model_file}")
+        _say_model(model_file, as_json)
 
 
 @main.command(
@@ -46,11 +50,21 @@ def train(config: Path, store: Path | None, out: Path | None, resume: bool) -> N
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Store with labels.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Model file to write.")
 @click.option("--compact", is_flag=True, help="Encoder's weights in float16: half as large.")
-def calibrate(checkpoint: Path, store: Path, out: Path, compact: bool) -> None:
+@JSON
+def calibrate(checkpoint: Path, store: Path, out: Path, compact: bool, as_json: bool) -> None:
     """Calibrate a model's intervals anew on the labels of a store."""
     from photozhpc.model.calibrate import calibrate as run
     from photozhpc.store import CutoutStore
 
     opened = CutoutStore.open(store)
     opened.check_complete()
-    click.echo(f"model file: {run(checkpoint, opened, out, compact)}")
+    _say_model(run(checkpoint, opened, out, compact), as_json)
+
+
+def _say_model(path: Path, as_json: bool) -> None:
+    if as_json:
+        from photozhpc.info.models import about_checkpoint
+
+        echo_json(about_checkpoint(path))
+    else:
+        click.echo(f"model file: {path}")

@@ -1,10 +1,13 @@
 """Commands on mosaics: simulate, extract."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from photozhpc.cli.group import Examples, Location, Progress, main
+from photozhpc.cli.group import JSON, Examples, Location, Progress, echo_json, main
+from photozhpc.cli.parameters import SURVEY
+from photozhpc.logs import LOG
 from photozhpc.object_storage import AnyPath
 from photozhpc.survey import load_survey
 
@@ -13,14 +16,27 @@ from photozhpc.survey import load_survey
     cls=Examples,
     example="photozhpc simulate --survey roman-sim --out sky --tiles 4 --seed 7",
 )
-@click.option("--survey", default="roman-sim", show_default=True, help="Survey name or YAML file.")
+@click.option(
+    "--survey",
+    default="roman-sim",
+    show_default=True,
+    type=SURVEY,
+    help="Survey name or YAML file.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--tiles", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of the sky's physics.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@JSON
 def simulate(
-    survey: str, out: Path, tiles: int, seed: int, config: Path | None, workers: int | None
+    survey: str,
+    out: Path,
+    tiles: int,
+    seed: int,
+    config: Path | None,
+    workers: int | None,
+    as_json: bool,
 ) -> None:
     """Make a simulated Roman sky: L3 mosaics, source lists and truth tables."""
     from photozhpc.sky import load_sky_config, simulate_sky
@@ -28,14 +44,17 @@ def simulate(
     sky_config = load_sky_config(config) if config else load_sky_config()
     progress = Progress("tiles")
     simulate_sky(load_survey(survey), out, tiles, seed, sky_config, workers, progress)
-    click.echo(f"{tiles} tiles written to {out}")
+    if as_json:
+        echo_json({"kind": "sky", "path": str(out), "tiles": tiles, "seed": seed})
+    else:
+        click.echo(f"{tiles} tiles written to {out}")
 
 
 @main.command(
     cls=Examples,
     example="photozhpc extract --survey roman-l3 --mosaics l3 --sources cat.fits --store s.zarr",
 )
-@click.option("--survey", required=True, help="Survey name or YAML file.")
+@click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option(
     "--mosaics", required=True, help="Folder or glob of mosaics; s3://BUCKET/... and https:// too."
 )
@@ -50,6 +69,7 @@ def simulate(
 @click.option("--size", type=click.IntRange(8), help="Side of the cutouts, px.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
 @click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
+@JSON
 def extract(
     survey: str,
     mosaics: str,
@@ -58,6 +78,7 @@ def extract(
     size: int | None,
     workers: int | None,
     share: str,
+    as_json: bool,
 ) -> None:
     """Measure sources on mosaics and cut them out into a store; run again to go on."""
     from photozhpc.store.ingest import extract as run
@@ -73,7 +94,10 @@ def extract(
         progress=Progress("sources"),
     )
     for note in summary.notes:
-        click.echo(f"note: {note}", err=True)
+        LOG.info("note: %s", note)
+    if as_json:
+        echo_json({"kind": "store", "path": str(store), **asdict(summary)})
+        return
     click.echo(
         f"{summary.sources} sources of {summary.tiles} tiles in {store}, "
         f"{summary.bytes_per_cutout:.0f} bytes a cutout"

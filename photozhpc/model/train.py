@@ -23,6 +23,7 @@ from photozhpc import __version__
 from photozhpc.config import to_mapping
 from photozhpc.disk import replacing
 from photozhpc.errors import CheckpointError, ConfigError, Preempted, RunError
+from photozhpc.logs import LOG
 from photozhpc.memory import keep_freed_memory
 from photozhpc.metrics import PointMetrics, point_metrics
 from photozhpc.model.augment import calibrate, random_view, stretch
@@ -347,6 +348,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with joined_ranks(config.device) as ranks, _stop_signals() as stop:
         trainer = Trainer(config, store, ranks)
+        LOG.debug("train: rank %d of %d, %d sources", ranks.rank, ranks.world, len(store))
         validation = None
         if config.redshift_weight > 0:
             validation = read_labelled(store, "validation", config.seed, trainer.aperture)

@@ -2,12 +2,12 @@
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from photozhpc.disk import write_durably
+from photozhpc.logs import LOG
 
 
 class TrainLog:
@@ -66,7 +66,7 @@ class TrainLog:
         elapsed = self._last - self._started
         left = elapsed / max(step - self._first_step, 1) * (self._total_steps - step)
         rate = self._images / elapsed
-        print(f"{text}  {rate:.0f} images/s  {left / 60:.1f} min left", file=sys.stderr, flush=True)
+        LOG.info("%s  %.0f images/s  %.1f min left", text, rate, left / 60)
 
 
 def _step_of(line: str) -> float:

@@ -1,7 +1,6 @@
 """Training of the photometry-MLP on a store: minutes, in one process, without the images."""
 
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from photozhpc import __version__
 from photozhpc.config import to_mapping
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
+from photozhpc.logs import LOG
 from photozhpc.metrics import point_metrics
 from photozhpc.model.checkpoint import save_checkpoint
 from photozhpc.model.photometry_mlp import (
@@ -75,11 +75,9 @@ def train_photometry_mlp(config: TrainConfig, store: CutoutStore, resume: bool =
         "validation": asdict(metrics),
     }
     save_checkpoint(path, model, survey, training)
-    print(
+    LOG.info(
         f"{config.model.redshift_heads} networks, {len(fit.z_spec_N)} labels  "
-        f"validation NMAD {metrics.nmad:.4f}  outliers {metrics.outlier_fraction:.3f}",
-        file=sys.stderr,
-        flush=True,
+        f"validation NMAD {metrics.nmad:.4f}  outliers {metrics.outlier_fraction:.3f}"
     )
     return path
 

@@ -224,7 +224,7 @@ def _groups(
 
 
 def _layer(
-    path: Path, hdus: Any, hdu: Any, survey: Survey, band: Band | None
+    path: AnyPath, hdus: Any, hdu: Any, survey: Survey, band: Band | None
 ) -> dict[str, dict[str, _Plane]]:
     """Take the survey's layer of a stack; its other layers and extensions are no error planes."""
     assert survey.layer is not None

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import re
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,7 @@ from scipy.spatial import cKDTree
 
 from photozhpc.disk import remove_stale_partials
 from photozhpc.errors import MosaicError, RunError, StoreError
+from photozhpc.logs import LOG
 from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.footprint import Footprint, read_footprints
 from photozhpc.mosaic.measure import Photometry, forced_photometry
@@ -266,6 +268,7 @@ def _ingest_tile(
     store_path: Path, tile_id: str, bands: dict[str, AnyPath] | None, sources: Sources
 ) -> list[str]:
     """Write one tile; return notes on its mosaics."""
+    started = time.monotonic()
     store = CutoutStore.open(store_path)
     if bands is None:
         tile, y_N, x_N = None, np.full(len(sources), np.nan), np.full(len(sources), np.nan)
@@ -303,6 +306,8 @@ def _ingest_tile(
                 flags_NC=photometry.flags_NC.astype(np.uint16),
             )
             writer.write_shard(cutout_NCSS, sources[rows], measured)
+    seconds = time.monotonic() - started
+    LOG.debug("extract: tile %s: %d sources in %.2f s", tile_id, len(sources), seconds)
     if tile is None:
         return []
     missing = [f"no mosaic of band {band}" for band in tile.missing_bands]

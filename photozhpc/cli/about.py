@@ -1,0 +1,87 @@
+"""Commands that tell and help: info, config, completion."""
+
+from pathlib import Path
+
+import click
+from click.shell_completion import get_completion_class
+
+from photozhpc.cli.group import JSON, Examples, echo_json, main
+from photozhpc.cli.parameters import CONFIG, SURVEY
+from photozhpc.survey import load_survey
+
+_VARIABLE = "_PHOTOZHPC_COMPLETE"
+
+
+@main.command(cls=Examples, example="photozhpc info store.zarr")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--survey", type=SURVEY, help="Of a mosaic; default: the first that fits.")
+@JSON
+def info(path: Path, survey: str | None, as_json: bool) -> None:
+    """Say what a file or folder is: a store, checkpoint, mosaic, catalogue, table, run or config.
+
+    It reads headers, and so is quick on large files.
+    """
+    from photozhpc.info.describe import about, describe
+
+    found = about(path, None if survey is None else load_survey(survey))
+    if as_json:
+        echo_json(found)
+    else:
+        click.echo(describe(found))
+
+
+class ExamplesGroup(click.Group):
+    """A group of commands with an example, as Examples."""
+
+    def __init__(self, name: str, *, example: str, **settings: object) -> None:
+        super().__init__(name, epilog=f"\b\nExample:\n  {example}", **settings)  # type: ignore[arg-type]
+
+
+@main.group(cls=ExamplesGroup, example="photozhpc config show candels > my.yaml")
+def config() -> None:
+    """Show configurations: surveys, training recipes, sites, the simulated sky."""
+
+
+@config.command("list", cls=Examples, example="photozhpc config list")
+@JSON
+def list_configs(as_json: bool) -> None:
+    """List the configurations that come with the package."""
+    from photozhpc.info.configs import listing
+
+    found = listing()
+    if as_json:
+        echo_json(found)
+        return
+    width = max(len(entry["name"]) for entry in found)
+    for entry in found:
+        click.echo(f"{entry['kind']:<6}  {entry['name']:<{width}}  {entry['about']}")
+
+
+@config.command(cls=Examples, example="photozhpc config show candels > my.yaml")
+@click.argument("name", metavar="NAME_OR_FILE", type=CONFIG)
+@JSON
+def show(name: str, as_json: bool) -> None:
+    """Print a survey, recipe, site or sky as YAML, whole, with every default filled in.
+
+    NAME is one of 'photozhpc config list'; a FILE is checked as the command that takes it would.
+    """
+    from photozhpc.info.configs import load_config
+
+    found = load_config(name)
+    if as_json:
+        echo_json(found.mapping())
+    else:
+        click.echo(found.text())
+
+
+@main.command(
+    cls=Examples,
+    example="photozhpc completion bash\n"
+    "  echo 'eval \"$(photozhpc completion bash)\"' >> ~/.bashrc",
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that makes the Tab key complete commands, options, surveys and files."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "photozhpc", _VARIABLE).source(), nl=False)

@@ -1,0 +1,165 @@
+"""What a store, a model file and a training's folder say of themselves."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from photozhpc.disk import read_json
+from photozhpc.errors import CheckpointError
+from photozhpc.store import CutoutStore
+
+_MAX_HEADER_BYTES = 100_000_000  # what safetensors itself allows
+_MAX_TILES_COUNTED = 1000
+
+
+def about_store(path: Path) -> dict[str, Any]:
+    """Describe a store from its manifests and, for the labels, one small column a tile.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    import numpy as np
+
+    store = CutoutStore.open(path)
+    index, missing = store.index(), store.missing_tiles()
+    labelled: int | None = 0
+    n_bytes = 0
+    for tile_id in index.tiles:
+        manifest = read_json(path / ".manifests" / f"{tile_id}.json")
+        n_bytes += sum(about["bytes"] for about in manifest["files"].values())
+    if len(index.tiles) <= _MAX_TILES_COUNTED:
+        for key in index.shard_lengths():
+            z_spec_N = store.read_sources(key).z_spec_N
+            labelled = (labelled or 0) + int(np.count_nonzero(np.isfinite(z_spec_N)))
+    else:
+        labelled = None  # thousands of files would have to be opened
+    lengths = list(index.shard_lengths().values())
+    return {
+        "kind": "store",
+        "path": str(path),
+        "state": "not finished" if missing else "finished",
+        "survey": store.survey.name,
+        "bands": list(store.survey.band_names),
+        "tiles": len(index.tiles),
+        "tiles_missing": len(missing),
+        "sources": index.n_sources,
+        "labelled": labelled,
+        "cutout_size_pix": store.cutout_size,
+        "pixel_scale_arcsec": store.survey.pixel_scale_arcsec,
+        "aperture_radii_arcsec": list(store.survey.aperture_radii_arcsec),
+        "shards": len(lengths),
+        "shard_len": store.shard_len,
+        "shortest_shard": min(lengths, default=None),
+        "bytes": n_bytes,
+        "fingerprint": index.fingerprint,
+    }
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the tensors (dtype, shape) and the metadata of a safetensors file; no weights.
+
+    Raises:
+        CheckpointError: it is damaged, or no safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as stream:
+            n_bytes = int.from_bytes(stream.read(8), "little")
+            if not 2 <= n_bytes <= min(_MAX_HEADER_BYTES, size - 8):
+                raise ValueError("its header does not fit into it")
+            header = json.loads(stream.read(n_bytes))
+        tensors = {name: about for name, about in header.items() if name != "__metadata__"}
+        end = max((about["data_offsets"][1] for about in tensors.values()), default=0)
+        if 8 + n_bytes + end != size:
+            raise ValueError(f"{size} bytes, where {8 + n_bytes + end} are due")
+        for about in tensors.values():
+            math.prod(about["shape"])
+        return tensors, dict(header.get("__metadata__", {}))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        line = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path}: not a safetensors file, or damaged ({line})") from error
+
+
+def about_checkpoint(path: Path) -> dict[str, Any]:
+    """Describe a model file from its header; its SHA-256 alone needs the whole file.
+
+    Raises:
+        CheckpointError: it is damaged, or not one of photozhpc's.
+    """
+    tensors, metadata = read_header(path)
+    if "photozhpc" not in metadata:
+        raise CheckpointError(f"{path}: is a safetensors file, but not a model of photozhpc")
+    try:
+        header = json.loads(metadata["photozhpc"])
+        model, survey, training = header["model"], header["survey"], header["training"]
+        config = training.get("config") or {}
+        calibration = training.get("calibration")
+        epoch = training.get("last_epoch") or {}
+        validation = training.get("refit_validation") or training.get("validation") or {}
+        kind = header.get("kind", "pita")
+        with open(path, "rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        parameters = sum(math.prod(about["shape"]) for about in tensors.values())
+        dtypes = Counter(about["dtype"] for about in tensors.values())
+        return {
+            "kind": "checkpoint",
+            "path": str(path),
+            "model": kind,
+            "survey": survey["name"],
+            "bands": [band["name"] for band in survey["bands"]],
+            "pixel_scale_arcsec": survey["pixel_scale_arcsec"],
+            "encoder": model.get("encoder"),
+            "crop_pix": model.get("crop"),
+            "redshift_heads": model.get("redshift_heads", model.get("networks")),
+            "density_bins": model.get("density_bins", 0),
+            "parameters": parameters,
+            "dtypes": sorted(dtypes),
+            "method": config.get("method"),
+            "epochs": epoch.get("epoch", config.get("epochs")),
+            "validation": {key: validation[key] for key in ("nmad", "n") if key in validation},
+            "trained_on_store_sha256": training.get("store_sha256"),
+            "calibration": calibration,
+            "imported_from": training.get("imported_from"),
+            "made_by": training.get("photozhpc"),
+            "bytes": path.stat().st_size,
+            "sha256": sha256,
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: its header is damaged ({type(error).__name__}); get or train it again"
+        ) from error
+
+
+def about_training(path: Path) -> dict[str, Any]:
+    """Describe the folder of a training from its log and its model files."""
+    lines = (path / "log.jsonl").read_bytes().splitlines()
+    last: dict[str, Any] = {}
+    for line in reversed(lines[-10:]):  # the end may have been cut short
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            last = found
+            break
+    files = [n for n in ("model", "best", "last") if (path / f"{n}.safetensors").is_file()]
+    found = {
+        "kind": "training",
+        "path": str(path),
+        "state": "finished" if "model" in files else "not finished",
+        "epochs": len(lines),
+        "last_epoch": last,
+        "model_files": [f"{name}.safetensors" for name in files],
+        "can_be_resumed": (path / "state.pt").is_file(),
+    }
+    if files:
+        try:
+            model = about_checkpoint(path / f"{files[0]}.safetensors")
+        except CheckpointError as error:
+            return {**found, "note": str(error)}
+        names = ("model", "survey", "bands", "encoder", "crop_pix", "density_bins", "method")
+        found.update({name: model[name] for name in (*names, "validation", "sha256")})
+    return found

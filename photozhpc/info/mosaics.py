@@ -1,0 +1,276 @@
+"""What a mosaic, or a table in FITS, says of itself: headers and WCS, no image."""
+
+import contextlib
+import gzip
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import asdf
+import numpy as np
+from asdf.exceptions import AsdfWarning
+from astropy.io import fits
+from astropy.utils.exceptions import AstropyWarning
+from astropy.wcs import WCS
+
+from photozhpc.errors import MosaicError, PhotozError
+from photozhpc.mosaic import grid
+from photozhpc.mosaic.asdf_mosaic import check_blocks
+from photozhpc.mosaic.fits_length import check_length, unzipped
+from photozhpc.mosaic.fits_mosaic import sibling_paths
+from photozhpc.mosaic.plane import DAMAGED
+from photozhpc.mosaic.tile import open_planes
+from photozhpc.store.ingest import MAX_SCALE_ERROR
+from photozhpc.survey import Survey, load_survey, survey_names
+
+_MAX_PACKED_BYTES = 256 << 20  # of gzip, to be unpacked to look into it
+_ERROR_WORDS = ("ERR", "RMS", "SIGMA", "UNC", "STD", "VAR", "IVM", "IVAR", "WHT", "WEIGHT", "WT")
+_EXPOSURE_KEYS = ("EXPTIME", "TEXPTIME", "XPOSURE")
+_BAND_KEYS = ("FILTER", "FILTER1", "FILTER2", "BAND", "PUPIL")
+_MAX_EXTENSIONS = 200
+
+
+def about_fits_or_asdf(path: Path, survey: Survey | None = None) -> dict[str, Any]:
+    """Describe a mosaic as the file itself and, where it fits a survey, as `extract` sees it.
+
+    Args:
+        survey: whose mosaic it is; None: the first that comes with the package and fits.
+
+    Raises:
+        MosaicError: it is damaged, or neither FITS nor ASDF; with `survey`, it does not fit.
+    """
+    packed_bytes = path.stat().st_size
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", AstropyWarning)
+        warnings.simplefilter("ignore", AsdfWarning)
+        if packed_bytes > _MAX_PACKED_BYTES and _magic(path)[:2] == b"\x1f\x8b":
+            return _primary_of_gzip(path)
+        with unzipped(path) as plain:
+            magic = _magic(plain)
+            try:
+                if magic.startswith(b"#ASDF"):
+                    found, wcs, shape_HW = _about_asdf(path, plain)
+                elif magic.startswith(b"SIMPLE"):
+                    found, wcs, shape_HW = _about_fits(path, plain)
+                else:
+                    raise MosaicError(f"{path}: neither FITS nor ASDF (it begins with {magic!r})")
+            except DAMAGED as error:
+                line = " ".join(str(error).split())[:160] or type(error).__name__
+                raise MosaicError(f"{path}: damaged ({line}); copy it again") from error
+            found["bytes"] = packed_bytes
+            if found["kind"] == "mosaic":
+                found |= _calibrated(path, survey, wcs, shape_HW)
+            return found
+
+
+def _magic(path: Path) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(8)
+
+
+def _primary_of_gzip(path: Path) -> dict[str, Any]:
+    """Describe a large packed file by its first header, without unpacking the rest."""
+    try:
+        with gzip.open(path, "rb") as stream:
+            header = fits.Header.fromfile(stream)
+    except DAMAGED as error:
+        raise MosaicError(f"{path}: no header of FITS in it, or damaged ({error})") from error
+    shape = [header.get(f"NAXIS{i}") for i in range(header.get("NAXIS", 0), 0, -1)]
+    return {
+        "kind": "mosaic",
+        "path": str(path),
+        "format": "FITS, gzip",
+        "shape": shape,
+        "unit": header.get("BUNIT"),
+        "filter": _filter(header),
+        "bytes": path.stat().st_size,
+        "note": "a large packed file: only its first header was read; gunzip it to know more",
+    }
+
+
+def _about_fits(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int, int] | None]:
+    check_length(plain, path)
+    with fits.open(plain, memmap=False) as hdus:
+        images = [hdu for hdu in hdus[:_MAX_EXTENSIONS] if _is_image(hdu)]
+        tables = [hdu for hdu in hdus[:_MAX_EXTENSIONS] if isinstance(hdu, fits.BinTableHDU)]
+        if not images:
+            tables = [hdu for hdu in tables if not isinstance(hdu, fits.CompImageHDU)]
+            if not tables:
+                raise MosaicError(f"{path}: holds no image and no table")
+            return _about_table(path, tables[0]), None, None
+        first = images[0]
+        wcs = _fits_wcs(hdus, first)
+        names = {f"{hdu.name or 'PRIMARY'}": _plane_text(hdu) for hdu in images}
+        words = {word for name in names for word in name.upper().replace("-", "_").split("_")}
+        headers = (first.header, hdus[0].header)
+        height, width = (int(n) for n in first.shape[-2:])
+        found = {
+            "kind": "mosaic",
+            "path": str(path),
+            "format": "FITS",
+            "shape": list(first.shape),
+            "planes": names,
+            "unit": next((str(h["BUNIT"]) for h in headers if h.get("BUNIT")), None),
+            "filter": next((f for h in headers if (f := _filter(h))), None),
+            "exposure_s": next((e for h in headers if (e := _first(h, _EXPOSURE_KEYS))), None),
+            "has_errors": bool(words & set(_ERROR_WORDS)),
+            "files_beside": {role: p.name for role, p in sibling_paths(path).items()},
+        }
+        return found, wcs, (height, width)
+
+
+def _is_image(hdu: Any) -> bool:
+    kinds = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
+    return isinstance(hdu, kinds) and len(hdu.shape) >= 2 and 0 not in hdu.shape
+
+
+def _plane_text(hdu: Any) -> str:
+    return " x ".join(map(str, hdu.shape))
+
+
+def _first(header: Any, keys: tuple[str, ...]) -> Any:
+    value = next((header[key] for key in keys if header.get(key) not in (None, "")), None)
+    return value if isinstance(value, str | int | float) else None
+
+
+def _filter(header: Any) -> str | None:
+    """The filter's name; a number is a code of the instrument."""
+    names = (str(header.get(key, "")).strip() for key in _BAND_KEYS)
+    return next((name for name in names if name and not name.isdigit()), None)
+
+
+def _fits_wcs(hdus: Any, image: Any) -> WCS | None:
+    for header in (image.header, hdus[0].header):
+        if "CTYPE1" in header:
+            wcs = WCS(header, fobj=hdus, naxis=2)
+            if wcs.has_celestial:
+                return wcs
+    return None
+
+
+def _about_table(path: Path, hdu: Any) -> dict[str, Any]:
+    header = hdu.header
+    columns = range(1, int(header.get("TFIELDS", 0)) + 1)
+    return {
+        "kind": "table (FITS)",
+        "path": str(path),
+        "rows": header.get("NAXIS2"),
+        "columns": {
+            str(header.get(f"TTYPE{i}", i)): str(
+                header.get(f"TUNIT{i}") or header.get(f"TFORM{i}", "")
+            )
+            for i in columns
+        },
+    }
+
+
+def _about_asdf(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int, int] | None]:
+    with _opened_asdf(path, plain) as tree:
+        roman = tree.get("roman", tree)
+        if not isinstance(roman, Mapping) or "data" not in roman:
+            keys = ", ".join(str(key)[:40] for key in list(roman)[:8])
+            raise MosaicError(f"{path}: is ASDF, but no mosaic: no 'roman' with 'data' ({keys})")
+        meta = roman.get("meta", {})
+        arrays = {name: getattr(node, "shape", None) for name, node in roman.items()}
+        shapes = {str(n): " x ".join(map(str, shape)) for n, shape in arrays.items() if shape}
+        shape = tuple(int(n) for n in arrays["data"] or ())
+        if len(shape) < 2 or 0 in shape:
+            raise MosaicError(f"{path}: 'data' must have two axes, it has shape {shape}")
+        wcs = meta.get("wcs")
+        instrument, coadd = meta.get("instrument", {}), meta.get("coadd_info", {})
+        noise = {"err", "weight", "var_poisson", "var_rnoise", "var_flat", "var_sky"}
+        found = {
+            "kind": "mosaic",
+            "path": str(path),
+            "format": "ASDF (Roman)" if "roman" in tree else "ASDF",
+            "shape": list(shape),
+            "planes": shapes,
+            "unit": str(getattr(roman["data"], "unit", None) or "MJy/sr"),
+            "filter": instrument.get("optical_element") or instrument.get("filter"),
+            "exposure_s": coadd.get("exposure_time"),
+            "has_errors": bool(noise & set(shapes)),
+        }
+        usable = wcs is not None and not isinstance(wcs, Mapping | str) and len(shape) == 2
+        return found, wcs if usable else None, (shape[-2], shape[-1])
+
+
+@contextlib.contextmanager
+def _opened_asdf(path: Path, plain: Path) -> Iterator[Mapping[str, Any]]:
+    check_blocks(path, plain)
+    with asdf.config_context() as config:
+        for package in ("roman_datamodels", "rad"):  # as open_asdf: any version of the schemas
+            config.remove_extension(package=package)
+        with asdf.open(plain, lazy_load=True, ignore_unrecognized_tag=True) as file:
+            yield file.tree
+
+
+def _calibrated(
+    path: Path, survey: Survey | None, wcs: Any, shape_HW: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Return what `extract` would make of it: bands, nJy of a unit, notes; and the sky."""
+    found: dict[str, Any] = {}
+    candidates = [survey] if survey is not None else _candidates(path)
+    reasons: list[str] = []
+    for candidate in candidates:
+        try:
+            with open_planes(path, candidate, None) as planes:
+                guessed = "" if survey is not None else _why(candidate, path, candidates)
+                found["survey"] = candidate.name
+                found["survey_guessed"] = guessed or None
+                found["bands"] = [plane.band for plane in planes]
+                found["njy_per_unit"] = {p.band: float(p.njy_per_unit) for p in planes}
+                found["notes"] = [note for plane in planes for note in plane.notes]
+                wcs, shape_HW = planes[0].wcs, planes[0].shape_HW
+            break
+        except PhotozError as error:
+            if survey is not None:
+                raise
+            reasons.append(f"{candidate.name}: {error}")
+    else:
+        found["note"] = f"no survey that comes with photozhpc fits ({reasons[0]})"
+    sky = _sky(wcs, shape_HW)
+    ratio = sky.get("pixel_scale_arcsec", 0.0) / candidate.pixel_scale_arcsec
+    if "survey" in found and ratio and abs(ratio - 1) > MAX_SCALE_ERROR:
+        found["note"] = (
+            f"survey '{candidate.name}' has {candidate.pixel_scale_arcsec} arcsec a pixel: "
+            f"extract would refuse this mosaic"
+        )
+    return found | sky
+
+
+def _candidates(path: Path) -> list[Survey]:
+    """Return the surveys that come with the package, first those with such file names."""
+    surveys = [load_survey(name) for name in survey_names()]
+    return sorted(surveys, key=lambda survey: survey.match_mosaic(path.name) is None)
+
+
+def _why(survey: Survey, path: Path, candidates: list[Survey]) -> str:
+    if survey.match_mosaic(path.name) is None:
+        return "by the band that the file names; say which with --survey"
+    others = [
+        other.name
+        for other in candidates
+        if other is not survey and other.match_mosaic(path.name) is not None
+    ]
+    return "by its name" + (f", which {', '.join(others)} may have too" if others else "")
+
+
+def _sky(wcs: Any, shape_HW: tuple[int, int] | None) -> dict[str, Any]:
+    if wcs is None or shape_HW is None:
+        return {"wcs": "none"}
+    height, width = shape_HW
+    y = np.array([(height - 1) / 2, 0, 0, height - 1, height - 1])
+    x = np.array([(width - 1) / 2, 0, width - 1, width - 1, 0])
+    try:
+        ra, dec = grid.pixel_to_sky(wcs, y, x)
+        scale_arcsec = float(np.sqrt(grid.pixel_area_arcsec2(wcs, shape_HW)))
+    except PhotozError as error:
+        return {"wcs": str(error)}
+    places = [[round(float(r), 7), round(float(d), 7)] for r, d in zip(ra, dec, strict=True)]
+    return {
+        "pixel_scale_arcsec": scale_arcsec,
+        "side_arcmin": [height * scale_arcsec / 60, width * scale_arcsec / 60],
+        "centre_deg": places[0],
+        "corners_deg": places[1:],
+    }
