@@ -43,7 +43,14 @@ class Band:
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Names of the columns of a source list. None: the survey's lists do not have it."""
+    """Names of the columns of a source list. None: the survey's lists do not have it.
+
+    Attributes:
+        source_id: integer identifier, unique over all lists.
+        ra, dec: ICRS, degrees.
+        z_spec: spectroscopic redshift; at or below 0, or missing: unlabelled.
+        ebv: Galactic E(B-V), magnitudes.
+    """
 
     source_id: str = "source_id"
     ra: str = "ra"
@@ -57,10 +64,16 @@ class Survey:
     """A survey: its bands in channel order, its grid, and where its files keep things.
 
     Attributes:
+        name: as in files, checkpoints and messages.
+        bands: in the order of the network's channels.
+        pixel_scale_arcsec: side of a pixel of the mosaics.
+        description: one line for people.
         mosaic_pattern: file name of one band of one tile, with {tile} and {band}, and * for
             whatever differs; matched without regard to case. {band} is the band's name or one
             of `band_aliases`.
+        band_aliases: what file names have in place of a band's name, and that name.
         source_pattern: file names of source lists beside the mosaics.
+        source_columns: names of the columns of those lists.
         aperture_radii_arcsec: radii of the forced circular apertures.
         sky_annulus_arcsec: inner and outer radius of the local-sky annulus; empty: no sky is
             subtracted.
