@@ -38,10 +38,6 @@ def commands() -> str:
         "up exits with 75.\n",
     ]
     for name, command in walk(main, "photozhpc"):
-        if isinstance(command, click.Group):
-            if command is not main:
-                lines += [f"## {name}\n", _paragraphs(command.help)]
-            continue
         context = click.Context(command, info_name=name)
         usage = " ".join(command.collect_usage_pieces(context))
         lines += [f"## {name}\n", _paragraphs(command.help), f"```text\n{name} {usage}\n```\n"]
@@ -50,7 +46,8 @@ def commands() -> str:
             for p in command.params
             if isinstance(p, click.Option) and not p.hidden
         ]
-        lines.append(_table(("option", "default", "description"), rows))
+        if rows:
+            lines.append(_table(("option", "default", "description"), rows))
         if command.epilog:
             example = inspect.cleandoc(command.epilog.replace("\b\nExample:\n", ""))
             lines.append(f"```text\n{example}\n```\n")

@@ -1,0 +1,156 @@
+"""The documentation does what it says: its commands run, its pages build, nothing comes from afar."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from snippets import ROOT, Runner, commands_of, compare, parse, read_blocks
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md")) + [ROOT / "README.md"]
+FIRST = DOCS / "tour.md"  # the others go on with what it leaves
+
+
+def _generate():
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """The folder of a reader who has done the tour."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("configs", "jobs", "docs", "tests"):  # as in a checkout
+        (folder / name).symlink_to(ROOT / name)
+    runner = Runner(folder)
+    runner.run_page(FIRST)
+    return runner
+
+
+@pytest.mark.timeout(400)
+def test_the_tour_is_what_comes_out(tour: Runner) -> None:
+    assert (tour.folder / "out/roman-sim/zz.png").read_bytes().startswith(b"\x89PNG")
+    shown = re.search(r"<!-- quickstart -->\n```\w+\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    compare("README.md", shown[1], tour.outputs["photozhpc infer --survey roman-sim"])
+
+
+def _runs(page: Path) -> bool:
+    """Whether a page has something to run."""
+    return any(b.language in ("bash", "console", "python") and not b.not_run
+               for b in read_blocks(page))  # fmt: skip
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p != FIRST and _runs(p)], ids=lambda page: page.stem
+)
+def test_what_a_page_shows_is_what_comes_out(page: Path, tour: Runner) -> None:
+    tour.run_page(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_parses(page: Path) -> None:
+    for block in read_blocks(page):
+        for words in commands_of(block.text) if block.language != "python" else ():
+            try:
+                parse(words)
+            except click.UsageError as error:
+                pytest.fail(f"{block.where}: photozhpc {' '.join(words)}: {error.format_message()}")
+
+
+def test_a_wrong_command_or_output_is_found() -> None:
+    for line in ("photozhpc infer --survy x", "photozhpc inferr", "photozhpc submit infer --site s"):
+        with pytest.raises(click.UsageError):
+            parse(commands_of(f"$ {line} | tee log")[0] + (["--", "--no"] if "site" in line else []))
+    compare("here", "rows ...\nend", "rows 12\nand more\nend\n")
+    with pytest.raises(AssertionError, match="here: the page shows"):
+        compare("here", "rows 12", "rows 13\n")
+
+
+def test_every_key_and_option_is_described() -> None:
+    generate = _generate()
+    for root, _, _ in generate.CONFIGS:
+        for cls in generate.nested(root):
+            texts = generate.descriptions(cls)
+            fields = {field.name for field in dataclasses.fields(cls)}
+            assert set(texts) == fields, f"{cls.__name__}: its docstring's Attributes"
+            assert all(texts.values()), cls.__name__
+    for name, command in generate.walk(generate.main, "photozhpc"):
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{name} {option.opts[0]} has no help"
+    texts = generate.descriptions(generate.PhotozFlag)
+    assert set(texts) == {flag.name for flag in generate.PhotozFlag}
+
+
+def test_the_reference_has_every_command_key_and_column() -> None:
+    generate = _generate()
+    commands, config = generate.commands(), generate.config()
+    for name, command in generate.walk(generate.main, "photozhpc"):
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                assert f"## {name}\n" in commands
+                assert f"`{option.opts[0]}" in commands
+    for root, _, _ in generate.CONFIGS:
+        for cls in generate.nested(root):
+            for field in dataclasses.fields(cls):
+                assert f"| `{field.name}` | " in config
+    assert "| `batch_size` | integer | `256` | sources in a step, over all ranks. |" in config
+    columns = generate.catalogue()
+    assert "| `photoz` | float |  | `src.redshift.phot` | photometric redshift |" in columns
+    assert "| 8 | NO_PHOTOZ | " in columns
+
+
+class _Loads(HTMLParser):
+    """What a page makes the browser load, and where its links of this site lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag in ("script", "img", "iframe", "source", "video", "audio", "embed", "input"):
+            self.loads += [given["src"]] if given.get("src") else []
+        if tag == "link" and given.get("rel") not in ("canonical", "next", "prev"):
+            self.loads += [given["href"] or ""]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    out = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
+        cwd=ROOT, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return out
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 15
+    for page in pages:
+        parser = _Loads()
+        parser.feed(page.read_text())
+        assert parser.loads
+        for load in parser.loads:
+            assert not re.match(r"(\w+:)?//", load), f"{page.name} loads {load}"
+            target = (page.parent / load.split("?")[0]).resolve()
+            assert load.startswith("data:") or target.exists(), f"{page.name} loads {load}"
+    for sheet in site.rglob("*.css"):
+        for target in re.findall(r"(?:url\(|@import )['\"]?([^)'\"]+)", sheet.read_text()):
+            assert not re.match(r"(\w+:)?//", target), f"{sheet.name} loads {target[:80]}"
