@@ -32,10 +32,10 @@ def commands() -> str:
     """Every command with its usage, options, defaults and example, from click."""
     lines = [
         "# Commands\n",
-        "This page is made from the program itself. `photozhpc COMMAND --help` prints the same. "
-        "Options marked **required** must be given. Errors are one line on stderr and exit code 1 "
-        "(2 for a mistyped option), Ctrl-C is 130, and a job that saved itself because its time was "
-        "up exits with 75.\n",
+        "This page is made from the program itself; `photozhpc COMMAND --help` prints the same. "
+        "Options marked **required** must be given. Errors are one line on stderr and exit code "
+        "1 (2 for a mistyped option), Ctrl-C is 130, and a job that saved itself because its time "
+        "was up exits with 75.\n",
     ]
     for name, command in walk(main, "photozhpc"):
         context = click.Context(command, info_name=name)
@@ -58,7 +58,7 @@ def config() -> str:
     """Every key of every YAML file, from the dataclasses that read it."""
     lines = [
         "# Configuration\n",
-        "Every key of every file that photozhpc reads, from the classes that read it. Keys without a "
+        "Every key of every YAML file, from the classes that read it. Keys without a "
         "default must be there. A key that is not in these tables, or of another type, stops the "
         "run with its name and the nearest valid one.\n",
     ]
@@ -90,8 +90,8 @@ def catalogue() -> str:
     return "\n".join(
         [
             "# Catalogue\n",
-            "Columns of a catalogue of the survey `roman-sim`, from the schema that is written into "
-            "its Parquet files; other surveys have their own bands and apertures. Missing values "
+            "Columns of a catalogue of the survey `roman-sim`, from the schema that is written "
+            "into its Parquet files; other surveys have their own bands and apertures. Missing values "
             "are Parquet nulls. Units, UCDs and descriptions are in each file, as metadata of "
             "the columns and as a VOTable (VOParquet).\n",
             _table(("column", "type", "unit", "UCD", "description"), rows),
@@ -100,7 +100,6 @@ def catalogue() -> str:
             _table(("value", "name", "meaning"), flags),
         ]
     )
-
 
 
 def surveys() -> str:
@@ -125,9 +124,7 @@ def surveys() -> str:
                         band.name,
                         f"{band.psf_fwhm_arcsec:g}",
                         f"{band.extinction_r:g}",
-                        "the file's"
-                        if band.zero_point_ab is None
-                        else f"{band.zero_point_ab:g}",
+                        "the file's" if band.zero_point_ab is None else f"{band.zero_point_ab:g}",
                     )
                     for band in survey.bands
                 ],
@@ -235,5 +232,7 @@ def _field_default(field: "dataclasses.Field[Any]") -> str:
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, (":--",) * len(head), *rows]
-    cells = (" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in lines)
+    cells = (
+        " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in lines
+    )
     return "\n".join(f"| {line} |" for line in cells) + "\n"

@@ -4,15 +4,11 @@ What is written by hand lies in docs/; what the code or a file elsewhere in the 
 better is made here, so that it cannot lag behind.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
-
 import generate
+from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 # Files of the repository that are pages of the site; links to them are changed to go there.

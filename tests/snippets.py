@@ -86,7 +86,7 @@ class Runner:
         }
 
     def run_page(self, page: Path) -> None:
-        """Run what is to be run on a page; AssertionError where it fails or prints another thing."""
+        """Run what is to be run on a page; AssertionError where it fails or differs."""
         names: dict[str, Any] = {"__name__": "__main__"}
         printed = None
         for block in read_blocks(page):

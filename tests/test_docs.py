@@ -1,7 +1,8 @@
-"""The documentation does what it says: its commands run, its pages build, nothing comes from afar."""
+"""The documentation: its commands run, its pages build, and load nothing from elsewhere."""
 
 import dataclasses
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -14,8 +15,10 @@ import pytest
 import yaml
 from snippets import ROOT, Runner, commands_of, compare, parse, read_blocks
 
+import photozhpc
+
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md")) + [ROOT / "README.md"]
+PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
 FIRST = DOCS / "tour.md"  # the others go on with what it leaves
 
 
@@ -40,7 +43,9 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 @pytest.mark.timeout(400)
 def test_the_tour_is_what_comes_out(tour: Runner) -> None:
     assert (tour.folder / "out/roman-sim/zz.png").read_bytes().startswith(b"\x89PNG")
-    shown = re.search(r"<!-- quickstart -->\n```\w+\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    shown = re.search(
+        r"<!-- quickstart -->\n```\w+\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
     compare("README.md", shown[1], tour.outputs["photozhpc infer --survey roman-sim"])
 
 
@@ -69,9 +74,15 @@ def test_every_command_of_a_page_parses(page: Path) -> None:
 
 
 def test_a_wrong_command_or_output_is_found() -> None:
-    for line in ("photozhpc infer --survy x", "photozhpc inferr", "photozhpc submit infer --site s"):
+    for line in (
+        "photozhpc infer --survy x",
+        "photozhpc inferr",
+        "photozhpc submit infer --site s",
+    ):
         with pytest.raises(click.UsageError):
-            parse(commands_of(f"$ {line} | tee log")[0] + (["--", "--no"] if "site" in line else []))
+            parse(
+                commands_of(f"$ {line} | tee log")[0] + (["--", "--no"] if "site" in line else [])
+            )
     compare("here", "rows ...\nend", "rows 12\nand more\nend\n")
     with pytest.raises(AssertionError, match="here: the page shows"):
         compare("here", "rows 12", "rows 13\n")
@@ -149,8 +160,57 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
         assert parser.loads
         for load in parser.loads:
             assert not re.match(r"(\w+:)?//", load), f"{page.name} loads {load}"
-            target = (page.parent / load.split("?")[0]).resolve()
+            base = site if load.startswith("/") else page.parent  # that of 404.html
+            target = base / load.lstrip("/").split("?")[0]
             assert load.startswith("data:") or target.exists(), f"{page.name} loads {load}"
     for sheet in site.rglob("*.css"):
         for target in re.findall(r"(?:url\(|@import )['\"]?([^)'\"]+)", sheet.read_text()):
             assert not re.match(r"(\w+:)?//", target), f"{sheet.name} loads {target[:80]}"
+
+
+def test_measured_ratios_are_those_of_the_results() -> None:
+    """A number after <!-- FILE.json KEY --> is that of benchmarks/results, rounded."""
+    text = (DOCS / "comparison.md").read_text()
+    shown = re.findall(r"<!-- (\w+\.json) ([\w.]+) -->([\d.]+)", text)
+    assert len(shown) >= 6
+    for name, key, number in shown:
+        value = json.loads((ROOT / "benchmarks/results" / name).read_text())
+        for part in key.split("."):
+            value = value[part]
+        decimals = len(number.partition(".")[2])
+        assert f"{value:.{decimals}f}" == number, f"{name} {key}: {value}, the page has {number}"
+
+
+def test_the_citation_file_is_valid() -> None:
+    """Keys and types of the Citation File Format 1.2.0 (its schema.json)."""
+    document = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert document["cff-version"] == "1.2.0"
+    assert document["type"] == "software"
+    assert document["version"] == photozhpc.__version__
+    assert document["license"] == "BSD-3-Clause"
+    assert set(document) <= {
+        "abstract", "authors", "cff-version", "commit", "contact", "date-released", "doi",
+        "identifiers", "keywords", "license", "license-url", "message", "preferred-citation",
+        "references", "repository", "repository-artifact", "repository-code", "title", "type",
+        "url", "version",
+    }  # fmt: skip
+    works = [document["preferred-citation"], *document["references"]]
+    assert works[0]["url"].endswith("2602.10207")
+    for work in [document, *works]:
+        assert work["title"]
+        assert work["authors"]
+        for author in work["authors"]:
+            assert set(author) in ({"name"}, {"family-names", "given-names"})
+        assert re.fullmatch(r"10\.\d{4,9}/\S+", work.get("doi", "10.1000/x"))
+    for work in works:
+        assert work["type"] in ("article", "conference-paper", "software")
+        assert isinstance(work["year"], int)
+        where = work.get("doi") or work["url"].removeprefix("https://arxiv.org/abs/")
+        assert where in (DOCS / "cite.md").read_text(), f"{where} is not on the page"
+
+
+def test_the_script_is_sound() -> None:
+    done = subprocess.run(
+        ["shellcheck", DOCS / "l3_to_lsdb.sh"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout
