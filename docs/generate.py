@@ -66,7 +66,8 @@ def config() -> str:
         for cls in nested(root):
             first = cls is root
             lines.append(f"## {heading}\n" if first else f"### {cls.__name__}\n")
-            lines.append(_summary(cls) + (f"\n\nGiven with {where}.\n" if first else "\n"))
+            lines.append(f"{_summary(cls)}\n\n")
+            lines.append(f"Given with {where}.\n" if first else f"Under {_keys(root, cls)}.\n")
             texts, hints = descriptions(cls), typing.get_type_hints(cls)
             rows = [
                 (f"`{f.name}`", _type(hints[f.name]), _field_default(f), texts.get(f.name, ""))
@@ -91,9 +92,9 @@ def catalogue() -> str:
         [
             "# Catalogue\n",
             "Columns of a catalogue of the survey `roman-sim`, from the schema that is written "
-            "into its Parquet files; other surveys have their own bands and apertures. Missing values "
-            "are Parquet nulls. Units, UCDs and descriptions are in each file, as metadata of "
-            "the columns and as a VOTable (VOParquet).\n",
+            "into its Parquet files; other surveys have their own bands and apertures. Missing "
+            "values are Parquet nulls. Units, UCDs and descriptions are in each file, as metadata "
+            "of the columns and as a VOTable (VOParquet).\n",
             _table(("column", "type", "unit", "UCD", "description"), rows),
             "## Flags\n",
             "`photoz_flags` is the sum of:\n",
@@ -177,6 +178,17 @@ def descriptions(cls: type) -> dict[str, str]:
     return texts
 
 
+def _keys(root: type, cls: type) -> str:
+    """The keys under which a nested class stands."""
+    found = [
+        f"`{name}`"
+        for parent in nested(root)
+        for name, hint in typing.get_type_hints(parent).items()
+        if cls in (hint, *typing.get_args(hint))
+    ]
+    return ", ".join(found)
+
+
 def _summary(cls: type) -> str:
     text, _, _ = (inspect.getdoc(cls) or "").partition("Attributes:\n")
     return text.strip()
@@ -231,8 +243,11 @@ def _field_default(field: "dataclasses.Field[Any]") -> str:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, (":--",) * len(head), *rows]
-    cells = (
-        " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in lines
-    )
-    return "\n".join(f"| {line} |" for line in cells) + "\n"
+    lines = (" | ".join(map(_cell, row)) for row in (head, (":--",) * len(head), *rows))
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    parts = text.replace("\n", " ").split("`")  # within code a | needs no backslash, and shows it
+    parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+    return "`".join(parts)

@@ -3,18 +3,19 @@
 #
 #     l3_to_lsdb.sh OUT [MOSAICS [SURVEY]]
 #
-# MOSAICS is a folder with {tile}_{band}_coadd.asdf and source lists (*_cat.parquet); without one, a small sky is
-# simulated. Run it again after a stop, and it goes on.
+# MOSAICS is a folder with {tile}_{band}_coadd.asdf and source lists (*_cat.parquet);
+# without one, a small sky is simulated. Run it again after a stop, and it goes on.
 set -euo pipefail
 out=${1:?the folder to write to is missing}
 mosaics=${2:-$out/l3}
 survey=${3:-roman-sim}
 mkdir -p "$out"
 
-# 0. Mosaics: yours, or two small tiles of simulated sky in the format of Roman's L3.
+# 0. Mosaics: yours, or two small tiles of a simulated sky.
 if [ ! -d "$mosaics" ]; then
     echo "tile_size_pix: 600" > "$out/small.yaml"
-    photozhpc simulate --survey "$survey" --out "$mosaics" --tiles 2 --seed 7 --config "$out/small.yaml"
+    photozhpc simulate --survey "$survey" --out "$mosaics" --tiles 2 --seed 7 \
+        --config "$out/small.yaml"
 fi
 
 # 1. Mosaics and source lists -> cutouts and photometry.
@@ -24,7 +25,7 @@ photozhpc extract --survey "$survey" --mosaics "$mosaics" --store "$out/store"
 photozhpc infer --survey "$survey" --store "$out/store" --out "$out/catalogue"
 photozhpc verify "$out/catalogue" --store "$out/store"
 
-# 3. The catalogue in the formats of other tools: HATS for LSDB, FITS and VOParquet for TOPCAT.
+# 3. The formats of other tools: HATS for LSDB, FITS and VOParquet for TOPCAT.
 photozhpc export "$out/catalogue" --format hats --out "$out/hats"
 photozhpc export "$out/catalogue" --format fits --out "$out/catalogue.fits"
 photozhpc export "$out/catalogue" --format vo-parquet --out "$out/catalogue.parquet"

@@ -207,10 +207,3 @@ def test_the_citation_file_is_valid() -> None:
         assert isinstance(work["year"], int)
         where = work.get("doi") or work["url"].removeprefix("https://arxiv.org/abs/")
         assert where in (DOCS / "cite.md").read_text(), f"{where} is not on the page"
-
-
-def test_the_script_is_sound() -> None:
-    done = subprocess.run(
-        ["shellcheck", DOCS / "l3_to_lsdb.sh"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stdout
