@@ -85,7 +85,7 @@ def catalogue() -> str:
         meta = {key.decode(): value.decode() for key, value in (column.metadata or {}).items()}
         unit, ucd = meta.get("unit", ""), meta.get("ucd", "")
         what = meta.get("description", "")
-        rows.append((f"`{column.name}`", str(column.type), unit, ucd and f"`{ucd}`", what))
+        rows.append((f"`{column.name}`", str(column.type), unit, ucd.replace(";", ";<wbr>"), what))
     flag_texts = descriptions(PhotozFlag)
     flags = [(str(flag.value), flag.name, flag_texts[flag.name]) for flag in PhotozFlag]
     return "\n".join(

@@ -118,7 +118,7 @@ def test_the_reference_has_every_command_key_and_column() -> None:
                 assert f"| `{field.name}` | " in config
     assert "| `batch_size` | integer | `256` | sources in a step, over all ranks. |" in config
     columns = generate.catalogue()
-    assert "| `photoz` | float |  | `src.redshift.phot` | photometric redshift |" in columns
+    assert "| `photoz` | float |  | src.redshift.phot | photometric redshift |" in columns
     assert "| 8 | NO_PHOTOZ | " in columns
 
 
