@@ -148,6 +148,8 @@ def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command
     yield name, command
     if isinstance(command, click.Group):
         for word in sorted(command.commands):
+            if command.commands[word].hidden:
+                continue
             yield from walk(command.commands[word], f"{name} {word}")
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from snippets import ROOT, Runner, commands_of, compare, parse, read_blocks
+from snippets import ROOT, Block, Runner, commands_of, compare, parse, read_blocks
 
 import photozhpc
+from photozhpc.config import from_mapping
+from photozhpc.errors import ConfigError
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
@@ -71,6 +73,32 @@ def test_every_command_of_a_page_parses(page: Path) -> None:
                 parse(words)
             except click.UsageError as error:
                 pytest.fail(f"{block.where}: photozhpc {' '.join(words)}: {error.format_message()}")
+
+
+def test_the_examples_of_the_help_parse() -> None:
+    generate = _generate()
+    for name, command in generate.walk(generate.main, "photozhpc"):
+        if not isinstance(command, click.Group):
+            examples = commands_of(command.epilog)
+            assert examples, f"{name}: no example"
+            for words in examples:
+                parse(words)
+
+
+YAML = [(page.stem, b) for page in PAGES for b in read_blocks(page) if b.language == "yaml"]
+
+
+@pytest.mark.parametrize("block", [b for _, b in YAML], ids=[name for name, _ in YAML])
+def test_every_yaml_of_a_page_is_read_without_a_complaint(block: Block) -> None:
+    """It is a survey, a training, a sky or a site: one of these takes it."""
+    complaints = []
+    for cls, _, _ in _generate().CONFIGS:
+        try:
+            from_mapping(cls, yaml.safe_load(block.text), block.where)
+            return
+        except ConfigError as error:
+            complaints.append(str(error))
+    pytest.fail("\n".join(complaints))
 
 
 def test_a_wrong_command_or_output_is_found() -> None:
