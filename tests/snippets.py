@@ -15,6 +15,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,12 @@ class Runner:
         return done.stdout
 
     def _python(self, block: Block, names: dict[str, Any]) -> str:
-        with contextlib.chdir(self.folder), contextlib.redirect_stdout(io.StringIO()) as out:
+        with (
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(io.StringIO()) as out,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("default")  # as a reader has them, not as errors
             exec(compile(block.text, block.where, "exec"), names)
         return out.getvalue()
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from astropy.coordinates import SkyCoord
+from astropy.table import Table
 from snippets import ROOT, Block, Runner, commands_of, compare, parse, read_blocks
 
 import photozhpc
@@ -63,6 +65,19 @@ def _runs(page: Path) -> bool:
 )
 def test_what_a_page_shows_is_what_comes_out(page: Path, tour: Runner) -> None:
     tour.run_page(page)
+
+
+@pytest.mark.timeout(400)
+def test_the_cone_search_of_the_script_finds_what_is_there(tour: Runner) -> None:
+    """Its rows are those within 10 arcsec, by the angles between all of them."""
+    command = "bash docs/l3_to_lsdb.sh dr1"
+    printed = tour.outputs.get(command) or tour.shell("l3_to_lsdb.sh", command)
+    table = Table.read(tour.folder / "dr1/catalogue.fits")
+    sky = SkyCoord(table["ra"], table["dec"], unit="deg")
+    near = table["source_id"][sky.separation(sky[0]).arcsec < 10]
+    rows = printed.split("photoz_flags\n")[-1].splitlines()
+    assert sorted(int(row.split()[0]) for row in rows) == sorted(near)
+    assert len(near) > 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
