@@ -12,7 +12,7 @@ survey=${3:-roman-sim}
 mkdir -p "$out"
 
 # 0. Mosaics: yours, or two small tiles of a simulated sky.
-if [ ! -d "$mosaics" ]; then
+if [ $# -lt 2 ]; then
     echo "tile_size_pix: 600" > "$out/small.yaml"
     photozhpc simulate --survey "$survey" --out "$mosaics" --tiles 2 --seed 7 \
         --config "$out/small.yaml"
