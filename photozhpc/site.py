@@ -23,7 +23,7 @@ class Resources:
     """What a job of a stage asks for.
 
     Attributes:
-        nodes, tasks_per_node, cpus_per_task, gpus_per_node: as sbatch has them.
+        cpus_per_task, nodes, tasks_per_node, gpus_per_node: as sbatch has them.
         time: limit, as sbatch takes it, e.g. "04:00:00".
         partition: default: the site's.
         options: more options of sbatch, e.g. ["--qos=regular"].
@@ -68,11 +68,13 @@ class Site:
     """Where jobs go; see configs/sites/generic.yaml.
 
     Attributes:
+        extract, train, infer: what a job of that stage asks for.
         account, partition: of Slurm; None: the user's default.
         scratch: folder for the logs of jobs, with environment variables; None: the current one.
         setup: shell lines at the start of every job.
         gpus_as: the option that asks for {n} GPUs a node.
         interface: network interface that Dask uses between nodes, e.g. "ib0"; None: the default.
+        name: shown in messages; empty: that of the file.
     """
 
     extract: Resources

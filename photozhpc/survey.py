@@ -73,6 +73,10 @@ class Survey:
     """A survey: its bands in channel order, its grid, and where its files keep things.
 
     Attributes:
+        name: as in files, checkpoints and messages.
+        bands: in the order of the network's channels.
+        pixel_scale_arcsec: side of a pixel of the mosaics.
+        description: one line for people.
         mosaic_pattern: file name of one band of one tile, with {tile} and {band}, and * for
             whatever differs; matched without regard to case. {band} is the band's name or one
             of `band_aliases`; {tile:REGEX} narrows down what a tile may be called. Of several
@@ -83,11 +87,13 @@ class Survey:
             by name. Empty: several are an error.
         layer: the science image is this layer of the first image of a FITS file, and the file's
             other layers and extensions are not used. None: extensions are told by their names.
+        band_aliases: what file names have in place of a band's name, and that name.
         source_pattern: globs of names of source lists beside the mosaics. With {tile} a list is
             of one tile: it gives the sources that are measured on that tile, and of several
             lists of a tile one is used, by the order of the patterns, then by `prefer_mosaics`.
             Patterns without {tile} count only where no list fits one with it.
         keep_off_tile: whether sources on no tile are stored (flagged, without an image).
+        source_columns: names of the columns of those lists.
         aperture_radii_arcsec: radii of the forced circular apertures.
         sky_annulus_arcsec: inner and outer radius of the local-sky annulus; empty: no sky is
             subtracted.

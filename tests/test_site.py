@@ -119,6 +119,7 @@ def test_the_scripts_are_clean():
     program = Path(sys.executable).with_name("shellcheck")
     found = str(program) if program.exists() else shutil.which("shellcheck")
     assert found, "pip install photozhpc[dev]"
-    scripts = [*JOBS_DIR.iterdir(), *(Path(__file__).parent / "slurm").glob("*.sh")]
+    here = Path(__file__).parent
+    scripts = [*JOBS_DIR.iterdir(), *here.glob("slurm/*.sh"), *here.glob("../docs/*.sh")]
     done = subprocess.run([found, *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -42,12 +42,19 @@ PROVENANCE_KEY = b"photozhpc.provenance"
 
 
 class PhotozFlag(enum.IntFlag):
-    """What happened to a source on its way to a redshift. 0: nothing."""
+    """What happened to a source on its way to a redshift. 0: nothing.
 
-    OFF_TILE = 1  # it is on no mosaic of the tile
-    MISSING_BAND = 2  # a band holds no data where the network looks
-    BAD_PIXELS = 4  # no data in the middle of the image, or in 5% of it, in some band
-    NO_PHOTOZ = 8  # too little data: photoz is null
+    Attributes:
+        OFF_TILE: it is on no mosaic of the tile.
+        MISSING_BAND: a band holds no data where the network looks.
+        BAD_PIXELS: no data in the middle of the image, or in 5% of it, in some band.
+        NO_PHOTOZ: too little data: photoz is null.
+    """
+
+    OFF_TILE = 1
+    MISSING_BAND = 2
+    BAD_PIXELS = 4
+    NO_PHOTOZ = 8
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,12 @@ DEFAULT_TILES = 4
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: out/SURVEY.")
 @click.option("--truth", multiple=True, type=click.Path(path_type=Path), help="Truth table(s).")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core or GPU.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Default: the GPUs where there are any.",
+)
 @click.option(
     "--compile/--no-compile",
     "compiled",

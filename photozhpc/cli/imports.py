@@ -21,7 +21,13 @@ from photozhpc.survey import load_survey
 @click.option(
     "--zero-point", multiple=True, type=float, help="AB magnitude of one count, once a band."
 )
-@click.option("--crop", default=64, show_default=True, type=click.IntRange(32))
+@click.option(
+    "--crop",
+    default=64,
+    show_default=True,
+    type=click.IntRange(32),
+    help="Side of the image that the network sees, px.",
+)
 def import_checkpoint(
     path: Path, survey: str, out: Path, zero_point: tuple[float, ...], crop: int
 ) -> None:

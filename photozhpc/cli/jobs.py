@@ -73,7 +73,12 @@ def status(path: Path, as_json: bool) -> None:
 
 @main.command(cls=Examples, example="photozhpc bench infer")
 @click.argument("stage", type=click.Choice(["extract", "infer", "all"]), default="all")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Default: the GPUs where there are any.",
+)
 @click.option("--sources", type=click.IntRange(1), default=50_000, help="Sources to infer.")
 @click.option("--compile/--no-compile", "compiled", default=True, help="Compile the model.")
 @click.option("--folder", type=click.Path(path_type=Path), help="With room for 20 kB a source.")

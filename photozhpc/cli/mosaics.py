@@ -24,8 +24,12 @@ from photozhpc.survey import load_survey
     help="Survey name or YAML file.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-@click.option("--tiles", default=1, show_default=True, type=click.IntRange(1))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--tiles", default=1, show_default=True, type=click.IntRange(1), help="How many to make."
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of all that is drawn."
+)
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of the sky's physics.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
 @JSON

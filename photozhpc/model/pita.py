@@ -32,11 +32,13 @@ class PITAConfig:
     """Shape of the network. The defaults are the paper's.
 
     Attributes:
+        n_bands: channels of the images, C.
         encoder: a ConvNeXt of timm.
         encoder_out: width of a linear layer after the encoder's pooling (the paper keeps the
             1000 outputs of the ImageNet head); 0: the pooled features themselves.
         encoder_mlp, projection_mlp, redshift_mlp, colour_mlp: widths of the linear layers; the
             last is the output (D, P; the redshift's 1 and the M colours are added).
+        n_colours: M, what the colour loss compares: colours of neighbouring bands and a log10 flux.
         layer_scale: initial scale of every residual branch.
         drop_path: probability with which a residual branch is left out in training.
         crop: side of the image that the network sees, pixels.

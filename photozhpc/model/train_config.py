@@ -10,7 +10,13 @@ Method = Literal["pita", "supervised", "self-supervised", "fine-tuned", "photome
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random views. See `augment.random_view`."""
+    """Random views. See `augment.random_view`.
+
+    Attributes:
+        rotation: by any angle (the paper), or by quarter turns, which interpolate nothing.
+        jitter_pix: largest shift of the centre, pixels, in each direction.
+        noise: Gaussian noise that is added, in units of each band's own noise.
+    """
 
     rotation: Literal["any", "quarter"] = "any"
     jitter_pix: int = 4
@@ -19,7 +25,15 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights and constants of the three losses. A method without a task has weight 0 for it."""
+    """Weights and constants of the three losses. A method without a task has weight 0 for it.
+
+    Attributes:
+        contrastive_weight, colour_weight, redshift_weight: of the loss in the sum.
+        temperature: of the contrastive loss (InfoNCE).
+        queue_len: keys of earlier images that serve as negatives (MoCo).
+        momentum: of the moving average of the weights that makes the keys.
+        huber_delta: error at which the redshift loss goes from quadratic to linear.
+    """
 
     contrastive_weight: float = 0.0025
     colour_weight: float = 1.0
@@ -34,7 +48,12 @@ class LossConfig:
 class OptimiserConfig:
     """Adam with decoupled weight decay, linear warm-up, then a cosine down to min_lr.
 
-    clip_norm: largest norm of the gradient; 0: no limit.
+    Attributes:
+        lr: learning rate after the warm-up.
+        min_lr: at the end of the run.
+        weight_decay: of all weights, decoupled from the gradient.
+        warmup_steps: over which the rate rises from 0.
+        clip_norm: largest norm of the gradient; 0: no limit.
     """
 
     lr: float = 1e-3
@@ -57,10 +76,16 @@ class TrainConfig:
             `initial_checkpoint` with new redshift heads; "photometry-mlp": no images, see
             `train_photometry.train_photometry_mlp`.
         initial_checkpoint: a self-supervised model file, for "fine-tuned".
+        model: the network.
+        augment: random views of the images.
+        loss: weights and constants of the losses.
+        optimiser: learning rate and its course.
         batch_size: sources in a step, over all ranks.
         lanes: into which the epoch is cut (see TrainingLoader); a multiple of the number of
             ranks. The run does not depend on how many ranks share them.
         shuffle_len: sources that are shuffled together, over all ranks.
+        epochs: passes over the store.
+        seed: of weights, order and views.
         label_repeat: how often a labelled source comes in an epoch (see TrainingLoader).
         label_fraction: share of the training labels that are used.
         refit_steps: in which, at the end, the redshift heads alone are trained on the features of
@@ -71,6 +96,7 @@ class TrainConfig:
             photometry-MLP's.
         average_weights: checkpoints hold the moving average of the weights (KeyEncoder.model).
         checkpoint_minutes: how often, at least, the state is saved within an epoch.
+        device: "auto": a GPU where there is one.
         precision: of the encoder; "auto": bfloat16 where the device multiplies it natively.
         compile: let torch.compile make the encoder's code.
     """

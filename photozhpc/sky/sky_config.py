@@ -22,6 +22,7 @@ class SkyConfig:
         depth_ab: 5 sigma point-source depth by Roman filter (optimal extraction), AB.
         exposure_time_s: exposure of the co-add; sets the photon noise of the sources.
         pair_fraction: share of the sources placed within `pair_radius_arcsec` of another one.
+        pair_radius_arcsec: largest separation of such a pair.
         star_density_arcmin2: stars per square arcminute down to `catalogue_limit_ab`.
         ebv_median, ebv_sigma_dex: log-normal E(B-V) of the tiles.
         label_fraction: share of catalogued sources with a spectroscopic redshift.

@@ -1,0 +1,255 @@
+"""The pages of the reference, from the code itself: commands, configuration, catalogue, surveys."""
+
+import dataclasses
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from photozhpc.catalog.photoz_catalog import PhotozFlag, catalog_schema
+from photozhpc.cli import main
+from photozhpc.config import to_mapping
+from photozhpc.model.train_config import TrainConfig
+from photozhpc.site import Site
+from photozhpc.sky.sky_config import SkyConfig
+from photozhpc.survey import Survey, load_survey, survey_names
+
+# What a user writes in YAML: class, its heading, where such a file is given.
+CONFIGS: tuple[tuple[type, str, str], ...] = (
+    (Survey, "Survey", "`--survey FILE.yaml`; those of the package are in `configs/surveys/`"),
+    (TrainConfig, "Training", "`photozhpc train --config FILE.yaml`; see `configs/train/`"),
+    (SkyConfig, "Simulated sky", "`photozhpc simulate --config FILE.yaml`; see `configs/sky/`"),
+    (Site, "Slurm site", "`--site FILE.yaml`; see `configs/sites/`"),
+)
+
+
+def commands() -> str:
+    """Every command with its usage, options, defaults and example, from click."""
+    lines = [
+        "# Commands\n",
+        "This page is made from the program itself; `photozhpc COMMAND --help` prints the same. "
+        "Options marked **required** must be given. Errors are one line on stderr and exit code "
+        "1 (2 for a mistyped option), Ctrl-C is 130, and a job that saved itself because its time "
+        "was up exits with 75.\n",
+    ]
+    for name, command in walk(main, "photozhpc"):
+        context = click.Context(command, info_name=name)
+        usage = " ".join(command.collect_usage_pieces(context))
+        lines += [f"## {name}\n", _paragraphs(command.help), f"```text\n{name} {usage}\n```\n"]
+        rows = [
+            (_names(p, context), _default(p, context), p.help or "")
+            for p in command.params
+            if isinstance(p, click.Option) and not p.hidden
+        ]
+        if rows:
+            lines.append(_table(("option", "default", "description"), rows))
+        if command.epilog:
+            example = inspect.cleandoc(command.epilog.replace("\b\nExample:\n", ""))
+            lines.append(f"```text\n{example}\n```\n")
+    return "\n".join(lines)
+
+
+def config() -> str:
+    """Every key of every YAML file, from the dataclasses that read it."""
+    lines = [
+        "# Configuration\n",
+        "Every key of every YAML file, from the classes that read it. Keys without a "
+        "default must be there. A key that is not in these tables, or of another type, stops the "
+        "run with its name and the nearest valid one.\n",
+    ]
+    for root, heading, where in CONFIGS:
+        for cls in nested(root):
+            first = cls is root
+            lines.append(f"## {heading}\n" if first else f"### {cls.__name__}\n")
+            lines.append(f"{_summary(cls)}\n\n")
+            lines.append(f"Given with {where}.\n" if first else f"Under {_keys(root, cls)}.\n")
+            texts, hints = descriptions(cls), typing.get_type_hints(cls)
+            rows = [
+                (f"`{f.name}`", _type(hints[f.name]), _field_default(f), texts.get(f.name, ""))
+                for f in dataclasses.fields(cls)
+            ]
+            lines.append(_table(("key", "type", "default", "description"), rows))
+    return "\n".join(lines)
+
+
+def catalogue() -> str:
+    """Columns of a catalogue: type, unit, UCD and description, from the schema that is written."""
+    survey = load_survey("roman-sim")
+    rows = []
+    for column in catalog_schema(survey):
+        meta = {key.decode(): value.decode() for key, value in (column.metadata or {}).items()}
+        unit, ucd = meta.get("unit", ""), meta.get("ucd", "")
+        what = meta.get("description", "")
+        rows.append((f"`{column.name}`", str(column.type), unit, ucd.replace(";", ";<wbr>"), what))
+    flag_texts = descriptions(PhotozFlag)
+    flags = [(str(flag.value), flag.name, flag_texts[flag.name]) for flag in PhotozFlag]
+    return "\n".join(
+        [
+            "# Catalogue\n",
+            "Columns of a catalogue of the survey `roman-sim`, from the schema that is written "
+            "into its Parquet files; other surveys have their own bands and apertures. Missing "
+            "values are Parquet nulls. Units, UCDs and descriptions are in each file, as metadata "
+            "of the columns and as a VOTable (VOParquet).\n",
+            _table(("column", "type", "unit", "UCD", "description"), rows),
+            "## Flags\n",
+            "`photoz_flags` is the sum of:\n",
+            _table(("value", "name", "meaning"), flags),
+        ]
+    )
+
+
+def surveys() -> str:
+    """The surveys that come with the package, from their YAML files."""
+    lines = [
+        "# Surveys\n",
+        "These come with the package; a survey of your own is a YAML file with the keys of "
+        "[Configuration](config.md#survey), see the [user guide](../guide.md#surveys).\n",
+    ]
+    for name in survey_names():
+        survey = load_survey(name)
+        radii = ", ".join(f"{radius:g}" for radius in survey.aperture_radii_arcsec)
+        lines += [
+            f"## {name}\n",
+            f"{survey.description}. {survey.pixel_scale_arcsec:g}″ a pixel, cutouts of "
+            f"{survey.cutout_size} px, apertures of {radii}″.\n",
+            f"Mosaics `{survey.mosaic_pattern}`, source lists `{survey.source_pattern}`.\n",
+            _table(
+                ("band", "PSF FWHM (″)", "A / E(B-V)", "AB zero point"),
+                [
+                    (
+                        band.name,
+                        f"{band.psf_fwhm_arcsec:g}",
+                        f"{band.extinction_r:g}",
+                        "the file's" if band.zero_point_ab is None else f"{band.zero_point_ab:g}",
+                    )
+                    for band in survey.bands
+                ],
+            ),
+        ]
+    return "\n".join(lines)
+
+
+# Page of docs/reference/ -> what makes its text.
+PAGES: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "config": config,
+    "catalogue": catalogue,
+    "surveys": surveys,
+}
+
+
+def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Yield a command and all below it, with the words that call them."""
+    yield name, command
+    if isinstance(command, click.Group):
+        for word in sorted(command.commands):
+            if command.commands[word].hidden:
+                continue
+            yield from walk(command.commands[word], f"{name} {word}")
+
+
+def nested(cls: type) -> list[type]:
+    """Return a dataclass and those that its fields hold, each once."""
+    found = [cls]
+    for hint in typing.get_type_hints(cls).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                found += [c for c in nested(typing.cast(type, part)) if c not in found]
+    return found
+
+
+def descriptions(cls: type) -> dict[str, str]:
+    """Return the text of each field in the Attributes section of a class's docstring."""
+    _, _, section = (inspect.getdoc(cls) or "").partition("Attributes:\n")
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.splitlines():
+        start = re.match(r"    (\w+(?:, \w+)*): *(.*)", line)
+        if start:
+            names = start[1].split(", ")
+            texts |= dict.fromkeys(names, start[2])
+        elif line.startswith("     "):
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+        elif line.strip():
+            break
+    return texts
+
+
+def _keys(root: type, cls: type) -> str:
+    """The keys under which a nested class stands."""
+    found = [
+        f"`{name}`"
+        for parent in nested(root)
+        for name, hint in typing.get_type_hints(parent).items()
+        if cls in (hint, *typing.get_args(hint))
+    ]
+    return ", ".join(found)
+
+
+def _summary(cls: type) -> str:
+    text, _, _ = (inspect.getdoc(cls) or "").partition("Attributes:\n")
+    return text.strip()
+
+
+def _paragraphs(text: str | None) -> str:
+    return inspect.cleandoc(text or "").replace("\b\n", "") + "\n"
+
+
+def _names(option: click.Option, context: click.Context) -> str:
+    names = ", ".join([*option.opts, *option.secondary_opts])
+    metavar = "" if option.is_flag else f" {option.make_metavar(context)}"
+    required = " **required**" if option.required else ""
+    return f"`{names}{metavar}`{required}"
+
+
+def _default(option: click.Option, context: click.Context) -> str:
+    value = option.get_default(context)
+    if option.required or option.multiple or value is None or value is False:
+        return ""
+    if not isinstance(value, str | int | float):  # click's own mark of 'not set'
+        return ""
+    return f"`{value}`"
+
+
+def _type(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(arg) for arg in args)
+    if origin is typing.Literal:
+        return " ".join(f"`{arg}`" for arg in args)
+    if hint is type(None):
+        return "null"
+    if dataclasses.is_dataclass(hint):
+        name = typing.cast(type, hint).__name__
+        return f"[{name}](#{name.lower()})"
+    if origin is tuple:
+        return f"list of {_type(args[0])}"
+    if origin is dict:
+        return f"{_type(args[0])}: {_type(args[1])}"
+    return {str: "text", bool: "true, false", int: "integer", float: "number"}[hint]
+
+
+def _field_default(field: "dataclasses.Field[Any]") -> str:
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return "**required**"
+    return "its own" if dataclasses.is_dataclass(value) else f"`{json.dumps(to_mapping(value))}`"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = (" | ".join(map(_cell, row)) for row in (head, (":--",) * len(head), *rows))
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    parts = text.replace("\n", " ").split("`")  # within code a | needs no backslash, and shows it
+    parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+    return "`".join(parts)
