@@ -1,4 +1,4 @@
-"""Commands on catalogues: infer, evaluate, report, verify."""
+"""Commands on catalogues: infer, evaluate, report, figures, verify."""
 
 import shlex
 import sys
@@ -138,9 +138,9 @@ def evaluate(catalog: Path, truth: tuple[Path, ...], out: Path | None, as_json: 
 
 @main.command(
     cls=Examples,
-    example="photozhpc report --latents ssl.safetensors --latents pita.safetensors \\\n"
+    example="photozhpc figures --latents ssl.safetensors --latents pita.safetensors \\\n"
     "    --store store --truth 'sky/*_truth.parquet' --out figures\n"
-    "  photozhpc report --scaling results.json --out figures",
+    "  photozhpc figures --scaling results.json --out figures",
 )
 @click.option(
     "--latents",
@@ -162,7 +162,7 @@ def evaluate(catalog: Path, truth: tuple[Path, ...], out: Path | None, as_json: 
     help="Results of trainings with different numbers of labels, JSON.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-def report(
+def figures(
     checkpoints: tuple[Path, ...],
     store: Path | None,
     truth: tuple[Path, ...],
