@@ -112,7 +112,7 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             label = group.label
             if titles[kind].strip().lower() not in label.lower():
                 label = titles[kind] + label
-            rows.append({"kind": kind, "label": label, "cells": cells})
+            rows.append({"order": _GROUPS.index(kind), "label": label, "cells": cells})
     return rows
 
 

@@ -250,8 +250,8 @@ def galleries(source: PageSource, scan: CatalogScan) -> dict[str, Any]:
     size = source.store.cutout_size
     about = (
         f"{size} × {size} pixels, {size * survey.pixel_scale_arcsec:.3g} arcsec a side, as on the "
-        f"tile's grid; {channels(survey.band_names)[0]}; asinh scale (Lupton et al. 2004), alike in "
-        f"a row of images, softened at 8 times the noise; grey: no data. z is photoz with its 68 % "
+        f"tile's grid; {channels(survey.band_names)[0]}; asinh scale (Lupton et al. 2004), one for "
+        f"each of the galleries, in units of the noise; grey: no data. z is photoz with its 68 % "
         f"interval, OOD is photoz_ood."
     )
     return {"why": "", "kinds": kinds, "about": about}
@@ -270,8 +270,9 @@ def pace(source: PageSource) -> dict[str, Any]:
         "Sources a second",
         "From the notes of the workers: a part's sources are spread evenly over the time it took. "
         "Pauses of more than a minute are cut out. Dashed: the share of all sources that is done.",
-        f"{found.n_sources:,} sources in {_duration(found.seconds)} of work, {found.mean_rate:,.0f} "
-        f"a second on average and {busiest:,.0f} at most, by {found.n_workers} workers.",
+        f"{found.n_sources:,} sources in {_duration(found.seconds)} of work, "
+        f"{found.mean_rate:,.0f} a second on average and {busiest:,.0f} at most, by "
+        f"{found.n_workers} workers.",
         True,
     )
     lost = sum(event == "worker lost" for _, event in found.marks)
