@@ -15,7 +15,7 @@ from photozhpc.report.catalog_scan import BandColumns, floats, magnitudes
 from photozhpc.store import CutoutStore, ShardKey
 
 _SOFTENING = 8.0  # Q of Lupton et al. (2004)
-_STRETCH_SIGMA = 8.0
+_STRETCH_SIGMA = 5.0
 _WITHOUT_DATA = 110  # grey
 
 
@@ -51,7 +51,7 @@ def make_gallery(
     """Return composites of the first `limit` rows of a catalogue.
 
     All are scaled alike: asinh (Lupton et al. 2004), in units of the noise of each channel, which
-    is the median over them of 1.4826 MAD.
+    is the lower quartile over them of 1.4826 MAD: bright sources have no part in it.
 
     Raises:
         StoreError: the store is damaged, or holds other sources.
@@ -115,7 +115,7 @@ def _noise(planes: list[NDArray[np.float64]]) -> NDArray[np.float64]:
                 sigmas.append(1.4826 * np.median(np.abs(values - np.median(values))))
         positive = [sigma for sigma in sigmas if sigma > 0]
         if positive:
-            sigma_3[channel] = np.median(positive)
+            sigma_3[channel] = np.quantile(positive, 0.25)
     return sigma_3
 
 

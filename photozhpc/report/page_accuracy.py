@@ -92,7 +92,7 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     titles = {
         "overall": "",
         "magnitude": f"{(evaluation.band or '').upper()} ",
-        "redshift": f"{evaluation.z_kind} z ",
+        "redshift": f"{evaluation.z_kind} ",
         "flags": "",
         "ood": "",
     }
@@ -169,8 +169,8 @@ def _plots(evaluation: Evaluation) -> list[Plot]:
     figures = draw_evaluation(evaluation, PAPER)
     return [
         Plot(lambda look, name=name: draw_evaluation(evaluation, look)[name], *told[name])  # type: ignore[misc]
-        for name in figures
-        if name in told
+        for name in ("zz", "pit", "metrics", "coverage")
+        if name in figures
     ]
 
 

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from photozhpc.report.catalog_scan import (
-    DETECTION_SN,
     MAG_WIDTH,
     N_SAMPLE,
     CatalogScan,
@@ -47,7 +46,7 @@ def plot_nz(scan: CatalogScan, z_ref_N: NDArray[np.float64], z_kind: str, look: 
         return values_Z[: merge * (len(edges) - 1)].reshape(-1, merge).sum(axis=1)
 
     with matplotlib.rc_context(look.rc):
-        figure = new_figure(2.7)
+        figure = new_figure(2.9)
         axes = figure.add_subplot()
         counts = merged(scan.z_Z) / (scan.n_photoz * width)
         axes.stairs(counts, edges, color=look.grey, fill=True, alpha=0.35, linewidth=0)
@@ -77,7 +76,7 @@ def plot_nz(scan: CatalogScan, z_ref_N: NDArray[np.float64], z_kind: str, look: 
                 linewidth=1.2,
                 label=f"{z_kind} redshifts ({len(z_ref_N):,})",
             )
-        axes.set(xlim=(0, edges[-1]), xlabel="redshift z", ylabel="dN/dz / N")
+        axes.set(xlim=(0, edges[-1]), xlabel="redshift z", ylabel="(1/N) dN/dz")
         axes.set_ylim(bottom=0, top=1.3 * axes.get_ylim()[1])  # room for the legend
         axes.legend(loc="upper right", borderaxespad=0.3)
     return figure
@@ -103,13 +102,12 @@ def plot_counts(scan: CatalogScan, area_arcmin2: float | None, look: Look) -> Fi
     with matplotlib.rc_context(look.rc):
         figure = new_figure(2.9)
         axes = figure.add_subplot()
-        width = _COUNT_BINS * MAG_WIDTH
+        scale = 1 / (_COUNT_BINS * MAG_WIDTH * (area_arcmin2 or 1))
         for at, band in enumerate(scan.bands):
             n = len(band.mag_M) // _COUNT_BINS * _COUNT_BINS
             counts = band.mag_M[:n].reshape(-1, _COUNT_BINS).sum(axis=1)
             edges = band.mag_edges[: n + 1 : _COUNT_BINS]
             middle, some = (edges[1:] + edges[:-1]) / 2, counts > 0
-            scale = 1 / (width * (area_arcmin2 or 1))
             colour = look.data_colours[at % len(look.data_colours)]
             axes.errorbar(
                 middle[some],
@@ -126,37 +124,35 @@ def plot_counts(scan: CatalogScan, area_arcmin2: float | None, look: Look) -> Fi
             if np.isfinite(band.depth_mag):
                 axes.axvline(band.depth_mag, 0, 0.05, color=colour, linewidth=1.4)
         axes.set_yscale("log")
-        lowest = min(
-            (scale * 1 for band in scan.bands if band.n_detected),
-            default=1.0,
-        )
-        axes.set_ylim(bottom=0.5 * lowest)
+        axes.set_ylim(bottom=0.5 * scale)
         unit = "mag$^{-1}$ arcmin$^{-2}$" if area_arcmin2 else "mag$^{-1}$"
         axes.set(xlabel="AB magnitude", ylabel=f"sources [{unit}]")
         figure.legend(loc="outside upper center", ncols=min(len(scan.bands), 4), columnspacing=1)
     return figure
 
 
-def plot_colours(scan: CatalogScan, look: Look) -> Figure:
-    """Draw the colour of the first and the last band against magnitude, and against redshift."""
+def plot_colour(scan: CatalogScan, density: Density, kind: str, look: Look) -> Figure:
+    """Draw the colour of the first and the last band against magnitude or redshift.
+
+    Args:
+        kind: "mag" or "photoz".
+    """
     first, last = scan.bands[0].columns.label, scan.bands[-1].columns.label
     with matplotlib.rc_context(look.rc):
-        figure = Figure(figsize=(_WIDE_INCH, 2.9), dpi=300, layout="constrained")
-        FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, sharey=True)
+        figure = new_figure(2.9)
+        axes = figure.add_subplot()
         if scan.n_rows <= N_SAMPLE and scan.sample is not None:
             colour_N, mag_N = scan.colours(scan.sample)
-            for axes, x_N in ((left, mag_N), (right, floats(scan.sample, "photoz"))):
-                style = {"markersize": 3.2, "alpha": 0.6, "markeredgewidth": 0}
-                axes.plot(x_N, colour_N, ".", color=look.blue, rasterized=True, **style)
+            x_N = mag_N if kind == "mag" else floats(scan.sample, kind)
+            style = {"markersize": 3.2, "alpha": 0.6, "markeredgewidth": 0}
+            axes.plot(x_N, colour_N, ".", color=look.blue, rasterized=True, **style)
         else:
-            for axes, density in ((left, scan.colour_mag), (right, scan.colour_z)):
-                if density is not None:
-                    image = _draw_density(axes, density, look)
-            figure.colorbar(image, ax=[left, right], label="sources per bin", format="%g")
-        left.set(xlabel=f"{last} [AB mag]", ylabel=f"{first} − {last} [AB mag]")
-        right.set(xlabel="photometric redshift")
-        right.set_xlim(left=0)
+            image = _draw_density(axes, density, look)
+            figure.colorbar(image, ax=axes, label="sources per bin", format="%g")
+        axes.set_ylabel(f"{first} − {last} [AB mag]")
+        axes.set_xlabel(f"{last} [AB mag]" if kind == "mag" else "photometric redshift")
+        if kind != "mag":
+            axes.set_xlim(left=0)
     return figure
 
 
@@ -235,8 +231,3 @@ def _time_unit(seconds: float) -> tuple[str, float]:
         if seconds >= 3 * length:
             return unit, length
     return "s", 1.0
-
-
-def detection_text() -> str:
-    """Return what counts as detected, for a caption."""
-    return f"{DETECTION_SN:g} times its error"

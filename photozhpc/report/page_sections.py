@@ -20,6 +20,7 @@ from photozhpc.report.catalog_scan import (
     N_SAMPLE,
     Z_WIDTH,
     CatalogScan,
+    Density,
 )
 from photozhpc.report.cutout_gallery import Cutout, channels, make_gallery
 from photozhpc.report.page_accuracy import Accuracy
@@ -102,7 +103,12 @@ def _sky_plot(one: SkyMap, coverage: Coverage, scan: CatalogScan, name: str, are
         f"Map of {one.n:,} sources{where} on {area_text(area)}: on average {one.n / area:.3g} per "
         f"square arcminute, in single bins up to {filled.max(initial=0):.3g}."
     )
-    return Plot(lambda look: plot_sky(one, coverage, points_N2, look), name, caption, alt, True)
+    title = (
+        f"Density of sources, {name[0].lower()}{name[1:]}"
+        if name != "Sky"
+        else "Density of sources"
+    )
+    return Plot(lambda look: plot_sky(one, coverage, points_N2, look), title, caption, alt, True)
 
 
 def area_text(area: float) -> str:
@@ -147,7 +153,10 @@ def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
         alt += f" The mean of the {len(z_ref_N):,} {z_kind} redshifts is {np.mean(z_ref_N):.2f}."
     if scan.n_beyond:
         caption += f" {scan.n_beyond:,} redshifts lie beyond {scan.z_edges[-1]:g}."
-    return [Plot(lambda look: draw.plot_nz(scan, z_ref_N, z_kind, look), "n(z)", caption, alt)]
+    plots = [Plot(lambda look: draw.plot_nz(scan, z_ref_N, z_kind, look), "n(z)", caption, alt)]
+    if scan.colour_z is not None and scan.colour_z.counts_XY.any():
+        plots.append(_colour_plot(scan, scan.colour_z, "photometric redshift", "photoz"))
+    return plots
 
 
 def photometry(scan: CatalogScan, where: Sky) -> dict[str, Any]:
@@ -187,27 +196,29 @@ def photometry(scan: CatalogScan, where: Sky) -> dict[str, Any]:
             )
         )
     if scan.colour_mag is not None and scan.colour_mag.counts_XY.any():
-        plots.append(_colour_plot(scan, scan.colour_mag.counts_XY))
+        plots.append(_colour_plot(scan, scan.colour_mag, "magnitude", "mag"))
     return {"plots": plots, "rows": rows}
 
 
-def _colour_plot(scan: CatalogScan, counts_XY: np.ndarray) -> Plot:
-    assert scan.colour_mag is not None
+def _colour_plot(scan: CatalogScan, density: Density, against: str, kind: str) -> Plot:
     first, last = scan.bands[0].columns, scan.bands[-1].columns
-    y_edges = scan.colour_mag.y_edges
-    share = np.cumsum(counts_XY.sum(axis=0)) / counts_XY.sum()
-    low, middle, high = (y_edges[int(np.searchsorted(share, q)) + 1] for q in (0.16, 0.5, 0.84))
-    n = int(counts_XY.sum())
+    per_colour = density.counts_XY.sum(axis=0)
+    n, share = int(per_colour.sum()), np.cumsum(per_colour) / per_colour.sum()
+    middles = (density.y_edges[1:] + density.y_edges[:-1]) / 2
+    low, middle, high = (middles[int(np.searchsorted(share, q))] for q in (0.16, 0.5, 0.84))
+    caption = (
+        f"From the fluxes within {last.radius_arcsec:g} arcsec, of the sources with "
+        f"{COLOUR_SN:g} times the error or more in both bands; as observed, neither dereddened nor "
+        f"matched to one PSF."
+    )
+    if kind == "mag":
+        caption += f" Magnitude: {last.magnitude_text}."
     return Plot(
-        lambda look: draw.plot_colours(scan, look),
-        "Colours",
-        f"Colour from the fluxes in the aperture of {last.radius_arcsec:g} arcsec radius, of the "
-        f"sources with {COLOUR_SN:g} times the error or more in both bands; as observed, neither "
-        f"dereddened nor matched to one PSF. Magnitude: {last.magnitude_text}.",
-        f"Colour {first.label} − {last.label} of {n:,} sources against {last.label} magnitude and "
-        f"against photometric redshift: median {middle:.1f}, 16 % below {low:.1f}, 16 % above "
-        f"{high:.1f}.",
-        True,
+        lambda look: draw.plot_colour(scan, density, kind, look),
+        f"Colour and {against}",
+        caption,
+        f"Colour {first.label} − {last.label} of {n:,} sources against {against}: median "
+        f"{middle:.2f}, 16 % below {low:.2f}, 16 % above {high:.2f}.",
     )
 
 
@@ -281,7 +292,8 @@ def pace(source: PageSource) -> dict[str, Any]:
         ["parts", f"{found.n_parts:,} of {source.status.get('parts', 0):,}"],
         ["time at work", _duration(found.seconds)],
         ["rate", f"{found.mean_rate:,.0f} sources/s on average, {busiest:,.0f} at most"],
-        ["worker processes", f"{found.n_workers:,}, of which {lost:,} were lost and replaced"],
+        ["worker processes", f"{found.n_workers:,}"],
+        ["workers lost and replaced", f"{lost:,}"],
         ["starts", f"{found.n_starts:,}"],
         ["machines", ", ".join(found.hosts[:20]) or "–"],
     ]
