@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,9 +35,10 @@ MAX_BYTES = 400_000
 def report(small_store, small_sky, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("browser") / "out"
     if FOR_DOCS:
-        said = CliRunner().invoke(main, ["infer", "--survey", "roman-sim", "--out", str(out)])
-        assert said.exit_code == 0, said.output
-        return write_report(out)
+        with chdir(out.parent):  # paths on the page are as a user sees them
+            said = CliRunner().invoke(main, ["infer", "--survey", "roman-sim"])
+            assert said.exit_code == 0, said.output
+            return write_report("out/roman-sim").absolute()
     model = bundled_checkpoint("roman-sim")
     run_inference(small_store.path, model, out, workers=1, rows_per_part=64, progress=False)
     return write_report(out, [f"{small_sky}/*_truth.parquet"])
@@ -160,5 +162,7 @@ def test_screenshots(browser, report, images, name, scheme, width, first, length
     if width > 960:
         image = image.resize((960, round(image.height * 960 / width)), Image.Resampling.LANCZOS)
     file = images / f"report-{name}.png"
-    image.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
+    image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(
+        file, optimize=True
+    )
     assert 20_000 < file.stat().st_size < MAX_BYTES

@@ -204,11 +204,11 @@ def scan_catalog(parts: Sequence[Path]) -> CatalogScan:
     """
     names = _names(parts[0])
     columns = band_columns(names)
-    colours = [
+    colour_mag, colour_z = (
         Density.empty(edges, _COLOUR_EDGES) if len(columns) > 1 else None
         for edges in (_MAG_EDGES, _Z_EDGES)
-    ]
-    scan = CatalogScan([BandCounts(band) for band in columns], *colours)
+    )
+    scan = CatalogScan([BandCounts(band) for band in columns], colour_mag, colour_z)
     has_quantiles = set(_QUANTILES) <= set(names)
     wanted = ["source_id", "ra", "dec", "tile_id", "photoz", "photoz_flags", "photoz_ood"]
     wanted += _QUANTILES if has_quantiles else []

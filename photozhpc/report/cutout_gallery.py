@@ -15,7 +15,7 @@ from photozhpc.report.catalog_scan import BandColumns, floats, magnitudes
 from photozhpc.store import CutoutStore, ShardKey
 
 _SOFTENING = 8.0  # Q of Lupton et al. (2004)
-_STRETCH_SIGMA = 5.0
+_STRETCH_SIGMA = 12.0
 _WITHOUT_DATA = 110  # grey
 
 
@@ -120,7 +120,7 @@ def _noise(planes: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _composite(image_3SS: NDArray[np.float64]) -> bytes:
-    known = np.isfinite(image_3SS).all(axis=0)
+    known: NDArray[np.bool_] = np.all(np.isfinite(image_3SS), axis=0)
     red, green, blue = np.where(np.isfinite(image_3SS), image_3SS, 0)[:, ::-1]  # y goes up
     rgb = make_lupton_rgb(red, green, blue, minimum=-1.0, stretch=_STRETCH_SIGMA, Q=_SOFTENING)
     rgb[~known[::-1]] = _WITHOUT_DATA

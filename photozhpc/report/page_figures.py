@@ -25,13 +25,15 @@ _WIDE_INCH = 7.1
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _FEW_PER_BIN = 15
+_SHOWN_SHARE = 0.9995  # of the redshifts: one outlier does not squeeze all others
 _COUNT_BINS = 5  # of 0.1 mag in a bin of the number counts
 
 
 def redshift_bins(scan: CatalogScan) -> tuple[NDArray[np.float64], int]:
     """Return the edges of the n(z) that is drawn, and how many of the scan's bins each has."""
     occupied = np.flatnonzero(scan.z_Z)
-    top = int(occupied[-1]) + 1 if len(occupied) else 1
+    share = np.cumsum(scan.z_Z) / max(int(scan.z_Z.sum()), 1)
+    top = int(np.searchsorted(share, _SHOWN_SHARE)) + 1 if len(occupied) else 1
     merge = 2 if scan.n_photoz / max(len(occupied), 1) < _FEW_PER_BIN else 1
     top += -top % merge
     return scan.z_edges[: top + 1 : merge], merge
@@ -144,8 +146,8 @@ def plot_colour(scan: CatalogScan, density: Density, kind: str, look: Look) -> F
         if scan.n_rows <= N_SAMPLE and scan.sample is not None:
             colour_N, mag_N = scan.colours(scan.sample)
             x_N = mag_N if kind == "mag" else floats(scan.sample, kind)
-            style = {"markersize": 3.2, "alpha": 0.6, "markeredgewidth": 0}
-            axes.plot(x_N, colour_N, ".", color=look.blue, rasterized=True, **style)
+            (points,) = axes.plot(x_N, colour_N, ".", color=look.blue, rasterized=True)
+            points.set(markersize=3.2, alpha=0.6, markeredgewidth=0)
         else:
             image = _draw_density(axes, density, look)
             figure.colorbar(image, ax=axes, label="sources per bin", format="%g")

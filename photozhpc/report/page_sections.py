@@ -151,8 +151,8 @@ def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
         )
     if len(z_ref_N):
         alt += f" The mean of the {len(z_ref_N):,} {z_kind} redshifts is {np.mean(z_ref_N):.2f}."
-    if scan.n_beyond:
-        caption += f" {scan.n_beyond:,} redshifts lie beyond {scan.z_edges[-1]:g}."
+    if not_shown := scan.n_photoz - int(counts.sum()):
+        caption += f" {not_shown:,} redshifts lie beyond the figure."
     plots = [Plot(lambda look: draw.plot_nz(scan, z_ref_N, z_kind, look), "n(z)", caption, alt)]
     if scan.colour_z is not None and scan.colour_z.counts_XY.any():
         plots.append(_colour_plot(scan, scan.colour_z, "photometric redshift", "photoz"))
@@ -225,14 +225,18 @@ def _colour_plot(scan: CatalogScan, density: Density, against: str, kind: str) -
 def flags(scan: CatalogScan) -> list[list[str]]:
     """Return the rows of the table of flags: name, value, meaning, sources, per cent."""
     total = max(scan.n_rows, 1)
-    rows = [["none", "0", "nothing was noted", scan.flag_values.get(0, 0)]]
+    rows = [("none", "0", "nothing was noted", scan.flag_values.get(0, 0))]
     for flag in PhotozFlag:
-        n = sum(count for value, count in scan.flag_values.items() if value & flag)
-        rows.append([flag.name, str(flag.value), _MEANING.get(flag, "see the guide"), n])
-    rest = ~sum(PhotozFlag)
-    if unknown := sum(count for value, count in scan.flag_values.items() if value & rest):
-        rows.append(["unknown", "", "bits that this photozhpc does not know", unknown])
-    return [[*map(str, row[:3]), f"{row[3]:,}", f"{100 * row[3] / total:.2f}"] for row in rows]
+        meaning = _MEANING.get(flag, "see the guide")
+        rows.append((str(flag.name), str(flag.value), meaning, _with_bits(scan, flag.value)))
+    if unknown := _with_bits(scan, ~sum(PhotozFlag)):
+        rows.append(("unknown", "", "bits that this photozhpc does not know", unknown))
+    return [[*words, f"{n:,}", f"{100 * n / total:.2f}"] for *words, n in rows]
+
+
+def _with_bits(scan: CatalogScan, bits: int) -> int:
+    """Return the rows that have one of the bits set."""
+    return sum(count for value, count in scan.flag_values.items() if value & bits)
 
 
 def galleries(source: PageSource, scan: CatalogScan) -> dict[str, Any]:

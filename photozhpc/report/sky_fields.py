@@ -125,7 +125,9 @@ def _extents(parts: Sequence[Path], has_tiles: bool) -> dict[str, _Extent]:
     extents: dict[str, _Extent] = {}
     for tile_N, ra_N, dec_N in _positions(parts, has_tiles):
         # Rows come tile by tile, so that runs of one name are long.
-        starts = np.flatnonzero(np.r_[True, tile_N[1:] != tile_N[:-1]]) if len(tile_N) else []
+        changes_N = np.ones(len(tile_N), bool)
+        changes_N[1:] = tile_N[1:] != tile_N[:-1]
+        starts = np.flatnonzero(changes_N)
         for start, stop in zip(starts, [*starts[1:], len(tile_N)], strict=True):
             origin = (float(ra_N[start]), float(dec_N[start]))
             extent = extents.setdefault(str(tile_N[start]), _Extent(origin))
