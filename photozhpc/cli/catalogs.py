@@ -1,4 +1,4 @@
-"""Commands on catalogues: infer, evaluate, report, verify."""
+"""Commands on catalogues: infer, evaluate, report, figures, verify."""
 
 import shlex
 import sys
@@ -174,11 +174,31 @@ def evaluate(catalog: Path, truth: tuple[Path, ...], out: Path | None, as_json: 
     )
 
 
+@main.command(cls=Examples, example="photozhpc report out/roman-sim")
+@click.argument("path", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--truth",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Truth table(s), or globs of them, or a store; default: those of the run's evaluation or "
+    "simulated sky, else the store's labels.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File; default: OUT/report.html.")
+def report(path: Path, truth: tuple[Path, ...], out: Path | None) -> None:
+    """Make one self-contained HTML page of a catalogue, finished or not.
+
+    OUT is the --out folder of infer, its catalog folder, or one part.
+    """
+    from photozhpc.report.page import write_report
+
+    click.echo(f"report  {write_report(path, truth, out)}")
+
+
 @main.command(
     cls=Examples,
-    example="photozhpc report --latents ssl.safetensors --latents pita.safetensors \\\n"
+    example="photozhpc figures --latents ssl.safetensors --latents pita.safetensors \\\n"
     "    --store store --truth 'sky/*_truth.parquet' --out figures\n"
-    "  photozhpc report --scaling results.json --out figures",
+    "  photozhpc figures --scaling results.json --out figures",
 )
 @click.option(
     "--latents",
@@ -200,7 +220,7 @@ def evaluate(catalog: Path, truth: tuple[Path, ...], out: Path | None, as_json: 
     help="Results of trainings with different numbers of labels, JSON.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-def report(
+def figures(
     checkpoints: tuple[Path, ...],
     store: Path | None,
     truth: tuple[Path, ...],

@@ -100,6 +100,7 @@ def evaluate(
     *,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
+    incomplete_ok: bool = False,
 ) -> Evaluation:
     """Compare a catalogue with truth tables.
 
@@ -107,6 +108,7 @@ def evaluate(
         catalog: as `read_catalog` takes it.
         truth: as `read_truth` takes them.
         n_resamples, seed: of the bootstrap.
+        incomplete_ok: take what is there of a run that has not finished.
 
     Raises:
         CatalogError: the catalogue is missing, not finished, damaged, or holds no redshift of a
@@ -118,7 +120,7 @@ def evaluate(
     known = read_truth(tables)
     if not len(known.source_id_N):
         raise SourceListError(f"{tables[0]}: the truth holds no galaxy with a redshift above 0")
-    found = match(catalog, known)
+    found = match(catalog, known, incomplete_ok=incomplete_ok)
     if not len(found.matched.source_id_N):
         raise SourceListError(
             f"{catalog} and {tables[0]} have no source_id in common: the catalogue's are like "

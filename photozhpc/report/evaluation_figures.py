@@ -8,11 +8,10 @@ from scipy.stats import binom
 
 from photozhpc.metrics import point_metrics
 from photozhpc.report.evaluate import Evaluation, Group
+from photozhpc.report.look import PAPER, Look
 from photozhpc.report.match import INTERVALS_PERCENT
-from photozhpc.report.zz import STYLE, new_figure, plot_zz
+from photozhpc.report.zz import new_figure, plot_zz
 
-# Okabe & Ito (2008)
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 _N_PIT_BINS = 20
 _BAND = 0.95  # probability that a perfect catalogue lies within the grey bands
 _ROWS = {
@@ -23,24 +22,26 @@ _ROWS = {
 }
 
 
-def draw_evaluation(evaluation: Evaluation) -> dict[str, Figure]:
+def draw_evaluation(evaluation: Evaluation, look: Look = PAPER) -> dict[str, Figure]:
     """Return the figures by name: zz, metrics, and where there are intervals pit and coverage."""
     matched = evaluation.matched
     metrics = point_metrics(matched.z_ref_N, matched.z_phot_N)
     figures = {
-        "zz": plot_zz(matched.z_ref_N, matched.z_phot_N, metrics, reference=evaluation.z_kind)
+        "zz": plot_zz(
+            matched.z_ref_N, matched.z_phot_N, metrics, reference=evaluation.z_kind, look=look
+        )
     }
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(look.rc):
         if evaluation.groups["magnitude"] or evaluation.groups["redshift"]:
-            figures["metrics"] = plot_metrics(evaluation)
+            figures["metrics"] = plot_metrics(evaluation, look)
         if evaluation.has_intervals:
-            figures["pit"] = plot_pit(matched.pit_N)
+            figures["pit"] = plot_pit(matched.pit_N, look)
             if evaluation.groups["magnitude"]:
-                figures["coverage"] = plot_coverage(evaluation)
+                figures["coverage"] = plot_coverage(evaluation, look)
     return figures
 
 
-def plot_metrics(evaluation: Evaluation) -> Figure:
+def plot_metrics(evaluation: Evaluation, look: Look = PAPER) -> Figure:
     """Draw the point statistics, and the CRPS if there is one, in bins."""
     names = [name for name in _ROWS if name != "crps" or evaluation.has_intervals]
     columns = {
@@ -55,10 +56,10 @@ def plot_metrics(evaluation: Evaluation) -> Figure:
         axes_RC[row, 0].set_ylabel(label)
         for axes, groups in zip(axes_RC[row], columns.values(), strict=True):
             if name == "crps":
-                _draw_bins(axes, groups, "crps_global_gaussian", _ORANGE, "s", label="Gaussian")
-            _draw_bins(axes, groups, name, _BLUE, "o", scale, label="catalogue")
+                _draw_bins(axes, groups, "crps_global_gaussian", look.orange, "s", label="Gaussian")
+            _draw_bins(axes, groups, name, look.blue, "o", scale, label="catalogue")
             if name == "bias":
-                axes.axhline(0, color=_GREY, linewidth=0.6, zorder=0)
+                axes.axhline(0, color=look.grey, linewidth=0.6, zorder=0)
         if name != "bias":
             axes_RC[row, 0].set_ylim(bottom=0)  # once all is drawn: it ends the autoscaling
     if "crps" in names:
@@ -70,13 +71,19 @@ def plot_metrics(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def plot_coverage(evaluation: Evaluation) -> Figure:
+def plot_coverage(evaluation: Evaluation, look: Look = PAPER) -> Figure:
     """Draw which fraction of the sources is in each interval, against magnitude."""
     figure = new_figure(2.6)
     axes = figure.add_subplot()
     groups = evaluation.groups["magnitude"]
     # Beside each other, so that none is hidden.
-    looks = zip(INTERVALS_PERCENT, (_BLUE, _ORANGE, _GREEN), "os^", (0.35, 0.5, 0.65), strict=True)
+    looks = zip(
+        INTERVALS_PERCENT,
+        (look.blue, look.orange, look.green),
+        "os^",
+        (0.35, 0.5, 0.65),
+        strict=True,
+    )
     for percent, colour, marker, place in looks:
         axes.axhline(percent, color=colour, linewidth=0.7, linestyle="--", zorder=0)
         name, label = f"coverage{percent}", f"{percent} %"
@@ -90,7 +97,7 @@ def plot_coverage(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def plot_pit(pit_N: np.ndarray) -> Figure:
+def plot_pit(pit_N: np.ndarray, look: Look = PAPER) -> Figure:
     """Draw the histogram of the PIT, and by how much its distribution departs from uniform.
 
     The bands hold 95% of perfect catalogues, bin by bin and level by level.
@@ -103,16 +110,16 @@ def plot_pit(pit_N: np.ndarray) -> Figure:
     expected = n / _N_PIT_BINS
     counts, edges = np.histogram(pit_N, bins=_N_PIT_BINS, range=(0, 1))
     low, high = binom.ppf(tails, n, 1 / _N_PIT_BINS) / expected
-    top.axhspan(low, high, color=_GREY, alpha=0.35, linewidth=0)
-    top.stairs(counts / expected, edges, baseline=None, color=_BLUE, linewidth=1.2)
+    top.axhspan(low, high, color=look.grey, alpha=0.35, linewidth=0)
+    top.stairs(counts / expected, edges, baseline=None, color=look.blue, linewidth=1.2)
     top.set(ylabel="sources / expected", xlim=(0, 1))
     top.set_ylim(bottom=0)
     level = np.linspace(0, 1, 201)
     low_level, high_level = binom.ppf(tails[:, None], n, level) / n - level
-    bottom.fill_between(level, low_level, high_level, color=_GREY, alpha=0.35, linewidth=0)
+    bottom.fill_between(level, low_level, high_level, color=look.grey, alpha=0.35, linewidth=0)
     observed = np.searchsorted(pit_N, level, side="right") / n
-    bottom.plot(level, observed - level, color=_BLUE, linewidth=1.2)
-    bottom.axhline(0, color=_GREY, linewidth=0.6, zorder=0)
+    bottom.plot(level, observed - level, color=look.blue, linewidth=1.2)
+    bottom.axhline(0, color=look.grey, linewidth=0.6, zorder=0)
     bottom.set(xlabel="PIT, p", ylabel="fraction(PIT ≤ p) − p")
     figure.align_ylabels()
     return figure

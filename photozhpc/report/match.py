@@ -69,7 +69,7 @@ class Match:
     example_id: int | None
 
 
-def match(catalog: str | Path, truth: Truth) -> Match:
+def match(catalog: str | Path, truth: Truth, *, incomplete_ok: bool = False) -> Match:
     """Join a catalogue with the truth.
 
     The magnitude is that of the last band: the truth's, or else of the aperture flux nearest to a
@@ -77,12 +77,13 @@ def match(catalog: str | Path, truth: Truth) -> Match:
 
     Args:
         truth: of one galaxy or more.
+        incomplete_ok: take what is there of a run that has not finished.
 
     Raises:
         CatalogError: the catalogue is missing, not finished, damaged, lacks a column, or has
             quantiles that do not ascend.
     """
-    parts = catalog_parts(catalog)
+    parts = catalog_parts(catalog, incomplete_ok=incomplete_ok)
     names = _column_names(parts[0])
     band, flux_name = _last_band(names)
     true_mag_N = truth.magnitudes.get(band) if band else None

@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,16 +12,9 @@ from numpy.typing import ArrayLike
 
 from photozhpc.disk import write_durably
 from photozhpc.metrics import OUTLIER_THRESHOLD, PointMetrics
+from photozhpc.report.look import PAPER, STYLE, Look
 
 COLUMN_WIDTH_INCH = 3.5  # one column of a journal
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1,
-    "legend.frameon": False,
-    "legend.fontsize": 7,
-    "pdf.fonttype": 42,  # text stays text; journals refuse Type 3 fonts
-}
 _FEW = 1000  # below this many sources a density says less than the points
 _N_BINS = 80
 _AXIS_QUANTILE = 0.998
@@ -48,7 +40,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def plot_zz(
-    z_ref: ArrayLike, z_phot: ArrayLike, metrics: PointMetrics, *, reference: str = "reference"
+    z_ref: ArrayLike,
+    z_phot: ArrayLike,
+    metrics: PointMetrics,
+    *,
+    reference: str = "reference",
+    look: Look = PAPER,
 ) -> Figure:
     """Draw z_phot against z_ref, with the 1:1 line and the bounds of an outlier.
 
@@ -56,29 +53,30 @@ def plot_zz(
         z_ref, z_phot: shape (N,); pairs with a NaN are left out.
         metrics: printed in the figure.
         reference: what z_ref is, for the axis.
+        look: colours.
     """
     ref_N, phot_N = np.asarray(z_ref, np.float64), np.asarray(z_phot, np.float64)
     finite_N = np.isfinite(ref_N) & np.isfinite(phot_N)
     ref_N, phot_N = ref_N[finite_N], phot_N[finite_N]
     top = _axis_top(ref_N, phot_N)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(look.rc):
         figure = new_figure(2.8)
         axes = figure.add_subplot(aspect="equal")
         # What lies beyond the axes is drawn on their edge: outliers must not vanish.
         x_N, y_N = np.clip(ref_N, 0, top), np.clip(phot_N, 0, top)
         if len(x_N) < _FEW:
-            axes.plot(x_N, y_N, ".", markersize=4, color="#31688e", alpha=0.6, markeredgewidth=0)
+            axes.plot(x_N, y_N, ".", markersize=4, color=look.blue, alpha=0.6, markeredgewidth=0)
         else:
             edges = np.linspace(0, top, _N_BINS + 1)
             image = axes.hist2d(
-                x_N, y_N, bins=[edges, edges], norm=LogNorm(), cmap="viridis_r", rasterized=True
+                x_N, y_N, bins=[edges, edges], norm=LogNorm(), cmap=look.density, rasterized=True
             )[3]
             figure.colorbar(image, ax=axes, label="sources per bin", shrink=0.8, format="%g")
         line = np.array([0.0, top])
-        axes.plot(line, line, color="black", linewidth=0.8)
+        axes.plot(line, line, color=look.ink, linewidth=0.8)
         for sign in (-1, 1):
             bound = line + sign * OUTLIER_THRESHOLD * (1 + line)
-            axes.plot(line, bound, color="black", linewidth=0.6, linestyle="--")
+            axes.plot(line, bound, color=look.ink, linewidth=0.6, linestyle="--")
         axes.set(xlim=(0, top), ylim=(0, top), xlabel=f"{reference} redshift")
         axes.set_ylabel("photometric redshift")
         axes.text(
@@ -89,7 +87,7 @@ def plot_zz(
             transform=axes.transAxes,
             verticalalignment="top",
             fontsize=7,
-            bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1.5},
+            bbox={"facecolor": look.paper, "alpha": 0.85, "edgecolor": "none", "pad": 1.5},
         )
     return figure
 

@@ -1,0 +1,389 @@
+"""One catalogue, read batch by batch: what a report counts, in memory that no survey outgrows."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
+from photozhpc.errors import CatalogError
+from photozhpc.metrics import pit
+from photozhpc.survey import AB_ZERO_POINT_NJY
+
+BATCH_ROWS = 1 << 17
+N_SAMPLE = 3000  # up to so many sources are drawn as points; above, densities
+N_GALLERY = 12
+N_STACKED = 50_000  # PDFs that are stacked
+DETECTION_SN = 5.0
+COLOUR_SN = 3.0
+Z_WIDTH, MAG_WIDTH, COLOUR_WIDTH = 0.05, 0.1, 0.1
+_Z_EDGES = np.round(np.arange(0, 15 + Z_WIDTH / 2, Z_WIDTH), 10)
+_MAG_EDGES = np.round(np.arange(10, 40 + MAG_WIDTH / 2, MAG_WIDTH), 10)
+_COLOUR_EDGES = np.round(np.arange(-8, 8 + COLOUR_WIDTH / 2, COLOUR_WIDTH), 10)
+_LOG_ERR_EDGES = np.linspace(-6, 8, 1401)  # log10 nJy
+_APERTURE_ARCSEC = 0.4
+_QUANTILES = sorted(INTERVAL_LEVELS, key=lambda name: INTERVAL_LEVELS[name])
+_LEVEL_Q = np.array([INTERVAL_LEVELS[name] for name in _QUANTILES])
+_FLUX = re.compile(r"aper(\d+)_(.+)_flux")
+
+
+@dataclass(frozen=True)
+class BandColumns:
+    """Columns of a band: the aperture nearest to 0.4 arcsec, and a total flux if there is one."""
+
+    band: str
+    radius_arcsec: float
+    flux: str
+    flux_err: str | None
+    total: str | None
+
+    @property
+    def label(self) -> str:
+        return self.band.upper()
+
+    @property
+    def magnitude_text(self) -> str:
+        """Which magnitude it is, for a caption."""
+        return "Kron" if self.total else f"aperture of {self.radius_arcsec:g} arcsec radius"
+
+
+def band_columns(names: Sequence[str]) -> list[BandColumns]:
+    """Return the bands of a catalogue by its column names, in their order."""
+    radii: dict[str, dict[float, str]] = {}
+    for name in names:
+        if found := _FLUX.fullmatch(name):
+            radii.setdefault(found[2], {})[int(found[1]) / 10] = name
+    bands = []
+    for band, columns in radii.items():
+        radius = min(columns, key=lambda radius: abs(radius - _APERTURE_ARCSEC))
+        flux, total = columns[radius], f"kron_{band}_flux"
+        error = f"{flux}_err"
+        bands.append(
+            BandColumns(
+                band,
+                radius,
+                flux,
+                error if error in names else None,
+                total if total in names else None,
+            )
+        )
+    return bands
+
+
+@dataclass
+class BandCounts:
+    """Number counts of a band, and the errors its depth is taken from."""
+
+    columns: BandColumns
+    mag_M: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(_MAG_EDGES) - 1, int))
+    log_err_E: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(len(_LOG_ERR_EDGES) - 1, int)
+    )
+    n_detected: int = 0
+
+    @property
+    def mag_edges(self) -> NDArray[np.float64]:
+        return _MAG_EDGES
+
+    @property
+    def depth_mag(self) -> float:
+        """AB magnitude of 5 times the median flux error; NaN without errors."""
+        total = self.log_err_E.sum()
+        if not total:
+            return np.nan
+        at = int(np.searchsorted(np.cumsum(self.log_err_E), total / 2))
+        error_njy = 10 ** ((_LOG_ERR_EDGES[at] + _LOG_ERR_EDGES[at + 1]) / 2)
+        return float(magnitudes(np.array([DETECTION_SN * error_njy]))[0])
+
+
+@dataclass
+class Density:
+    """Counts on a grid of two quantities, x then y."""
+
+    x_edges: NDArray[np.float64]
+    y_edges: NDArray[np.float64]
+    counts_XY: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, x_edges: NDArray[np.float64], y_edges: NDArray[np.float64]) -> "Density":
+        return cls(x_edges, y_edges, np.zeros((len(x_edges) - 1, len(y_edges) - 1), np.int64))
+
+    def add(self, x_N: NDArray[np.float64], y_N: NDArray[np.float64]) -> None:
+        shape = self.counts_XY.shape
+        x_at, y_at = _bins(x_N, self.x_edges), _bins(y_N, self.y_edges)
+        inside = (x_at >= 0) & (x_at < shape[0]) & (y_at >= 0) & (y_at < shape[1])
+        flat = x_at[inside] * shape[1] + y_at[inside]
+        self.counts_XY += np.bincount(flat, minlength=self.counts_XY.size).reshape(shape)
+
+
+class TopRows:
+    """The k rows with the largest keys among all that are offered."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._key_N = np.empty(0)
+        self._tables: list[pa.Table] = []
+
+    def offer(self, table: pa.Table, key_N: NDArray[np.float64]) -> None:
+        """Rows whose key is NaN are never taken."""
+        at_N = np.flatnonzero(np.isfinite(key_N))
+        if len(self._key_N) == self._k:
+            at_N = at_N[key_N[at_N] > self._key_N.min()]
+        if not len(at_N):
+            return
+        keys = np.concatenate([self._key_N, key_N[at_N]])
+        best = np.argsort(-keys, kind="stable")[: self._k]
+        merged = pa.concat_tables([*self._tables, table.take(at_N)])
+        self._key_N, self._tables = keys[best], [merged.take(best).combine_chunks()]
+
+    @property
+    def table(self) -> pa.Table | None:
+        """The rows, by descending key; None if there are none."""
+        return self._tables[0] if self._tables else None
+
+
+@dataclass
+class CatalogScan:
+    """What a report counts in a catalogue.
+
+    Attributes:
+        n_rows, n_photoz, n_intervals: rows; those with a redshift; those of them with all
+            quantiles.
+        flag_values: number of rows by value of photoz_flags.
+        z_Z, z_sum, n_beyond: redshifts in bins of 0.05; their sum; those beyond the last bin.
+        stack_Z, stack_var_Z, n_stacked: sum over `n_stacked` sources, chosen at random, of the
+            probability of each bin, and of p (1 - p).
+        bands: by band, in the order of the columns.
+        colour_mag, colour_z: densities of the colour of the first and last band (ratio of
+            aperture fluxes) against magnitude of the last band and against redshift; None where
+            there is one band only.
+        sample, high_z, far_out: rows: at random; unflagged with the highest redshifts; with the
+            highest photoz_ood; None if there are none.
+    """
+
+    bands: list[BandCounts]
+    colour_mag: Density | None
+    colour_z: Density | None
+    n_rows: int = 0
+    n_photoz: int = 0
+    n_intervals: int = 0
+    flag_values: dict[int, int] = field(default_factory=dict)
+    z_Z: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(_Z_EDGES) - 1, int))
+    z_sum: float = 0.0
+    n_beyond: int = 0
+    stack_Z: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_Z_EDGES) - 1))
+    stack_var_Z: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_Z_EDGES) - 1))
+    n_stacked: int = 0
+    sample: pa.Table | None = None
+    high_z: pa.Table | None = None
+    far_out: pa.Table | None = None
+
+    @property
+    def z_edges(self) -> NDArray[np.float64]:
+        return _Z_EDGES
+
+    def colours(self, table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return (colour_N, mag_N) of rows: of the first and the last band; NaN if undetected."""
+        first, last = self.bands[0].columns, self.bands[-1].columns
+        colour_N = _magnitude(table, first, "flux", COLOUR_SN) - _magnitude(
+            table, last, "flux", COLOUR_SN
+        )
+        return colour_N, _magnitude(table, last, "total", COLOUR_SN)
+
+
+def scan_catalog(parts: Sequence[Path]) -> CatalogScan:
+    """Read the parts of a catalogue once, and count.
+
+    Raises:
+        CatalogError: a part is damaged, lacks a column, or has quantiles that do not ascend.
+    """
+    names = _names(parts[0])
+    columns = band_columns(names)
+    colour_mag, colour_z = (
+        Density.empty(edges, _COLOUR_EDGES) if len(columns) > 1 else None
+        for edges in (_MAG_EDGES, _Z_EDGES)
+    )
+    scan = CatalogScan([BandCounts(band) for band in columns], colour_mag, colour_z)
+    has_quantiles = set(_QUANTILES) <= set(names)
+    wanted = ["source_id", "ra", "dec", "tile_id", "photoz", "photoz_flags", "photoz_ood"]
+    wanted += _QUANTILES if has_quantiles else []
+    for band in columns:
+        wanted += [name for name in (band.flux, band.flux_err, band.total) if name]
+    wanted = [name for name in wanted if name in names]
+    share = min(1.0, N_STACKED / max(sum(map(_n_rows, parts)), 1))
+    rng = np.random.default_rng(0)  # the same catalogue gives the same page
+    sample, high_z, far_out = TopRows(N_SAMPLE), TopRows(N_GALLERY), TopRows(N_GALLERY)
+    for part, table in read_batches(parts, wanted):
+        n = len(table)
+        z_N, flags_N = floats(table, "photoz"), table.column("photoz_flags").to_numpy()
+        sample.offer(table, rng.random(n))
+        high_z.offer(table, np.where(flags_N == 0, z_N, np.nan))
+        if "photoz_ood" in names:
+            far_out.offer(table, floats(table, "photoz_ood"))
+        scan.n_rows += n
+        for value, count in zip(*np.unique(flags_N, return_counts=True), strict=True):
+            scan.flag_values[int(value)] = scan.flag_values.get(int(value), 0) + int(count)
+        _count_redshifts(scan, z_N)
+        stacked_N = rng.random(n) < share
+        if has_quantiles:
+            _stack(scan, table, z_N, stacked_N, part)
+        _count_photometry(scan, table, z_N)
+    scan.sample, scan.high_z, scan.far_out = sample.table, high_z.table, far_out.table
+    return scan
+
+
+def _count_redshifts(scan: CatalogScan, z_N: NDArray[np.float64]) -> None:
+    z_N = z_N[np.isfinite(z_N)]
+    scan.n_photoz += len(z_N)
+    scan.z_sum += float(z_N.sum())
+    counts_Z, beyond = _counted(z_N, _Z_EDGES)
+    scan.z_Z += counts_Z
+    scan.n_beyond += beyond
+
+
+def _stack(
+    scan: CatalogScan,
+    table: pa.Table,
+    z_N: NDArray[np.float64],
+    chosen_N: NDArray[np.bool_],
+    part: Path,
+) -> None:
+    """Add the PDFs of some sources to the stack; a PDF is that of `photozhpc.metrics`."""
+    quantile_NQ = np.column_stack([floats(table, name) for name in _QUANTILES])
+    whole_N = np.isfinite(quantile_NQ).all(axis=1) & np.isfinite(z_N)
+    scan.n_intervals += int(whole_N.sum())
+    quantile_NQ = quantile_NQ[whole_N & chosen_N]
+    n = len(quantile_NQ)
+    if not n:
+        return
+    scan.n_stacked += n
+    below_N = np.zeros(n)  # what would lie below z = 0 is put at z = 0, into the first bin
+    top = float(quantile_NQ.max())
+    for at, edge in enumerate(_Z_EDGES[1:]):
+        try:
+            upto_N = pit(np.full(n, edge), quantile_NQ, _LEVEL_Q)
+        except ValueError as error:
+            raise CatalogError(
+                f"{part}: {error}: photoz_low99 <= photoz_low90 <= ... <= photoz_high99 must "
+                f"hold; make the catalogue anew"
+            ) from error
+        p_N = upto_N - below_N
+        scan.stack_Z[at] += p_N.sum()
+        scan.stack_var_Z[at] += (p_N * (1 - p_N)).sum()
+        below_N = upto_N
+        if edge > top and (1 - upto_N).max() < 1e-6:
+            break
+
+
+def _count_photometry(scan: CatalogScan, table: pa.Table, z_N: NDArray[np.float64]) -> None:
+    for band in scan.bands:
+        mag_N = _magnitude(table, band.columns, "total", DETECTION_SN)
+        mag_N = mag_N[np.isfinite(mag_N)]
+        band.n_detected += len(mag_N)
+        band.mag_M += _counted(mag_N, _MAG_EDGES)[0]
+        if band.columns.flux_err is not None:
+            error_N = floats(table, band.columns.flux_err)
+            log_N = np.log10(error_N[error_N > 0])
+            band.log_err_E += _counted(log_N, _LOG_ERR_EDGES)[0]
+    if scan.colour_mag is not None and scan.colour_z is not None:
+        colour_N, mag_N = scan.colours(table)
+        scan.colour_mag.add(mag_N, colour_N)
+        scan.colour_z.add(z_N, colour_N)
+
+
+def _magnitude(
+    table: pa.Table, columns: BandColumns, kind: str, min_sn: float
+) -> NDArray[np.float64]:
+    """Return AB magnitudes; NaN where the aperture flux is below `min_sn` times its error."""
+    aperture_N = floats(table, columns.flux)
+    flux_N = aperture_N
+    if kind == "total" and columns.total is not None:
+        flux_N = floats(table, columns.total)
+    mag_N = magnitudes(flux_N)
+    if columns.flux_err is not None:
+        mag_N[~(aperture_N >= min_sn * floats(table, columns.flux_err))] = np.nan
+    return mag_N
+
+
+def magnitudes(flux_njy_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return AB magnitudes of fluxes in nJy; NaN where they are not positive."""
+    mag_N = np.full(len(flux_njy_N), np.nan)
+    positive_N = flux_njy_N > 0
+    mag_N[positive_N] = AB_ZERO_POINT_NJY - 2.5 * np.log10(flux_njy_N[positive_N])
+    return mag_N
+
+
+def floats(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """Return a column as float64; null is NaN."""
+    column = table.column(name)
+    if pa.types.is_floating(column.type):
+        column = column.cast(pa.float64())
+    return np.asarray(column.to_numpy(), np.float64)
+
+
+def read_batches(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
+    """Yield (part, rows) with at most BATCH_ROWS rows at a time; pages are checked.
+
+    Raises:
+        CatalogError: a part is damaged, or lacks one of the columns.
+    """
+    for part in parts:
+        try:
+            with pq.ParquetFile(part, page_checksum_verification=True) as file:
+                missing = sorted(set(columns) - set(file.schema_arrow.names))
+                if missing:
+                    raise CatalogError(f"{part}: has no column '{missing[0]}', unlike {parts[0]}")
+                for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+                    table = pa.Table.from_batches([batch]).select(list(columns))
+                    yield part, table.replace_schema_metadata(None)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise _damaged(part, error) from error
+
+
+def _names(part: Path) -> list[str]:
+    try:
+        names = list(pq.read_schema(part).names)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged(part, error) from error
+    for name in ("source_id", "ra", "dec", "photoz", "photoz_flags"):
+        if name not in names:
+            raise CatalogError(
+                f"{part}: has no column '{name}'; 'photozhpc report' takes the catalogue that "
+                f"'photozhpc infer' wrote, not an export of it"
+            )
+    return names
+
+
+def _n_rows(part: Path) -> int:
+    try:
+        return int(pq.read_metadata(part).num_rows)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged(part, error) from error
+
+
+def _damaged(part: Path, error: Exception) -> CatalogError:
+    reason = " ".join(str(error).split())[:160]
+    return CatalogError(
+        f"{part}: the part is missing or damaged ({reason}); run the same 'photozhpc infer' again "
+        f"to make it anew"
+    )
+
+
+def _bins(value_N: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the bin of each value; outside of the edges, or NaN: one that is not there."""
+    return np.searchsorted(edges, value_N, side="right") - 1
+
+
+def _counted(
+    value_N: NDArray[np.float64], edges: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], int]:
+    """Return the counts in the bins, and how many lie outside of them."""
+    at_N = _bins(value_N, edges)
+    inside_N = (at_N >= 0) & (at_N < len(edges) - 1)
+    counts = np.bincount(at_N[inside_N], minlength=len(edges) - 1)
+    return counts, int(len(value_N) - inside_N.sum())

@@ -1,0 +1,166 @@
+"""Colour composites of sources, from the store that a catalogue was made of."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from astropy.visualization import make_lupton_rgb
+from numpy.typing import NDArray
+from PIL import Image
+
+from photozhpc.catalog.photoz_catalog import PhotozFlag
+from photozhpc.errors import StoreError
+from photozhpc.report.catalog_scan import BandColumns, floats, magnitudes
+from photozhpc.store import CutoutStore, ShardKey
+
+_SOFTENING = 8.0  # Q of Lupton et al. (2004)
+_STRETCH_SIGMA = 12.0
+_WITHOUT_DATA = 110  # grey
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A source of a gallery.
+
+    Attributes:
+        png: its composite; None: it is not in the store.
+        facts: what the catalogue says of it, a line each.
+        alt: the same as a sentence.
+    """
+
+    source_id: int
+    png: bytes | None
+    facts: tuple[str, ...]
+    alt: str
+
+
+def channels(band_names: tuple[str, ...]) -> tuple[str, tuple[tuple[int, ...], ...]]:
+    """Return what a composite shows, and the bands of red, green and blue: the reddest is red."""
+    n = len(band_names)
+    thirds = ((n - 1,), tuple(range((n - 1) // 2, n // 2 + 1)), (0,))
+    if n == 1:
+        return f"{band_names[0]} in grey", thirds
+    names = [" + ".join(band_names[at] for at in third) for third in thirds]
+    return f"red {names[0]}, green {names[1]}, blue {names[2]}", thirds
+
+
+def make_gallery(
+    store: CutoutStore, table: pa.Table, bands: list[BandColumns], limit: int
+) -> list[Cutout]:
+    """Return composites of the first `limit` rows of a catalogue.
+
+    All are scaled alike: asinh (Lupton et al. 2004), in units of the noise of each channel, which
+    is the lower quartile over them of 1.4826 MAD: bright sources have no part in it.
+
+    Raises:
+        StoreError: the store is damaged, or holds other sources.
+    """
+    table = table.slice(0, limit)
+    ids = table.column("source_id").to_pylist()
+    tiles = table.column("tile_id").to_pylist()
+    images = _read(store, dict(zip(ids, tiles, strict=True)))
+    _, thirds = channels(store.survey.band_names)
+    planes = {
+        source_id: np.stack([_mean(image_CSS[list(third)]) for third in thirds])
+        for source_id, image_CSS in images.items()
+    }
+    noise_3 = _noise(list(planes.values()))
+    captions = _captions(table, bands)
+    return [
+        Cutout(
+            source_id,
+            _composite(planes[source_id] / noise_3[:, None, None]) if source_id in planes else None,
+            *captions[row],
+        )
+        for row, source_id in enumerate(ids)
+    ]
+
+
+def _read(store: CutoutStore, tile_of: dict[int, str]) -> dict[int, NDArray[np.float32]]:
+    """Return the cutouts of sources by source_id; those that the store does not have are absent."""
+    wanted: dict[str, set[int]] = {}
+    for source_id, tile_id in tile_of.items():
+        wanted.setdefault(tile_id, set()).add(source_id)
+    found: dict[int, NDArray[np.float32]] = {}
+    n_sources = store.tiles()
+    for tile_id, ids in wanted.items():
+        for index in range(-(-n_sources.get(tile_id, 0) // store.shard_len)):
+            key = ShardKey(tile_id, index)
+            id_N = store.read_sources(key).source_id_N
+            for row in np.flatnonzero(np.isin(id_N, list(ids))):
+                found[int(id_N[row])] = store.read_cutouts(key, slice(row, row + 1))[0]
+            if ids <= set(found):
+                break
+    if not found:
+        raise StoreError(f"{store.path}: holds none of the sources that were looked for")
+    return found
+
+
+def _mean(image_CSS: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the mean of some bands where they have data; NaN where none has."""
+    known = np.isfinite(image_CSS)
+    total = np.where(known, image_CSS, 0).sum(axis=0, dtype=np.float64)
+    count = known.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _noise(planes: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    sigma_3 = np.ones(3)
+    for channel in range(3):
+        sigmas = []
+        for plane in planes:
+            values = plane[channel][np.isfinite(plane[channel])]
+            if len(values):
+                sigmas.append(1.4826 * np.median(np.abs(values - np.median(values))))
+        positive = [sigma for sigma in sigmas if sigma > 0]
+        if positive:
+            sigma_3[channel] = np.quantile(positive, 0.25)
+    return sigma_3
+
+
+def _composite(image_3SS: NDArray[np.float64]) -> bytes:
+    known: NDArray[np.bool_] = np.all(np.isfinite(image_3SS), axis=0)
+    red, green, blue = np.where(np.isfinite(image_3SS), image_3SS, 0)[:, ::-1]  # y goes up
+    rgb = make_lupton_rgb(red, green, blue, minimum=-1.0, stretch=_STRETCH_SIGMA, Q=_SOFTENING)
+    rgb[~known[::-1]] = _WITHOUT_DATA
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _captions(table: pa.Table, bands: list[BandColumns]) -> list[tuple[tuple[str, ...], str]]:
+    z_N, flags_N = floats(table, "photoz"), table.column("photoz_flags").to_numpy()
+    named = set(table.column_names)
+    has_interval = {"photoz_low68", "photoz_high68"} <= named
+    low_N, high_N = (
+        floats(table, f"photoz_{side}68") if has_interval else np.full(len(z_N), np.nan)
+        for side in ("low", "high")
+    )
+    ood_N = floats(table, "photoz_ood") if "photoz_ood" in named else np.full(len(z_N), np.nan)
+    last = bands[-1] if bands else None
+    mag_N = (
+        magnitudes(floats(table, last.total or last.flux)) if last else np.full(len(z_N), np.nan)
+    )
+    captions = []
+    for z, low, high, ood, mag, flags in zip(
+        z_N, low_N, high_N, ood_N, mag_N, flags_N, strict=True
+    ):
+        facts = [f"z = {z:.2f}" if np.isfinite(z) else "no redshift"]
+        if np.isfinite(low) and np.isfinite(high):
+            facts[0] += f" ({low:.2f} to {high:.2f})"
+        if last is not None:
+            facts.append(f"{last.label} {mag:.1f}" if np.isfinite(mag) else f"no {last.label}")
+        if np.isfinite(ood):
+            facts.append(f"OOD {ood:.2f}")
+        if flags:
+            facts.append(" ".join(flag_names(int(flags))))
+        captions.append((tuple(facts), "; ".join(facts)))
+    return captions
+
+
+def flag_names(value: int) -> list[str]:
+    """Return the names of the bits of photoz_flags that are set."""
+    names = [str(flag.name) for flag in PhotozFlag if value & flag]
+    unknown = value & ~sum(PhotozFlag)
+    return [*names, f"unknown {unknown}"] if unknown else names

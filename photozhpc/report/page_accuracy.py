@@ -1,0 +1,189 @@
+"""The part of a page that compares a catalogue with the truth, where there is any."""
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from photozhpc.disk import read_json
+from photozhpc.errors import PhotozError
+from photozhpc.report.evaluate import Evaluation, evaluate
+from photozhpc.report.evaluation_figures import draw_evaluation
+from photozhpc.report.evaluation_report import JSON_NAME, default_folder
+from photozhpc.report.look import PAPER
+from photozhpc.report.page_source import PageSource
+from photozhpc.report.plot import Plot
+from photozhpc.report.summary import LABELS
+from photozhpc.report.truth import truth_tables
+
+_MAX_ROWS_FOR_LABELS = 10_000_000
+_GROUPS = ("overall", "magnitude", "redshift", "flags", "ood")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The comparison with the truth.
+
+    Attributes:
+        evaluation: None where there is no truth; `note` then says why.
+        reference: what was compared with.
+        note: what a reader must know.
+        plots, rows: figures; rows of the table, one a group of sources.
+    """
+
+    evaluation: Evaluation | None = None
+    reference: str = ""
+    note: str = ""
+    plots: list[Plot] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def compare(source: PageSource, truth: Sequence[str | Path], n_rows: int) -> Accuracy:
+    """Compare with `truth`, or with what the run left: its evaluation, its sky, its store's labels.
+
+    Raises:
+        PhotozError: `truth` was given and is faulty, or of other sources.
+    """
+    if truth:
+        evaluation = evaluate(source.path, truth, incomplete_ok=True)
+        return _told(evaluation, _names(evaluation.truth), "")
+    reasons = []
+    for paths, reference, note in _known_truths(source, n_rows):
+        try:
+            evaluation = evaluate(source.path, paths, incomplete_ok=True)
+        except PhotozError as error:
+            reasons.append(str(error))
+            continue
+        return _told(evaluation, reference or _names(evaluation.truth), note)
+    if reasons:
+        return Accuracy(note=f"No comparison with known redshifts was possible: {reasons[0]}")
+    return Accuracy(
+        note="No known redshifts were found. Make the page with --truth FILE to compare with some."
+    )
+
+
+def _known_truths(source: PageSource, n_rows: int) -> list[tuple[list[Path], str, str]]:
+    """Return (tables, their name, a warning) in the order in which they are tried."""
+    found: list[tuple[list[Path], str, str]] = []
+    try:
+        noted = read_json(default_folder(source.path) / JSON_NAME).get("truth")
+    except (OSError, ValueError):
+        noted = None
+    if isinstance(noted, list) and noted and all(isinstance(path, str) for path in noted):
+        found.append(([Path(path) for path in noted], "", ""))
+    own_sky = truth_tables([glob.escape(str(source.folder)) + "/sky/*_truth.parquet"])
+    if own_sky[0].is_file():
+        found.append((own_sky, "", ""))
+    if source.store is not None and n_rows <= _MAX_ROWS_FOR_LABELS:
+        note = f"The known redshifts are {LABELS}."
+        found.append(([source.store.path], "the labels of the store", note))
+    return found
+
+
+def _told(evaluation: Evaluation, reference: str, note: str) -> Accuracy:
+    return Accuracy(evaluation, reference, note, _plots(evaluation), _rows(evaluation))
+
+
+def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return the rows of the table of metrics, as text."""
+    titles = {
+        "overall": "",
+        "magnitude": f"{(evaluation.band or '').upper()} ",
+        "redshift": f"{evaluation.z_kind} ",
+        "flags": "",
+        "ood": "",
+    }
+    rows = []
+    for kind in _GROUPS:
+        for group in evaluation.groups.get(kind, []):
+            cells = [f"{group.n:,}"]
+            for name, form, scale in (
+                ("bias", "+.4f", 1),
+                ("nmad", ".4f", 1),
+                ("outlier_fraction", ".1f", 100),
+                ("coverage68", ".1f", 100),
+                ("coverage90", ".1f", 100),
+                ("crps", ".4f", 1),
+            ):
+                cells.append(_cell(group.statistics.get(name), form, scale))
+            label = group.label
+            if titles[kind].strip().lower() not in label.lower():
+                label = titles[kind] + label
+            rows.append({"order": _GROUPS.index(kind), "label": label, "cells": cells})
+    return rows
+
+
+def _cell(estimate: Any, form: str, scale: float) -> str:
+    if estimate is None or not np.isfinite(estimate.value):
+        return "–"
+    text = format(scale * estimate.value, form).replace("-", "−")
+    if not np.isfinite(estimate.error):
+        return text
+    return f"{text} ± {format(scale * estimate.error, form.removeprefix('+'))}"
+
+
+def _plots(evaluation: Evaluation) -> list[Plot]:
+    overall = evaluation.groups["overall"][0]
+    found = overall.statistics
+    point = (
+        f"bias {found['bias'].value:+.4f}, NMAD {found['nmad'].value:.4f}, "
+        f"{100 * found['outlier_fraction'].value:.1f} % outliers"
+    )
+    told = {
+        "zz": (
+            f"Photometric against {evaluation.z_kind} redshift",
+            "Solid: 1:1; dashed: |dz| = 0.15, dz = (z_ref − z_phot) / (1 + z_ref). Sources beyond "
+            "the axes are drawn on their edge.",
+            f"Photometric against {evaluation.z_kind} redshift of {overall.n:,} sources, about "
+            f"the 1:1 line: {point}.",
+        ),
+        "metrics": (
+            "Metrics in bins",
+            "Horizontal bars: the bin; vertical: the bootstrap standard error. CRPS: that of the "
+            "intervals, and of one Gaussian about photoz for all sources.",
+            "Bias, NMAD, outliers and CRPS in bins; the numbers are in the table. "
+            + _range_text(evaluation, "magnitude"),
+        ),
+    }
+    if evaluation.has_intervals:
+        coverage = ", ".join(
+            f"{100 * found[f'coverage{percent}'].value:.1f} % in the {percent} % interval"
+            for percent in (68, 90, 99)
+        )
+        told["pit"] = (
+            "Are the intervals right? The PIT",
+            "Above: its histogram; below: its distribution less the uniform one. Grey: 95 % of "
+            "catalogues with perfect PDFs lie within, bin by bin.",
+            f"Histogram of the PIT of {overall.n_intervals:,} sources: its distribution is at most "
+            f"{found['pit_ks'].value:.3f} from uniform.",
+        )
+        told["coverage"] = (
+            "Are the intervals right? Coverage",
+            "Fraction of sources whose known redshift is in the interval, in bins of magnitude; "
+            "dashed: what it should be.",
+            f"Coverage in bins of magnitude; over all sources {coverage}.",
+        )
+    figures = draw_evaluation(evaluation, PAPER)
+    return [
+        Plot(lambda look, name=name: draw_evaluation(evaluation, look)[name], *told[name])  # type: ignore[misc]
+        for name in ("zz", "pit", "metrics", "coverage")
+        if name in figures
+    ]
+
+
+def _range_text(evaluation: Evaluation, kind: str) -> str:
+    groups = evaluation.groups.get(kind) or []
+    if not groups:
+        return ""
+    first, last = groups[0], groups[-1]
+    return (
+        f"NMAD goes from {first.statistics['nmad'].value:.3f} in the brightest bin "
+        f"({first.label}) to {last.statistics['nmad'].value:.3f} in the faintest ({last.label})."
+    )
+
+
+def _names(tables: Sequence[Path]) -> str:
+    return f"{tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")

@@ -1,0 +1,105 @@
+"""What a report is made from: the parts, the run's folder, its store, whatever of it is there."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from photozhpc.catalog.photoz_catalog import PART_FOLDER, PROVENANCE_KEY, catalog_parts
+from photozhpc.errors import CatalogError, PhotozError, StoreError
+from photozhpc.report.status import status_of
+from photozhpc.store import CutoutStore
+
+
+@dataclass(frozen=True)
+class PageSource:
+    """A catalogue and what lies around it.
+
+    Attributes:
+        path: as it was given; folder: where the page goes by default.
+        parts: its files.
+        run: the --out folder of the run; None where there is none.
+        status: as `photozhpc status` says it; {} without a run.
+        provenance: of the first part.
+        store: None if it is gone, unknown or damaged; why_no_store then says so.
+    """
+
+    path: Path
+    folder: Path
+    parts: list[Path]
+    run: Path | None
+    status: dict[str, Any]
+    provenance: dict[str, Any]
+    store: CutoutStore | None
+    why_no_store: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_finished(self) -> bool:
+        return not self.status or self.status.get("state") == "finished"
+
+
+def open_source(path: Path) -> PageSource:
+    """Find the parts of a catalogue, finished or not, and what lies around them.
+
+    Raises:
+        CatalogError: there is no catalogue, or nothing of it is finished.
+    """
+    if not path.exists():
+        raise CatalogError(f"{path}: no such folder or file; pass the --out of 'photozhpc infer'")
+    folder = path if path.is_dir() else path.parent
+    if folder.name == PART_FOLDER and (folder.parent / "run.json").is_file():
+        folder = folder.parent
+    run = folder if (folder / "run.json").is_file() else None
+    try:
+        parts = catalog_parts(path, incomplete_ok=True)
+    except CatalogError:
+        if run is None:
+            raise
+        raise CatalogError(
+            f"{path}: no part of the catalogue is finished yet; 'photozhpc status {path}' says how "
+            f"far it is"
+        ) from None
+    status = status_of(run) if run is not None else {}
+    provenance = _provenance(parts[0])
+    store, why = _store(provenance, folder)
+    return PageSource(path, folder, parts, run, status, provenance, store, why)
+
+
+def _provenance(part: Path) -> dict[str, Any]:
+    try:
+        text = (pq.read_schema(part).metadata or {}).get(PROVENANCE_KEY, b"{}")
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise CatalogError(
+            f"{part}: the part is missing or damaged ({' '.join(str(error).split())[:160]}); run "
+            f"the same 'photozhpc infer' again to make it anew"
+        ) from error
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _store(provenance: dict[str, Any], folder: Path) -> tuple[CutoutStore | None, str]:
+    """Return the store that the catalogue was made of, or None and why."""
+    noted = provenance.get("store")
+    if not isinstance(noted, str):
+        return None, "The catalogue does not say which store it was made of."
+    # A run's folder that was moved took the store inside it along.
+    places = [Path(noted), folder / Path(noted).name]
+    place = next((place for place in places if (place / "zarr.json").is_file()), None)
+    if place is None:
+        return None, f"The store {noted} is no longer there."
+    try:
+        store = CutoutStore.open(place)
+        identity = provenance.get("identity")
+        due = identity.get("store_fingerprint") if isinstance(identity, dict) else None
+        if due is not None and store.fingerprint() != due:
+            return None, f"The store {place} has changed since, or is another one."
+    except (PhotozError, StoreError) as error:
+        return None, f"The store cannot be read: {error}"
+    return store, ""

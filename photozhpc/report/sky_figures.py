@@ -1,0 +1,144 @@
+"""The maps of where a catalogue lies and how dense it is."""
+
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from astropy import units
+from astropy.visualization.wcsaxes import WCSAxes
+from astropy.visualization.wcsaxes.frame import EllipticalFrame
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.path import Path as Outline
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from photozhpc.report.look import Look
+from photozhpc.report.sky_fields import SkyMap
+
+WIDE_INCH = 7.1  # two columns of a journal
+_FINE = 4  # points along the side of a bin, to see how much of it is covered
+_MIN_COVERED = 0.5
+_LEFT_INCH, _RIGHT_INCH, _BOTTOM_INCH, _TOP_INCH = 0.75, 0.95, 0.45, 0.1
+_MIN_TALL_INCH, _MAX_TALL_INCH = 0.8, 4.6
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What the tiles of a field cover.
+
+    Attributes:
+        outlines: points (x, y) on the map's grid, by tile, closed.
+        fraction_YX: covered share of each bin; None where the outline of a tile is not known.
+    """
+
+    outlines: dict[str, NDArray[np.float64]]
+    fraction_YX: NDArray[np.float64] | None
+
+
+def coverage_of(sky: SkyMap, outlines: dict[str, NDArray[np.float64]]) -> Coverage:
+    """Return how much of each bin the tiles cover, overlaps once; outlines are (ra, dec)."""
+    on_grid = {
+        tile_id: sky.wcs.wcs_world2pix(sky_K2, 0)
+        for tile_id, sky_K2 in outlines.items()
+        if tile_id in sky.tile_ids
+    }
+    height, width = sky.counts_YX.shape
+    if not on_grid or set(on_grid) != set(sky.tile_ids):
+        return Coverage(on_grid, None)
+    offset = (np.arange(_FINE) + 0.5) / _FINE - 0.5
+    y_F, x_F = (np.add.outer(np.arange(n), offset).ravel() for n in (height, width))
+    covered_FF = np.zeros((len(y_F), len(x_F)), bool)
+    for points_K2 in on_grid.values():
+        (x0, y0), (x1, y1) = points_K2.min(axis=0), points_K2.max(axis=0)
+        rows, columns = (
+            slice(*np.searchsorted(axis, bounds))
+            for axis, bounds in ((y_F, (y0, y1)), (x_F, (x0, x1)))
+        )
+        x_in, y_in = np.meshgrid(x_F[columns], y_F[rows])
+        inside = Outline(points_K2).contains_points(np.column_stack([x_in.ravel(), y_in.ravel()]))
+        covered_FF[rows, columns] |= inside.reshape(x_in.shape)
+    fraction_YX = covered_FF.reshape(height, _FINE, width, _FINE).mean(axis=(1, 3))
+    return Coverage(on_grid, fraction_YX)
+
+
+def area_arcmin2(sky: SkyMap, coverage: Coverage) -> float:
+    """Return the area of the tiles, or where that is not known of the bins that hold a source."""
+    if coverage.fraction_YX is None:
+        return sky.occupied_arcmin2
+    return float(coverage.fraction_YX.sum() * sky.bin_arcmin2)
+
+
+def density_map(sky: SkyMap, coverage: Coverage) -> NDArray[np.float64]:
+    """Return sources per arcmin^2, by the covered part of a bin; NaN where nothing is known."""
+    if coverage.fraction_YX is None:
+        density_YX = sky.counts_YX / sky.bin_arcmin2
+        return np.where(sky.counts_YX > 0, density_YX, np.nan)
+    known_YX = coverage.fraction_YX >= _MIN_COVERED
+    area_YX = np.where(known_YX, coverage.fraction_YX, 1) * sky.bin_arcmin2
+    return np.where(known_YX, sky.counts_YX / area_YX, np.nan)
+
+
+def plot_sky(sky: SkyMap, coverage: Coverage, points_N2: NDArray[np.float64], look: Look) -> Figure:
+    """Draw the density of sources, north up and east to the left, with the tiles' outlines.
+
+    Args:
+        points_N2: (ra, dec) of sources to be drawn one by one; empty: the density says it all.
+    """
+    height, width = sky.counts_YX.shape
+    wide, tall = WIDE_INCH - _LEFT_INCH - _RIGHT_INCH, _MAX_TALL_INCH
+    scale = min(wide / width, tall / height)
+    wide, tall = scale * width, max(scale * height, _MIN_TALL_INCH)
+    total = tall + _BOTTOM_INCH + _TOP_INCH
+    left = (WIDE_INCH - _LEFT_INCH - _RIGHT_INCH - wide) / 2 + _LEFT_INCH
+    with matplotlib.rc_context(look.rc):
+        figure = Figure(figsize=(WIDE_INCH, total), dpi=200)
+        FigureCanvasAgg(figure)
+        frame = {"frame_class": EllipticalFrame} if sky.is_all_sky else {}
+        place = [left / WIDE_INCH, _BOTTOM_INCH / total, wide / WIDE_INCH, tall / total]
+        axes = WCSAxes(figure, place, wcs=sky.wcs, **frame)
+        figure.add_axes(axes)
+        image = axes.imshow(
+            density_map(sky, coverage),
+            origin="lower",
+            cmap=look.density,
+            interpolation="nearest",
+            vmin=0,
+        )
+        if len(points_N2):
+            x_N, y_N = sky.wcs.wcs_world2pix(points_N2, 0).T
+            axes.plot(x_N, y_N, ".", markersize=1.6, markeredgewidth=0, color=look.ink)
+        for points_K2 in coverage.outlines.values():
+            axes.plot(*points_K2.T, color=look.ink, linewidth=0.8)
+        axes.set_xlim(-0.5, width - 0.5)
+        axes.set_ylim(-0.5, height - 0.5)
+        _label(axes, sky, look)
+        bar = figure.add_axes(
+            ((left + wide + 0.12) / WIDE_INCH, place[1], 0.13 / WIDE_INCH, place[3])
+        )
+        figure.colorbar(image, cax=bar, label="sources per arcmin$^2$")
+    return figure
+
+
+def _label(axes: WCSAxes, sky: SkyMap, look: Look) -> None:
+    ra, dec = axes.coords
+    span_deg = float(max(sky.counts_YX.shape) * np.sqrt(sky.bin_arcmin2) / 60)
+    form = "d" if span_deg > 20 else "d.d" if span_deg > 1 else "d.dd"
+    for axis in (ra, dec):
+        axis.set_ticks(color=look.ink, size=3, width=0.6)
+        axis.set_major_formatter(form)
+        axis.set_ticklabel(color=look.ink, exclude_overlapping=True)
+    axes.coords.frame.set_color(look.ink)
+    axes.coords.frame.set_linewidth(0.6)
+    if sky.is_all_sky:
+        axes.coords.grid(color=look.grey, linewidth=0.4, alpha=0.7)
+        ra.set_ticks(spacing=60 * units.deg, color=look.ink, size=0)
+        dec.set_ticks(spacing=30 * units.deg, color=look.ink, size=0)
+        around = [withStroke(linewidth=2, foreground=look.paper)]
+        ra.set_ticklabel(color=look.ink, path_effects=around)
+        dec.set_ticklabel_position("c")
+        ra.set_axislabel("")
+        dec.set_axislabel("")
+        return
+    ra.set_axislabel("right ascension (ICRS)", minpad=0.6)
+    dec.set_axislabel("declination (ICRS)", minpad=0.6)
