@@ -1,4 +1,4 @@
-"""Sums over elliptical apertures, each pixel weighted by the exact area that it shares, in Numba."""
+"""Sums over ellipses, each pixel weighted by the exact area that it shares, in Numba."""
 
 import math
 

@@ -35,7 +35,7 @@ MEASURED_SCALE = 6.0
 _WINDOW_SIGMA = 4.0  # moments are summed to here
 _MIN_SNR = 5.0  # of the moments; with less, the shape is that of the noise
 _MAX_ROUNDS = 50
-_CONVERGED = 1e-5
+_CONVERGED = 1e-4
 _ROUND, _TOO_LARGE, _LOST = 0, 1, 2
 
 
@@ -109,7 +109,8 @@ def kron_apertures(
         _kron(images, weights, sky, y, x, order, psf_sigma_pix, limit, start, stop, found_N5, flags)
 
     run_chunks(chunk, y.size, 50_000.0)
-    return KronApertures(*np.ascontiguousarray(found_N5.T), flags)
+    a_N, b_N, theta_N, kron_radius_N, scale_N = np.ascontiguousarray(found_N5.T)
+    return KronApertures(a_N, b_N, theta_N, kron_radius_N, scale_N, flags)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
@@ -124,7 +125,7 @@ def _kron(
         if not (-0.5 <= yc < height - 0.5 and -0.5 <= xc < width - 0.5):
             flags_N[n] = OFF_TILE
             continue
-        i, j = int(math.floor(yc + 0.5)), int(math.floor(xc + 0.5))
+        i, j = math.floor(yc + 0.5), math.floor(xc + 0.5)
         y, x = yc - i, xc - j  # from the middle of the stamp
         filled = _fill(images, weight_C, sky_NC[n], i, j, stamp, -1, min(reach, 8))
         a2, b2, theta = psf_sigma**2, psf_sigma**2, 0.0
@@ -216,7 +217,7 @@ def _moments(stamp, reach, filled, y, x, mxx, mxy, myy, weight_C):
     det = mxx * myy - mxy * mxy
     ixx, ixy, iyy = myy / det, -mxy / det, mxx / det
     window = _WINDOW_SIGMA * _WINDOW_SIGMA
-    half_y, half_x = _WINDOW_SIGMA * math.sqrt(myy), _WINDOW_SIGMA * math.sqrt(mxx)
+    half_y = _WINDOW_SIGMA * math.sqrt(myy)
     total, sxx, sxy, syy, squares = 0.0, 0.0, 0.0, 0.0, 0.0
     for di in range(max(-filled, math.ceil(y - half_y)), min(filled, math.floor(y + half_y)) + 1):
         dy = di - y
