@@ -43,7 +43,8 @@ class VirtualStore(CutoutStore):
         n = len(self._ids(key))
         shape = (n, len(self.survey.bands), len(self.survey.aperture_radii_arcsec))
         flux = np.full(shape, 100, np.float32)
-        return Measurements(np.zeros(n), np.zeros(n), flux, flux, np.zeros(shape[:2], np.uint16))
+        flags, kron = np.zeros(shape[:2], np.uint16), flux[:, :, 0]
+        return Measurements(np.zeros(n), np.zeros(n), flux, flux, flags, kron, kron)
 
     def read_cutouts(self, key, rows=slice(None), side=None, out=None):
         out[:] = 1

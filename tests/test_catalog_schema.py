@@ -54,6 +54,8 @@ def table(seed: int = 0) -> pa.Table:
         photoz_flags_N=np.where(np.isnan(photoz_N), 8, 0),
         flux_NCR=flux_NCR,
         flux_err_NCR=np.abs(flux_NCR),
+        kron_flux_NC=flux_NCR[:, :, 0],
+        kron_flux_err_NC=np.abs(flux_NCR[:, :, 0]),
     )
 
 
@@ -71,8 +73,9 @@ def test_columns_are_those_of_the_roman_source_catalogue():
     assert names[5:11] == [f"photoz_{side}{p}" for p in (68, 90, 99) for side in ("low", "high")]
     assert names[11:13] == ["photoz_ood", "photoz_flags"]
     assert names[13:15] == ["aper01_f062_flux", "aper01_f062_flux_err"]
-    assert names[-1] == "aper16_f158_flux_err"
-    assert len(names) == 13 + 2 * 4 * 5
+    assert names[-4:-2] == ["aper16_f158_flux", "aper16_f158_flux_err"]
+    assert names[-2:] == ["kron_f158_flux", "kron_f158_flux_err"]
+    assert len(names) == 13 + 2 * 4 * (5 + 1)
     types = {field.name: str(field.type) for field in catalog_schema(SURVEY)}
     assert types["source_id"] == "int64"
     assert types["ra"] == types["dec"] == "double"
@@ -114,6 +117,8 @@ def test_missing_is_null_and_never_a_number(part):
     assert read["photoz"][3].as_py() is None
     assert read["aper08_f087_flux"].null_count == 1
     assert read["aper08_f087_flux_err"][5].as_py() is None
+    assert read["kron_f087_flux"].null_count == read["kron_f087_flux_err"].null_count == 1
+    assert read["kron_f158_flux"].to_pylist() == read["aper01_f158_flux"].to_pylist()
     assert read["source_id"][0].as_py() == 2**62
 
 
@@ -143,6 +148,8 @@ def test_astropy_reads_units_and_ucds_from_the_votable(part):
     assert ucds["photoz"] == "src.redshift.phot"
     assert ucds["aper01_f158_flux"] == "phot.flux;em.IR.H"
     assert ucds["aper01_f158_flux_err"] == "stat.error;phot.flux;em.IR.H"
+    assert ucds["kron_f158_flux"] == "phot.flux;em.IR.H"
+    assert ucds["kron_f158_flux_err"] == "stat.error;phot.flux;em.IR.H"
     assert ucds["photoz_low68"] == ucds["photoz_high99"] == "stat.error;src.redshift.phot"
     assert [field.datatype for field in fields[:5]] == [
         *("long", "double", "double", "char", "float")

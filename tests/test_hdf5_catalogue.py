@@ -137,6 +137,8 @@ def test_fluxes_alone_are_taken_as_they_are(tmp_path: Path) -> None:
     _, measured, _ = read(tmp_path / "store")
     expected_NCR = np.repeat(given["fluxes"][:, :, None] * 1000, 2, axis=2)
     np.testing.assert_allclose(measured.flux_NCR, expected_NCR, rtol=1e-6)
+    np.testing.assert_allclose(measured.kron_flux_NC, expected_NCR[:, :, 0], rtol=1e-6)
+    assert np.isnan(measured.kron_flux_err_NC).all()
 
 
 def test_without_fluxes_the_cutouts_are_measured(tmp_path: Path) -> None:

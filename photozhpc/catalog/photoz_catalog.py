@@ -26,7 +26,7 @@ from photozhpc.disk import is_count, read_json, write_durably
 from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
 
-SCHEMA_VERSION = 2  # 2: intervals and photoz_ood
+SCHEMA_VERSION = 3  # 2: intervals and photoz_ood; 3: Kron fluxes
 # Column -> quantile; in the order of the columns. The levels are those of model/density.py.
 INTERVAL_LEVELS = {
     "photoz_low68": 0.16,
@@ -118,9 +118,15 @@ def catalog_schema(survey: Survey) -> pa.Schema:
     for band in survey.bands:
         em = _UCD_OF_BAND.get(band.name)
         ucd = f"phot.flux;{em}" if em else "phot.flux"
-        for radius_arcsec in survey.aperture_radii_arcsec:
-            name = flux_column(radius_arcsec, band.name)
-            what = f"{band.name} flux within {radius_arcsec:g} arcsec, local sky subtracted"
+        fluxes = [
+            *(
+                (flux_column(r, band.name), f"within {r:g} arcsec")
+                for r in survey.aperture_radii_arcsec
+            ),
+            (kron_column(band.name), "in the Kron ellipse, the same in all bands"),
+        ]
+        for name, where in fluxes:
+            what = f"{band.name} flux {where}, local sky subtracted"
             fields.append(_field(name, pa.float32(), "nJy", ucd, what))
             fields.append(
                 _field(f"{name}_err", pa.float32(), "nJy", f"stat.error;{ucd}", f"error of {name}")
@@ -143,6 +149,11 @@ def flux_column(radius_arcsec: float, band_name: str) -> str:
     return f"aper{round(radius_arcsec * 10):02d}_{band_name.lower()}_flux"
 
 
+def kron_column(band_name: str) -> str:
+    """Return the name of a Kron-flux column."""
+    return f"kron_{band_name.lower()}_flux"
+
+
 def make_table(
     survey: Survey,
     *,
@@ -156,12 +167,17 @@ def make_table(
     photoz_flags_N: NDArray[np.int32],
     flux_NCR: NDArray[np.float32],
     flux_err_NCR: NDArray[np.float32],
+    kron_flux_NC: NDArray[np.float32] | None = None,
+    kron_flux_err_NC: NDArray[np.float32] | None = None,
 ) -> pa.Table:
     """Return the rows of sources; what is not finite becomes null.
 
     Args:
         quantile_NQ: quantiles of the redshift at the levels of INTERVAL_LEVELS, ascending.
+        kron_flux_NC, kron_flux_err_NC: None: not measured, null.
     """
+    if kron_flux_NC is None or kron_flux_err_NC is None:
+        kron_flux_NC = kron_flux_err_NC = np.full(flux_NCR.shape[:2], np.nan, np.float32)
     schema = catalog_schema(survey)
     columns: dict[str, Any] = {
         "source_id": source_id_N,
@@ -181,6 +197,9 @@ def make_table(
             name = flux_column(radius_arcsec, band.name)
             columns[name] = _null_where_not_finite(flux_NCR[:, c, r])
             columns[f"{name}_err"] = _null_where_not_finite(flux_err_NCR[:, c, r])
+        name = kron_column(band.name)
+        columns[name] = _null_where_not_finite(kron_flux_NC[:, c])
+        columns[f"{name}_err"] = _null_where_not_finite(kron_flux_err_NC[:, c])
     arrays = [pa.array(columns[field.name], field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 

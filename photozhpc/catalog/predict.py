@@ -188,6 +188,8 @@ def _part_tables(
         photoz_flags_N=flags_N,
         flux_NCR=measured.flux_NCR,
         flux_err_NCR=measured.flux_err_NCR,
+        kron_flux_NC=measured.kron_flux_NC,
+        kron_flux_err_NC=measured.kron_flux_err_NC,
     )
     return table, pdf_table
 

@@ -21,6 +21,8 @@ OFF_TILE = 8
 NO_DATA = 16
 SKY_FEW_PIXELS = 32
 SKY_NO_DATA = 64
+KRON_MINIMUM = 128
+KRON_LIMITED = 256
 
 # Neither `nnan` nor `ninf`: NaN and infinity mean something. `reassoc` still takes v - v for 0,
 # and that is how Numba's isfinite asks: the kernels have their own.
@@ -42,6 +44,8 @@ class PhotFlag(enum.IntFlag):
     NO_DATA = NO_DATA  # no usable pixel inside: the flux is NaN
     SKY_FEW_PIXELS = SKY_FEW_PIXELS  # the sky rests on fewer than 10 pixels
     SKY_NO_DATA = SKY_NO_DATA  # no usable pixel in the annulus: the sky is NaN
+    KRON_MINIMUM = KRON_MINIMUM  # no shape to be measured: the Kron aperture is a point source's
+    KRON_LIMITED = KRON_LIMITED  # the Kron aperture would be larger than is allowed: it was cut
 
 
 def sum_circles(

@@ -9,6 +9,7 @@ This is the only file that knows the schema:
                                         sources and a band of lines
     STORE/TILE/{source_id,ra,dec,y,x,ebv,z_spec}            (N,)
     STORE/TILE/{flux,flux_err}          float32 (N, C, R) nJy;  flags uint16 (N, C)
+    STORE/TILE/{kron_flux,kron_flux_err}                    float32 (N, C) nJy (from format 2 on)
                                         one file each, in chunks of shard_len sources
     STORE/.manifests/TILE.json          size and SHA-256 of every file of the tile
     STORE/plan.json                     the tiles that an extraction set out to write
@@ -54,7 +55,9 @@ if TYPE_CHECKING:
     import zarr
     from zarr.core.array_spec import ArrayConfigLike
 
-FORMAT = 1
+FORMAT = 2  # 2: Kron fluxes
+_READABLE = (1, 2)
+_SINCE_FORMAT_2 = ("kron_flux", "kron_flux_err")
 MAX_CHUNK_LEN = 64
 _ATTRIBUTES = {"format", "survey", "cutout_size", "shard_len", "sha256"}
 _TILE_ID = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
@@ -79,6 +82,8 @@ class Measurements:
         y_N, x_N: pixel position on the tile, float64.
         flux_NCR, flux_err_NCR: forced aperture fluxes and errors, nJy, float32.
         flags_NC: photozhpc.mosaic.photometry.PhotFlag bits, uint16.
+        kron_flux_NC, kron_flux_err_NC: flux and error in the Kron ellipse, nJy, float32; None
+            when writing: not measured, which is read as NaN.
     """
 
     y_N: NDArray[np.float64]
@@ -86,6 +91,8 @@ class Measurements:
     flux_NCR: NDArray[np.float32]
     flux_err_NCR: NDArray[np.float32]
     flags_NC: NDArray[np.uint16]
+    kron_flux_NC: NDArray[np.float32] | None = None
+    kron_flux_err_NC: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,8 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "flux": ("float32", "CR"),
     "flux_err": ("float32", "CR"),
     "flags": ("uint16", "C"),
+    "kron_flux": ("float32", "C"),
+    "kron_flux_err": ("float32", "C"),
 }
 
 
@@ -136,11 +145,14 @@ class CutoutStore:
     It is read from a disk or from an object store (s3://, https://), and written to a disk.
     """
 
-    def __init__(self, path: AnyPath, survey: Survey, size: int, shard_len: int) -> None:
+    def __init__(
+        self, path: AnyPath, survey: Survey, size: int, shard_len: int, format_: int = FORMAT
+    ) -> None:
         self.path: Any = path
         self.survey = survey
         self.cutout_size = size
         self.shard_len = shard_len
+        self.format = format_
 
     @classmethod
     def create(
@@ -171,6 +183,11 @@ class CutoutStore:
         names = {p.name for p in path.iterdir()} if path.is_dir() else set()
         if (path / "zarr.json").exists():
             store = cls.open(path)
+            if store.format != FORMAT:
+                raise StoreError(
+                    f"{path}: the store there has format {store.format}, without Kron fluxes; it "
+                    f"can be read, not added to: choose another --store or delete that one"
+                )
             wanted = {"survey": survey, "cutout_size": size, "shard_len": shard_len}
             for name, value in wanted.items():
                 if getattr(store, name) != value:
@@ -213,10 +230,10 @@ class CutoutStore:
             forget_objects()
         try:
             attributes = read_json(path / "zarr.json")["attributes"]["photozhpc"]
-            if attributes["format"] != FORMAT:
+            if (format_ := attributes["format"]) not in _READABLE or isinstance(format_, bool):
                 raise StoreError(
-                    f"{path}: the store has format {attributes['format']}, "
-                    f"this photozhpc reads format {FORMAT}; upgrade photozhpc"
+                    f"{path}: the store has format {format_}, "
+                    f"this photozhpc reads formats 1 and {FORMAT}; upgrade photozhpc"
                 )
             # Stores of photozhpc up to 2026-11 have no checksum here.
             if attributes.get("sha256", own_digest(attributes)) != own_digest(attributes):
@@ -245,7 +262,7 @@ class CutoutStore:
             ) from error
         if not (_is_count(size) and _is_count(shard_len)):
             raise StoreError(f"{path}: damaged: cutout_size {size!r}, shard_len {shard_len!r}")
-        return cls(path, survey, size, shard_len)
+        return cls(path, survey, size, shard_len, format_)
 
     def index(self) -> "StoreIndex":
         """Read all manifests, once.
@@ -368,7 +385,7 @@ class CutoutStore:
         Raises:
             StoreError: the tile is missing or damaged.
         """
-        names = ("y", "x", "flux", "flux_err", "flags")
+        names = ("y", "x", "flux", "flux_err", "flags", "kron_flux", "kron_flux_err")
         return Measurements(*(self._read_column(key, name) for name in names))
 
     def tile_attributes(self, tile_id: str) -> dict[str, Any]:
@@ -487,6 +504,9 @@ class CutoutStore:
 
     def _read_column(self, key: ShardKey, name: str) -> NDArray[Any]:
         with self._reading(key, name):
+            if self.format == 1 and name in _SINCE_FORMAT_2:
+                _, start, stop = self._rows(key, "source_id")
+                return np.full((stop - start, len(self.survey.bands)), np.nan, np.float32)
             array, start, stop = self._rows(key, name)
             values = np.empty((stop - start, *array.shape[1:]), array.dtype)
             array.read_rows(start, stop, values, sizes=self._sizes(key, name))
@@ -606,7 +626,10 @@ class TileWriter:
         for name in _COLUMNS:
             owner = sources if name in ("source_id", "ra", "dec", "z_spec", "ebv") else measured
             suffix = {"": "_N", "C": "_NC", "CR": "_NCR"}[_COLUMNS[name][1]]
-            self._columns[name].append(getattr(owner, name + suffix))
+            values = getattr(owner, name + suffix)
+            if values is None:  # Kron fluxes that were not measured
+                values = np.full(measured.flags_NC.shape, np.nan, np.float32)
+            self._columns[name].append(values)
         self._written += due
 
     def finish(self) -> None:

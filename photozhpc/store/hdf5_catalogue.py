@@ -137,6 +137,8 @@ def import_hdf5(
                     cutout_NCSS, measured = _shard(path, images, rows, survey, scale_C)
                     if catalogue.flux_NC is not None:
                         measured.flux_NCR[:] = catalogue.flux_NC[rows, :, None]
+                        total_NC = catalogue.flux_NC[rows].astype(np.float32)
+                        measured = replace(measured, kron_flux_NC=total_NC)
                     writer.write_shard(cutout_NCSS, catalogue.sources[rows], measured)
                     done += rows.stop - rows.start
                     progress(done, n)
@@ -306,7 +308,7 @@ def _measure(
         pixel_area_arcsec2=scale**2,
     )
     y_N = np.arange(n) * step + size // 2
-    found: Photometry = forced_photometry(tile, y_N, np.full(n, size // 2), survey)
+    found: Photometry = forced_photometry(tile, y_N, np.full(n, size // 2), survey, with_kron=False)
     # A circle that leaves the cutout meets the nothing in between: that is its edge.
     flags_NC = found.flags_NC.astype(np.uint16)
     missing_NC = ~np.isfinite(noise_NC)

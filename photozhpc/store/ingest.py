@@ -303,6 +303,8 @@ def _ingest_tile(
                 x_N=x_N[rows],
                 flux_NCR=photometry.flux_NCR.astype(np.float32),
                 flux_err_NCR=photometry.flux_err_NCR.astype(np.float32),
+                kron_flux_NC=photometry.kron_flux_NC,
+                kron_flux_err_NC=photometry.kron_flux_err_NC,
                 flags_NC=photometry.flags_NC.astype(np.uint16),
             )
             writer.write_shard(cutout_NCSS, sources[rows], measured)
@@ -332,6 +334,8 @@ def _measure(tile: Tile | None, y_N: NDArray, x_N: NDArray, survey: Survey) -> P
     return Photometry(
         flux_NCR=np.full((n, n_bands, n_radii), np.nan),
         flux_err_NCR=np.full((n, n_bands, n_radii), np.nan),
+        kron_flux_NC=np.full((n, n_bands), np.nan, np.float32),
+        kron_flux_err_NC=np.full((n, n_bands), np.nan, np.float32),
         flags_NC=np.full((n, n_bands), int(nothing), dtype=np.int32),
         sky_NC=np.full((n, n_bands), np.nan),
     )
