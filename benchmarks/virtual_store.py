@@ -56,6 +56,7 @@ class FreeEngine:
 
     side_pix = 1
     batch_size = 2048
+    pdf = None
 
     def predict(self, cutout_NCSS, ebv_N, flux_NCR):
         n = len(cutout_NCSS)

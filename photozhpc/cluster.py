@@ -175,8 +175,10 @@ def local_client(
         "dashboard_address": LOOPBACK_HTTP,
         "silence_logs": _dask_level(),
     }
+    # The process that workers are forked from may be older than these settings of s3fs.
+    object_storage = {name: value for name, value in os.environ.items() if name[:4] == "AWS_"}
     specs = {
-        name: {"cls": Nanny, "options": {**options, "env": environment}}
+        name: {"cls": Nanny, "options": {**options, "env": {**object_storage, **environment}}}
         for name, environment in enumerate(environments)
     }
     with dask.config.set(CONFIG | method), quiet_logs(), _environment_kept(), _program_hidden():

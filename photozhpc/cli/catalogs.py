@@ -114,7 +114,7 @@ def infer(
     text = summarise(summary, truth or None)
     exported = {to: export_as(out, to, out / EXPORT_NAMES[to]) for to in formats}
     if as_json:
-        echo_json({**read_json(out / "summary.json"), "exports": exported})
+        echo_json(read_json(out / "summary.json") | ({"exports": exported} if exported else {}))
         return
     click.echo(text)
     for told in exported.values():

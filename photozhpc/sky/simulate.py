@@ -27,6 +27,7 @@ from photozhpc.sky.population import Population, SkyPhysics
 from photozhpc.sky.render import Renderer
 from photozhpc.sky.sed import Floats, galsim_band_name
 from photozhpc.sky.sky_config import SkyConfig, load_sky_config
+from photozhpc.stopping import die_with_parent
 from photozhpc.survey import Survey
 
 MANIFEST = "sky.json"
@@ -89,7 +90,7 @@ def simulate_sky(
                 progress(done, tiles)
         return ids
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, context, die_with_parent) as pool:
         futures = [pool.submit(_simulate_tile, survey, out, seed, i, config) for i in todo]
         try:
             for future in as_completed(futures):

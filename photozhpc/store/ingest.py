@@ -29,7 +29,7 @@ from photozhpc.mosaic.repeats import one_of_each
 from photozhpc.mosaic.sources import Sources
 from photozhpc.mosaic.tile import Tile, read_tile
 from photozhpc.object_storage import AnyPath, ObjectPath, list_objects, location
-from photozhpc.stopping import signals_held_back
+from photozhpc.stopping import die_with_parent, signals_held_back
 from photozhpc.store.cutout_store import CutoutStore, Measurements, check_local
 from photozhpc.store.source_lists import (
     find_source_lists,
@@ -189,7 +189,7 @@ def extract(
         threads = max(1, len(os.sched_getaffinity(0)) // n_workers)
         try:
             with signals_held_back():
-                setting = (numba.set_num_threads, (threads,))
+                setting = (_begin_worker, (threads,))
                 pool = ProcessPoolExecutor(n_workers, context, *setting)
                 futures = {pool.submit(_ingest_tile, store.path, *job): len(job[2]) for job in due}
             for future in as_completed(futures):
@@ -262,6 +262,11 @@ def round_pixels(cutout_NCSS: NDArray[np.float32], step_C: NDArray[np.float32]) 
         np.multiply(plane_NSS, 1 / step_C[c], out=plane_NSS)
         np.rint(plane_NSS, out=plane_NSS)
         np.multiply(plane_NSS, step_C[c], out=plane_NSS)
+
+
+def _begin_worker(threads: int) -> None:
+    die_with_parent()
+    numba.set_num_threads(threads)
 
 
 def _ingest_tile(
