@@ -58,10 +58,10 @@ class FreeEngine:
     batch_size = 2048
     pdf = None
 
-    def predict(self, cutout_NCSS, ebv_N, flux_NCR):
+    def predict_pdf(self, cutout_NCSS, ebv_N, flux_NCR):
         n = len(cutout_NCSS)
         one = np.ones(n, np.float32)
-        return one, np.ones((n, len(LEVEL_Q)), np.float32), one
+        return (one, np.ones((n, len(LEVEL_Q)), np.float32), one), None
 
 
 def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutStore:
