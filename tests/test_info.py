@@ -17,7 +17,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from click.testing import CliRunner, Result
 
-from photozhpc.catalog.photoz_catalog import catalog_schema
+from photozhpc.catalog.photoz_catalog import SCHEMA_VERSION, catalog_schema
 from photozhpc.cli import main
 from photozhpc.config import from_mapping, load_yaml
 from photozhpc.errors import PhotozError
@@ -224,7 +224,7 @@ def test_a_catalogue_and_a_part(catalogue: Path, tmp_path: Path) -> None:
         assert (found["rows"], found["state"], found["parts"]) == (6, "finished", 2)
         assert found["columns"]["ra"] == "deg"
         assert found["columns"]["aper04_f158_flux"] == "nJy"
-        assert found["schema_version"] == "2"
+        assert found["schema_version"] == str(SCHEMA_VERSION)
         assert found["command"] == "photozhpc infer"
         assert found["checkpoint_sha256"] == "abc"
     part = info(catalogue / "catalog" / "part-000001.parquet")

@@ -141,7 +141,7 @@ async def answers(address: str, security: Security | None) -> bool:
     return answer["type"] == "Scheduler"
 
 
-@pytest.mark.timeout(70)
+@pytest.mark.timeout(140)
 def test_infer_with_a_scheduler_that_dies_and_with_a_new_one(
     deployment, inputs, undisturbed, tmp_path
 ):

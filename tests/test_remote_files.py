@@ -274,7 +274,7 @@ def test_a_shard_is_read_in_two_requests(server: Server, tmp_path: Path) -> None
     for _ in range(2):
         remote.read_sources(key)
         remote.read_measurements(key)
-    assert len(server.requests()) <= 20  # zarr.json and content of ten columns, once
+    assert len(server.requests()) <= 24  # zarr.json and content of twelve columns, once
 
 
 def test_verify_reads_a_remote_store(server: Server, local_store: CutoutStore) -> None:

@@ -7,6 +7,7 @@ the screenshots go to docs/images.
 import io
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import chdir
 from itertools import pairwise
@@ -29,6 +30,14 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is there (
 FOR_DOCS = bool(os.environ.get("PHOTOZHPC_DOCS_IMAGES"))
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 MAX_BYTES = 400_000
+
+
+def wait_for_images(page) -> None:
+    """As page.wait_for_function, which evaluates a string in the page: its CSP forbids that."""
+    end = time.monotonic() + 30
+    while not page.evaluate("[...document.images].every(i => i.complete)"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +81,7 @@ def opened(browser, report: Path, scheme: str, width: int):
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(report.as_uri())
-    page.wait_for_function("[...document.images].every(i => i.complete)")
+    wait_for_images(page)
     return page, requests, complaints
 
 
@@ -133,7 +142,7 @@ def test_dark_is_dark(browser, report):
             page.evaluate("[...document.querySelectorAll('picture img')].map(i => i.currentSrc)")
         )
         page.emulate_media(media="print")
-        page.wait_for_function("[...document.images].every(i => i.complete)")
+        wait_for_images(page)
         printed = page.evaluate("document.querySelector('picture img').currentSrc")
         assert printed == sources[0][0]  # on paper, as in the light
         page.close()
