@@ -54,6 +54,8 @@ def write_catalogue(folder: Path, n_sources: int) -> None:
             photoz_flags_N=np.zeros(n, np.int32),
             flux_NCR=flux_NCR,
             flux_err_NCR=(0.1 * flux_NCR).astype(np.float32),
+            kron_flux_NC=flux_NCR[:, :, -1] * np.float32(1.1),
+            kron_flux_err_NC=flux_NCR[:, :, -1] * np.float32(0.2),
         )
         write_part(table, folder / "catalog" / f"part-{index:06d}.parquet", {"index": index})
 

@@ -1,4 +1,4 @@
-"""sum_circles and local_sky beside SEP and photutils: checked first, then timed in turn.
+"""Circles, ellipses, Kron apertures and sky beside SEP and photutils: checked first, then timed.
 
 python benchmarks/bench_photometry.py [--save] [--sources 20000] [--side 2048]
 """
@@ -16,6 +16,8 @@ import sep
 from photutils.aperture import CircularAperture, aperture_photometry
 from side_by_side import about, alternate, finish, parser, ratio, rounded
 
+from photozhpc.mosaic.ellipses import sum_ellipses
+from photozhpc.mosaic.kron import kron_apertures
 from photozhpc.mosaic.photometry import local_sky, sum_circles
 
 RADII_PIX = [1.8, 3.6, 7.3, 14.5, 29.1]  # Roman's 0.1 0.2 0.4 0.8 1.6 arcsec at 0.055 arcsec
@@ -24,6 +26,56 @@ RADII_PIX = [1.8, 3.6, 7.3, 14.5, 29.1]  # Roman's 0.1 0.2 0.4 0.8 1.6 arcsec at
 def on_threads(count: int, *what) -> None:
     numba.set_num_threads(count)
     sum_circles(*what)
+
+
+def kron_beside_sep(rng, rounds: int) -> dict[str, float]:
+    """Galaxies of 2 to 4 px rms in four bands: SEP is given our ellipses, we find them too."""
+    side, n_bands, psf_sigma = 1024, 4, 1.2
+    image = rng.normal(0, 1, (n_bands, side, side))
+    err, weight_C = np.ones((n_bands, side, side), np.float32), np.ones(n_bands)
+    middle = np.arange(40, side - 40, 50)
+    y, x = (
+        np.ravel(v) + rng.uniform(-0.5, 0.5, middle.size**2) for v in np.meshgrid(middle, middle)
+    )
+    dy, dx = np.mgrid[-20:21, -20:21]
+    for yc, xc, sigma, q in zip(
+        y, x, rng.uniform(2, 4, y.size), rng.uniform(1, 2, y.size), strict=True
+    ):
+        i, j = round(yc), round(xc)
+        r2 = (dy + i - yc) ** 2 * q + (dx + j - xc) ** 2 / q
+        image[:, i - 20 : i + 21, j - 20 : j + 21] += 30 * np.exp(-0.5 * r2 / sigma**2)
+    image = image.astype(np.float32)
+    summed = np.ascontiguousarray(image.mean(axis=0, dtype=np.float64), np.float32)
+    found = kron_apertures(image, weight_C, y, x, psf_sigma, 43.6)
+    shape = (found.a_N, found.b_N, found.theta_N)
+    axes = (found.scale_N * found.a_N, found.scale_N * found.b_N, found.theta_N)
+    want = sep.kron_radius(summed, x, y, *shape, 6.0)[0]
+    np.testing.assert_allclose(found.kron_radius_N, want, rtol=1e-4)
+    flux = sum_ellipses(image, y, x, *axes, err)[0]
+    for c in range(n_bands):
+        want = sep.sum_ellipse(image[c], x, y, *axes, 1.0, err=err[c], subpix=0)[0]
+        np.testing.assert_allclose(flux[:, c], want, atol=1e-6)
+    sides = {
+        "apertures": lambda: kron_apertures(image, weight_C, y, x, psf_sigma, 43.6),
+        "sums": lambda: sum_ellipses(image, y, x, *axes, err),
+        "sep radius": lambda: sep.kron_radius(summed, x, y, *shape, 6.0),
+        "sep sums": lambda: [
+            sep.sum_ellipse(image[c], x, y, *axes, 1.0, err=err[c], subpix=0)
+            for c in range(n_bands)
+        ],
+        "circles": lambda: [sum_circles(image[c], y, x, RADII_PIX, err[c]) for c in range(n_bands)],
+        "sky": lambda: [local_sky(image[c], y, x, 43.6, 50.9) for c in range(n_bands)],
+    }
+    seconds = alternate(sides, rounds)
+    micro = {name: 1e6 * median(times) / y.size for name, times in seconds.items()}
+    return {
+        "us_to_find_apertures": micro["apertures"],
+        "us_to_sum": micro["sums"],
+        "sum_times_sep": ratio(seconds, "sep sums", "sums"),
+        "sep_us_radius_of_given_ellipses": micro["sep radius"],
+        "us_of_five_circles": micro["circles"],
+        "us_of_local_sky": micro["sky"],
+    }
 
 
 def main() -> None:
@@ -91,6 +143,9 @@ def main() -> None:
     }
     results["five_radii_one_core"] = row
     print("five radii in one pass, one core:", rounded(row))
+
+    results["kron_four_bands_one_core"] = row = kron_beside_sep(rng, options.rounds)
+    print("Kron, four bands, one core:", rounded(row))
 
     start = time.perf_counter()
     local_sky(image, y[few], x[few], 43.6, 50.9)

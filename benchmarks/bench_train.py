@@ -21,8 +21,8 @@ from reference import pita_module
 from side_by_side import about, alternate, finish, parser, profile, ratio
 
 from photozhpc.config import from_mapping, load_yaml
-from photozhpc.model.train import Trainer
 from photozhpc.model.train_config import TrainConfig
+from photozhpc.model.trainer import Trainer
 from photozhpc.report.synthetic_store import make_store
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey

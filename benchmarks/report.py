@@ -244,6 +244,24 @@ def cost_table() -> str:
     )
 
 
+def export_table() -> str:
+    """Seconds and memory of the export of a large catalogue, by format."""
+    found = load("export")
+    lines = [
+        f"| {found['sources']:.0e} sources to | seconds | peak memory | on disk |",
+        "|:--|--:|--:|--:|",
+    ]
+    for to, one in found["formats"].items():
+        memory = f"{one['peak_pss_mb'] / 1024:.1f} GB"
+        lines.append(f"| `{to}` | {one['seconds']:.0f} | {memory} | {one['written_gb']:.1f} GB |")
+    hats = found["formats"]["hats"]
+    return "\n".join(lines) + (
+        f"\n\nThe HATS catalogue has {hats['partitions']} partitions. LSDB finds the "
+        f"{hats['cone_search_rows']} sources within 10' in {hats['cone_search_seconds']:.1f} s, "
+        f"and one by its identifier in {hats['id_search_seconds']:.1f} s."
+    )
+
+
 def faults_section() -> str:
     """Random kills, and damaged input: how many, and what came of it."""
     found = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
@@ -312,14 +330,11 @@ def main() -> None:
     sections += [science_section(path) for path in sorted(RESULTS.glob("science_*.json"))]
     sections += [throughput_section(), faults_section()]
     guide = HERE.parent / "docs" / "performance.md"
-    guide.write_text(
-        re.sub(
-            r"(<!-- cost -->\n).*?(<!-- /cost -->)",
-            lambda m: f"{m[1]}{cost_table()}\n{m[2]}",
-            guide.read_text(),
-            flags=re.DOTALL,
-        )
-    )
+    text = guide.read_text()
+    for name, table in (("cost", cost_table()), ("export", export_table())):
+        marks = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text = re.sub(marks, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
+    guide.write_text(text)
     for path in sorted(RESULTS.glob("*.json")):
         program = f"bench_{path.stem.split('_')[0]}.py"
         if path != bundled and (HERE / program).exists():

@@ -15,8 +15,8 @@ from photozhpc.catalog import predict
 from photozhpc.model.density import LEVEL_Q
 from photozhpc.mosaic.sources import Sources
 from photozhpc.store import CutoutStore
-from photozhpc.store.cutout_store import Measurements
 from photozhpc.store.manifest import own_digest
+from photozhpc.store.schema import Measurements
 from photozhpc.survey import load_survey
 
 _FILES = 24  # in the folder of a tile

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from photozhpc.catalog import PhotozFlag, read_catalog
+from photozhpc.catalog import PhotozFlag, read_catalog, stream
 from photozhpc.catalog import run as run_module
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.catalog.predict import (
@@ -336,7 +336,7 @@ def poisoned(model, part, *rest):
 
 
 def test_a_part_that_kills_its_workers_is_set_aside(store, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "predict_part", poisoned)
+    monkeypatch.setattr(stream, "predict_part", poisoned)
     with pytest.raises(RunError, match=r"1 of 10 parts .*part-000004.*every worker .* died"):
         run_inference(store.path, checkpoint, tmp_path / "out", **SMALL)
     assert len(part_stats(tmp_path / "out")) == 9
@@ -352,7 +352,7 @@ def late_first(model, part, *rest):
 def test_rows_are_in_the_order_of_the_store_however_parts_finish(
     store, checkpoint, undisturbed, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(run_module, "predict_part", late_first)
+    monkeypatch.setattr(stream, "predict_part", late_first)
     run_inference(store.path, checkpoint, tmp_path / "out", **SMALL)
     assert read_catalog(tmp_path / "out").equals(read_catalog(undisturbed))
 

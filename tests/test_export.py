@@ -1,6 +1,7 @@
 """Exports, read back by the tools that they are for, and compared with the catalogue itself."""
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -14,14 +15,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import qp
 from astropy.coordinates import SkyCoord, search_around_sky
 from astropy.io import fits, votable
 from astropy.table import Table
+from click.testing import CliRunner
 
 from photozhpc.catalog import export_hats, read_catalog
 from photozhpc.catalog.dialects import find_dialect, translated_schema
 from photozhpc.catalog.export import export
 from photozhpc.catalog.photoz_catalog import catalog_schema, make_table, write_part
+from photozhpc.cli import main
 from photozhpc.errors import CatalogError, ConfigError
 from photozhpc.survey import load_survey
 
@@ -322,6 +326,39 @@ def test_what_cannot_be_exported_is_said_in_one_line(catalogue, tmp_path):
         with pytest.raises(CatalogError, match=r"part-000003.parquet: the part is missing or dam"):
             export(damaged, to, tmp_path / "out")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
+
+
+def test_infer_exports_what_it_made(small_store, tmp_path):
+    """All formats at once, beside the catalogue; what is missing for one is said before the run."""
+    words = ["infer", "--survey", "roman-sim", "--store", str(small_store.path), "--workers", "1"]
+    words += ["--out", str(tmp_path / "out")]
+    told = CliRunner().invoke(main, [*words, "--export", "qp"])
+    assert told.exit_code == 2
+    assert "--export qp needs --pdf" in told.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("photozhpc.catalog.export.find_spec", lambda name: None)
+        told = CliRunner().invoke(main, [*words, "--export", "fits", "--export", "hats"])
+    assert told.exit_code == 1
+    assert "format hats needs hats_import, which is not installed; pip" in told.stderr
+    assert not (tmp_path / "out").exists()
+
+    words += ["--pdf", "quantiles", "--json"]
+    for to in ("hats", "fits", "vo-parquet", "qp"):
+        words += ["--export", to]
+    told = CliRunner().invoke(main, words)
+    assert told.exit_code == 0, told.output
+    exports = json.loads(told.stdout)["exports"]
+    table = read_catalog(tmp_path / "out")
+    with_z = len(table) - table["photoz"].null_count
+    for to, n in (("hats", len(table)), ("fits", len(table)), ("vo-parquet", len(table))):
+        assert (exports[to]["sources"], exports[to]["left_out"]) == (n, 0)
+    assert exports["qp"]["sources"] == with_z
+    ids = sorted(table["source_id"].to_pylist())
+    out = tmp_path / "out"
+    assert sorted(lsdb.open_catalog(out / "hats").compute()["source_id"]) == ids
+    assert sorted(Table.read(out / "photoz.fits")["source_id"]) == ids
+    assert sorted(pd.read_parquet(out / "photoz.parquet")["source_id"]) == ids
+    assert qp.read(str(out / "photoz_qp.hdf5")).npdf == with_z
 
 
 def test_the_memory_of_an_export_does_not_grow_with_the_rows(tmp_path):

@@ -33,6 +33,7 @@ from photozhpc.model import bundled_checkpoint
 from photozhpc.mosaic.footprint import read_footprint
 from photozhpc.mosaic.sources import Sources
 from photozhpc.object_storage import ObjectPath, list_objects, location, read_ranges
+from photozhpc.report.page import write_report
 from photozhpc.store import CutoutStore, Measurements
 from photozhpc.store.ingest import extract, find_mosaics
 from photozhpc.survey import load_survey
@@ -164,6 +165,8 @@ def test_the_chain_over_s3_gives_what_it_gives_on_a_disk(
     assert read_catalog(tmp_path / "a").equals(read_catalog(tmp_path / "b"))
     run = json.loads((tmp_path / "a" / "run.json").read_text())
     assert store in json.dumps(run)
+    there, here = (write_report(tmp_path / name).read_text() for name in ("a", "b"))
+    assert there.count("data:image/png") == here.count("data:image/png") > 12
 
 
 def test_footprints_need_the_headers_only(server: Server, small_sky: Path, mosaics: str) -> None:

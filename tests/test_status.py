@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from test_catalog_run import SMALL, TILES, late_first, poisoned
 
 from photozhpc import __version__
-from photozhpc.catalog import run as run_module
+from photozhpc.catalog import stream
 from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY
 from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.run_folder import RunFolder
@@ -50,7 +50,7 @@ def test_while_it_runs_and_it_does_not_disturb(
     tmp_path,
     monkeypatch,
 ):
-    monkeypatch.setattr(run_module, "predict_part", late_first)
+    monkeypatch.setattr(stream, "predict_part", late_first)
     out = tmp_path / "out"
     thread = threading.Thread(
         target=run_inference, args=(store.path, checkpoint, out), kwargs=SMALL
@@ -82,7 +82,7 @@ def test_parts_set_aside_are_named_until_they_are_made(
 ):
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "predict_part", poisoned)
+        patch.setattr(stream, "predict_part", poisoned)
         with pytest.raises(RunError):
             run_inference(store.path, checkpoint, out, **SMALL)
     found = status_of(out)

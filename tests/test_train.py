@@ -14,8 +14,9 @@ from photozhpc.model.colours import colour_features
 from photozhpc.model.engine import Engine, make_engine
 from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
 from photozhpc.model.refit import refit_redshift_heads
-from photozhpc.model.train import Trainer, train
+from photozhpc.model.train import train
 from photozhpc.model.train_config import AugmentConfig, LossConfig, OptimiserConfig, TrainConfig
+from photozhpc.model.trainer import Trainer
 from photozhpc.store import CutoutStore
 from photozhpc.store.loader import Block, TrainingLoader, label_split, read_labelled
 

@@ -20,8 +20,9 @@ from test_train import TINY
 from photozhpc.config import to_mapping
 from photozhpc.errors import RunError, StoreError
 from photozhpc.model.ranks import Ranks
-from photozhpc.model.train import Trainer, train
+from photozhpc.model.train import train
 from photozhpc.model.train_config import TrainConfig
+from photozhpc.model.trainer import Trainer
 from photozhpc.store import CutoutStore
 from photozhpc.store.ingest import extract
 from photozhpc.survey import load_survey
@@ -32,7 +33,7 @@ STEPS = """
 import json, sys, torch
 from photozhpc.config import from_mapping
 from photozhpc.model.ranks import joined_ranks
-from photozhpc.model.train import Trainer
+from photozhpc.model.trainer import Trainer
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.store import CutoutStore
 

@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from photozhpc.catalog.dialects import Dialect, find_dialect, translate, translated_schema
-from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts, read_part
+from photozhpc.catalog.photoz_catalog import (
+    PROVENANCE_KEY,
+    TEXT_LENGTH_KEY,
+    catalog_parts,
+    read_part,
+    text_length,
+)
 from photozhpc.disk import disk_error, replacing
 from photozhpc.errors import CatalogError, ConfigError, did_you_mean
 
 Format = Literal["hats", "vo-parquet", "fits", "qp"]
 Report = Callable[[int, int], None]
+
+_PACKAGES = {"hats": ("hats_import", "duckdb"), "qp": ("qp",)}
 
 # Rows of a row group, for files that stand for a whole catalogue: a part may have few.
 ROW_GROUP_LEN = 1 << 17
@@ -61,8 +68,7 @@ def export(
         ConfigError: unknown format or columns, or a package that is not installed.
         RunError: `out` cannot be written.
     """
-    if to not in get_args(Format):
-        raise ConfigError(f"unknown format '{to}'{did_you_mean(to, get_args(Format))}")
+    check_format(to)
     dialect, out = find_dialect(columns), Path(out)
     if to == "qp":
         if dialect is not None:
@@ -74,12 +80,6 @@ def export(
     parts = catalog_parts(catalog)
     schema = checked_schema(parts)
     if to == "hats":
-        for package in ("hats_import", "duckdb"):
-            if find_spec(package) is None:
-                raise ConfigError(
-                    f"--format hats needs {package}, which is not installed; "
-                    f"pip install 'photozhpc[hats]'"
-                )
         from photozhpc.catalog.export_hats import export_hats
 
         return export_hats(parts, translated_schema(schema, dialect), columns, out, workers)
@@ -97,6 +97,22 @@ def export(
     except OSError as error:
         raise disk_error(out, error) from error
     return Exported(n_rows)
+
+
+def check_format(to: str) -> None:
+    """Check that a format is known, and that its packages are installed.
+
+    Raises:
+        ConfigError: one of the two is not so.
+    """
+    if to not in get_args(Format):
+        raise ConfigError(f"unknown format '{to}'{did_you_mean(to, get_args(Format))}")
+    for package in _PACKAGES.get(to, ()):
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"format {to} needs {package}, which is not installed; "
+                f"pip install 'photozhpc[{to}]'"
+            )
 
 
 def checked_schema(parts: list[Path]) -> pa.Schema:
@@ -137,12 +153,7 @@ def count_rows(parts: list[Path]) -> int:
 def widest_text(parts: list[Path], schema: pa.Schema) -> int:
     """Return the length of the longest text in any column, in bytes."""
     names = [field.name for field in schema if field.type == pa.string()]
-    lengths = [
-        pc.max(pc.binary_length(column)).as_py() or 0
-        for part in parts
-        for column in read_part(part, names).columns
-    ]
-    return max(1, *lengths)
+    return max(text_length(column) for part in parts for column in read_part(part, names).columns)
 
 
 def provenance(schema: pa.Schema) -> str:
@@ -156,9 +167,8 @@ def _write_parquet(
     n_rows = count_rows(parts)
     settings = {"compression": "zstd", "use_dictionary": ["tile_id"], "write_page_checksum": True}
     target = translated_schema(schema, dialect)
-    # astropy's reader asks for the length of a text column under this key.
-    lengths = {"table::len::tile_id": str(widest_text(parts, schema))}
-    target = target.with_metadata({**target.metadata, **lengths})
+    length = str(widest_text(parts, schema)).encode()
+    target = target.with_metadata({**target.metadata, TEXT_LENGTH_KEY: length})
     with pq.ParquetWriter(path, target, **settings) as writer:
         waiting: list[pa.Table] = []
         for table in read_rows(parts, dialect, progress, n_rows):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -39,6 +40,8 @@ INTERVAL_LEVELS = {
 PART_FOLDER = "catalog"
 _PART_KEY = b"photozhpc.part"
 PROVENANCE_KEY = b"photozhpc.provenance"
+# astropy asks for the length of a text column under this key, or guesses it.
+TEXT_LENGTH_KEY = b"table::len::tile_id"
 
 
 class PhotozFlag(enum.IntFlag):
@@ -244,6 +247,7 @@ def write_part(
     """
     metadata = {
         **(table.schema.metadata or {}),
+        TEXT_LENGTH_KEY: str(text_length(table["tile_id"])).encode(),
         _PART_KEY: _identity_text(identity),
         PROVENANCE_KEY: provenance.encode(),
     }
@@ -258,6 +262,11 @@ def write_part(
     content = memoryview(buffer.getvalue())
     write_durably(path, content, sync_rename=False)
     return PartNote(count_rows(table), content.nbytes, hashlib.sha256(content).hexdigest())
+
+
+def text_length(column: pa.ChunkedArray) -> int:
+    """Return the length of the longest text in a column, in bytes; at least 1."""
+    return max(1, pc.max(pc.binary_length(column)).as_py() or 0)
 
 
 def check_part(path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.Schema) -> PartNote:
@@ -327,7 +336,8 @@ def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
             f"{part}: the part is missing or damaged ({_line(error)}); run the same "
             f"'photozhpc infer' again to make it anew"
         ) from error
-    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _PART_KEY}
+    of_the_part = (_PART_KEY, TEXT_LENGTH_KEY)
+    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k not in of_the_part}
     return table.replace_schema_metadata(metadata)
 
 

@@ -2,23 +2,18 @@
 
 import os
 import time
-from asyncio import CancelledError
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dask.system import CPU_COUNT
-from distributed import Client, Future, KilledWorker, as_completed
-from distributed.scheduler import NoWorkerError
+from distributed import KilledWorker
 
 from photozhpc import __version__
+from photozhpc.catalog.crew import PRELOAD, Crew
 from photozhpc.catalog.pdf import check_pdf_part, pdf_path
 from photozhpc.catalog.photoz_catalog import Counts, catalog_schema, check_part
-from photozhpc.catalog.predict import ModelKey, check_fit, predict_part
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run_folder import (
     Part,
@@ -27,25 +22,19 @@ from photozhpc.catalog.run_folder import (
     note_part,
     plan_parts,
 )
+from photozhpc.catalog.stream import Job, load_model, reason_of, stream_parts
 from photozhpc.cluster import (
     Device,
-    device_list,
     import_early,
-    local_client,
-    worker_environments,
 )
 from photozhpc.disk import remove_stale_partials, sync_folder
 from photozhpc.errors import (
     CatalogError,
-    CheckpointError,
-    ConfigError,
-    PhotozError,
     RunError,
     StoreError,
 )
 from photozhpc.logs import LOG
 from photozhpc.object_storage import AnyPath, location
-from photozhpc.remote import scheduler_client, slurm_client, workers_per_job
 from photozhpc.site import Site
 from photozhpc.store import CutoutStore
 from photozhpc.survey import Survey
@@ -53,25 +42,10 @@ from photozhpc.survey import Survey
 if TYPE_CHECKING:
     from photozhpc.model.pdf import PdfForm
 
-# While one part is computed another is read or written. A GPU is fed by more: decoding takes
-# about as much of a core as the bundled model takes of a GPU.
-_TASKS_PER_CPU_WORKER = 2
-_MAX_TASKS_PER_GPU_WORKER = 8
 # Compiling takes half a minute, and saves a quarter of the time (docs/decisions.md).
 COMPILE_FROM_ROWS = 1_000_000
-_AHEAD_SECONDS = 0.1
-_POLL_SECONDS = 0.01
-_MAX_AHEAD = 64
 _SHOWN_FAILURES = 3
 MAX_PARTS_READ = 4096
-_PRELOAD = ("photozhpc.catalog.worker",)
-
-
-def tasks_per_worker(on_gpu: bool, n_cores: int) -> int:
-    """Return how many parts a worker with so many cores has in work at a time."""
-    if not on_gpu:
-        return _TASKS_PER_CPU_WORKER
-    return max(_TASKS_PER_CPU_WORKER, min(_MAX_TASKS_PER_GPU_WORKER, n_cores))
 
 
 @dataclass(frozen=True)
@@ -147,13 +121,13 @@ def run_inference(
         KeyboardInterrupt: Ctrl-C, after the workers were stopped; what is finished is kept.
     """
     started = time.monotonic()
-    crew = _Crew.of(workers, device, site, jobs, scheduler)
+    crew = Crew.of(workers, device, site, jobs, scheduler)
     if not crew.is_local:  # what other machines are told
         store_path = location(store_path).absolute()
         checkpoint_path, out = (Path(path).absolute() for path in (checkpoint_path, out))
     store = CutoutStore.open(store_path)
     if crew.is_local and crew.device == "cpu":
-        import_early(_PRELOAD)
+        import_early(PRELOAD)
     if survey is not None and survey.name != store.survey.name:
         raise StoreError(
             f"{store.path}: was made for survey '{store.survey.name}', not '{survey.name}'; pass "
@@ -169,7 +143,7 @@ def run_inference(
     rows_per_part = default_rows_per_part(n_rows) if rows_per_part is None else rows_per_part
     parts = plan_parts(index.shard_lengths(), rows_per_part)
     compiled = n_rows >= COMPILE_FROM_ROWS if compiled is None else compiled
-    job = _Job(
+    job = Job(
         store,
         Path(checkpoint_path),
         RunFolder.of(out, index.fingerprint, checkpoint_path, rows_per_part, compiled, pdf),
@@ -190,7 +164,7 @@ def run_inference(
                 _make(job, due, crew, bar, len(parts), n_rows)
                 job.folder.log("finished")
         except BaseException as error:
-            job.folder.log("stopped", reason=_reason(error))
+            job.folder.log("stopped", reason=reason_of(error))
             raise
         finally:
             bar.close()
@@ -219,29 +193,7 @@ def run_inference(
     )
 
 
-@dataclass(frozen=True)
-class _Job:
-    store: CutoutStore
-    checkpoint_path: Path
-    folder: RunFolder
-    device: str
-    command: str
-    provenance: str = "{}"
-
-    @property
-    def model(self) -> ModelKey:
-        identity = self.folder.identity
-        return ModelKey(
-            str(self.store.path),
-            str(self.checkpoint_path),
-            identity["checkpoint_sha256"],
-            self.device,
-            identity["compiled"],
-            identity.get("pdf"),
-        )
-
-
-def _finished_parts(job: _Job, parts: list[Part]) -> dict[int, Counts]:
+def _finished_parts(job: Job, parts: list[Part]) -> dict[int, Counts]:
     """Return the counts of the parts that are there, sound, and of this run, by index.
 
     Up to MAX_PARTS_READ parts are read whole. Of more, those that were noted as finished are
@@ -282,80 +234,7 @@ def _finished_parts(job: _Job, parts: list[Part]) -> dict[int, Counts]:
         return {part.index: n for part, n in zip(parts, found, strict=True) if n is not None}
 
 
-@dataclass(frozen=True)
-class _Crew:
-    """Who makes the parts: `n_workers` processes, here, in Slurm jobs, or of a scheduler."""
-
-    n_workers: int
-    n_tasks: int
-    device: Literal["cpu", "cuda"]
-    devices: tuple[str, ...] = ()
-    site: Site | None = None
-    jobs: int = 1
-    scheduler: str | None = None
-
-    @classmethod
-    def of(
-        cls,
-        workers: int | None,
-        device: Device,
-        site: Site | None,
-        jobs: int,
-        scheduler: str | None,
-    ) -> "_Crew":
-        """Raises ConfigError for what does not go together."""
-        if scheduler is not None:
-            if site is not None or workers is not None:
-                raise ConfigError("a scheduler has its own workers: no --site, no --workers")
-            return cls(1, 1, "cuda" if device == "cuda" else "cpu", scheduler=scheduler)
-        if site is None:
-            devices = tuple(device_list(device))
-            n_workers = len(worker_environments(workers, devices))
-            n_tasks = tasks_per_worker(bool(devices), CPU_COUNT // n_workers)
-            return cls(n_workers, n_tasks, "cuda" if devices else "cpu", devices)
-        on_gpu = device == "cuda" or (device == "auto" and site.infer.gpus_per_node > 0)
-        n_workers = workers_per_job(site, workers)
-        n_tasks = tasks_per_worker(on_gpu, site.infer.cpus_per_task // n_workers)
-        return cls(n_workers * jobs, n_tasks, "cuda" if on_gpu else "cpu", site=site, jobs=jobs)
-
-    @property
-    def is_local(self) -> bool:
-        return self.site is None and self.scheduler is None
-
-    @contextmanager
-    def client(
-        self, out: Path, wanted: Callable[[], int], lost: Callable[[str], None]
-    ) -> Iterator[Client]:
-        """Give a client, of which at least one worker is there."""
-        if self.scheduler is not None:
-            with scheduler_client(self.scheduler) as client:
-                yield client
-        elif self.site is not None:
-            with slurm_client(
-                self.site,
-                self.jobs,
-                out,
-                workers=self.n_workers // self.jobs,
-                tasks_per_worker=self.n_tasks,
-                wanted=lambda: -(-wanted() // self.n_tasks),
-                on_worker_lost=lost,
-            ) as client:
-                yield client
-        else:
-            with local_client(
-                self.n_workers,
-                self.device,
-                devices=self.devices,
-                tasks_per_worker=self.n_tasks,
-                preload=_PRELOAD,
-                on_worker_lost=lost,
-            ) as client:
-                yield client
-
-
-def _make(
-    job: _Job, due: list[Part], crew: _Crew, bar: Progress, n_parts: int, n_rows: int
-) -> None:
+def _make(job: Job, due: list[Part], crew: Crew, bar: Progress, n_parts: int, n_rows: int) -> None:
     """Make the parts that are due, in worker processes.
 
     Raises:
@@ -373,35 +252,35 @@ def _make(
 
     with crew.client(job.folder.path, lambda: len(left), lost) as client:
         if not crew.is_local:
-            bar.note(f"infer: waiting for workers ({_described(crew)})")
+            bar.note(f"infer: waiting for workers ({crew.described})")
             client.wait_for_workers(1)
         if job.model.compiled:
             bar.note("infer: compiling the model, if that was not done on this machine before")
-        _load_model(client, job)
+        load_model(client, job)
         job = replace(job, provenance=job.folder.begin(_about(job, n_parts, n_rows)))
         port = client.scheduler_info()["services"].get("dashboard")
         job.folder.log(
             "begun",
-            workers=_described(crew),
+            workers=crew.described,
             parts_due=len(due),
             pid=os.getpid(),
             metrics=f"http://127.0.0.1:{port}/metrics" if port and not crew.scheduler else None,
         )
         bar.start()
-        failures = _stream(client, job, due, crew, done)
+        failures = stream_parts(client, job, due, crew, done)
         # A part is blamed too for the death of a worker at which it only waited: try it alone.
         killed = [part for part, error in failures.items() if isinstance(error, KilledWorker)]
         if killed:
-            alone = _stream(client, job, killed, crew, done, alone=True)
+            alone = stream_parts(client, job, killed, crew, done, alone=True)
             failures = {p: e for p, e in failures.items() if p not in killed} | alone
     for part, error in failures.items():
         shards = [str(key) for key in part.shards]
-        job.folder.log("set aside", part=part.index, shards=shards, reason=_reason(error))
+        job.folder.log("set aside", part=part.index, shards=shards, reason=reason_of(error))
     if failures:
         raise RunError(_failure_line(job.folder, failures, n_parts))
 
 
-def _about(job: _Job, n_parts: int, n_rows: int) -> dict[str, Any]:
+def _about(job: Job, n_parts: int, n_rows: int) -> dict[str, Any]:
     """Return what run.json and every part say of the run, beside its identity."""
     return {
         "photozhpc": __version__,
@@ -415,130 +294,9 @@ def _about(job: _Job, n_parts: int, n_rows: int) -> dict[str, Any]:
     }
 
 
-def _described(crew: _Crew) -> str:
-    if crew.scheduler is not None:
-        return f"scheduler {crew.scheduler}"
-    if crew.site is not None:
-        return f"{crew.jobs} jobs of {crew.n_workers // crew.jobs} at site {crew.site.name}"
-    return f"{crew.n_workers} processes"
-
-
-def _load_model(client: Client, job: _Job) -> None:
-    """Load the model in every worker and check that it fits the store."""
-    futures = [
-        client.submit(
-            check_fit,
-            job.model,
-            key=f"load-{address}",
-            workers=[address],
-            allow_other_workers=True,  # its worker may die and come back under another address
-        )
-        for address in client.scheduler_info(n_workers=-1)["workers"]
-    ]
-    for batch in _batches(client, as_completed(futures, loop=client.loop)):
-        for error in (future.exception() for future in batch):
-            if error is not None:
-                raise _fatal(error) or RunError(f"the model cannot be loaded: {_reason(error)}")
-
-
-def _stream(
-    client: Client,
-    job: _Job,
-    parts: list[Part],
-    crew: _Crew,
-    made: Callable[[Part], None],
-    alone: bool = False,
-) -> dict[Part, BaseException]:
-    """Run parts through the workers; return the errors of those that were set aside.
-
-    The scheduler knows of few parts at a time: at first one for each worker, so that a result is
-    soon there, then what the workers run at a time, one more for each, and as many as they
-    finish in _AHEAD_SECONDS, which are handed over together. With `alone` it is one part.
-
-    Raises:
-        RunError, CheckpointError: what would fail every part.
-    """
-
-    n_workers, n_tasks = (1, 0) if alone else (crew.n_workers, crew.n_tasks)
-    if crew.scheduler is not None and not alone:
-        n_workers = len(client.nthreads())
-        n_tasks = max(client.nthreads().values())
-
-    def submit(some: list[Part]) -> list[Future]:
-        futures: list[Future] = client.map(
-            predict_part,
-            [job.model] * len(some),
-            some,
-            [str(job.folder.part_path(part)) for part in some],
-            [job.folder.part_identity(part) for part in some],
-            [job.provenance] * len(some),
-            # One name for all, because Dask keeps names for ever.
-            key=[("predict-part", part.index, n_tasks) for part in some],
-        )
-        in_flight.update(zip(futures, some, strict=True))
-        return futures
-
-    in_flight: dict[Future, Part] = {}
-    failures: dict[Part, BaseException] = {}
-    waiting = iter(parts)
-    started, n_done = time.monotonic(), 0
-    done = as_completed(submit(list(islice(waiting, n_workers))), loop=client.loop)
-    for batch in _batches(client, done):
-        for future in batch:
-            part = in_flight.pop(future)
-            error = future.exception()
-            if error is None:
-                made(part)
-            else:
-                fatal = _fatal(error)
-                if fatal is not None:
-                    raise fatal from error
-                failures[part] = error
-        n_done += len(batch)
-        ahead = min(_MAX_AHEAD, int(_AHEAD_SECONDS * n_done / (time.monotonic() - started)))
-        # Towards the end each worker has one, or one worker would have two while another has none.
-        depth = min(n_tasks + 1, max(1, (len(parts) - n_done) // (2 * n_workers)))
-        ahead = ahead if n_tasks and depth > n_tasks else 0
-        room = n_workers * depth + ahead - len(in_flight)
-        if room > ahead // 2:
-            some = list(islice(waiting, room))
-            if some:
-                done.update(submit(some))
-    return failures
-
-
-def _batches(client: Client, done: as_completed) -> Iterator[list[Future]]:
-    """Yield the futures that are done, as they are; Dask's own goes on waiting for the dead.
-
-    Raises:
-        RunError: the scheduler is lost.
-    """
-    while not done.is_empty():
-        if batch := done.next_batch(block=False):
-            yield batch
-        elif client.status == "running":
-            time.sleep(_POLL_SECONDS)
-        else:
-            raise RunError(
-                "the Dask scheduler was lost; run the same command again: what is finished is kept"
-            )
-
-
-def _fatal(error: BaseException) -> PhotozError | None:
-    """Return the error to stop with, if going on with other parts makes no sense."""
-    if isinstance(error, RunError | CheckpointError | ConfigError):
-        return error
-    if isinstance(error, NoWorkerError | CancelledError):
-        return RunError(
-            "the worker processes were lost and could not be started anew; run the same command "
-            "again: what is finished is kept"
-        )
-    return None
-
-
 def _failure_line(folder: RunFolder, failures: dict[Part, BaseException], n_parts: int) -> str:
     shown = [
-        f"{part.file_name} (shards {part.shards[0]} to {part.shards[-1]}): {_reason(error)}"
+        f"{part.file_name} (shards {part.shards[0]} to {part.shards[-1]}): {reason_of(error)}"
         for part, error in sorted(failures.items(), key=lambda item: item[0].index)
     ]
     more = len(shown) - _SHOWN_FAILURES
@@ -548,13 +306,3 @@ def _failure_line(folder: RunFolder, failures: dict[Part, BaseException], n_part
         f"{'; '.join(shown[:_SHOWN_FAILURES])}{rest}. The others are kept in {folder.catalog}; "
         f"mend this and run the same command again"
     )
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "asked to stop"
-    if isinstance(error, PhotozError):
-        return str(error)
-    if isinstance(error, KilledWorker):
-        return "every worker that tried it died (out of memory, or killed)"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -80,12 +80,15 @@ def infer(
     Without --store, and for survey roman-sim, it first makes a small simulated sky and its
     store inside the output folder.
     """
+    from photozhpc.catalog.export import check_format
     from photozhpc.catalog.run import run_inference
     from photozhpc.model import bundled_checkpoint
     from photozhpc.site import load_site
 
     if "qp" in formats and pdf is None:
         raise click.UsageError("--export qp needs --pdf quantiles or --pdf grid")
+    for to in formats:
+        check_format(to)  # here, for the run may take days
     wanted = load_survey(survey)
     out = out or Path("out") / wanted.name
     checkpoint = checkpoint or bundled_checkpoint(wanted.name)

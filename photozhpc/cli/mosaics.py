@@ -1,4 +1,4 @@
-"""Commands on mosaics: simulate, extract."""
+"""Commands on mosaics: simulate, detect, extract."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +56,60 @@ def simulate(
 
 @main.command(
     cls=Examples,
+    example="photozhpc detect --survey roman-l3 --mosaics l3 --out sources.parquet",
+)
+@click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
+@click.option(
+    "--mosaics", required=True, help="Folder or glob of mosaics; s3://BUCKET/... and https:// too."
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Source list to write, *.parquet."
+)
+@click.option(
+    "--threshold",
+    default=1.5,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Of a pixel after filtering, in standard deviations before.",
+)
+@click.option(
+    "--min-area",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Adjoining pixels above it.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@JSON
+def detect(
+    survey: str,
+    mosaics: str,
+    out: Path,
+    threshold: float,
+    min_area: int,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Find the sources of mosaics that have no catalogue, for extract; run again to go on."""
+    from photozhpc.store.detection import make_source_list
+
+    summary = make_source_list(
+        load_survey(survey), mosaics, out, threshold, min_area, workers, Progress("tiles")
+    )
+    for note in summary.notes:
+        LOG.info("note: %s", note)
+    if as_json:
+        echo_json({"kind": "source list", "path": str(out), **asdict(summary)})
+        return
+    click.echo(
+        f"{summary.sources} sources of {summary.tiles} tiles in {out}"
+        + ("; it was there already" if summary.present else "")
+        + (f"; {summary.repeats} repeats in overlaps left out" if summary.repeats else "")
+    )
+
+
+@main.command(
+    cls=Examples,
     example="photozhpc extract --survey roman-l3 --mosaics l3 --sources cat.fits --store s.zarr",
 )
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
@@ -70,6 +124,13 @@ def simulate(
     "mosaics.",
 )
 @click.option("--store", required=True, type=Location(), help="Store to write, on a disk.")
+@click.option(
+    "--ebv-map",
+    default="sfd",
+    show_default=True,
+    type=click.Choice(["sfd", "sfd-hires", "none"]),
+    help="E(B-V) where the list has none: SFD98 at 0.9 or (a download) 0.11 degrees, or 0.",
+)
 @click.option("--size", type=click.IntRange(8), help="Side of the cutouts, px.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
 @click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
@@ -79,6 +140,7 @@ def extract(
     mosaics: str,
     sources: tuple[AnyPath, ...],
     store: AnyPath,
+    ebv_map: str,
     size: int | None,
     workers: int | None,
     share: str,
@@ -95,6 +157,7 @@ def extract(
         size,
         workers=workers,
         share=_share(share),
+        ebv_map=ebv_map,
         progress=Progress("sources"),
     )
     for note in summary.notes:

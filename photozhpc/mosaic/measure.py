@@ -88,7 +88,7 @@ def forced_photometry(
         weight_C,
         y,
         x,
-        _psf_sigma_arcsec(survey, weight_C) / tile.pixel_scale_arcsec,
+        psf_sigma_arcsec(survey, weight_C) / tile.pixel_scale_arcsec,
         max_radius_pix,
         sky_NC,
     )
@@ -107,13 +107,13 @@ def forced_photometry(
 
 
 def noise_weights(err_CHW: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return weight_C: 1 / (median error)^2 of each band, from every 8th pixel; 0 without one.
+    """Return weight_C: 1 / (median error)^2 of each band, from 512 x 512 pixels; 0 without one.
 
     The median is the noise of the sky: the photon noise of the sources is not in it.
     """
     weight_C = np.zeros(len(err_CHW))
     for c, err_HW in enumerate(err_CHW):
-        step = 8 if min(err_HW.shape) >= 64 else 1
+        step = max(1, min(err_HW.shape) // 512)
         sample = err_HW[::step, ::step]
         sample = sample[np.isfinite(sample) & (sample > 0)]
         if sample.size:
@@ -121,7 +121,7 @@ def noise_weights(err_CHW: NDArray[np.float32]) -> NDArray[np.float64]:
     return weight_C
 
 
-def _psf_sigma_arcsec(survey: Survey, weight_C: NDArray[np.float64]) -> float:
+def psf_sigma_arcsec(survey: Survey, weight_C: NDArray[np.float64]) -> float:
     """Rms width of the PSF of the weighted sum of bands, as if it were a Gaussian."""
     weight_C = weight_C if weight_C.any() else np.ones(len(weight_C))
     fwhm2_C = np.array([band.psf_fwhm_arcsec**2 for band in survey.bands])

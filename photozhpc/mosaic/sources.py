@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,8 @@ class Sources:
         source_id_N: unique identifiers, int64.
         ra_N, dec_N: ICRS degrees, float64.
         z_spec_N: spectroscopic redshifts, float32; NaN = unlabelled.
-        ebv_N: Galactic E(B-V), magnitudes, float32; 0 where the list has none, or
-            writes it as missing (not finite, or below -0.1, such as -99).
+        ebv_N: Galactic E(B-V), magnitudes, float32. As it is read, NaN where the list has none,
+            or writes it as missing (not finite, or below -0.1, such as -99); see `dust`.
     """
 
     source_id_N: NDArray[np.int64]
@@ -71,8 +71,9 @@ class JoinedLists:
 
 
 def read_sources(paths: Iterable[str | AnyPath], columns: SourceColumns) -> Sources:
-    """Read and join source lists, as read_source_lists."""
-    return read_source_lists(paths, columns).sources
+    """Read and join source lists, as read_source_lists; E(B-V) is 0 where a list has none."""
+    sources = read_source_lists(paths, columns).sources
+    return replace(sources, ebv_N=np.nan_to_num(sources.ebv_N))
 
 
 def read_source_lists(
@@ -193,7 +194,7 @@ def _read_one(
     ebv_N = numbers(columns.ebv)
     if ebv_N is None and (a_v_N := numbers(columns.a_v)) is not None:
         ebv_N = a_v_N / A_V_OF_EBV
-    ebv_N = np.zeros(n) if ebv_N is None else ebv_N
+    ebv_N = np.full(n, np.nan) if ebv_N is None else ebv_N
     assert ra_N is not None
     assert dec_N is not None
     sources = Sources(
@@ -202,7 +203,7 @@ def _read_one(
         dec_N=dec_N,
         z_spec_N=z_spec_N.astype(np.float32),
         # A map's noise may make it slightly negative; -99 and its like mean 'missing'.
-        ebv_N=np.where((ebv_N >= -0.1) & (ebv_N <= limits.max), ebv_N, 0).astype(np.float32),
+        ebv_N=np.where((ebv_N >= -0.1) & (ebv_N <= limits.max), ebv_N, np.nan).astype(np.float32),
     )
     return sources, labels
 

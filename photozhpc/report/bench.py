@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.catalog.run import run_inference, tasks_per_worker
+from photozhpc.catalog.crew import tasks_per_worker
+from photozhpc.catalog.run import run_inference
 from photozhpc.cluster import Device, device_list
 from photozhpc.errors import RunError
 from photozhpc.memory import keep_freed_memory

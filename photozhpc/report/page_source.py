@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from photozhpc.catalog.photoz_catalog import PART_FOLDER, PROVENANCE_KEY, catalog_parts
 from photozhpc.errors import CatalogError, PhotozError, StoreError
+from photozhpc.object_storage import location
 from photozhpc.report.status import status_of
 from photozhpc.store import CutoutStore
 
@@ -89,12 +90,12 @@ def _store(provenance: dict[str, Any], folder: Path) -> tuple[CutoutStore | None
     noted = provenance.get("store")
     if not isinstance(noted, str):
         return None, "The catalogue does not say which store it was made of."
-    # A run's folder that was moved took the store inside it along.
-    places = [Path(noted), folder / Path(noted).name]
-    place = next((place for place in places if (place / "zarr.json").is_file()), None)
-    if place is None:
-        return None, f"The store {noted} is no longer there."
     try:
+        # A run's folder that was moved took the store inside it along.
+        places = [location(noted), folder / Path(noted).name]
+        place = next((place for place in places if (place / "zarr.json").is_file()), None)
+        if place is None:
+            return None, f"The store {noted} is no longer there."
         store = CutoutStore.open(place)
         identity = provenance.get("identity")
         due = identity.get("store_fingerprint") if isinstance(identity, dict) else None

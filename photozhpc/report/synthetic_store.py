@@ -63,6 +63,8 @@ def make_store(
                     flux,
                     (5 + 0.01 * flux).astype(np.float32),
                     np.zeros((m, n_bands), np.uint16),
+                    (1.1 * flux_NC).astype(np.float32),
+                    (6 + 0.01 * flux_NC).astype(np.float32),
                 ),
             )
     manifest = json.loads((path / ".manifests" / "tile00000.json").read_bytes())

@@ -1,5 +1,6 @@
 """Sharded Zarr stores of cutouts."""
 
-from photozhpc.store.cutout_store import CutoutStore, Measurements, ShardKey
+from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store.schema import Measurements, ShardKey
 
 __all__ = ["CutoutStore", "Measurements", "ShardKey"]

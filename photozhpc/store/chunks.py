@@ -1,6 +1,6 @@
 """Reads rows of Zarr v3 arrays without the Zarr package, whose calls cost more than the reading.
 
-It takes just the encoding that cutout_store.py writes: chunks of whole rows, encoded as bytes,
+It takes just the encoding that tile_writer.py writes: chunks of whole rows, encoded as bytes,
 Blosc and CRC32C, alone in a file or as the inner chunks of a shard (Zarr v3 core specification
 and ZEP 2). Zarr writes the arrays, and in the tests it is what these reads must agree with.
 """

@@ -1,19 +1,5 @@
 """CutoutStore: sharded Zarr v3 cutouts with positions and photometry, one group a tile.
 
-This is the only file that knows the schema:
-
-    STORE/zarr.json                     attributes: format, survey, cutout_size, shard_len
-    STORE/TILE/zarr.json                attributes: tile_id, WCS, missing bands
-    STORE/TILE/cutout                   float32 (N, C, S, S) nJy, NaN where there is no pixel;
-                                        one shard file per shard_len sources, in chunks of some
-                                        sources and a band of lines
-    STORE/TILE/{source_id,ra,dec,y,x,ebv,z_spec}            (N,)
-    STORE/TILE/{flux,flux_err}          float32 (N, C, R) nJy;  flags uint16 (N, C)
-    STORE/TILE/{kron_flux,kron_flux_err}                    float32 (N, C) nJy (from format 2 on)
-                                        one file each, in chunks of shard_len sources
-    STORE/.manifests/TILE.json          size and SHA-256 of every file of the tile
-    STORE/plan.json                     the tiles that an extraction set out to write
-
 A tile exists from the moment its manifest does: it is written under a hidden name, renamed, and
 then declared. Whatever is cut short in between is ignored and made anew.
 """
@@ -26,15 +12,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.disk import partial_path, read_json, write_durably
+from photozhpc.disk import is_count, partial_path, read_json, write_durably
 from photozhpc.errors import ConfigError, StoreError
 from photozhpc.mosaic.sources import Sources
 from photozhpc.object_storage import AnyPath, ObjectPath, location
@@ -48,95 +33,21 @@ from photozhpc.store.manifest import (
     read_manifests,
     tile_of,
 )
+from photozhpc.store.schema import (
+    COLUMNS,
+    FORMAT,
+    READABLE_FORMATS,
+    SINCE_FORMAT_2,
+    Measurements,
+    ShardKey,
+    StoreIndex,
+)
 from photozhpc.store.shard_file import forget_objects
+from photozhpc.store.tile_writer import TileWriter, create_arrays
 from photozhpc.survey import Survey
 
-if TYPE_CHECKING:
-    import zarr
-    from zarr.core.array_spec import ArrayConfigLike
-
-FORMAT = 2  # 2: Kron fluxes
-_READABLE = (1, 2)
-_SINCE_FORMAT_2 = ("kron_flux", "kron_flux_err")
-MAX_CHUNK_LEN = 64
 _ATTRIBUTES = {"format", "survey", "cutout_size", "shard_len", "sha256"}
 _TILE_ID = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
-
-
-@dataclass(frozen=True, order=True)
-class ShardKey:
-    """One shard of one tile: the unit of reading, and of inference."""
-
-    tile_id: str
-    index: int
-
-    def __str__(self) -> str:
-        return f"{self.tile_id}/{self.index:05d}"
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What was measured at each source of a shard.
-
-    Attributes:
-        y_N, x_N: pixel position on the tile, float64.
-        flux_NCR, flux_err_NCR: forced aperture fluxes and errors, nJy, float32.
-        flags_NC: photozhpc.mosaic.photometry.PhotFlag bits, uint16.
-        kron_flux_NC, kron_flux_err_NC: flux and error in the Kron ellipse, nJy, float32; None
-            when writing: not measured, which is read as NaN.
-    """
-
-    y_N: NDArray[np.float64]
-    x_N: NDArray[np.float64]
-    flux_NCR: NDArray[np.float32]
-    flux_err_NCR: NDArray[np.float32]
-    flags_NC: NDArray[np.uint16]
-    kron_flux_NC: NDArray[np.float32] | None = None
-    kron_flux_err_NC: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True)
-class StoreIndex:
-    """What the manifests of a store say.
-
-    Attributes:
-        tiles: number of sources by tile_id, sorted.
-        shard_len: sources in a shard; fewer in the last one of a tile.
-        fingerprint: equal if and only if all content is equal.
-    """
-
-    tiles: dict[str, int]
-    shard_len: int
-    fingerprint: str
-
-    @property
-    def n_sources(self) -> int:
-        return sum(self.tiles.values())
-
-    def shard_lengths(self) -> dict[ShardKey, int]:
-        """Return the number of sources of every shard, sorted by tile and index."""
-        return {
-            ShardKey(tile_id, index): min(self.shard_len, n - index * self.shard_len)
-            for tile_id, n in self.tiles.items()
-            for index in range(-(-n // self.shard_len))
-        }
-
-
-# array name -> (dtype, trailing axes); N is always first
-_COLUMNS: dict[str, tuple[str, str]] = {
-    "source_id": ("int64", ""),
-    "ra": ("float64", ""),
-    "dec": ("float64", ""),
-    "z_spec": ("float32", ""),
-    "ebv": ("float32", ""),
-    "y": ("float64", ""),
-    "x": ("float64", ""),
-    "flux": ("float32", "CR"),
-    "flux_err": ("float32", "CR"),
-    "flags": ("uint16", "C"),
-    "kron_flux": ("float32", "C"),
-    "kron_flux_err": ("float32", "C"),
-}
 
 
 class CutoutStore:
@@ -230,7 +141,9 @@ class CutoutStore:
             forget_objects()
         try:
             attributes = read_json(path / "zarr.json")["attributes"]["photozhpc"]
-            if (format_ := attributes["format"]) not in _READABLE or isinstance(format_, bool):
+            if (format_ := attributes["format"]) not in READABLE_FORMATS or isinstance(
+                format_, bool
+            ):
                 raise StoreError(
                     f"{path}: the store has format {format_}, "
                     f"this photozhpc reads formats 1 and {FORMAT}; upgrade photozhpc"
@@ -260,11 +173,11 @@ class CutoutStore:
                 f"{path}: not a photozhpc store, or damaged ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:160]})"
             ) from error
-        if not (_is_count(size) and _is_count(shard_len)):
+        if not all(is_count(n) and 0 < n < 1 << 31 for n in (size, shard_len)):
             raise StoreError(f"{path}: damaged: cutout_size {size!r}, shard_len {shard_len!r}")
         return cls(path, survey, size, shard_len, format_)
 
-    def index(self) -> "StoreIndex":
+    def index(self) -> StoreIndex:
         """Read all manifests, once.
 
         Raises:
@@ -399,7 +312,7 @@ class CutoutStore:
     @contextmanager
     def new_tile(
         self, tile_id: str, n_sources: int, attributes: dict[str, Any]
-    ) -> Iterator["TileWriter"]:
+    ) -> Iterator[TileWriter]:
         """Write a tile shard by shard; it appears, whole, when the block ends without error.
 
         Raises:
@@ -416,7 +329,7 @@ class CutoutStore:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             group = zarr.create_group(partial, attributes={"tile_id": tile_id, **attributes})
-            arrays = self._create_arrays(group, n_sources)
+            arrays = create_arrays(group, n_sources, self.shard_len, self._axes)
             writer = TileWriter(arrays, n_sources, self.shard_len)
             yield writer
             writer.finish()
@@ -504,7 +417,7 @@ class CutoutStore:
 
     def _read_column(self, key: ShardKey, name: str) -> NDArray[Any]:
         with self._reading(key, name):
-            if self.format == 1 and name in _SINCE_FORMAT_2:
+            if self.format == 1 and name in SINCE_FORMAT_2:
                 _, start, stop = self._rows(key, "source_id")
                 return np.full((stop - start, len(self.survey.bands)), np.nan, np.float32)
             array, start, stop = self._rows(key, name)
@@ -516,7 +429,7 @@ class CutoutStore:
         self, key: ShardKey, name: str, rows: slice = slice(None)
     ) -> tuple[ArrayLayout, int, int]:
         """Return an array of the key's tile, and which of its rows are those of the shard."""
-        dtype, trailing = _COLUMNS.get(name, ("float32", "CSS"))
+        dtype, trailing = COLUMNS.get(name, ("float32", "CSS"))
         array = read_layout(self.path / key.tile_id / name, dtype)
         if array.shape[1:] != tuple(self._axes[axis] for axis in trailing):
             raise ValueError(f"it has the shape {array.shape}")
@@ -546,47 +459,6 @@ class CutoutStore:
                 f"run 'photozhpc verify {self.path}', delete the tile and extract it again"
             ) from error
 
-    def _create_arrays(self, group: "zarr.Group", n_sources: int) -> dict[str, "zarr.Array"]:
-        from zarr.codecs import BloscCodec, Crc32cCodec
-
-        # Lossless on the bits; what makes it small is that the pixels were rounded (ingest.py).
-        # Shuffled by bytes it is 8% larger than by bits, and decoded twice as fast
-        # (docs/decisions.md). The checksum turns a flipped bit into an error where decompression
-        # alone might not notice it.
-        compressors = [BloscCodec(cname="lz4", clevel=9, shuffle="shuffle"), Crc32cCodec()]
-        axes = self._axes
-        image = tuple(axes[axis] for axis in "CSS")
-        chunk_len = next(n for n in range(MAX_CHUNK_LEN, 0, -1) if self.shard_len % n == 0)
-        band = (axes["C"], _band_height(self.cutout_size), self.cutout_size)
-        # Else Zarr drops a file that holds only fill values: a missing file must mean damage.
-        always_write: ArrayConfigLike = {"write_empty_chunks": True}
-        arrays = {
-            "cutout": group.create_array(
-                "cutout",
-                shape=(n_sources, *image),
-                chunks=(chunk_len, *band),
-                shards=(self.shard_len, *image),
-                dtype="float32",
-                fill_value=np.nan,
-                compressors=compressors,
-                dimension_names=("source", "band", "y", "x"),
-                config=always_write,
-            )
-        }
-        for name, (dtype, trailing) in _COLUMNS.items():
-            shape = tuple(axes[axis] for axis in trailing)
-            column_chunk = max(1, min(n_sources, self.shard_len))
-            arrays[name] = group.create_array(
-                name,
-                shape=(n_sources, *shape),
-                chunks=(column_chunk, *shape),
-                shards=(column_chunk * max(1, -(-n_sources // column_chunk)), *shape),
-                dtype=dtype,
-                compressors=compressors,
-                config=always_write,
-            )
-        return arrays
-
 
 def check_local(path: str | AnyPath) -> None:
     """Check that a store can be written at a path.
@@ -599,62 +471,6 @@ def check_local(path: str | AnyPath) -> None:
             f"{path}: a store is written to a disk; pass a local --store, and copy it there when "
             f"it is finished ('aws s3 cp --recursive')"
         )
-
-
-class TileWriter:
-    """Takes the shards of one tile in order."""
-
-    def __init__(self, arrays: dict[str, "zarr.Array"], n_sources: int, shard_len: int) -> None:
-        self._arrays = arrays
-        self._n_sources = n_sources
-        self._shard_len = shard_len
-        self._written = 0
-        self._columns: dict[str, list[NDArray]] = {name: [] for name in _COLUMNS}
-
-    def write_shard(
-        self, cutout_NCSS: NDArray[np.float32], sources: Sources, measured: Measurements
-    ) -> None:
-        """Append one shard: shard_len sources, fewer only in the last one of the tile.
-
-        Raises:
-            StoreError: the shard has another length than is due.
-        """
-        due = min(self._shard_len, self._n_sources - self._written)
-        if len(sources) != due or len(cutout_NCSS) != due:
-            raise StoreError(f"a shard of {due} sources is due, got {len(sources)}")
-        self._arrays["cutout"][self._written : self._written + due] = cutout_NCSS
-        for name in _COLUMNS:
-            owner = sources if name in ("source_id", "ra", "dec", "z_spec", "ebv") else measured
-            suffix = {"": "_N", "C": "_NC", "CR": "_NCR"}[_COLUMNS[name][1]]
-            values = getattr(owner, name + suffix)
-            if values is None:  # Kron fluxes that were not measured
-                values = np.full(measured.flags_NC.shape, np.nan, np.float32)
-            self._columns[name].append(values)
-        self._written += due
-
-    def finish(self) -> None:
-        """Write the columns.
-
-        Raises:
-            StoreError: fewer sources were written than were announced.
-        """
-        if self._written != self._n_sources:
-            raise StoreError(f"{self._n_sources} sources were due, {self._written} were written")
-        if self._n_sources:
-            for name, parts in self._columns.items():
-                self._arrays[name][:] = np.concatenate(parts)
-
-
-def _band_height(size: int) -> int:
-    """Return the lines of a cutout that are encoded together: a 5th to a 12th if one divides it.
-
-    A network that sees the middle of the cutouts is spared the decoding of the rest.
-    """
-    return next((h for h in range(size // 5, size // 12, -1) if size % h == 0), size)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
 
 
 def _describe(tile_id: str, name: str) -> str:

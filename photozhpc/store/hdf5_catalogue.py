@@ -29,8 +29,9 @@ from photozhpc.mosaic.measure import Photometry, forced_photometry
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.sources import Sources
 from photozhpc.mosaic.tile import Tile
-from photozhpc.store.cutout_store import CutoutStore, Measurements
+from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.pita_z_units import NJY_PER_UJY, FluxFeatures, njy_per_count
+from photozhpc.store.schema import Measurements
 from photozhpc.survey import Survey
 
 FEATURE_NAMES = (

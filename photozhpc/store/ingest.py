@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from photozhpc.disk import remove_stale_partials
 from photozhpc.errors import MosaicError, RunError, StoreError
 from photozhpc.logs import LOG
 from photozhpc.mosaic.cutouts import extract_cutouts
+from photozhpc.mosaic.dust import describe_map, fill_ebv
 from photozhpc.mosaic.footprint import Footprint, read_footprints
 from photozhpc.mosaic.measure import Photometry, forced_photometry
 from photozhpc.mosaic.photometry import PhotFlag
@@ -30,7 +31,8 @@ from photozhpc.mosaic.sources import Sources
 from photozhpc.mosaic.tile import Tile, read_tile
 from photozhpc.object_storage import AnyPath, ObjectPath, list_objects, location
 from photozhpc.stopping import die_with_parent, signals_held_back
-from photozhpc.store.cutout_store import CutoutStore, Measurements, check_local
+from photozhpc.store.cutout_store import CutoutStore, check_local
+from photozhpc.store.schema import Measurements
 from photozhpc.store.source_lists import (
     find_source_lists,
     read_survey_lists,
@@ -132,6 +134,7 @@ def extract(
     shard_len: int = 2048,
     workers: int | None = None,
     share: tuple[int, int] = (0, 1),
+    ebv_map: str = "sfd",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExtractSummary:
     """Measure every source of the lists and write the store; finished tiles are skipped.
@@ -142,11 +145,13 @@ def extract(
         size: side of the cutouts, pixels; default: the survey's.
         workers: processes; default: one a core, but not more than tiles.
         share: (i, n): do the i-th of n equal shares of the tiles, from 0; others do the rest.
+        ebv_map: where E(B-V) of sources whose list has none is from; see `dust.EBV_MAPS`.
         progress: called with sources done and in all.
 
     Raises:
         PhotozError: a fault in the mosaics, the lists, or the store.
     """
+    map_text = describe_map(ebv_map)
     check_local(store_path)
     notes: list[str] = []
     found = find_mosaics(mosaics, survey, notes)
@@ -156,6 +161,10 @@ def extract(
     tile_N = assign_tiles(joined.sources, list(footprints.values()))
     kept_N = sources_to_measure(joined, lists, tile_N, list(found), survey, notes)
     sources, tile_N = joined.sources[kept_N], tile_N[kept_N]
+    without_ebv_M = np.flatnonzero(np.isnan(sources.ebv_N))
+    fill_ebv(sources[without_ebv_M[:1]], ebv_map)  # a map that cannot be had stops it here
+    if len(without_ebv_M):
+        notes.append(f"E(B-V) of {len(without_ebv_M)} sources whose list has none: {map_text}")
     store = CutoutStore.create(store_path, survey, size, shard_len)
 
     remove_stale_partials(store.path)
@@ -167,7 +176,7 @@ def extract(
     off_tile = sources[np.flatnonzero(tile_N == -1)]
     if len(off_tile):
         jobs.append((OFF_TILE_ID, None, off_tile))
-    store.declare({tile_id: _sources_digest(some) for tile_id, _, some in jobs})
+    store.declare({tile_id: _sources_digest(some, ebv_map) for tile_id, _, some in jobs})
     jobs = jobs[share[0] :: share[1]]
     present = store.tiles()
     for tile_id, bands, _ in jobs:
@@ -181,7 +190,7 @@ def extract(
     n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(due)))
     if n_workers == 1:
         for tile_id, bands, some in due:
-            notes += _ingest_tile(store.path, tile_id, bands, some)
+            notes += _ingest_tile(store.path, tile_id, bands, some, ebv_map)
             done += len(some)
             progress(done, total)
     else:
@@ -191,7 +200,9 @@ def extract(
             with signals_held_back():
                 setting = (_begin_worker, (threads,))
                 pool = ProcessPoolExecutor(n_workers, context, *setting)
-                futures = {pool.submit(_ingest_tile, store.path, *job): len(job[2]) for job in due}
+                futures = {
+                    pool.submit(_ingest_tile, store.path, *job, ebv_map): len(job[2]) for job in due
+                }
             for future in as_completed(futures):
                 notes += future.result()
                 done += futures[future]
@@ -223,20 +234,31 @@ def assign_tiles(sources: Sources, footprints: list[Footprint]) -> NDArray[np.in
     usable_N = np.flatnonzero(np.isfinite(sources.ra_N) & np.isfinite(sources.dec_N))
     if not len(usable_N):
         return tile_N
-    tree = cKDTree(_unit_vectors(sources.ra_N[usable_N], sources.dec_N[usable_N]))
-    for index, footprint in enumerate(footprints):
-        height, width = footprint.shape_HW
-        y_5 = np.array([(height - 1) / 2, -0.5, -0.5, height - 0.5, height - 0.5])
-        x_5 = np.array([(width - 1) / 2, -0.5, width - 0.5, -0.5, width - 0.5])
-        corners_53 = _unit_vectors(*footprint.pixel_to_sky(y_5, x_5))
-        radius = np.linalg.norm(corners_53[1:] - corners_53[0], axis=1).max() * 1.05
-        near_M = usable_N[tree.query_ball_point(corners_53[0], radius)]
-        y_M, x_M = footprint.sky_to_pixel(sources.ra_N[near_M], sources.dec_N[near_M])
-        depth_M = np.minimum.reduce([y_M + 0.5, height - 0.5 - y_M, x_M + 0.5, width - 0.5 - x_M])
+    for index, near_M, depth_M in depths_on_tiles(
+        sources.ra_N[usable_N], sources.dec_N[usable_N], footprints
+    ):
+        near_M = usable_N[near_M]
         better_M = (depth_M >= 0) & (depth_M > best_N[near_M])
         tile_N[near_M[better_M]] = index
         best_N[near_M[better_M]] = depth_M[better_M]
     return tile_N
+
+
+def depths_on_tiles(
+    ra_N: NDArray, dec_N: NDArray, footprints: list[Footprint]
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield of each tile its index, the rows near it, and their distance inside its edge, px."""
+    tree = cKDTree(unit_vectors(ra_N, dec_N))
+    for index, footprint in enumerate(footprints):
+        height, width = footprint.shape_HW
+        y_5 = np.array([(height - 1) / 2, -0.5, -0.5, height - 0.5, height - 0.5])
+        x_5 = np.array([(width - 1) / 2, -0.5, width - 0.5, -0.5, width - 0.5])
+        corners_53 = unit_vectors(*footprint.pixel_to_sky(y_5, x_5))
+        radius = np.linalg.norm(corners_53[1:] - corners_53[0], axis=1).max() * 1.05
+        near_M = np.array(tree.query_ball_point(corners_53[0], radius), dtype=np.int64)
+        y_M, x_M = footprint.sky_to_pixel(ra_N[near_M], dec_N[near_M])
+        edges_4M = [y_M + 0.5, height - 0.5 - y_M, x_M + 0.5, width - 0.5 - x_M]
+        yield index, near_M, np.minimum.reduce(edges_4M)
 
 
 def rounding_step(err_CHW: NDArray) -> NDArray[np.float32]:
@@ -270,7 +292,11 @@ def _begin_worker(threads: int) -> None:
 
 
 def _ingest_tile(
-    store_path: Path, tile_id: str, bands: dict[str, AnyPath] | None, sources: Sources
+    store_path: Path,
+    tile_id: str,
+    bands: dict[str, AnyPath] | None,
+    sources: Sources,
+    ebv_map: str,
 ) -> list[str]:
     """Write one tile; return notes on its mosaics."""
     started = time.monotonic()
@@ -281,13 +307,17 @@ def _ingest_tile(
         step_C = np.zeros(len(store.survey.bands), dtype=np.float32)
     else:
         tile = read_tile(bands.get(ALL_BANDS, bands), store.survey)
-        _check_pixel_scale(tile, store.survey)
+        check_pixel_scale(tile, store.survey)
         y_N, x_N = tile.sky_to_pixel(sources.ra_N, sources.dec_N)
         order_N = np.lexsort((x_N, y_N))  # neighbours in the shard are neighbours on the tile
         sources, y_N, x_N = sources[order_N], y_N[order_N], x_N[order_N]
         attributes = {"missing_bands": list(tile.missing_bands), "wcs": wcs_text(tile.wcs)}
         step_C = rounding_step(tile.err_CHW)
-    attributes["mosaics"] = _mosaics_stamp(bands)
+    attributes["mosaics"] = mosaics_stamp(bands)
+    n_without = int(np.isnan(sources.ebv_N).sum())
+    counts = {"source list": len(sources) - n_without, describe_map(ebv_map): n_without}
+    attributes["ebv_from"] = {where: n for where, n in counts.items() if n}
+    sources = fill_ebv(sources, ebv_map)
     size, n_bands = store.cutout_size, len(step_C)
     # One array for all shards: memory that is new to the process costs as much as the copying.
     cutouts = np.empty((min(store.shard_len, len(sources)), n_bands, size, size), np.float32)
@@ -321,7 +351,7 @@ def _ingest_tile(
     return [f"tile '{tile_id}': {note}" for note in (*missing, *tile.notes)]
 
 
-def _check_pixel_scale(tile: Tile, survey: Survey) -> None:
+def check_pixel_scale(tile: Tile, survey: Survey) -> None:
     ratio = tile.pixel_scale_arcsec / survey.pixel_scale_arcsec
     if abs(ratio - 1) > MAX_SCALE_ERROR:
         raise MosaicError(
@@ -362,14 +392,14 @@ def wcs_text(wcs: Any) -> dict[str, str] | None:
 
 
 def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, AnyPath] | None) -> None:
-    if store.tile_attributes(tile_id).get("mosaics") != _mosaics_stamp(bands):
+    if store.tile_attributes(tile_id).get("mosaics") != mosaics_stamp(bands):
         raise StoreError(
             f"{store.path}: the mosaics of tile '{tile_id}' have changed since it was extracted; "
             f"choose another --store or delete that one"
         )
 
 
-def _mosaics_stamp(bands: dict[str, AnyPath] | None) -> dict[str, list[Any]]:
+def mosaics_stamp(bands: dict[str, AnyPath] | None) -> dict[str, list[Any]]:
     """Say which mosaics these are: by size, and date of a file or ETag of an object."""
     return {band: _stamp(path) for band, path in (bands or {}).items()}
 
@@ -381,11 +411,14 @@ def _stamp(path: AnyPath) -> list[Any]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _sources_digest(sources: Sources) -> str:
+def _sources_digest(sources: Sources, ebv_map: str) -> str:
     order_N = np.argsort(sources.source_id_N)
     digest = hashlib.sha256()
     for values_N in (sources.source_id_N, sources.ra_N, sources.dec_N, sources.z_spec_N):
         digest.update(values_N[order_N].tobytes())
+    digest.update(sources.ebv_N[order_N].tobytes())
+    if np.isnan(sources.ebv_N).any():
+        digest.update(ebv_map.encode())
     return digest.hexdigest()
 
 
@@ -394,7 +427,7 @@ def _bytes_per_cutout(store: CutoutStore) -> float:
     return sum(file.stat().st_size for file in files if file.is_file()) / max(len(store), 1)
 
 
-def _unit_vectors(ra_N: NDArray, dec_N: NDArray) -> NDArray[np.float64]:
+def unit_vectors(ra_N: NDArray, dec_N: NDArray) -> NDArray[np.float64]:
     ra_N, dec_N = np.radians(ra_N), np.radians(dec_N)
     return np.stack(
         [np.cos(dec_N) * np.cos(ra_N), np.cos(dec_N) * np.sin(ra_N), np.sin(dec_N)], axis=-1

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, StoreError
 from photozhpc.mosaic.sources import Sources
-from photozhpc.store.cutout_store import CutoutStore, Measurements, ShardKey
+from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store.schema import Measurements, ShardKey
 
 Split = Literal["train", "validation", "calibration", "test"]
 

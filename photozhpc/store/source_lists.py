@@ -59,7 +59,8 @@ def find_source_lists(
         return _one_of_each(of_tile, others, notes)
     if not others:
         raise SourceListError(
-            f"{folder}: no source list there ({', '.join(patterns)}); pass --sources FILE"
+            f"{folder}: no source list there ({', '.join(patterns)}); pass --sources FILE, or "
+            f"make one with 'photozhpc detect'"
         )
     return others
 

@@ -22,8 +22,8 @@ from photozhpc.model import PITA, PITAConfig, load_checkpoint, pita_z, save_chec
 from photozhpc.model.checkpoint import _digest
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita_z import import_checkpoint
-from photozhpc.model.train import Trainer
 from photozhpc.model.train_config import AugmentConfig, LossConfig, TrainConfig
+from photozhpc.model.trainer import Trainer
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")

@@ -1,0 +1,359 @@
+"""One rank of a training: the network, its optimiser, a step, and the state to resume from.
+
+Random views, shuffling and drop-path are functions of seed, epoch, step and lane: there is no
+random state to save, and a run does not depend on the number of ranks.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from photozhpc.config import to_mapping
+from photozhpc.disk import replacing
+from photozhpc.errors import CheckpointError, ConfigError, RunError
+from photozhpc.memory import keep_freed_memory
+from photozhpc.metrics import PointMetrics, point_metrics
+from photozhpc.model.augment import calibrate, random_view, stretch
+from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
+from photozhpc.model.colours import colour_features
+from photozhpc.model.engine import Engine, native_precision
+from photozhpc.model.losses import colour_loss, contrastive_loss, redshift_loss
+from photozhpc.model.pita import PITA, KeyEncoder
+from photozhpc.model.ranks import Ranks
+from photozhpc.model.torch_file import load_torch_file
+from photozhpc.model.train_config import OptimiserConfig, TrainConfig
+from photozhpc.model.train_photometry import aperture_index
+from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store.loader import Block, TrainingLoader, typical_noise
+
+LOSSES = ("total", "contrastive", "colour", "redshift")
+# Settings that do not change what a run computes.
+_INCIDENTAL = {"out": "", "store": "", "checkpoint_minutes": 0.0, "device": "auto"}
+
+
+class Trainer:
+    """The state of a run: model, key encoder, optimiser, step. It saves and resumes itself."""
+
+    def __init__(self, config: TrainConfig, store: CutoutStore, ranks: Ranks | None = None) -> None:
+        keep_freed_memory()
+        self.config = config
+        self.store = store
+        self.ranks = ranks or Ranks()
+        self.device = self.ranks.device
+        self.aperture = _check_fit(config, store)
+        self.loader = TrainingLoader(
+            store,
+            config.batch_size,
+            config.seed,
+            self.aperture,
+            config.labelled_only,
+            config.label_repeat,
+            config.label_fraction,
+            config.lanes,
+            self.ranks.rank,
+            self.ranks.world,
+            config.shuffle_len,
+        )
+        torch.manual_seed(config.seed)
+        noise_C, self.softening_C = typical_noise(store, self.aperture)
+        self.extinction_r_C = np.array([band.extinction_r for band in store.survey.bands])
+        self.model = PITA(config.model)
+        self.model.noise_C.copy_(torch.from_numpy(noise_C))
+        self.model.extinction_r_C.copy_(torch.from_numpy(self.extinction_r_C))
+        if config.initial_checkpoint:
+            _take_encoder(self.model, load_checkpoint(config.initial_checkpoint), store)
+        self.keys = KeyEncoder(self.model, config.loss.queue_len, config.loss.momentum)
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.keys.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._freeze_idle_heads()
+        if config.compile:
+            self.model.encoder.compile()
+            self.keys.model.encoder.compile()
+        self.network: nn.Module = self.model
+        if self.ranks.world > 1:
+            with warnings.catch_warnings():  # the option's new name is not in torch 2.9 yet
+                warnings.simplefilter("ignore", FutureWarning)
+                self.network = nn.parallel.DistributedDataParallel(
+                    self.model, broadcast_buffers=False
+                )
+        self.optimiser = torch.optim.AdamW(
+            [p for p in self.model.parameters() if p.requires_grad],
+            lr=config.optimiser.lr,
+            weight_decay=config.optimiser.weight_decay,
+            fused=True,
+        )
+        self.generator = torch.Generator(self.device)
+        self.precision = {
+            "auto": native_precision(self.device),
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+        }[config.precision]
+        self.step = 0
+        self.loss_sums = torch.zeros(len(LOSSES), device=self.device)  # of this epoch so far
+        self.best_nmad = math.inf
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.loader.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return self.step // self.loader.steps_per_epoch
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the run is between two epochs."""
+        return self.step % self.loader.steps_per_epoch == 0
+
+    def batches(self) -> Iterator[list[Block]]:
+        """Yield what is left of the epoch, from the step at which the run is."""
+        return self.loader.epoch(self.epoch, self.step % self.loader.steps_per_epoch)
+
+    def train_step(self, lanes: list[Block]) -> Tensor:
+        """Make one step on this rank's lanes of a batch; return its LOSSES, before the step."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = _learning_rate(self.config.optimiser, self.step, self.total_steps)
+        if self.config.model.drop_path > 0:
+            torch.manual_seed(_seed_of(self.config.seed, self.step, self.ranks.rank))
+        losses, key_BP = self.losses(lanes)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses[0].backward()
+        if self.config.optimiser.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.clip_norm)
+        self.optimiser.step()
+        # In the first steps the average would hold on to the random start: forget it faster.
+        momentum = min(self.config.loss.momentum, (1 + self.step) / (10 + self.step))
+        self.keys.update(self.model, momentum)
+        if key_BP is not None:
+            self.keys.enqueue(self.ranks.gather(key_BP))
+        self.step += 1
+        return losses.detach()
+
+    def losses(self, lanes: list[Block]) -> tuple[Tensor, Tensor | None]:
+        """Return LOSSES of this rank's lanes, and the new keys.
+
+        The mean over ranks is the loss of the whole batch: each divides its sums over labelled
+        sources by the number of these on all ranks.
+        """
+        config, device = self.config, self.device
+        batch = Block.join(lanes)
+        colour_BM = torch.from_numpy(
+            colour_features(batch.flux_NC, self.softening_C, batch.ebv_N, self.extinction_r_C)
+        )
+        z_spec_B = torch.from_numpy(batch.z_spec_N)
+        n_labels, n_colours = (
+            total / self.ranks.world
+            for total in self.ranks.sum(
+                [int(torch.isfinite(z_spec_B).sum()), int(colour_BM.isfinite().all(dim=1).sum())]
+            )
+        )
+        image_BCSS = calibrate(
+            torch.from_numpy(batch.cutout_NCSS).to(device),
+            torch.from_numpy(batch.ebv_N).to(device),
+            self.model.extinction_r_C,
+            self.model.noise_C,
+        )
+        self.model.train()
+        self.keys.eval()
+        key_BP = None
+        reduced = self.precision != torch.float32
+        with torch.autocast(device.type, dtype=self.precision, enabled=reduced):
+            output = self.network(self._view(image_BCSS, 0))
+            if config.contrastive_weight > 0:
+                key_BP = self.keys(self._view(image_BCSS, 1))
+        zero = torch.zeros((), device=device)
+        contrastive = colour = redshift = zero
+        if key_BP is not None:
+            contrastive = contrastive_loss(
+                output.projection_BP, key_BP, self.keys.queue_KP, config.loss.temperature
+            )
+        if config.colour_weight > 0:
+            colour = colour_loss(output.colour_BM, colour_BM.to(device), n_colours)
+        if config.redshift_weight > 0:
+            redshift = redshift_loss(
+                output.z_phot_B,
+                z_spec_B.to(device),
+                config.loss.huber_delta,
+                config.model.redshift_scale,
+                n_labels,
+            )
+        total = (
+            config.contrastive_weight * contrastive
+            + config.colour_weight * colour
+            + config.redshift_weight * redshift
+        )
+        return torch.stack([total, contrastive, colour, redshift]), key_BP
+
+    def _view(self, image_BCSS: Tensor, number: int) -> Tensor:
+        """One random view of every image; each lane has its own random numbers."""
+        augment, views = self.config.augment, []
+        for lane, image_LCSS in zip(
+            self.loader.lanes, image_BCSS.split(self.loader.lane_batch), strict=True
+        ):
+            self.generator.manual_seed(_seed_of(self.config.seed, self.step, lane, number))
+            view_LCHW = random_view(
+                image_LCSS,
+                self.config.model.crop,
+                augment.rotation,
+                augment.jitter_pix,
+                augment.noise,
+                self.generator,
+            )
+            views.append(stretch(view_LCHW, self.config.model.stretch))
+        return torch.cat(views).contiguous(memory_format=torch.channels_last)
+
+    def _freeze_idle_heads(self) -> None:
+        """DDP waits for the gradient of every parameter, so what has no task must want none."""
+        for weight, head in (
+            (self.config.contrastive_weight, self.model.projection_mlp),
+            (self.config.colour_weight, self.model.colour_mlp),
+            (self.config.redshift_weight, self.model.redshift_mlp),
+        ):
+            head.requires_grad_(weight > 0)
+
+    def mean_losses(self) -> dict[str, float]:
+        """Return the means, over ranks and the epoch so far, of LOSSES.
+
+        Raises:
+            RunError: one is not finite.
+        """
+        steps = self.step % self.loader.steps_per_epoch or self.loader.steps_per_epoch
+        sums = self.ranks.sum(self.loss_sums.tolist())
+        means = [total / self.ranks.world / steps for total in sums]
+        if not all(map(math.isfinite, means)):
+            raise RunError(
+                f"the loss is not finite any more (step {self.step}); lower optimiser.lr or set "
+                f"optimiser.clip_norm, then resume from the last checkpoint"
+            )
+        return dict(zip(LOSSES, means, strict=True))
+
+    def result(self) -> PITA:
+        """Return the model that inference should use."""
+        return self.keys.model if self.config.average_weights else self.model
+
+    def validate(self, block: Block) -> PointMetrics:
+        """Return metrics of a whole labelled sample, as inference would measure it."""
+        checkpoint = Checkpoint(Path(), self.result().eval(), self.store.survey, {}, "")
+        engine = Engine(checkpoint, str(self.device))
+        mine = block.take(slice(self.ranks.rank, None, self.ranks.world))
+        z_phot_N = engine.predict(mine.cutout_NCSS, mine.ebv_N).z_phot_N
+        pairs = self.ranks.gather_objects((mine.z_spec_N, z_phot_N))
+        return point_metrics(*(np.concatenate(column) for column in zip(*pairs, strict=True)))
+
+    def save_state(self, path: Path) -> None:
+        """Write everything that a resumed run needs (temporary name, fsync, rename).
+
+        All ranks call it; the first one writes: they differ in nothing but their losses.
+        """
+        self.mean_losses()  # a state that is not finite must not replace one that is
+        sums = self.ranks.sum(self.loss_sums.tolist())
+        if not self.ranks.is_first:
+            return
+        state = {
+            "config": self._identity(),
+            "store": self.store.fingerprint(),
+            "model": self.model.state_dict(),
+            "keys": self.keys.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "loss_sums": [total / self.ranks.world for total in sums],
+            "best_nmad": self.best_nmad,
+        }
+        with replacing(path) as partial:
+            torch.save(state, partial)
+
+    def load_state(self, path: Path) -> None:
+        """Take a run up where it was saved.
+
+        Raises:
+            CheckpointError: the file is damaged, or of another configuration or store.
+        """
+        damaged = f"{path}: cannot be resumed from, it is damaged; delete it to begin anew"
+        try:
+            state = load_torch_file(path)
+            config, store = state["config"], state["store"]
+        except Exception as error:  # PyTorch's reader of pickles raises whatever it runs into
+            raise CheckpointError(damaged) from error
+        if config != self._identity():
+            raise CheckpointError(
+                f"{path}: belongs to a run with another configuration; choose another 'out'"
+            )
+        if store != self.store.fingerprint():
+            raise CheckpointError(
+                f"{path}: belongs to a run on another store; choose another 'out'"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.keys.load_state_dict(state["keys"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.loss_sums.copy_(torch.tensor(state["loss_sums"]))
+            self.step, self.best_nmad = state["step"], float(state["best_nmad"])
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise CheckpointError(damaged) from error
+        if type(self.step) is not int or not 0 <= self.step <= self.total_steps:
+            raise CheckpointError(damaged)
+
+    def _identity(self) -> str:
+        return json.dumps(to_mapping(replace(self.config, **_INCIDENTAL)))  # type: ignore[arg-type]
+
+
+def _check_fit(config: TrainConfig, store: CutoutStore) -> int:
+    """Check that the store is what the configuration needs; return the index of the aperture."""
+    survey = store.survey
+    aperture = aperture_index(config, store)
+    if config.model.n_bands != len(survey.bands) or config.model.n_colours != len(survey.bands):
+        raise ConfigError(
+            f"model.n_bands and model.n_colours must be {len(survey.bands)}, "
+            f"the number of the store's bands"
+        )
+    needed = config.model.crop + 2 * config.augment.jitter_pix
+    if store.cutout_size < needed:
+        raise ConfigError(
+            f"cutouts of {store.cutout_size} px are too small for a crop of "
+            f"{config.model.crop} px with a jitter of {config.augment.jitter_pix} px; extract "
+            f"with --size {needed} or more"
+        )
+    return aperture
+
+
+def _take_encoder(model: PITA, initial: Checkpoint, store: CutoutStore) -> None:
+    """Take everything from a checkpoint but the redshift heads."""
+    initial.check_store(store.survey, store.cutout_size)
+    mine = model.state_dict()
+    theirs = initial.pita.state_dict()
+    kept = {k: v for k, v in theirs.items() if not k.startswith("redshift_")}
+    wanted = [name for name in mine if not name.startswith("redshift_")]
+    unlike = [k for k in wanted if k not in kept or kept[k].shape != mine[k].shape]
+    if unlike:
+        raise CheckpointError(
+            f"{initial.path}: '{unlike[0]}' does not fit the configuration's model; the encoder "
+            f"and heads must be those of the run that made it"
+        )
+    model.load_state_dict(kept, strict=False)
+
+
+def _seed_of(*numbers: int) -> int:
+    """A seed for a generator, different for every tuple of numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _learning_rate(config: OptimiserConfig, step: int, total_steps: int) -> float:
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))

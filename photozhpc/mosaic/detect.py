@@ -1,0 +1,163 @@
+"""Source detection on a tile, with SEP: Background and extract on the sum of all bands."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import sep
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from photozhpc.errors import MosaicError
+from photozhpc.mosaic.measure import noise_weights, psf_sigma_arcsec
+from photozhpc.mosaic.tile import Tile
+from photozhpc.survey import Survey
+
+# A tile is searched in blocks, so that memory does not grow with it. Blocks and margins are whole
+# meshes of the background, so that neighbours see the same meshes.
+MESH_PIX = 64
+BLOCK_PIX = 32 * MESH_PIX
+MARGIN_PIX = 4 * MESH_PIX
+# The same source seen twice, in two blocks or on two tiles, is not further apart than this.
+REPEAT_PIX = 3.0
+_PIXEL_STACK = 4_000_000
+_SUB_OBJECTS = 65_536
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Sources found on a tile, ordered by row.
+
+    Attributes:
+        y_N, x_N: isophotal barycentres, pixels.
+        flags_N: SEP's extraction flags (1: blended, 2: cut by the edge or by bad pixels ...).
+    """
+
+    y_N: NDArray[np.float64]
+    x_N: NDArray[np.float64]
+    flags_N: NDArray[np.int16]
+
+
+def detect_sources(tile: Tile, survey: Survey, threshold: float, min_area_pix: int) -> Detections:
+    """Find the sources of a tile.
+
+    On sum w I / sqrt(sum w) over the bands that have a pixel there, w = 1 / noise^2 of a band: the
+    signal-to-noise ratio of a pixel for a source of flat f_nu. Its background and what is left of
+    variations of its noise are SEP's (meshes of 64 px); the filter is the PSF of the sum.
+
+    Args:
+        threshold: for the filtered image, in standard deviations of the unfiltered, as
+            SExtractor's DETECT_THRESH.
+        min_area_pix: that so many adjoining pixels must pass.
+
+    Raises:
+        MosaicError: more pixels are above the threshold than SEP can hold.
+    """
+    weight_C = noise_weights(tile.err_CHW)
+    kernel = _gaussian(psf_sigma_arcsec(survey, weight_C) / tile.pixel_scale_arcsec)
+    height, width = tile.shape_HW
+    parts, depths, blocks = [], [], []
+    corners = [(i, j) for i in range(0, height, BLOCK_PIX) for j in range(0, width, BLOCK_PIX)]
+    for block, (i, j) in enumerate(corners):
+        i0, j0 = max(i - MARGIN_PIX, 0), max(j - MARGIN_PIX, 0)
+        rows = slice(i0, min(i + BLOCK_PIX + MARGIN_PIX, height))
+        columns = slice(j0, min(j + BLOCK_PIX + MARGIN_PIX, width))
+        found_N3 = _detect_block(tile, weight_C, rows, columns, kernel, threshold, min_area_pix)
+        found_N3[:, :2] += i0, j0
+        # How far inside the block's own part of the tile; the tile's edges are no edges here.
+        last_i = np.inf if i + BLOCK_PIX >= height else i + BLOCK_PIX - 0.5
+        last_j = np.inf if j + BLOCK_PIX >= width else j + BLOCK_PIX - 0.5
+        first_i, first_j = i - 0.5 if i else -np.inf, j - 0.5 if j else -np.inf
+        y_N, x_N = found_N3[:, 0], found_N3[:, 1]
+        depth_N = np.minimum.reduce([y_N - first_i, last_i - y_N, x_N - first_j, last_j - x_N])
+        near_N = depth_N > -REPEAT_PIX
+        parts.append(found_N3[near_N])
+        depths.append(depth_N[near_N])
+        blocks.append(np.full(near_N.sum(), block))
+    found_N3 = np.concatenate(parts)
+    once_N = first_sightings(
+        found_N3[:, :2], np.concatenate(blocks), np.concatenate(depths), REPEAT_PIX
+    )
+    found_N3 = found_N3[once_N]
+    found_N3 = found_N3[np.lexsort((found_N3[:, 1], found_N3[:, 0]))]
+    return Detections(found_N3[:, 0], found_N3[:, 1], found_N3[:, 2].astype(np.int16))
+
+
+def first_sightings(
+    place_ND: NDArray[np.float64],
+    group_N: NDArray[np.integer],
+    depth_N: NDArray[np.float64],
+    radius: float,
+) -> NDArray[np.bool_]:
+    """Return (N,): which sources to keep so that none is there from two groups.
+
+    Of two of different groups within `radius` that with the larger depth is kept; of equal ones
+    that of the first group.
+    """
+    keep_N = np.ones(len(place_ND), dtype=np.bool_)
+    if not len(place_ND):
+        return keep_N
+    pairs_P2 = cKDTree(place_ND).query_pairs(radius, output_type="ndarray")
+    pairs_P2 = pairs_P2[group_N[pairs_P2[:, 0]] != group_N[pairs_P2[:, 1]]]
+    left_P, right_P = pairs_P2.T
+    left_wins_P = np.where(
+        depth_N[left_P] != depth_N[right_P],
+        depth_N[left_P] > depth_N[right_P],
+        group_N[left_P] < group_N[right_P],
+    )
+    keep_N[np.where(left_wins_P, right_P, left_P)] = False
+    return keep_N
+
+
+def _detect_block(
+    tile: Tile,
+    weight_C: NDArray[np.float64],
+    rows: slice,
+    columns: slice,
+    kernel: NDArray[np.float32],
+    threshold: float,
+    min_area_pix: int,
+) -> NDArray[np.float64]:
+    """Return found_N3: y, x in the block, and flags."""
+    total = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
+    weights = np.zeros_like(total)
+    for c in np.flatnonzero(weight_C):
+        plane = tile.image_CHW[c, rows, columns]
+        good = np.isfinite(plane)
+        total += np.where(good, plane, np.float32(0)) * np.float32(weight_C[c])
+        weights += good * np.float32(weight_C[c])
+    bad = weights == 0
+    if bad.all():
+        return np.empty((0, 3))
+    np.divide(total, np.sqrt(weights), out=total, where=~bad)
+    background = sep.Background(total, mask=bad, bw=MESH_PIX, bh=MESH_PIX)
+    noise = background.rms(dtype=np.float32)
+    bad |= ~(noise > 0)  # a mesh without a usable pixel
+    total -= background.back(dtype=np.float32)
+    total[bad] = 0
+    noise[bad] = 1
+    sep.set_extract_pixstack(_PIXEL_STACK)
+    sep.set_sub_object_limit(_SUB_OBJECTS)
+    try:
+        # filter_type "matched" divides by the noise of the filtered image: the same threshold
+        # would be four times lower, and CLEAN then takes away what it finds near the bright.
+        found = sep.extract(
+            total,
+            threshold,
+            err=noise,
+            mask=bad,
+            minarea=min_area_pix,
+            filter_kernel=kernel,
+            filter_type="conv",
+        )
+    except Exception as error:  # SEP raises no other class
+        raise MosaicError(
+            f"tile '{tile.tile_id}': SEP gave up ({' '.join(str(error).split())[:120]}); is the "
+            f"mosaic's background subtracted? Or pass a higher --threshold"
+        ) from error
+    return np.stack([found["y"], found["x"], found["flag"].astype(np.float64)], axis=1)
+
+
+def _gaussian(sigma_pix: float) -> NDArray[np.float32]:
+    half = max(1, int(3 * sigma_pix))
+    line = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma_pix) ** 2)
+    return np.ascontiguousarray(np.outer(line, line) / line.sum() ** 2, np.float32)
