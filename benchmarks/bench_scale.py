@@ -34,7 +34,7 @@ import virtual_store
 from photozhpc.catalog import run
 
 started = time.monotonic()
-virtual_store.install(run)
+virtual_store.install()
 summary = run.run_inference(
     {store!r}, {checkpoint!r}, {out!r}, rows_per_part={rows}, compiled=False, workers={workers},
 )
@@ -122,6 +122,7 @@ def main() -> None:
     n_half = count_parts(out)
     print(f"killed at {n_half} of {n_shards} parts after {half['seconds']:.0f} s", flush=True)
     whole = run_until(program, folder / "whole.log", None, out)
+    assert whole["answer"], (folder / "whole.log").read_text()
     rows, n_parts, n_resumed, startup, wall = whole["answer"]
     assert rows == options.sources, f"{rows} rows for {options.sources} sources"
     assert n_resumed == n_half, (n_half, n_resumed)

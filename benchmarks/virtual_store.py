@@ -6,12 +6,11 @@ where they are asked for, cutouts are not even that.
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from photozhpc.catalog import predict
+from photozhpc.catalog import predict, run, stream
 from photozhpc.model.density import LEVEL_Q
 from photozhpc.mosaic.sources import Sources
 from photozhpc.store import CutoutStore
@@ -82,11 +81,11 @@ def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutS
     return store
 
 
-def install(run: ModuleType) -> None:
-    """Let catalog/run.py run over virtual stores, with an engine that is free."""
+def install() -> None:
+    """Let `run_inference` run over virtual stores, with an engine that is free."""
     run.CutoutStore = VirtualStore
-    run.predict_part = virtual_part
-    run.check_fit = lambda model: None
+    stream.predict_part = virtual_part
+    stream.check_fit = lambda model: None
 
 
 def virtual_part(model, part, *rest):

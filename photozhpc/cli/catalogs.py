@@ -27,7 +27,7 @@ DEFAULT_TILES = 4
 @click.option("--store", type=Location(), help="Store made by 'extract'; may be on s3://.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Default: the bundled model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: out/SURVEY.")
-@click.option("--truth", multiple=True, type=click.Path(path_type=Path), help="Truth table(s).")
+@click.option("--truth", multiple=True, type=Location(), help="Truth table(s).")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core or GPU.")
 @click.option(
     "--device",
@@ -64,7 +64,7 @@ def infer(
     store: AnyPath | None,
     checkpoint: Path | None,
     out: Path | None,
-    truth: tuple[Path, ...],
+    truth: tuple[AnyPath, ...],
     workers: int | None,
     device: Literal["auto", "cpu", "cuda"],
     compiled: bool | None,
@@ -125,8 +125,8 @@ def infer(
 
 
 def _own_sky(
-    survey_name: str, out: Path, truth: tuple[Path, ...], workers: int | None
-) -> tuple[Path, tuple[Path, ...]]:
+    survey_name: str, out: Path, truth: tuple[AnyPath, ...], workers: int | None
+) -> tuple[Path, tuple[AnyPath, ...]]:
     """Make the small sky of `photozhpc infer --survey roman-sim` and its store."""
     if survey_name != "roman-sim":
         raise PhotozError(
@@ -155,13 +155,13 @@ def _own_sky(
     "--truth",
     multiple=True,
     required=True,
-    type=click.Path(path_type=Path),
+    type=Location(),
     help="Table with source_id and z_true or z_spec, or a quoted glob of such, or a store whose "
     "labels are the truth; may be repeated.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: CATALOG/evaluation.")
 @JSON
-def evaluate(catalog: Path, truth: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_json: bool) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
     from photozhpc.report import evaluate as run
     from photozhpc.report import evaluation_table, write_evaluation
@@ -182,12 +182,12 @@ def evaluate(catalog: Path, truth: tuple[Path, ...], out: Path | None, as_json: 
 @click.option(
     "--truth",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=Location(),
     help="Truth table(s), or globs of them, or a store; default: those of the run's evaluation or "
     "simulated sky, else the store's labels.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="File; default: OUT/report.html.")
-def report(path: Path, truth: tuple[Path, ...], out: Path | None) -> None:
+def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
     """Make one self-contained HTML page of a catalogue, finished or not.
 
     OUT is the --out folder of infer, its catalog folder, or one part.
@@ -214,7 +214,7 @@ def report(path: Path, truth: tuple[Path, ...], out: Path | None) -> None:
 @click.option(
     "--truth",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=Location(),
     help="Truth table(s), or globs of them; default: the store's labels.",
 )
 @click.option(
@@ -226,7 +226,7 @@ def report(path: Path, truth: tuple[Path, ...], out: Path | None) -> None:
 def figures(
     checkpoints: tuple[Path, ...],
     store: Path | None,
-    truth: tuple[Path, ...],
+    truth: tuple[AnyPath, ...],
     scaling: Path | None,
     out: Path,
 ) -> None:

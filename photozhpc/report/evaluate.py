@@ -17,6 +17,7 @@ from photozhpc.metrics import (
     normalised_residual,
     sample_statistics,
 )
+from photozhpc.object_storage import AnyPath
 from photozhpc.report.match import INTERVALS_PERCENT, Matched, match
 from photozhpc.report.truth import read_truth, truth_tables
 
@@ -73,7 +74,7 @@ class Evaluation:
     """
 
     catalog: Path
-    truth: tuple[Path, ...]
+    truth: tuple[AnyPath, ...]
     z_kind: str
     matched: Matched
     n_rows: int
@@ -96,7 +97,7 @@ class Evaluation:
 
 def evaluate(
     catalog: str | Path,
-    truth: Sequence[str | Path],
+    truth: Sequence[str | AnyPath],
     *,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
-from astropy.table import Table
 from numpy.typing import NDArray
 
 from photozhpc.disk import write_durably
 from photozhpc.errors import SourceListError
 from photozhpc.metrics import point_metrics
+from photozhpc.mosaic.table_file import read_columns
+from photozhpc.object_storage import AnyPath
 from photozhpc.report.latents import Latents, concentration, read_latents
 from photozhpc.report.latents_figure import LatentMap, plot_latents
 from photozhpc.report.latents_smoothness import N_NEIGHBOURS, embed, import_umap, smoothness
@@ -22,13 +22,14 @@ from photozhpc.report.truth import read_truth, truth_tables
 from photozhpc.store import CutoutStore
 
 _SIZE = "half_light_radius_arcsec"
+_WANTED = ("source_id", "is_star", _SIZE)
 
 
 def report_latents(
     checkpoints: Sequence[str | Path],
     store: str | Path,
     out: str | Path,
-    truth: Sequence[str | Path] = (),
+    truth: Sequence[str | AnyPath] = (),
     max_sources: int = 5000,
     seed: int = 0,
 ) -> str:
@@ -71,7 +72,7 @@ def report_latents(
     return "\n".join([*lines, f"figure: {out / 'latents.png'}, numbers: {out / 'latents.json'}"])
 
 
-def map_latents(name: str, latents: Latents, truth: Sequence[str | Path]) -> LatentMap:
+def map_latents(name: str, latents: Latents, truth: Sequence[str | AnyPath]) -> LatentMap:
     """Match latents with the truth, lay them out by UMAP, and measure their smoothness.
 
     Stars are left out where the truth knows of them.
@@ -113,7 +114,7 @@ def map_latents(name: str, latents: Latents, truth: Sequence[str | Path]) -> Lat
     )
 
 
-def _read_known(paths: Sequence[str | Path], source_id_N: NDArray[np.int64]) -> pd.DataFrame:
+def _read_known(paths: Sequence[str | AnyPath], source_id_N: NDArray[np.int64]) -> pd.DataFrame:
     """Return z_ref, is_star and half_light_radius_arcsec of each source; NaN where unknown."""
     truth = read_truth(paths)
     table = pd.concat([_read_columns(path) for path in truth_tables(paths)])
@@ -127,16 +128,11 @@ def _read_known(paths: Sequence[str | Path], source_id_N: NDArray[np.int64]) -> 
     return known
 
 
-def _read_columns(path: Path) -> pd.DataFrame:
+def _read_columns(path: AnyPath) -> pd.DataFrame:
     """Read what is wanted of a table that `read_truth` could read."""
-    wanted = ("source_id", "is_star", _SIZE)
     if path.is_dir():  # a store: it has neither
         return pd.DataFrame({"source_id": np.empty(0, np.int64)})
-    if path.suffix.lower() in (".parquet", ".pq"):
-        file = pq.ParquetFile(path)
-        return file.read([name for name in wanted if name in file.schema_arrow.names]).to_pandas()
-    table = Table.read(path)
-    return table[[name for name in wanted if name in table.colnames]].to_pandas()
+    return pd.DataFrame(read_columns(path, "truth table", _WANTED.__contains__)[0])
 
 
 def _names(checkpoints: Sequence[str | Path]) -> list[str]:

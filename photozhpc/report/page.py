@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from photozhpc.disk import write_durably
 from photozhpc.errors import CatalogError
+from photozhpc.object_storage import AnyPath
 from photozhpc.report import page_sections as sections
 from photozhpc.report.catalog_scan import scan_catalog
 from photozhpc.report.page_accuracy import compare
@@ -20,7 +21,7 @@ _TEMPLATES = files("photozhpc.report") / "templates"
 
 
 def write_report(
-    path: str | Path, truth: Sequence[str | Path] = (), file: str | Path | None = None
+    path: str | Path, truth: Sequence[str | AnyPath] = (), file: str | Path | None = None
 ) -> Path:
     """Write the page of a catalogue, whole or not at all, and return where it is.
 
@@ -43,7 +44,7 @@ def write_report(
     return target
 
 
-def render(source: PageSource, truth: Sequence[str | Path] = ()) -> str:
+def render(source: PageSource, truth: Sequence[str | AnyPath] = ()) -> str:
     """Return the page as HTML."""
     scan = scan_catalog(source.parts)
     accuracy = compare(source, truth, scan.n_rows)

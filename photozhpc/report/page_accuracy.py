@@ -3,13 +3,13 @@
 import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from photozhpc.disk import read_json
 from photozhpc.errors import PhotozError
+from photozhpc.object_storage import AnyPath, location
 from photozhpc.report.evaluate import Evaluation, evaluate
 from photozhpc.report.evaluation_figures import draw_evaluation
 from photozhpc.report.evaluation_report import JSON_NAME, default_folder
@@ -41,7 +41,7 @@ class Accuracy:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-def compare(source: PageSource, truth: Sequence[str | Path], n_rows: int) -> Accuracy:
+def compare(source: PageSource, truth: Sequence[str | AnyPath], n_rows: int) -> Accuracy:
     """Compare with `truth`, or with what the run left: its evaluation, its sky, its store's labels.
 
     Raises:
@@ -65,15 +65,15 @@ def compare(source: PageSource, truth: Sequence[str | Path], n_rows: int) -> Acc
     )
 
 
-def _known_truths(source: PageSource, n_rows: int) -> list[tuple[list[Path], str, str]]:
+def _known_truths(source: PageSource, n_rows: int) -> list[tuple[list[AnyPath], str, str]]:
     """Return (tables, their name, a warning) in the order in which they are tried."""
-    found: list[tuple[list[Path], str, str]] = []
+    found: list[tuple[list[AnyPath], str, str]] = []
     try:
         noted = read_json(default_folder(source.path) / JSON_NAME).get("truth")
     except (OSError, ValueError):
         noted = None
     if isinstance(noted, list) and noted and all(isinstance(path, str) for path in noted):
-        found.append(([Path(path) for path in noted], "", ""))
+        found.append(([location(path) for path in noted], "", ""))
     own_sky = truth_tables([glob.escape(str(source.folder)) + "/sky/*_truth.parquet"])
     if own_sky[0].is_file():
         found.append((own_sky, "", ""))
@@ -185,5 +185,5 @@ def _range_text(evaluation: Evaluation, kind: str) -> str:
     )
 
 
-def _names(tables: Sequence[Path]) -> str:
+def _names(tables: Sequence[AnyPath]) -> str:
     return f"{tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from photozhpc.catalog.pdf import PDF_FOLDER
 from photozhpc.catalog.run import RunSummary
 from photozhpc.disk import write_durably
 from photozhpc.metrics import point_metrics
+from photozhpc.object_storage import AnyPath
 from photozhpc.report.match import match
 from photozhpc.report.truth import read_truth, store_labels
 from photozhpc.report.zz import plot_zz, save_figure
@@ -17,7 +17,7 @@ from photozhpc.report.zz import plot_zz, save_figure
 LABELS = "z_spec labels of the store (the model may have been trained on them)"
 
 
-def summarise(run: RunSummary, truth: Sequence[str | Path] | None = None) -> str:
+def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> str:
     """Write OUT/summary.json and, where truth is known, OUT/zz.png; return the lines to show.
 
     Args:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean
 from photozhpc.mosaic.table_file import read_columns
-from photozhpc.object_storage import AnyPath
+from photozhpc.object_storage import AnyPath, ObjectPath, location
 from photozhpc.store import CutoutStore
 
 # The first that a table has; galaxy_id and redshift are those of OpenUniverse2024.
@@ -36,18 +36,18 @@ class Truth:
     magnitudes: dict[str, NDArray[np.float64]]
 
 
-def truth_tables(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the files that paths and globs name; a glob that matches nothing stays as it is."""
-    return [
-        Path(file)
-        for path in paths
-        for file in (
-            [str(path)] if Path(path).is_file() else sorted(glob(str(path))) or [str(path)]
-        )
-    ]
+def truth_tables(paths: Sequence[str | AnyPath]) -> list[AnyPath]:
+    """Return the files that paths, URLs and globs name; a glob of nothing stays as it is."""
+    found: list[AnyPath] = []
+    for path in map(location, paths):
+        if isinstance(path, ObjectPath) or path.is_file():
+            found.append(path)
+        else:
+            found += [Path(file) for file in sorted(glob(str(path)))] or [path]
+    return found
 
 
-def read_truth(paths: Sequence[str | Path]) -> Truth:
+def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
     """Read the galaxies with a redshift of truth tables: Parquet, FITS, ECSV or CSV.
 
     Args:
@@ -95,7 +95,7 @@ def store_labels(store_path: str | AnyPath) -> Truth:
     return _rows(truth, np.argsort(truth.source_id_N, kind="stable"))
 
 
-def _names(paths: Sequence[str | Path]) -> str:
+def _names(paths: Sequence[str | AnyPath]) -> str:
     return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
@@ -108,7 +108,7 @@ def _rows(truth: Truth, row_N: NDArray[np.intp]) -> Truth:
     )
 
 
-def _read_one(path: Path) -> Truth:
+def _read_one(path: AnyPath) -> Truth:
     """Read every row of a table, in its order; z_ref is NaN where there is none."""
     if path.is_dir():
         return store_labels(path)
