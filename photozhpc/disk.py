@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -109,10 +110,14 @@ def disk_error(path: Path, error: OSError) -> RunError:
     return RunError(f"{path}: cannot be written ({error.strerror or error})")
 
 
-def remove_stale_partials(folder: Path) -> None:
-    """Delete what writers that are dead left half-written: this host's, and others' if old."""
+def remove_stale_partials(folder: Path, name: str | None = None) -> None:
+    """Delete what writers that are dead left half-written: this host's, and others' if old.
+
+    Args:
+        name: of the file that they were to write; None, where all files are photozhpc's: of any.
+    """
     host = socket.gethostname()
-    for path in folder.glob(".*.partial"):
+    for path in folder.glob(".*.partial" if name is None else f".{glob.escape(name)}.*.partial"):
         owner, _, pid = path.name.removesuffix(".partial").rpartition(".")
         with suppress(OSError):
             if owner.endswith(f".{host}") and pid.isdigit():

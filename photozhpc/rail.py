@@ -103,6 +103,16 @@ class PITAEstimator(CatEstimator):
     inputs = [("model", CheckpointHandle), ("input", CutoutStoreHandle)]  # noqa: RUF012
     outputs = [("output", QPHandle)]  # noqa: RUF012
 
+    @classmethod
+    def generate_command(cls, *args: Any, **kwargs: Any) -> str:
+        """Return the command by which a pipeline runs the stage.
+
+        ceci takes the top package for a program of stages, which `python -m photozhpc` is not.
+        """
+        command: str = super().generate_command(*args, **kwargs)
+        of_package, of_ceci = f"-m photozhpc {cls.name}", f"-m ceci {cls.get_module()}.{cls.name}"
+        return command.replace(of_package, of_ceci, 1)
+
     def estimate(self, input_data: Any, **kwargs: Any) -> QPHandle:
         """Return the handle of the ensemble.
 

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,83 @@ def test_a_second_export_replaces_the_first_and_nothing_else_is_replaced(
     (tmp_path / "mine").mkdir()
     with pytest.raises(CatalogError, match="is there already, and no HATS catalogue"):
         export(part, "hats", tmp_path / "mine")
+    for to in ("fits", "vo-parquet"):
+        export(part, to, tmp_path / to)
+        export(part, to, tmp_path / to)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    for file in (notes, tmp_path / "fits"):
+        with pytest.raises(CatalogError, match="is there already, and no vo-parquet file"):
+            export(part, "vo-parquet", file)
+    assert notes.read_text() == "mine"
+
+
+def test_a_catalogue_is_not_written_over_by_its_own_export(catalogue, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(catalogue, copy)
+    (tmp_path / "link").symlink_to(copy / "catalog")
+    part = copy / "catalog" / "part-000000.parquet"
+    before = {path.name: path.read_bytes() for path in part.parent.iterdir()}
+    for target in (
+        part,
+        part.with_name("part-000099.parquet"),
+        part.parent,
+        tmp_path / "link" / "x",
+        copy / "pdf" / "x",
+    ):
+        for to in ("fits", "vo-parquet", "hats"):
+            with pytest.raises(CatalogError, match="is among the files of the catalogue itself"):
+                export(copy, to, target)
+    with pytest.raises(CatalogError, match="is among the files of the catalogue itself"):
+        export(part, "vo-parquet", part)
+    assert {path.name: path.read_bytes() for path in part.parent.iterdir()} == before
+
+
+def test_files_that_are_called_nearly_as_parts_are_none(catalogue, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(catalogue, copy)
+    for name in (
+        "part-000000 (1).parquet",
+        "part-000000~.parquet",
+        "part-x.parquet",
+        "all.parquet",
+    ):
+        (copy / "catalog" / name).write_bytes(b"mine")
+    assert export(copy, "fits", tmp_path / "a.fits").rows == N_PARTS * PART_LEN
+
+
+def test_what_a_killed_export_left_is_cleared_away_and_nothing_else(catalogue, tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = [tmp_path / f".{name}.{socket.gethostname()}.{ended.pid}.partial" for name in "ab"]
+    for folder in left:
+        folder.mkdir()
+    export(catalogue, "fits", tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left[1].name, "a"]
+
+
+def test_stdout_is_for_data_even_when_a_worker_fails(catalogue, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(catalogue, copy)
+    part = copy / "catalog" / "part-000003.parquet"
+    content = bytearray(part.read_bytes())
+    found = pq.read_metadata(part).row_group(0)
+    columns = [found.column(number) for number in range(found.num_columns)]
+    (photoz,) = [column for column in columns if column.path_in_schema == "photoz"]
+    content[photoz.data_page_offset + photoz.total_compressed_size // 2] ^= 0xFF
+    part.write_bytes(content)
+    command = ["export", str(copy), "--format", "hats", "--out", str(tmp_path / "[1]"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "photozhpc", *command], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "part-000003.parquet" in done.stderr
+    shutil.copy(catalogue / "catalog" / part.name, part)
+    done = subprocess.run(
+        [sys.executable, "-m", "photozhpc", *command], capture_output=True, text=True
+    )
+    assert json.loads(done.stdout)["sources"] == N_PARTS * PART_LEN - NOWHERE
 
 
 def test_vo_parquet_is_read_by_astropy_pandas_pyarrow_and_duckdb(catalogue, tmp_path):
@@ -316,6 +394,14 @@ def test_what_cannot_be_exported_is_said_in_one_line(catalogue, tmp_path):
         export(catalogue, "fits", tmp_path / "x", columns="ruben")
     with pytest.raises(CatalogError, match="is a folder; name a file"):
         export(catalogue, "fits", tmp_path)
+    foreign = tmp_path / "foreign.parquet"
+    export(catalogue, "vo-parquet", foreign, columns="rubin")
+    with pytest.raises(CatalogError, match="has no column 'dec': it is no catalogue of"):
+        export(foreign, "fits", tmp_path / "x")
+    pq.write_table(read_catalog(catalogue).select([0, 1, 2]), foreign)
+    with pytest.raises(CatalogError, match="it is no catalogue of"):
+        export(foreign, "hats", tmp_path / "x")
+    foreign.unlink()
     damaged = tmp_path / "damaged"
     shutil.copytree(catalogue, damaged)
     part = damaged / "catalog" / "part-000003.parquet"

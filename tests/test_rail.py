@@ -1,10 +1,13 @@
 """A checkpoint as a RAIL stage: what it gives is the catalogue's p(z), and RAIL goes on with it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import qp
+from rail.core import RailPipeline
 from test_catalog_run import make_store
 from test_pdf import SMALL, calibrated_checkpoint
 
@@ -137,3 +140,21 @@ def test_what_does_not_fit_is_refused(store, checkpoint, tmp_path, monkeypatch):
     other = make_checkpoint(tmp_path / "other.safetensors", survey_name="candels")
     with pytest.raises(CheckpointError, match="was trained on survey 'candels'"):
         PITAEstimator.make_stage(name="other", model=str(other)).estimate(store.path)
+
+
+def test_a_pipeline_of_rail_runs_the_stage(store, checkpoint, tmp_path, monkeypatch):
+    """Saved, and run by the program ceci, as RAIL's own pipelines are."""
+    monkeypatch.chdir(tmp_path)
+    stage = PITAEstimator.make_stage(
+        name="pita", model=str(checkpoint), output_mode="default", device="cpu"
+    )
+    pipeline = RailPipeline()
+    pipeline.add_stage(stage)
+    inputs = {"model": str(checkpoint), "input": str(store.path)}
+    places = {"output_dir": str(tmp_path), "log_dir": str(tmp_path), "resume": False}
+    pipeline.initialize(inputs, places, None)
+    pipeline.save("pipeline.yml")
+    ceci = Path(sys.executable).with_name("ceci")
+    done = subprocess.run([ceci, "pipeline.yml"], capture_output=True, text=True)
+    assert done.returncode == 0, (tmp_path / "pita.out").read_text()
+    assert qp.read(str(tmp_path / "output_pita.hdf5")).npdf == len(store)

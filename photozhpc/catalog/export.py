@@ -10,19 +10,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from photozhpc.catalog.dialects import Dialect, find_dialect, translate, translated_schema
+from photozhpc.catalog.pdf import PDF_FOLDER
 from photozhpc.catalog.photoz_catalog import (
+    PART_FOLDER,
     PROVENANCE_KEY,
     TEXT_LENGTH_KEY,
     catalog_parts,
     read_part,
     text_length,
 )
-from photozhpc.disk import disk_error, replacing
+from photozhpc.disk import disk_error, remove_stale_partials, replacing
 from photozhpc.errors import CatalogError, ConfigError, did_you_mean
 
 Format = Literal["hats", "vo-parquet", "fits", "qp"]
 Report = Callable[[int, int], None]
 
+_MAGIC = {"vo-parquet": b"PAR1", "fits": b"SIMPLE  =", "qp": b"\x89HDF"}  # of the files
 _PACKAGES = {"hats": ("hats_import", "duckdb"), "qp": ("qp",)}
 
 # Rows of a row group, for files that stand for a whole catalogue: a part may have few.
@@ -53,8 +56,7 @@ def export(
 ) -> Exported:
     """Write a catalogue in a format of other tools; memory does not grow with its rows.
 
-    What stands at `out` is replaced when the new one is complete: for a HATS catalogue only if
-    it is one itself.
+    What stands at `out` is replaced when the new one is complete, if it is of the same format.
 
     Args:
         catalog: the --out folder of `photozhpc infer`, its catalog/ folder, or one part.
@@ -64,12 +66,17 @@ def export(
         progress: called with rows done and in all (of HATS: tasks of each of its stages).
 
     Raises:
-        CatalogError: there is no finished catalogue, or it is damaged.
+        CatalogError: there is no finished catalogue, it is damaged, `out` is one of its files,
+            or something else is there.
         ConfigError: unknown format or columns, or a package that is not installed.
         RunError: `out` cannot be written.
     """
     check_format(to)
     dialect, out = find_dialect(columns), Path(out)
+    parts = catalog_parts(catalog)
+    schema = checked_schema(parts)
+    _check_target(out, to, parts)
+    remove_stale_partials(out.parent, out.name)
     if to == "qp":
         if dialect is not None:
             raise ConfigError(f"a qp ensemble has no {columns} columns; leave --columns out")
@@ -77,14 +84,10 @@ def export(
 
         ensemble = export_qp(catalog, out)
         return Exported(ensemble.n_rows, ensemble.n_left_out, "have no redshift")
-    parts = catalog_parts(catalog)
-    schema = checked_schema(parts)
     if to == "hats":
         from photozhpc.catalog.export_hats import export_hats
 
         return export_hats(parts, translated_schema(schema, dialect), columns, out, workers)
-    if out.is_dir():
-        raise CatalogError(f"{out}: is a folder; name a file to write")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial:
@@ -115,14 +118,43 @@ def check_format(to: str) -> None:
             )
 
 
+def _check_target(out: Path, to: str, parts: list[Path]) -> None:
+    """Check that nothing is lost where the export will stand.
+
+    Raises:
+        CatalogError: it is among the catalogue's own files, or something else is there.
+    """
+    target, folder = out.resolve(), parts[0].resolve().parent
+    own = {part.resolve() for part in parts}
+    if folder.name == PART_FOLDER:
+        own |= {folder, folder.parent / PDF_FOLDER}
+    if own & {target, *target.parents}:
+        raise CatalogError(f"{out}: is among the files of the catalogue itself; name another place")
+    if to == "hats" or not out.exists():
+        return
+    if out.is_dir():
+        raise CatalogError(f"{out}: is a folder; name a file to write")
+    with open(out, "rb") as stream:
+        start = stream.read(len(_MAGIC[to]))
+    if start not in (b"", _MAGIC[to]):
+        raise CatalogError(f"{out}: is there already, and no {to} file; name another")
+
+
 def checked_schema(parts: list[Path]) -> pa.Schema:
     """Return the schema that all parts share, with the first one's metadata.
 
     Raises:
-        CatalogError: a part is damaged, or of another catalogue.
+        CatalogError: a part is damaged, of another catalogue, or none of photozhpc's.
     """
     first = read_part(parts[0], columns=[]).schema
     schema = _schema_of(parts[0])
+    missing = {"source_id", "ra", "dec", "tile_id", "photoz"} - set(schema.names)
+    if missing or not all(b"ucd" in (field.metadata or {}) for field in schema):
+        what = f"has no column '{min(missing)}'" if missing else "says nothing of its columns"
+        raise CatalogError(
+            f"{parts[0]}: {what}: it is no catalogue of 'photozhpc infer' with columns as they "
+            f"were made"
+        )
     for part in parts[1:]:
         if not _schema_of(part).equals(schema):
             raise CatalogError(f"{part}: has other columns than {parts[0].name}")

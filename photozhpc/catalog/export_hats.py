@@ -5,6 +5,7 @@ Its index needs another dask than ours on Python 3.11 (`IndexArguments.check_ver
 sorts the index: the same files, in bounded memory.
 """
 
+import glob
 import io
 import os
 import shutil
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from distributed import WorkerPlugin
 from hats.catalog import TableProperties
 from hats.catalog.dataset.collection_properties import CollectionProperties
 from hats.io.parquet_metadata import write_parquet_metadata
@@ -67,6 +69,7 @@ def export_hats(
     """
     if out.exists() and not (out / _PROPERTIES).is_file():
         raise CatalogError(f"{out}: is there already, and no HATS catalogue; name another folder")
+    out = out.resolve()  # what a link points to is replaced, and not the link
     n_nowhere = count_rows(parts) - _count_placed(parts)
     if n_nowhere == count_rows(parts):
         raise CatalogError("no source of the catalogue has a position: HATS has no place for any")
@@ -78,7 +81,7 @@ def export_hats(
         # hats-import prints what went wrong in a task, and hats warns of what is no fault.
         with redirect_stdout(said), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Computing partitions", UserWarning)
-            n_rows = _write_collection(parts, schema, columns, partial, out.name, workers)
+            n_rows = _write_collection(parts, schema, columns, partial, out.name, workers, said)
         if out.exists():
             old = partial.with_suffix(".old.partial")
             out.rename(old)
@@ -96,6 +99,13 @@ def export_hats(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(n_rows, n_nowhere, "have no position")
+
+
+class NoStdout(WorkerPlugin):
+    """Keeps workers from stdout, which is for data: what they print reaches the client as well."""
+
+    def setup(self, worker: object) -> None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 class PartsReader(InputReader):
@@ -122,7 +132,13 @@ class PartsReader(InputReader):
 
 
 def _write_collection(
-    parts: list[Path], schema: pa.Schema, columns: str, folder: Path, name: str, workers: int | None
+    parts: list[Path],
+    schema: pa.Schema,
+    columns: str,
+    folder: Path,
+    name: str,
+    workers: int | None,
+    said: io.StringIO,
 ) -> int:
     scratch = folder / "scratch"
     scratch.mkdir(parents=True)
@@ -161,6 +177,8 @@ def _write_collection(
     workers = workers or min(len(lists), len(os.sched_getaffinity(0)))
     preload = ["hats_import.pipeline", __name__]
     with local_client(workers, "cpu", preload=preload) as client, client.as_current():
+        client.register_plugin(NoStdout())
+        client.subscribe_topic("print", lambda event: print(*event[1]["args"], file=said))
         pipeline_with_client(main, client)
         margin = MarginCacheArguments(
             **shared,
@@ -228,7 +246,7 @@ def _write_index(catalog: Path, folder: Path, column: str, scratch: Path) -> Non
         FROM read_parquet($files, filename = true, hive_partitioning = true)
         ORDER BY "{column}"
     """
-    files = f"{catalog}/dataset/Norder=*/Dir=*/*.parquet"
+    files = f"{glob.escape(str(catalog))}/dataset/Norder=*/Dir=*/*.parquet"
     with (
         duckdb.connect(config=config) as database,
         pq.ParquetWriter(

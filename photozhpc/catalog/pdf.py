@@ -19,7 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.catalog.photoz_catalog import PART_FOLDER, PROVENANCE_KEY, FileNote, read_run
+from photozhpc.catalog.photoz_catalog import (
+    PART_FOLDER,
+    PROVENANCE_KEY,
+    FileNote,
+    part_files,
+    part_name,
+    read_run,
+)
 from photozhpc.catalog.votable import with_votable
 from photozhpc.disk import write_durably
 from photozhpc.errors import CatalogError
@@ -93,7 +100,7 @@ class PdfPart:
 
 def pdf_folder(catalog_folder: Path) -> Path:
     """Return the folder of p(z) that belongs to a folder of parts."""
-    return catalog_folder.with_name(PDF_FOLDER)
+    return catalog_folder.absolute().with_name(PDF_FOLDER)
 
 
 def pdf_path(part_path: Path) -> Path:
@@ -218,21 +225,21 @@ def pdf_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path]:
     folder = path / PDF_FOLDER if (path / PART_FOLDER).is_dir() else path
     if path.name == PART_FOLDER:
         folder = pdf_folder(path)
-    files = sorted(folder.glob("part-*.parquet"))
+    run_file = folder.parent / "run.json"
+    n_parts = read_run(run_file).n_parts if run_file.is_file() else None
+    files = part_files(folder, n_parts)
     if not files:
         raise CatalogError(
             f"{path}: has no p(z); make a catalogue with 'photozhpc infer --pdf quantiles' or "
             f"'--pdf grid', in a folder of its own"
         )
-    run_file = folder.parent / "run.json"
-    if not incomplete_ok and run_file.is_file():
-        names = {f"part-{index:06d}.parquet" for index in range(read_run(run_file).n_parts)}
-        missing = sorted(names - {file.name for file in files})
-        if missing:
-            raise CatalogError(
-                f"{folder}: the p(z) is not complete: {missing[0]} is missing, {len(missing)} of "
-                f"{len(names)} parts are; run the same 'photozhpc infer' again to finish it"
-            )
+    if n_parts is not None and len(files) < n_parts and not incomplete_ok:
+        names = {file.name for file in files}
+        first = next(name for name in map(part_name, range(n_parts)) if name not in names)
+        raise CatalogError(
+            f"{folder}: the p(z) is not complete: {first} is missing, {n_parts - len(files)} of "
+            f"{n_parts} parts are; run the same 'photozhpc infer' again to finish it"
+        )
     return files
 
 

@@ -10,6 +10,7 @@ IVOA Note 1.0), so that TOPCAT and astropy show them. Pages carry checksums.
 import enum
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +39,7 @@ INTERVAL_LEVELS = {
     "photoz_high99": 0.995,
 }
 PART_FOLDER = "catalog"
+_PART_NAME = re.compile(r"part-\d{6,}\.parquet")
 _PART_KEY = b"photozhpc.part"
 PROVENANCE_KEY = b"photozhpc.provenance"
 # astropy asks for the length of a text column under this key, or guesses it.
@@ -386,18 +388,33 @@ def catalog_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path
     if path.is_file():
         return [path]
     folder = path / PART_FOLDER if (path / PART_FOLDER).is_dir() else path
-    parts = sorted(folder.glob("part-*.parquet"))
     run_file = _run_file(path)
-    if run_file is not None and not incomplete_ok:
-        n_parts = read_run(run_file).n_parts
-        if len(parts) < n_parts:
-            raise CatalogError(
-                f"{path}: the catalogue is not finished: {len(parts)} of {n_parts} parts; run the "
-                f"same 'photozhpc infer' again to finish it"
-            )
+    n_parts = None if run_file is None else read_run(run_file).n_parts
+    parts = part_files(folder, n_parts)
+    if n_parts is not None and len(parts) < n_parts and not incomplete_ok:
+        raise CatalogError(
+            f"{path}: the catalogue is not finished: {len(parts)} of {n_parts} parts; run the "
+            f"same 'photozhpc infer' again to finish it"
+        )
     if not parts:
         raise CatalogError(f"{path}: no catalogue there; make one with 'photozhpc infer'")
     return parts
+
+
+def part_name(index: int) -> str:
+    return f"part-{index:06d}.parquet"
+
+
+def part_files(folder: Path, n_parts: int | None) -> list[Path]:
+    """Return the parts that are in a folder, in order, and no file that is called nearly so.
+
+    Args:
+        n_parts: of the run; None where it is not known.
+    """
+    found = {path.name: path for path in folder.glob("part-*.parquet")}
+    if n_parts is not None:
+        return [found[name] for name in map(part_name, range(n_parts)) if name in found]
+    return [found[name] for name in sorted(found) if _PART_NAME.fullmatch(name)]
 
 
 def _field(name: str, kind: pa.DataType, unit: str, ucd: str, description: str) -> pa.Field:

@@ -28,6 +28,7 @@ from photozhpc.catalog.photoz_catalog import (
     Counts,
     FileNote,
     PartNote,
+    part_name,
 )
 from photozhpc.disk import disk_error, is_count, read_json, remove_stale_partials, write_durably
 from photozhpc.errors import CatalogError, CheckpointError
@@ -65,7 +66,7 @@ class Part:
 
     @property
     def file_name(self) -> str:
-        return f"part-{self.index:06d}.parquet"
+        return part_name(self.index)
 
 
 def default_rows_per_part(n_rows: int) -> int:

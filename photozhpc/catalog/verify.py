@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from photozhpc.catalog.pdf import PDF_FOLDER, read_pdf_part
-from photozhpc.catalog.photoz_catalog import PART_FOLDER, PartNote, read_run
+from photozhpc.catalog.photoz_catalog import PART_FOLDER, PartNote, part_name, read_run
 from photozhpc.catalog.run_folder import Part, RunFolder, plan_parts
 from photozhpc.errors import CatalogError
 from photozhpc.store import CutoutStore
@@ -49,7 +49,7 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
     notes = run.notes()
     problems: list[str] = []
     rows = 0
-    names = [f"part-{index:06d}.parquet" for index in range(about.n_parts)]
+    names = [part_name(index) for index in range(about.n_parts)]
     for index, name in enumerate(names):
         try:
             content = (run.catalog / name).read_bytes()
