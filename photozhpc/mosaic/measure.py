@@ -12,6 +12,8 @@ from photozhpc.mosaic.photometry import local_sky, sum_circles
 from photozhpc.mosaic.tile import Tile
 from photozhpc.survey import Survey
 
+MIN_KRON_COVER = 0.5  # of an ellipse, by usable pixels: of less, a sum says nothing of the whole
+
 
 @dataclass(frozen=True, eq=False)
 class Photometry:
@@ -23,7 +25,7 @@ class Photometry:
         flux_err_NCR: float32, nJy: pixel errors and the error of the sky under the circle,
             sqrt(err^2 + (area * sky_err)^2).
         kron_flux_NC, kron_flux_err_NC: float32, nJy, as the others, in a Kron ellipse that is
-            the same in all bands (see `kron`).
+            the same in all bands (see `kron`); NaN where less than half of it has usable pixels.
         flags_NC: int32, `PhotFlag` bits, of all apertures and the sky together.
         sky_NC: float32, nJy per pixel; 0 where the survey has no annulus.
     """
@@ -96,6 +98,9 @@ def forced_photometry(
     kron_flux_NC, kron_err_NC, kron_flags_NC, area_NC = sum_ellipses(
         tile.image_CHW, y, x, *semi_axes, tile.err_CHW
     )
+    whole_N = math.pi * semi_axes[0] * semi_axes[1]
+    cut_NC = area_NC < MIN_KRON_COVER * whole_N[:, None]
+    kron_flux_NC[cut_NC] = kron_err_NC[cut_NC] = np.nan
     return Photometry(
         flux_NCR=flux_NCR,
         flux_err_NCR=flux_err_NCR,
