@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import sep
 from astropy.io import fits
 from click.testing import CliRunner
+from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from photozhpc.cli import main
@@ -17,7 +19,7 @@ from photozhpc.errors import ConfigError, MosaicError, SourceListError
 from photozhpc.mosaic import detect
 from photozhpc.mosaic.detect import detect_sources, first_sightings
 from photozhpc.mosaic.tile import read_tile
-from photozhpc.store import CutoutStore
+from photozhpc.store import CutoutStore, detection
 from photozhpc.store.detection import check_names, make_source_list, tile_number
 from photozhpc.store.ingest import extract, find_mosaics
 from photozhpc.survey import Band, Survey, load_survey
@@ -74,32 +76,78 @@ def test_completeness_and_purity_against_the_truth(small_sky: Path, tile) -> Non
 
 
 def test_a_real_image_gives_what_a_plain_sep_call_gives() -> None:
-    """HST WFPC2 of Abell 478: one band, so that the sum is the image over its median error."""
+    """HST WFPC2 of Abell 478, one band: the image over its error, drizzled, so correlated."""
     survey = Survey("hst", (Band("F814W", 0.15, 1.5),), 0.1)
     tile = read_tile(DATA / "a478_f814w_drz.fits", survey)
     image, err = tile.image_CHW[0], tile.err_CHW[0]
     bad = ~np.isfinite(image)
-    ratio = np.where(bad, 0, image / np.nanmedian(err)).astype(np.float32)
-    sky = sep.Background(ratio, mask=bad)
+    sky = sep.Background(np.where(bad, 0, image).astype(np.float32), mask=bad)
+    ratio = np.where(bad, 0, (image - sky.back()) / err).astype(np.float32)
     sigma = 0.15 / 0.1 / np.sqrt(8 * np.log(2))
     offset = np.arange(-1, 2)
     line = np.exp(-0.5 * (offset / sigma) ** 2)
     kernel = np.outer(line, line)
+    kernel = (kernel / kernel.sum()).astype(np.float32)
+    raised = detect._correlation(tile, np.ones(1), kernel)
+    assert 1.05 < raised < 2
     plain = sep.extract(
-        np.where(bad, 0, ratio - sky.back()).astype(np.float32),
-        1.5,
-        err=sky.rms(),
+        ratio,
+        1.5 * raised,
+        err=sep.Background(ratio, mask=bad).rms(),
         mask=bad,
-        filter_kernel=kernel / kernel.sum(),
+        filter_kernel=kernel,
         filter_type="conv",
     )
     found = detect_sources(tile, survey, 1.5, 5)
     assert len(found.y_N) == len(plain) > 5
     order = np.lexsort((plain["x"], plain["y"]))
-    # The sampled median error differs from the median in the third digit, and isophotes with it.
     off = np.hypot(found.y_N - plain["y"][order], found.x_N - plain["x"][order])
     assert off.max() < 0.3
     assert np.mean(off < 0.01) > 0.8
+
+
+@pytest.mark.parametrize("kind", ["white", "steps", "patches", "resampled", "pedestal"])
+def test_noise_has_no_sources(tile, kind: str) -> None:
+    """Half a million pixels of it; errors are those of a pixel, as mosaics have them."""
+    rng = np.random.default_rng(7)
+    shape = tile.image_CHW.shape
+    noise = rng.normal(size=shape)
+    err = np.ones(shape)
+    if kind == "steps":  # exposures that end
+        err[:, :, 300:] = 3
+        err[:, 350:390] = 2
+    elif kind == "patches":
+        err += 2 * (rng.random((1, 44, 44)).repeat(16, 1).repeat(16, 2) > 0.7)[:, :700, :700]
+    elif kind == "resampled":  # whose errors, moreover, are those of before
+        noise = gaussian_filter(noise, 0.8, axes=(1, 2))
+    image = noise * err
+    if kind == "pedestal":
+        image += np.array([20, 25, 30, 40])[:, None, None]
+        image[1, :, 400:] = np.nan
+    planes = {"image_CHW": image.astype(np.float32), "err_CHW": err.astype(np.float32)}
+    assert len(detect_sources(replace(tile, **planes), SURVEY, 1.5, 5).y_N) <= 1
+
+
+def test_a_source_is_found_in_resampled_noise_too(tile) -> None:
+    """Stars at 12 sigma of the filtered noise, each once and little else."""
+    rng = np.random.default_rng(8)
+    white, image = np.zeros((2, *tile.image_CHW.shape))
+    white += rng.normal(size=white.shape)
+    noise = gaussian_filter(white, 0.8, axes=(1, 2))
+    y, x = (axis.ravel() for axis in np.mgrid[30:700:60, 30:700:60])
+    image[:, y, x] = 1
+    image = gaussian_filter(image, 1.1, axes=(1, 2))
+    filtered = gaussian_filter(noise.mean(axis=0), 1.1).std()
+    image *= 12 * filtered / gaussian_filter(image[0], 1.1).max()
+    planes = {
+        "image_CHW": (image + noise).astype(np.float32),
+        "err_CHW": np.full(image.shape, noise.std(), np.float32),
+    }
+    found = detect_sources(replace(tile, **planes), SURVEY, 1.5, 5)
+    place = np.column_stack([found.y_N, found.x_N])
+    distance, _ = cKDTree(place).query(np.column_stack([y, x]))
+    assert np.mean(distance < 2) > 0.97
+    assert len(place) <= 1.02 * len(y)
 
 
 def test_blocks_find_what_the_whole_tile_does(tile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +253,24 @@ def test_a_stopped_detection_goes_on(quadrants: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     with pytest.raises(SourceListError, match="was not made of these mosaics in this way"):
         make_source_list(ONE_FILE, quadrants, out, threshold=2.0)
+
+
+def test_of_two_runs_at_once_one_may_be_done_first(
+    quadrants: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "list.parquet"
+    detect_tile = detection._detect_tile
+
+    def overtaken(*job: Any) -> list[str]:
+        if not out.exists():
+            monkeypatch.setattr(detection, "_detect_tile", detect_tile)
+            make_source_list(ONE_FILE, quadrants, out, workers=1)
+        return detect_tile(*job)
+
+    monkeypatch.setattr(detection, "_detect_tile", overtaken)
+    summary = make_source_list(ONE_FILE, quadrants, out, workers=1)
+    assert summary.present
+    assert summary.sources == len(pq.read_table(out)) > 0
 
 
 def test_what_is_detected_is_extracted_with_the_surveys_column_names(

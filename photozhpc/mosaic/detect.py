@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import sep
 from numpy.typing import NDArray
+from scipy.ndimage import convolve, maximum_filter
 from scipy.spatial import cKDTree
 
 from photozhpc.errors import MosaicError
@@ -19,6 +20,8 @@ BLOCK_PIX = 32 * MESH_PIX
 MARGIN_PIX = 4 * MESH_PIX
 # The same source seen twice, in two blocks or on two tiles, is not further apart than this.
 REPEAT_PIX = 3.0
+# Where the correlation of the noise is measured: windows along each axis of a tile.
+_WINDOWS, _WINDOW_PIX, _MIN_PIXELS = 3, 512, 10_000
 _PIXEL_STACK = 4_000_000
 _SUB_OBJECTS = 65_536
 
@@ -40,13 +43,15 @@ class Detections:
 def detect_sources(tile: Tile, survey: Survey, threshold: float, min_area_pix: int) -> Detections:
     """Find the sources of a tile.
 
-    On sum w I / sqrt(sum w) over the bands that have a pixel there, w = 1 / noise^2 of a band: the
-    signal-to-noise ratio of a pixel for a source of flat f_nu. Its background and what is left of
-    variations of its noise are SEP's (meshes of 64 px); the filter is the PSF of the sum.
+    On sum w I over its error, over the bands that have a pixel there, w = 1 / noise^2 of a band:
+    the signal-to-noise ratio of a pixel for a source of flat f_nu. Backgrounds, band by band, and
+    what the errors do not know of the noise are SEP's (meshes of 64 px); the filter is the PSF of
+    the sum.
 
     Args:
         threshold: for the filtered image, in standard deviations of the unfiltered, as
-            SExtractor's DETECT_THRESH.
+            SExtractor's DETECT_THRESH; raised by as much as correlated noise is noisier, once
+            filtered, than white noise.
         min_area_pix: that so many adjoining pixels must pass.
 
     Raises:
@@ -57,6 +62,7 @@ def detect_sources(tile: Tile, survey: Survey, threshold: float, min_area_pix: i
     height, width = tile.shape_HW
     parts, depths, blocks = [], [], []
     corners = [(i, j) for i in range(0, height, BLOCK_PIX) for j in range(0, width, BLOCK_PIX)]
+    threshold *= _correlation(tile, weight_C, kernel)
     for block, (i, j) in enumerate(corners):
         i0, j0 = max(i - MARGIN_PIX, 0), max(j - MARGIN_PIX, 0)
         rows = slice(i0, min(i + BLOCK_PIX + MARGIN_PIX, height))
@@ -118,22 +124,12 @@ def _detect_block(
     min_area_pix: int,
 ) -> NDArray[np.float64]:
     """Return found_N3: y, x in the block, and flags."""
-    total = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
-    weights = np.zeros_like(total)
-    for c in np.flatnonzero(weight_C):
-        plane = tile.image_CHW[c, rows, columns]
-        good = np.isfinite(plane)
-        total += np.where(good, plane, np.float32(0)) * np.float32(weight_C[c])
-        weights += good * np.float32(weight_C[c])
-    bad = weights == 0
+    snr, bad = _significance(tile, weight_C, rows, columns)
     if bad.all():
         return np.empty((0, 3))
-    np.divide(total, np.sqrt(weights), out=total, where=~bad)
-    background = sep.Background(total, mask=bad, bw=MESH_PIX, bh=MESH_PIX)
-    noise = background.rms(dtype=np.float32)
+    noise = sep.Background(snr, mask=bad, bw=MESH_PIX, bh=MESH_PIX).rms(dtype=np.float32)
     bad |= ~(noise > 0)  # a mesh without a usable pixel
-    total -= background.back(dtype=np.float32)
-    total[bad] = 0
+    snr[bad] = 0
     noise[bad] = 1
     sep.set_extract_pixstack(_PIXEL_STACK)
     sep.set_sub_object_limit(_SUB_OBJECTS)
@@ -141,7 +137,7 @@ def _detect_block(
         # filter_type "matched" divides by the noise of the filtered image: the same threshold
         # would be four times lower, and CLEAN then takes away what it finds near the bright.
         found = sep.extract(
-            total,
+            snr,
             threshold,
             err=noise,
             mask=bad,
@@ -155,6 +151,54 @@ def _detect_block(
             f"mosaic's background subtracted? Or pass a higher --threshold"
         ) from error
     return np.stack([found["y"], found["x"], found["flag"].astype(np.float64)], axis=1)
+
+
+def _significance(
+    tile: Tile, weight_C: NDArray[np.float64], rows: slice, columns: slice
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return sum w (I - background) over its own error, pixel by pixel, and where there is none."""
+    total = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
+    variance = np.zeros_like(total)
+    for c in np.flatnonzero(weight_C):
+        weight = np.float32(weight_C[c])
+        plane = np.ascontiguousarray(tile.image_CHW[c, rows, columns], np.float32)
+        err = tile.err_CHW[c, rows, columns]
+        lost = ~(np.isfinite(plane) & (err > 0) & np.isfinite(err))
+        if lost.all():
+            continue
+        background = sep.Background(plane, mask=lost, bw=MESH_PIX, bh=MESH_PIX)
+        plane = np.where(lost, 0, plane - background.back(dtype=np.float32))
+        total += weight * plane
+        variance += np.where(lost, 0, weight * err) ** 2
+    bad = variance == 0
+    np.divide(total, np.sqrt(variance), out=total, where=~bad)
+    return total, bad
+
+
+def _correlation(tile: Tile, weight_C: NDArray[np.float64], kernel: NDArray[np.float32]) -> float:
+    """Return how much noisier the filtered sum is than white noise would leave it; at least 1.
+
+    Resampling shares noise among neighbours, which a filter then does not average away. Noise is
+    that below the median, where there are no sources; in the middle of windows over the tile.
+    """
+    height, width = tile.shape_HW
+    side = min(_WINDOW_PIX, height, width)
+    found = []
+    for i in np.unique(np.linspace(0, height - side, _WINDOWS).astype(int)):
+        for j in np.unique(np.linspace(0, width - side, _WINDOWS).astype(int)):
+            snr, bad = _significance(tile, weight_C, slice(i, i + side), slice(j, j + side))
+            whole = ~maximum_filter(bad, size=kernel.shape)
+            if np.count_nonzero(whole) < _MIN_PIXELS:
+                continue
+            noises = [_below_median(plane[whole]) for plane in (snr, convolve(snr, kernel))]
+            if noises[0] > 0:
+                found.append(noises[1] / noises[0] / np.sqrt(np.sum(kernel**2)))
+    return max(1.0, float(np.median(found))) if found else 1.0
+
+
+def _below_median(values: NDArray[np.float32]) -> float:
+    low, middle = np.percentile(values, [15.87, 50])
+    return float(middle - low)
 
 
 def _gaussian(sigma_pix: float) -> NDArray[np.float32]:

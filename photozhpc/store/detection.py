@@ -111,8 +111,7 @@ def make_source_list(
                 f"{out}: is there already, and was not made of these mosaics in this way; choose "
                 f"another --out or delete that one"
             )
-        with pq.ParquetFile(out) as file:
-            return DetectSummary(len(found), file.metadata.num_rows, 0, present=True)
+        return _present(out, len(found))
 
     folder = out.with_name(f".{out.name}.tiles")
     try:
@@ -126,8 +125,13 @@ def make_source_list(
         for bands, part, stamp in zip(found.values(), parts, stamps, strict=True)
         if not part.exists() or _read_stamp(part) != stamp
     ]
-    notes += _detect_all(due, len(found), workers, progress, out)
-    table, repeats = _join(survey, found, parts)
+    try:
+        notes += _detect_all(due, len(found), workers, progress, out)
+        table, repeats = _join(survey, found, parts)
+    except (OSError, RunError):
+        if _read_stamp(out) == whole:  # by a twin of this run, which then cleared away the parts
+            return _present(out, len(found))
+        raise
     if not len(table):
         raise SourceListError(
             f"{mosaics}: not one source is above {threshold:g} sigma; lower --threshold"
@@ -135,6 +139,10 @@ def make_source_list(
     _write(table, out, whole)
     shutil.rmtree(folder, ignore_errors=True)
     return DetectSummary(len(found), len(table), repeats, False, tuple(sorted(notes)))
+
+
+def _present(out: Path, n_tiles: int) -> DetectSummary:
+    return DetectSummary(n_tiles, pq.read_metadata(out).num_rows, 0, present=True)
 
 
 def tile_number(tile_id: str) -> int:
