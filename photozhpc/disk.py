@@ -10,10 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from photozhpc.errors import RunError
-from photozhpc.object_storage import AnyPath
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FOREIGN_PARTIAL_SECONDS = 24 * 3600
@@ -60,7 +59,13 @@ def write_durably(path: Path, content: bytes | memoryview, sync_rename: bool = T
         raise disk_error(path, error) from error
 
 
-def read_json(path: AnyPath) -> dict[str, Any]:
+class Readable(Protocol):
+    """A `Path`, or an object of an object storage."""
+
+    def read_bytes(self) -> bytes: ...
+
+
+def read_json(path: Readable) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:

@@ -12,6 +12,9 @@ from photozhpc.errors import StorageError
 
 TRIES = 4  # of what fsspec does not try again itself; the waits double from the first
 _FIRST_WAIT_SECONDS = 0.5
+# A server that is silent for so long is asked again; after a minute and a half it is given up.
+_SILENCE_SECONDS = 10.0
+_S3_TRIES, _BOTO_TRIES = 2, 4  # by s3fs, of botocore's each; 503 is for botocore alone
 
 
 def wait_seconds(attempt: int) -> float:
@@ -27,6 +30,7 @@ def file_system(url: str) -> Any:
     """
     protocol = url.partition("://")[0].lower()
     try:
+        import aiohttp
         import fsspec
         import s3fs  # noqa: F401
     except ImportError as error:
@@ -36,9 +40,24 @@ def file_system(url: str) -> Any:
         ) from error
     settings: dict[str, Any] = {}
     with telling(url):
-        if protocol == "s3" and "anon" not in fsspec.config.conf.get("s3", {}):
+        if protocol == "s3":
             settings["anon"] = not has_credentials()
-        return fsspec.filesystem(protocol, **settings)
+            settings["config_kwargs"] = {
+                "connect_timeout": _SILENCE_SECONDS,
+                "read_timeout": _SILENCE_SECONDS,
+                "retries": {"total_max_attempts": _BOTO_TRIES},
+            }
+        else:
+            patience = aiohttp.ClientTimeout(
+                total=None, sock_connect=_SILENCE_SECONDS, sock_read=_SILENCE_SECONDS
+            )
+            settings["client_kwargs"] = {"timeout": patience}
+        for name in settings.keys() & fsspec.config.conf.get(protocol, {}).keys():
+            del settings[name]  # the user's own goes before
+        system = fsspec.filesystem(protocol, **settings)
+        if protocol == "s3":
+            system.retries = _S3_TRIES
+        return system
 
 
 @lru_cache(maxsize=1)

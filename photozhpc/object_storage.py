@@ -12,11 +12,12 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from photozhpc.disk import partial_path, remove_stale_partials
 from photozhpc.errors import StorageError
 from photozhpc.object_requests import (
     TRIES,
@@ -166,7 +167,7 @@ class ObjectPath:
         """
         known = self if self.size is not None else self.described()
         size = _known(self, known.size)
-        with tempfile.TemporaryDirectory(prefix="photozhpc-") as folder:
+        with _temporary_folder() as folder:
             copy = Path(folder) / self.name
             step = _PIECE_BYTES * _PIECES_AT_A_TIME
             try:
@@ -191,6 +192,20 @@ class ObjectPath:
     def _pieces(self, start: int, stop: int) -> list[bytes]:
         edges = range(start, stop, _PIECE_BYTES)
         return read_ranges([(self, at, min(at + _PIECE_BYTES, stop)) for at in edges])
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """Give a folder in TMPDIR; those of processes that were killed are deleted first."""
+    own = partial_path(Path(tempfile.gettempdir()) / "photozhpc-fetched")
+    remove_stale_partials(own.parent, "photozhpc-fetched")
+    own.mkdir(exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=own) as folder:
+            yield folder
+    finally:
+        with suppress(OSError):
+            own.rmdir()  # the last one out
 
 
 AnyPath = Path | ObjectPath

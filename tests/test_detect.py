@@ -308,6 +308,11 @@ def test_faults_are_one_line(quadrants: Path, tile, tmp_path: Path) -> None:
         make_source_list(ONE_FILE, quadrants, tmp_path / "y.parquet")
     with pytest.raises(MosaicError, match="no such folder"):
         make_source_list(ONE_FILE, tmp_path / "none", tmp_path / "z.parquet")
+    named = tmp_path / "mañana"
+    named.mkdir()
+    (named / "mañana.fits").write_bytes(next(iter(quadrants.iterdir())).read_bytes())
+    with pytest.raises(MosaicError, match=r"use letters, digits, . _ \+ -"):
+        make_source_list(ONE_FILE, named, tmp_path / "z.parquet")
     steep = replace(tile, image_CHW=np.abs(tile.image_CHW) + 1e-3)
     assert len(detect_sources(steep, SURVEY, 1.5, 5).y_N) > 0
     found = {"a": {}, "b": {}}

@@ -6,8 +6,11 @@ The server is moto's, over HTTP in a process of its own (object_server.py); noth
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -401,3 +404,38 @@ def test_a_missing_extra_and_a_missing_network(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert words in done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets that take every connection and say nothing."""
+    monkeypatch.setattr(object_requests, "_SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(object_requests, "_FIRST_WAIT_SECONDS", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        for url in (f"{address}/sky/a.fits", "s3://silent/sky/a.fits"):
+            began = time.monotonic()
+            with pytest.raises(StorageError, match="the server cannot be reached"):
+                location(url).exists()
+            assert time.monotonic() - began < 15
+
+
+def test_copies_of_processes_that_were_killed_are_cleared_away(
+    server: Server, mosaics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = (
+        "import os, signal\n"
+        "from photozhpc.object_storage import list_objects, location\n"
+        f"with min(list_objects(location({mosaics!r}))).fetched() as copy:\n"
+        "    assert copy.stat().st_size > 0\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", program], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    with min(list_objects(location(mosaics))).fetched() as copy:
+        assert copy.is_relative_to(tmp_path)
+        assert not left.exists()
+    assert list(tmp_path.iterdir()) == []

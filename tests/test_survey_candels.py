@@ -99,6 +99,8 @@ def delivery(tmp_path_factory: pytest.TempPathFactory, xy_N2: np.ndarray) -> Pat
     for band in ("f606w", "f814w"):
         _mosaic(folder, f"hlsp_candels_hst_acs_gn-tot-30mas_{band}_v1.0", band, "goodsn", 0.5)
         _mosaic(folder, f"hlsp_candels_hst_acs_gn-tot-sect11_{band}_v1.0", band, "goodsn", 0.5)
+    # A single epoch, as the delivery's first versions have them.
+    _mosaic(folder, "hlsp_candels_hst_wfc3_gnd01_f160w_v0.5", "f160w", "goodsn")
     _catalogue(folder, "goodsn", xy_N2)
     return folder
 

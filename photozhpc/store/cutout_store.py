@@ -47,7 +47,7 @@ from photozhpc.store.tile_writer import TileWriter, create_arrays
 from photozhpc.survey import Survey
 
 _ATTRIBUTES = {"format", "survey", "cutout_size", "shard_len", "sha256"}
-_TILE_ID = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
+TILE_ID = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 
 
 class CutoutStore:
@@ -318,7 +318,7 @@ class CutoutStore:
         Raises:
             StoreError: the tile_id cannot be a folder name, or the tile exists.
         """
-        if not _TILE_ID.fullmatch(tile_id):
+        if not TILE_ID.fullmatch(tile_id):
             raise StoreError(f"'{tile_id}' cannot be a tile_id: use letters, digits, . _ + -")
         if self.has_tile(tile_id):
             raise StoreError(f"{self.path}: tile '{tile_id}' is there already")
@@ -392,7 +392,7 @@ class CutoutStore:
     def _plan(self) -> dict[str, Any] | None:
         try:
             plan = read_json(self.path / "plan.json")
-            if strange := [tile_id for tile_id in plan if not _TILE_ID.fullmatch(tile_id)]:
+            if strange := [tile_id for tile_id in plan if not TILE_ID.fullmatch(tile_id)]:
                 raise ValueError(f"{strange[0][:60]!r} cannot be a tile_id")
             return plan
         except FileNotFoundError:

@@ -31,7 +31,7 @@ from photozhpc.mosaic.sources import Sources
 from photozhpc.mosaic.tile import Tile, read_tile
 from photozhpc.object_storage import AnyPath, ObjectPath, list_objects, location
 from photozhpc.stopping import die_with_parent, signals_held_back
-from photozhpc.store.cutout_store import CutoutStore, check_local
+from photozhpc.store.cutout_store import TILE_ID, CutoutStore, check_local
 from photozhpc.store.schema import Measurements
 from photozhpc.store.source_lists import (
     find_source_lists,
@@ -114,6 +114,12 @@ def find_mosaics(
     found = one_of_each(claims, survey, [] if notes is None else notes)
     if OFF_TILE_ID in found:
         raise MosaicError(f"{where}: a tile cannot be called '{OFF_TILE_ID}'; rename its mosaics")
+    for tile_id, bands in found.items():
+        if not TILE_ID.fullmatch(tile_id):
+            raise MosaicError(
+                f"{next(iter(bands.values()))}: the tile's name '{tile_id}' will be a folder of "
+                f"the store: use letters, digits, . _ + -"
+            )
     if not found:
         if not files:
             raise MosaicError(f"{where}: no such folder or files; give --mosaics DIR_OR_GLOB")
