@@ -14,7 +14,7 @@ TRIES = 4  # of what fsspec does not try again itself; the waits double from the
 _FIRST_WAIT_SECONDS = 0.5
 # A server that is silent for so long is asked again; after a minute and a half it is given up.
 _SILENCE_SECONDS = 10.0
-_S3_TRIES, _BOTO_TRIES = 2, 4  # by s3fs, of botocore's each; 503 is for botocore alone
+_S3_TRIES, _BOTO_TRIES = 3, 3  # by s3fs, of botocore's each; 503 is for botocore alone
 
 
 def wait_seconds(attempt: int) -> float:
