@@ -8,10 +8,13 @@ import re
 from pathlib import Path
 
 from photozhpc.report.scaling import plot_learning_curves, plot_scaling, scaling_table
+from photozhpc.store.schema import COLUMNS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 FIGURES = HERE / "figures"
+# Of a tile, beside its shards: two for each column, the metadata of cutouts and tile, the manifest.
+SMALL_FILES = 2 * len(COLUMNS) + 3
 CARD = HERE.parent / "photozhpc" / "model" / "bundled" / "MODEL_CARD.md"
 
 
@@ -242,7 +245,7 @@ def cost_table() -> str:
             f"{n:.0e}",
             f"{n / rate / 3600:,.1f}",
             f"{n * stored / 1e12:,.2f} TB",
-            f"{n / 2048 + 22 * n / 8192:,.0f}",
+            f"{n / 2048 + SMALL_FILES * n / 8192:,.0f}",
             f"{n * written / 1e9:,.1f} GB",
             f"{n / rows_per_part:,.0f}",
         ]
@@ -250,7 +253,7 @@ def cost_table() -> str:
     return "\n".join(lines) + (
         f"\n\nFrom benchmarks/results: {rate:,.0f} sources/s (inference.json), "
         f"{stored / 1e3:.1f} kB of store and {written:.0f} bytes of catalogue a source, tiles of "
-        f"8192 sources, shards of 2048; {scale['ms_a_shard']:.1f} ms a part for scheduling and "
+        f"8192 sources with {SMALL_FILES} small files each, shards of 2048, a file each; {scale['ms_a_shard']:.1f} ms a part for scheduling and "
         f"writing (scale.json)."
     )
 

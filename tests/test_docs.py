@@ -81,6 +81,14 @@ def test_the_cone_search_of_the_script_finds_what_is_there(tour: Runner) -> None
     assert len(near) > 1
 
 
+def test_the_store_has_as_many_files_as_the_performance_page_counts(tour: Runner) -> None:
+    tile = tour.folder / "out/roman-sim/store/sim002027t0000"
+    files = [path for path in tile.rglob("*") if path.is_file()]
+    shards = [path for path in files if path.is_relative_to(tile / "cutout/c")]
+    counted = re.search(r"with (\d+) small files each", (DOCS / "performance.md").read_text())
+    assert len(files) - len(shards) + 1 == int(counted[1])  # and its manifest
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_of_a_page_parses(page: Path) -> None:
     for block in read_blocks(page):
