@@ -253,8 +253,8 @@ def cost_table() -> str:
     return "\n".join(lines) + (
         f"\n\nFrom benchmarks/results: {rate:,.0f} sources/s (inference.json), "
         f"{stored / 1e3:.1f} kB of store and {written:.0f} bytes of catalogue a source, tiles of "
-        f"8192 sources with {SMALL_FILES} small files each, shards of 2048, a file each; {scale['ms_a_shard']:.1f} ms a part for scheduling and "
-        f"writing (scale.json)."
+        f"8192 sources with {SMALL_FILES} small files each, shards of 2048, "
+        f"a file each; {scale['ms_a_shard']:.1f} ms a part for scheduling and writing (scale.json)."
     )
 
 
