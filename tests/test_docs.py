@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def _generate():
 def tour(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """The folder of a reader who has done the tour."""
     folder = tmp_path_factory.mktemp("reader")
-    for name in ("configs", "jobs", "docs", "tests"):  # as in a checkout
+    for name in ("configs", "jobs", "docs", "tests", "photozhpc"):  # as in a checkout
         (folder / name).symlink_to(ROOT / name)
     runner = Runner(folder)
     runner.run_page(FIRST)
@@ -80,6 +81,14 @@ def test_the_cone_search_of_the_script_finds_what_is_there(tour: Runner) -> None
     assert len(near) > 1
 
 
+def test_the_store_has_as_many_files_as_the_performance_page_counts(tour: Runner) -> None:
+    tile = tour.folder / "out/roman-sim/store/sim002027t0000"
+    files = [path for path in tile.rglob("*") if path.is_file()]
+    shards = [path for path in files if path.is_relative_to(tile / "cutout/c")]
+    counted = re.search(r"with (\d+) small files each", (DOCS / "performance.md").read_text())
+    assert len(files) - len(shards) + 1 == int(counted[1])  # and its manifest
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_of_a_page_parses(page: Path) -> None:
     for block in read_blocks(page):
@@ -88,6 +97,60 @@ def test_every_command_of_a_page_parses(page: Path) -> None:
                 parse(words)
             except click.UsageError as error:
                 pytest.fail(f"{block.where}: photozhpc {' '.join(words)}: {error.format_message()}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_command_is_run_or_the_page_says_why_not(page: Path) -> None:
+    for block in read_blocks(page):
+        if block.language in ("bash", "console", "python") or block.not_run:
+            continue
+        shell = re.compile(r"(\$ |[A-Z]+=\S+ )?(photozhpc|make|pip|python3?|bash|jobs/\S+) \S")
+        for line in block.text.splitlines():
+            assert not shell.match(line), f"{block.where}: run it, or say '<!-- not run: why -->'"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.stem)
+def test_options_named_in_the_text_exist(page: Path) -> None:
+    """`photozhpc export --format hats` within a sentence: that command has that option."""
+    generate = _generate()
+    commands = dict(generate.walk(generate.main, "photozhpc"))
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for text in re.findall(r"`photozhpc ([^`]+)`", prose):
+        words = re.split(r"\s+", text)
+        name = "photozhpc"
+        while words and f"{name} {words[0]}" in commands:
+            name = f"{name} {words.pop(0)}"
+        is_option = words and words[0].startswith("-")
+        assert name != "photozhpc" or is_option or words[0].isupper(), f"no command: {text}"
+        known = {opt for p in commands[name].params for opt in (*p.opts, *p.secondary_opts)}
+        known |= {"--help", "--version"}
+        for word in words:
+            assert not word.startswith("--") or word == "--" or word in known, text
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.stem)
+def test_files_and_modules_named_in_the_text_exist(page: Path) -> None:
+    """`model/engine.py`, `configs/train/`, `photozhpc.rail.PITAEstimator`; not what runs write."""
+    text = page.read_text()
+    files = [path for path in ROOT.rglob("*.*") if not {".git", ".venv"} & set(path.parts)]
+    named = {path.as_posix() for path in files}
+    for name in re.findall(r"`([\w./-]+\.(?:py|slurm|sh))`", text):
+        assert any(path.endswith(f"/{name}") for path in named), f"{name} does not exist"
+    for folder in re.findall(r"`((?:configs|benchmarks|tests|jobs|docs|photozhpc)/[\w/]*)`", text):
+        assert (ROOT / folder).exists(), f"{folder} does not exist"
+    for dotted in re.findall(r"`photozhpc((?:\.\w+)+)", text):
+        if dotted in (".provenance", ".pdf"):  # keys of the Parquet metadata
+            continue
+        assert pydoc.locate(f"photozhpc{dotted}"), f"photozhpc{dotted} does not exist"
+
+
+def test_the_results_are_those_of_the_committed_json() -> None:
+    """RESULTS.md, the model card and the tables of performance.md: what report.py makes."""
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks/report.py")
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    for path, text in report.texts().items():
+        assert path.read_text() == text, f"{path.name}: run python benchmarks/report.py"
 
 
 def test_the_examples_of_the_help_parse() -> None:

@@ -14,7 +14,7 @@ _VARIABLE = "_PHOTOZHPC_COMPLETE"
 
 @main.command(cls=Examples, example="photozhpc info store.zarr")
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--survey", type=SURVEY, help="Of a mosaic; default: the first that fits.")
+@click.option("--survey", type=SURVEY, help="Survey of a mosaic; default: the first that fits.")
 @JSON
 def info(path: Path, survey: str | None, as_json: bool) -> None:
     """Say what a file or folder is: a store, checkpoint, mosaic, catalogue, table, run or config.

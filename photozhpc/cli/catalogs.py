@@ -22,12 +22,18 @@ DEFAULT_SEED = 2027
 DEFAULT_TILES = 4
 
 
-@main.command(cls=Examples, example="photozhpc infer --survey roman-sim")
+@main.command(
+    cls=Examples,
+    example=(
+        "photozhpc infer --survey roman-sim\n"
+        "  photozhpc infer --survey roman-l3 --store s.zarr --out dr1 --pdf quantiles --export hats"
+    ),
+)
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--store", type=Location(), help="Store made by 'extract'; may be on s3://.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Default: the bundled model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: out/SURVEY.")
-@click.option("--truth", multiple=True, type=Location(), help="Truth table(s).")
+@click.option("--truth", multiple=True, type=Location(), help="Table(s) of known redshifts.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core or GPU.")
 @click.option(
     "--device",
@@ -49,7 +55,13 @@ DEFAULT_TILES = 4
 @click.option(
     "--site", type=SITE, help="Slurm site (name or YAML file) whose jobs are to do the work."
 )
-@click.option("--jobs", default=1, type=click.IntRange(1), help="With --site: jobs at a time.")
+@click.option(
+    "--jobs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="With --site: jobs at a time.",
+)
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers are to do the work.")
 @click.option(
     "--export",
@@ -251,7 +263,7 @@ def figures(
     "--store",
     "store_path",
     type=Location(),
-    help="Of a catalogue: see too that every source of this store is in it, once.",
+    help="For a catalogue: check too that every source of this store is in it, once.",
 )
 @JSON
 def verify(path: AnyPath, store_path: AnyPath | None, as_json: bool) -> None:

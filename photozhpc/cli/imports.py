@@ -52,7 +52,11 @@ def import_checkpoint(
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Store to write.")
 @click.option(
-    "--label-f", default=1, show_default=True, type=click.IntRange(1), help="use_redshift_N"
+    "--label-f",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="N of the array use_redshift_N: which of the file's samples of labels.",
 )
 @click.option(
     "--zero-point", multiple=True, type=float, help="AB magnitude of one count, once a band."

@@ -17,7 +17,7 @@ from photozhpc.cli.parameters import SITE
 @click.argument("stage", type=click.Choice(["extract", "train", "infer"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--site", required=True, type=SITE, help="Site name or YAML file.")
-@click.option("--nodes", type=click.IntRange(1), help="Of train; default: the site's.")
+@click.option("--nodes", type=click.IntRange(1), help="Nodes, of train; default: the site's.")
 @click.option("--array", default=1, type=click.IntRange(1), help="Jobs that share the tiles.")
 @click.option("--after", multiple=True, help="Number of a job that has to end well before.")
 @click.option("--only-one", help="A name: of jobs with the same, one runs at a time.")
@@ -79,9 +79,15 @@ def status(path: Path, as_json: bool) -> None:
     default="auto",
     help="Default: the GPUs where there are any.",
 )
-@click.option("--sources", type=click.IntRange(1), default=50_000, help="Sources to infer.")
+@click.option(
+    "--sources", type=click.IntRange(1), default=50_000, show_default=True, help="Sources to infer."
+)
 @click.option("--compile/--no-compile", "compiled", default=True, help="Compile the model.")
-@click.option("--folder", type=click.Path(path_type=Path), help="With room for 20 kB a source.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where to work, with 30 kB a source free; default: TMPDIR.",
+)
 @JSON
 def bench(
     stage: str,

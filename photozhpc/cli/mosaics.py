@@ -25,10 +25,14 @@ from photozhpc.survey import load_survey
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option(
-    "--tiles", default=1, show_default=True, type=click.IntRange(1), help="How many to make."
+    "--tiles", default=1, show_default=True, type=click.IntRange(1), help="Number of tiles to make."
 )
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of all that is drawn."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Seed of all that is drawn.",
 )
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of the sky's physics.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
@@ -70,14 +74,14 @@ def simulate(
     default=1.5,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Of a pixel after filtering, in standard deviations before.",
+    help="Least value of a filtered pixel, in standard deviations of the unfiltered noise.",
 )
 @click.option(
     "--min-area",
     default=5,
     show_default=True,
     type=click.IntRange(1),
-    help="Adjoining pixels above it.",
+    help="Least number of adjoining pixels above --threshold.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
 @JSON
@@ -120,7 +124,7 @@ def detect(
     "--sources",
     multiple=True,
     type=Location(),
-    help="Source list (Parquet, FITS, ECSV, CSV); may be repeated; default: those beside the "
+    help="Source list (Parquet, FITS, ECSV, CSV, text); may be repeated; default: those beside the "
     "mosaics.",
 )
 @click.option("--store", required=True, type=Location(), help="Store to write, on a disk.")
