@@ -441,13 +441,17 @@ def test_the_names_of_candels_files():
     for name, want in (
         ("acs_gs-tot-60mas_f606w_v1.0_drz.fits", ("gs", "F606W")),
         ("wfc3_gs-tot_f160w_v1.0_drz.fits.gz", ("gs", "F160W")),
-        ("wfc3_gsd01_f160w_v0.5_drz.fits", ("gsd01", "F160W")),
         ("acs_cos_f814w_v1.0_drz.fits", ("cos", "F814W")),
         ("wfc3_cos-tot_f125w_v1.0_drz.fits", ("cos", "F125W")),
     ):
         tile, found = survey.match_mosaic(f"hlsp_candels_hst_{name}") or ("", None)
         assert (tile, found and found.name) == want
-    assert survey.match_mosaic("hlsp_candels_hst_wfc3_gs-tot_f160w_v1.0_wht.fits") is None
+    for passed_over in (
+        "gs-tot_f160w_v1.0_wht",
+        "gsd01_f160w_v0.5_drz",
+        "gs-tot-30mas_f160w_v1.0_drz",
+    ):
+        assert survey.match_mosaic(f"hlsp_candels_hst_wfc3_{passed_over}.fits") is None
 
 
 # --- WCS

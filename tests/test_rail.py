@@ -1,5 +1,6 @@
 """A checkpoint as a RAIL stage: what it gives is the catalogue's p(z), and RAIL goes on with it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,11 @@ def test_the_stage_gives_the_p_of_z_of_the_catalogue(store, checkpoint, estimate
     known = np.isfinite(value_NP).all(axis=1)
     assert 0 < (~known).sum() < len(known)
     found = ensemble.pdf(parts[0].axis_P)
-    np.testing.assert_allclose(found[known], value_NP[known], rtol=3e-2, atol=3e-3)
+    # Compared where a density is steep too: bfloat16 rounds otherwise in batches of another length.
+    step = parts[0].axis_P[1] - parts[0].axis_P[0]
+    cdf_difference_NP = np.cumsum(found[known] - value_NP[known], axis=1) * step
+    assert np.abs(cdf_difference_NP).max() < 5e-3
+    assert np.median(np.abs(found[known] / value_NP[known] - 1)) < 3e-3
     lost = found[~known]
     np.testing.assert_allclose(lost, 1 / 4.0, rtol=1e-4)
     assert np.isnan(ensemble.ancil["zmode"][~known]).all()
@@ -154,7 +159,8 @@ def test_a_pipeline_of_rail_runs_the_stage(store, checkpoint, tmp_path, monkeypa
     places = {"output_dir": str(tmp_path), "log_dir": str(tmp_path), "resume": False}
     pipeline.initialize(inputs, places, None)
     pipeline.save("pipeline.yml")
-    ceci = Path(sys.executable).with_name("ceci")
-    done = subprocess.run([ceci, "pipeline.yml"], capture_output=True, text=True)
+    # ceci starts its stages with the "python3" of PATH: that of an environment which is active.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    done = subprocess.run(["ceci", "pipeline.yml"], capture_output=True, text=True)
     assert done.returncode == 0, (tmp_path / "pita.out").read_text()
     assert qp.read(str(tmp_path / "output_pita.hdf5")).npdf == len(store)

@@ -17,7 +17,12 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, make_table, write_part
+from photozhpc.catalog.photoz_catalog import (
+    INTERVAL_LEVELS,
+    make_table,
+    part_name,
+    write_part,
+)
 from photozhpc.errors import MosaicError
 from photozhpc.mosaic.footprint import read_footprint
 from photozhpc.mosaic.tile import read_tile
@@ -226,7 +231,7 @@ def test_the_truth_is_joined_on_galaxy_id(
             flux_NCR=measured.flux_NCR,
             flux_err_NCR=measured.flux_err_NCR,
         )
-        write_part(table, tmp_path / "catalog" / f"part-{number:05d}.parquet", {})
+        write_part(table, tmp_path / "catalog" / part_name(number), {})
     evaluation = evaluate(tmp_path, [delivery / "galaxy_[0-9]*.parquet"])
     assert (evaluation.z_kind, evaluation.n_rows, evaluation.n_truth) == ("true", 60, 63)
     matched = evaluation.matched

@@ -284,7 +284,9 @@ def _count_photometry(scan: CatalogScan, table: pa.Table, z_N: NDArray[np.float6
     for band in scan.bands:
         mag_N = _magnitude(table, band.columns, "total", DETECTION_SN)
         mag_N = mag_N[np.isfinite(mag_N)]
-        band.n_detected += len(mag_N)
+        # Counted on the aperture: at an edge a source may be detected and have no Kron flux.
+        detected_N = np.isfinite(_magnitude(table, band.columns, "flux", DETECTION_SN))
+        band.n_detected += int(detected_N.sum())
         band.mag_M += _counted(mag_N, _MAG_EDGES)[0]
         if band.columns.flux_err is not None:
             error_N = floats(table, band.columns.flux_err)
