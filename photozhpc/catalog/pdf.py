@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -118,10 +119,13 @@ def make_pdf_table(
     """Return rows of p(z); those that are not finite become null. See `PdfPart`."""
     if form == "grid":
         value_NP = _rounded(value_NP, _GRID_BITS)
-    values = pa.array(np.ascontiguousarray(value_NP).ravel(), pa.float32())
-    missing_N = ~np.isfinite(value_NP).all(axis=1)
-    lists = pa.FixedSizeListArray.from_arrays(
-        values, value_NP.shape[1], mask=pa.array(missing_N) if missing_N.any() else None
+    # Not lists of a fixed size: before pyarrow 26 no file of these is read that has a null.
+    known_N = np.isfinite(value_NP).all(axis=1)
+    end_N = np.cumsum(known_N * value_NP.shape[1], dtype=np.int32)
+    lists = pa.ListArray.from_arrays(
+        pa.array(np.append(np.int32(0), end_N)),
+        pa.array(value_NP[known_N].ravel(), pa.float32()),
+        mask=pa.array(~known_N),
     )
     about = {
         "form": form,
@@ -277,13 +281,12 @@ def _part(table: pa.Table, metadata: Mapping[bytes, bytes]) -> PdfPart:
     column = table[COLUMN_OF_FORM[form]].combine_chunks()
     n = len(column)
     wanted = axis_P.ndim == 1 and len(axis_P) > 1 and bool(np.all(np.diff(axis_P) > 0))
-    if column.type != pa.list_(pa.float32(), len(axis_P)) or not wanted:
+    known_N = column.is_valid().to_numpy(zero_copy_only=False)
+    length_N = pc.list_value_length(column).drop_null().to_numpy()
+    if column.type != pa.list_(pa.float32()) or not wanted or (length_N != len(axis_P)).any():
         raise ValueError(f"the column {COLUMN_OF_FORM[form]} is not what photozhpc.pdf says")
-    # A list that is null has values of its own, which stand for nothing.
-    start = column.offset * len(axis_P)
-    flat = column.values.slice(start, n * len(axis_P)).to_numpy(zero_copy_only=False)
-    value_NP = flat.reshape(n, len(axis_P)).astype(np.float32, copy=True)
-    value_NP[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    value_NP = np.full((n, len(axis_P)), np.nan, dtype=np.float32)
+    value_NP[known_N] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(axis_P))
     return PdfPart(form, axis_P, z_max, table["source_id"].to_numpy(), value_NP)
 
 

@@ -27,9 +27,9 @@ def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
         attributes = {"name": field.name}
         if field.type == pa.string():
             attributes |= {"datatype": "char", "arraysize": "64*"}
-        elif pa.types.is_fixed_size_list(field.type):
+        elif pa.types.is_list(field.type):
             attributes["datatype"] = _VOTABLE_TYPE[str(field.type.value_type)]
-            attributes["arraysize"] = str(field.type.list_size)
+            attributes["arraysize"] = "*"
         else:
             attributes["datatype"] = _VOTABLE_TYPE[str(field.type)]
         attributes |= {key: metadata[key] for key in ("ucd", "unit") if metadata.get(key)}
