@@ -52,7 +52,7 @@ def _all_dihedral(image: np.ndarray, crop: int) -> list[np.ndarray]:
 
 def test_quarter_views_are_exactly_the_eight_flips_and_turns() -> None:
     image, crop = _image(200, 12), 8
-    views = random_view(image, crop, "quarter", 0, 0.0, torch.Generator().manual_seed(1))
+    views = random_view(image, crop, "quarter", 0, 0.0, [torch.Generator().manual_seed(1)])
     seen = set()
     for b in range(len(image)):
         matches = [
@@ -69,7 +69,7 @@ def test_quarter_views_are_exactly_the_eight_flips_and_turns() -> None:
 def test_jitter_moves_the_centre_by_whole_pixels_each_image_by_its_own(rotation: str) -> None:
     image = torch.zeros(300, 1, 21, 21)
     image[..., 10, 10] = 1
-    views = random_view(image, 11, rotation, 2, 0.0, torch.Generator().manual_seed(0))
+    views = random_view(image, 11, rotation, 2, 0.0, [torch.Generator().manual_seed(0)])
     where = [tuple(np.unravel_index(v[0].argmax().item(), (11, 11))) for v in views]
     offsets = {(int(y) - 5, int(x) - 5) for y, x in where}
     assert max(max(abs(y), abs(x)) for y, x in offsets) <= 3
@@ -79,7 +79,7 @@ def test_jitter_moves_the_centre_by_whole_pixels_each_image_by_its_own(rotation:
 def test_any_rotation_keeps_a_round_source_and_its_flux() -> None:
     y, x = np.mgrid[:61, :61] - 30
     blob = torch.from_numpy(np.exp(-(y**2 + x**2) / (2 * 4.0**2))).float().expand(20, 1, 61, 61)
-    views = random_view(blob, 41, "any", 0, 0.0, torch.Generator().manual_seed(3))
+    views = random_view(blob, 41, "any", 0, 0.0, [torch.Generator().manual_seed(3)])
     reference = centre_crop(blob, 41)
     assert (views - reference).abs().max() < 0.02
     torch.testing.assert_close(views.sum((1, 2, 3)), reference.sum((1, 2, 3)), rtol=2e-3, atol=0)
@@ -88,7 +88,7 @@ def test_any_rotation_keeps_a_round_source_and_its_flux() -> None:
 def test_noise_has_the_given_size_and_views_follow_the_generator() -> None:
     image = torch.zeros(50, 4, 20, 20)
     views = [
-        random_view(image, 16, "quarter", 0, 0.3, torch.Generator().manual_seed(s))
+        random_view(image, 16, "quarter", 0, 0.3, [torch.Generator().manual_seed(s)])
         for s in (1, 1, 2)
     ]
     assert views[0].std().item() == pytest.approx(0.3, rel=0.02)

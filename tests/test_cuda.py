@@ -1,6 +1,7 @@
 """On a CUDA device: the same redshifts, catalogues and trainings as on a CPU; elsewhere skipped."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,14 +15,17 @@ import pytest
 import torch
 from test_catalog_run import make_store
 from test_train import TINY
-from test_train_ranks import write_config
+from test_train_ranks import free_port, write_config
 
 from photozhpc.catalog import read_catalog, read_pdf
 from photozhpc.catalog.run import run_inference
+from photozhpc.config import to_mapping
 from photozhpc.metrics import point_metrics
 from photozhpc.model import bundled_checkpoint, load_checkpoint
 from photozhpc.model.engine import Engine
+from photozhpc.model.ranks import Ranks
 from photozhpc.model.train import train
+from photozhpc.model.trainer import Trainer
 from photozhpc.store import CutoutStore
 from photozhpc.store.ingest import extract
 from photozhpc.survey import load_survey
@@ -126,7 +130,14 @@ def test_workers_use_the_gpu_and_a_finished_run_is_left_alone(bundled, tmp_path)
 
 def test_training_learns_and_is_resumed(small_store, tmp_path):
     config = replace(
-        TINY, store=str(small_store.path), out=str(tmp_path / "whole"), epochs=6, device="cuda"
+        TINY,
+        store=str(small_store.path),
+        out=str(tmp_path / "whole"),
+        epochs=6,
+        device="cuda",
+        model=replace(TINY.model, density_bins=16),
+        refit_steps=20,
+        density_steps=20,
     )
     whole = load_checkpoint(train(config))
     stopped = replace(config, out=str(tmp_path / "stopped"), checkpoint_minutes=0.0)
@@ -147,6 +158,61 @@ def test_training_learns_and_is_resumed(small_store, tmp_path):
         Engine(model, "cuda").predict(block, ebv_N).z_phot_N for model in (whole, resumed)
     )
     assert np.median(shifts(z_resumed, z_whole)) < 0.05
+
+
+def steps_of(config, monkeypatch=None) -> torch.Tensor:
+    """The losses of the first steps on the GPU; with a monkeypatch, kernel by kernel."""
+    if monkeypatch is not None:
+        monkeypatch.setattr(Trainer, "_record", lambda _: None)
+    ranks = Ranks(device=torch.device("cuda"))
+    trainer = Trainer(config, CutoutStore.open(config.store), ranks)
+    return torch.stack([trainer.train_step(lanes) for lanes in trainer.batches()]).cpu()
+
+
+@pytest.mark.parametrize("method", ["pita", "supervised"])
+def test_recorded_passes_are_those_that_were_recorded(small_store, method, monkeypatch):
+    """CUDA graphs against the same kernels launched one by one; idle heads have no gradients."""
+    config = replace(
+        TINY, store=str(small_store.path), method=method, precision="float32", batch_size=16
+    )
+    config = replace(config, model=replace(config.model, drop_path=0.1))
+    recorded = steps_of(config)
+    assert len(recorded) >= 2
+    torch.testing.assert_close(steps_of(config, monkeypatch), recorded, rtol=2e-3, atol=1e-5)
+
+
+RANK = """
+import json, sys, torch, torch.distributed as dist
+from photozhpc.config import from_mapping
+from photozhpc.model.ranks import Ranks
+from photozhpc.model.trainer import Trainer
+from photozhpc.model.train_config import TrainConfig
+from photozhpc.store import CutoutStore
+
+config = from_mapping(TrainConfig, json.loads(sys.argv[1]), "test")
+dist.init_process_group("gloo")
+ranks = Ranks(dist.get_rank(), 2, torch.device("cuda", 0), dist.group.WORLD)
+trainer = Trainer(config, CutoutStore.open(config.store), ranks)
+losses = [ranks.sum(trainer.train_step(lanes).tolist()) for lanes in trainer.batches()]
+if ranks.is_first:
+    torch.save(torch.tensor(losses) / 2, sys.argv[2])
+dist.barrier()
+"""
+
+
+def test_two_ranks_on_one_gpu_are_one_process(small_store, tmp_path):
+    """DDP around recorded passes. NCCL wants a GPU for each rank; gloo does not."""
+    config = replace(TINY, store=str(small_store.path), precision="float32", batch_size=16)
+    command = [sys.executable, "-W", "ignore", "-c", RANK]
+    command += [json.dumps(to_mapping(config)), str(tmp_path / "losses.pt")]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    found = torch.load(tmp_path / "losses.pt", weights_only=True)
+    torch.testing.assert_close(found, steps_of(config), rtol=5e-3, atol=1e-4)
 
 
 def test_the_bundled_model_is_as_good_as_on_a_cpu(sky_store, bundled, images, on_cpu):

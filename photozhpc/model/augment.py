@@ -7,6 +7,7 @@ prepare = stretch(centre_crop(calibrate)): what inference does
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -79,7 +80,7 @@ def random_view(
     rotation: Literal["any", "quarter"],
     jitter_pix: int,
     noise: float,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
     """Return one random view of each calibrated image, crop x crop pixels.
 
@@ -88,25 +89,36 @@ def random_view(
             or "quarter" turns, which copy pixels and so leave their noise as inference sees it.
         jitter_pix: the crop is off-centre by up to this many whole pixels on each axis.
         noise: standard deviation of Gaussian noise that is added, in units of the survey's.
-        generator: on the image's device.
+        generators: on the image's device; each draws for an equal share of the images, in order.
+
+    Raises:
+        ValueError: the images cannot be shared equally.
     """
-    n, device = len(image_BCSS), image_BCSS.device
-    flip_B = torch.randint(0, 2, (n,), generator=generator, device=device)
-    shift_B2 = torch.randint(
-        -jitter_pix, jitter_pix + 1, (n, 2), generator=generator, device=device
-    )
-    if rotation == "any":
-        angle_B = torch.rand(n, generator=generator, device=device) * (2 * math.pi)
-        view_BCHW = _resample(image_BCSS, crop, flip_B, angle_B, shift_B2)
-    else:
-        turn_B = torch.randint(0, 4, (n,), generator=generator, device=device)
-        view_BCHW = _copy(image_BCSS, crop, flip_B, turn_B, shift_B2)
-    if noise > 0:
-        draw_BCHW = torch.randn(
-            view_BCHW.shape, generator=generator, device=device, dtype=view_BCHW.dtype
+    if len(image_BCSS) % len(generators):
+        raise ValueError(f"{len(generators)} generators cannot share {len(image_BCSS)} images")
+    # All is drawn first, and the images are then looked at once: on a GPU the launches count.
+    n, device = len(image_BCSS) // len(generators), image_BCSS.device
+    shape = (n, image_BCSS.shape[1], crop, crop)
+    flips, shifts, turns, noises = [], [], [], []
+    for generator in generators:
+        flips.append(torch.randint(0, 2, (n,), generator=generator, device=device))
+        shifts.append(
+            torch.randint(-jitter_pix, jitter_pix + 1, (n, 2), generator=generator, device=device)
         )
-        view_BCHW = view_BCHW + noise * draw_BCHW
-    return view_BCHW
+        if rotation == "any":
+            turns.append(torch.rand(n, generator=generator, device=device))
+        else:
+            turns.append(torch.randint(0, 4, (n,), generator=generator, device=device))
+        if noise > 0:
+            noises.append(
+                torch.randn(shape, generator=generator, device=device, dtype=image_BCSS.dtype)
+            )
+    flip_B, shift_B2, turn_B = (torch.cat(draws) for draws in (flips, shifts, turns))
+    if rotation == "any":
+        view_BCHW = _resample(image_BCSS, crop, flip_B, turn_B * (2 * math.pi), shift_B2)
+    else:
+        view_BCHW = _copy(image_BCSS, crop, flip_B, turn_B, shift_B2)
+    return view_BCHW + noise * torch.cat(noises) if noise > 0 else view_BCHW
 
 
 def _source_offsets(crop: int, flip_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,8 +134,9 @@ def _copy(
 ) -> Tensor:
     size = image_BCSS.shape[-1]
     dy_BHW, dx_BHW = _source_offsets(crop, flip_B)
-    cos_B = torch.tensor([1, 0, -1, 0], device=turn_B.device)[turn_B][:, None, None]
-    sin_B = torch.tensor([0, 1, 0, -1], device=turn_B.device)[turn_B][:, None, None]
+    odd_B = turn_B % 2
+    cos_B = ((1 - turn_B) * (1 - odd_B))[:, None, None]  # 1, 0, -1, 0
+    sin_B = ((2 - turn_B) * odd_B)[:, None, None]  # 0, 1, 0, -1
     y_BHW = size // 2 + cos_B * dy_BHW + sin_B * dx_BHW + shift_B2[:, 0, None, None]
     x_BHW = size // 2 - sin_B * dy_BHW + cos_B * dx_BHW + shift_B2[:, 1, None, None]
     inside_BHW = (y_BHW >= 0) & (y_BHW < size) & (x_BHW >= 0) & (x_BHW < size)

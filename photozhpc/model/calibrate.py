@@ -261,7 +261,7 @@ def _random_inputs(model: PITA, block: Block, generator: torch.Generator) -> NDA
     inputs = []
     for cutout_BCSS, ebv_B in _batches(model, block.cutout_NCSS, block.ebv_N):
         calibrated_BCSS = calibrate_image(cutout_BCSS, ebv_B, *constants)
-        view_BCHW = random_view(calibrated_BCSS, config.crop, "quarter", 0, 0.0, generator)
+        view_BCHW = random_view(calibrated_BCSS, config.crop, "quarter", 0, 0.0, [generator])
         input_BF, _ = _forward(model, stretch(view_BCHW, config.stretch))
         inputs.append(input_BF.cpu().numpy())
     return np.concatenate(inputs)

@@ -90,7 +90,7 @@ def _inputs(model: PITA, block: Block, generator: torch.Generator | None) -> NDA
             image_BCHW = prepare(cutout_BCSS, ebv_B, *constants, config.crop, config.stretch)
         else:
             calibrated_BCSS = calibrate(cutout_BCSS, ebv_B, *constants)
-            view_BCHW = random_view(calibrated_BCSS, config.crop, "quarter", 0, 0.0, generator)
+            view_BCHW = random_view(calibrated_BCSS, config.crop, "quarter", 0, 0.0, [generator])
             image_BCHW = stretch(view_BCHW, config.stretch)
         with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
             latent_BD, signal_BA = model.features(

@@ -73,9 +73,17 @@ class Trainer:
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.keys.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._freeze_idle_heads()
+        self.generators = [torch.Generator(self.device) for _ in self.loader.lanes]
+        self.precision = {
+            "auto": native_precision(self.device),
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+        }[config.precision]
         if config.compile:
             self.model.encoder.compile()
             self.keys.model.encoder.compile()
+        elif self.device.type == "cuda":
+            self._record()
         self.network: nn.Module = self.model
         if self.ranks.world > 1:
             with warnings.catch_warnings():  # the option's new name is not in torch 2.9 yet
@@ -89,12 +97,6 @@ class Trainer:
             weight_decay=config.optimiser.weight_decay,
             fused=True,
         )
-        self.generator = torch.Generator(self.device)
-        self.precision = {
-            "auto": native_precision(self.device),
-            "float32": torch.float32,
-            "bfloat16": torch.bfloat16,
-        }[config.precision]
         self.step = 0
         self.loss_sums = torch.zeros(len(LOSSES), device=self.device)  # of this epoch so far
         self.best_nmad = math.inf
@@ -144,7 +146,10 @@ class Trainer:
         sources by the number of these on all ranks.
         """
         config, device = self.config, self.device
-        batch = Block.join(lanes)
+        # Pinned memory is what a GPU copies from while it computes.
+        shape = (sum(map(len, lanes)), *lanes[0].cutout_NCSS.shape[1:])
+        cutout_BCSS = torch.empty(shape, pin_memory=device.type == "cuda")
+        batch = Block.join(lanes, cutout_BCSS.numpy())
         colour_BM = torch.from_numpy(
             colour_features(batch.flux_NC, self.softening_C, batch.ebv_N, self.extinction_r_C)
         )
@@ -156,7 +161,7 @@ class Trainer:
             )
         )
         image_BCSS = calibrate(
-            torch.from_numpy(batch.cutout_NCSS).to(device),
+            cutout_BCSS.to(device, non_blocking=True),
             torch.from_numpy(batch.ebv_N).to(device),
             self.model.extinction_r_C,
             self.model.noise_C,
@@ -164,8 +169,7 @@ class Trainer:
         self.model.train()
         self.keys.eval()
         key_BP = None
-        reduced = self.precision != torch.float32
-        with torch.autocast(device.type, dtype=self.precision, enabled=reduced):
+        with self._autocast():
             output = self.network(self._view(image_BCSS, 0))
             if config.contrastive_weight > 0:
                 key_BP = self.keys(self._view(image_BCSS, 1))
@@ -194,21 +198,43 @@ class Trainer:
 
     def _view(self, image_BCSS: Tensor, number: int) -> Tensor:
         """One random view of every image; each lane has its own random numbers."""
-        augment, views = self.config.augment, []
-        for lane, image_LCSS in zip(
-            self.loader.lanes, image_BCSS.split(self.loader.lane_batch), strict=True
-        ):
-            self.generator.manual_seed(_seed_of(self.config.seed, self.step, lane, number))
-            view_LCHW = random_view(
-                image_LCSS,
-                self.config.model.crop,
-                augment.rotation,
-                augment.jitter_pix,
-                augment.noise,
-                self.generator,
+        for generator, lane in zip(self.generators, self.loader.lanes, strict=True):
+            generator.manual_seed(_seed_of(self.config.seed, self.step, lane, number))
+        view_BCHW = random_view(
+            image_BCSS,
+            self.config.model.crop,
+            self.config.augment.rotation,
+            self.config.augment.jitter_pix,
+            self.config.augment.noise,
+            self.generators,
+        )
+        view_BCHW = stretch(view_BCHW, self.config.model.stretch)
+        return view_BCHW.contiguous(memory_format=torch.channels_last)
+
+    def _record(self) -> None:
+        """Record the passes of the networks as CUDA graphs, which are replayed from then on.
+
+        A step of a small network on a small image is some thousand kernels of microseconds: to
+        launch them one by one takes several times as long as to run them.
+        """
+        config = self.config
+        shape = (self.loader.lane_batch * len(self.loader.lanes), config.model.n_bands)
+        view_BCHW = torch.zeros(*shape, config.model.crop, config.model.crop, device=self.device)
+        view_BCHW = view_BCHW.contiguous(memory_format=torch.channels_last)
+        networks: list[nn.Module] = [self.model.train()]
+        if config.contrastive_weight > 0:
+            networks.append(self.keys.eval())
+        with self._autocast():
+            torch.cuda.make_graphed_callables(
+                tuple(networks), ((view_BCHW,),) * len(networks), allow_unused_input=True
             )
-            views.append(stretch(view_LCHW, self.config.model.stretch))
-        return torch.cat(views).contiguous(memory_format=torch.channels_last)
+
+    def _autocast(self) -> torch.autocast:
+        """The arithmetic of the networks. Nothing is cast twice, so nothing is kept for it."""
+        reduced = self.precision != torch.float32
+        return torch.autocast(
+            self.device.type, dtype=self.precision, enabled=reduced, cache_enabled=False
+        )
 
     def _freeze_idle_heads(self) -> None:
         """DDP waits for the gradient of every parameter, so what has no task must want none."""

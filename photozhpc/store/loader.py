@@ -6,7 +6,7 @@ Memory is bounded: a window of sources is shuffled as a whole while the next one
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,13 +43,20 @@ class Block:
         return Block(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     @staticmethod
-    def join(blocks: list["Block"]) -> "Block":
-        return Block(
-            *(
-                np.concatenate([getattr(block, name) for block in blocks])
-                for name in Block.__dataclass_fields__
+    def join(blocks: list["Block"], cutout_NCSS: NDArray[np.float32] | None = None) -> "Block":
+        """Return the blocks as one.
+
+        Args:
+            cutout_NCSS: memory in which the cutouts are put.
+        """
+        joined: dict[str, Any] = {
+            name: np.concatenate(
+                [getattr(block, name) for block in blocks],
+                out=cutout_NCSS if name == "cutout_NCSS" else None,
             )
-        )
+            for name in Block.__dataclass_fields__
+        }
+        return Block(**joined)
 
 
 def label_split(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
