@@ -3,11 +3,12 @@
 benchmarks/gpu.sh [OUT.json] [--device cuda] [--sources 400000] [--small]
 
 ceiling   images/s of the forward pass on tensors that are on the device already, for the bundled
-          model and the paper's ConvNeXt-Tiny: float32, bfloat16, bfloat16 compiled, by batch size
+          model and the paper's ConvNeXt-Tiny: float32 and bfloat16, by batch size
 feed      images/s that one thread and all cores read and decode from the store
-disk      sources/s from store to catalogue over the engine's on images in host memory
+disk      sources/s from store to catalogue over the engine's on images in host memory, and what
+          300 million sources take at that rate
 train     images/s of a training step of the paper's PITA, beside pita-z's
-cost      what 300 million sources take at these rates
+compiled  ceiling and disk once more, through compiled code: last, because compiling takes minutes
 """
 
 import argparse
@@ -37,38 +38,27 @@ HERE = Path(__file__).parent
 SURVEY_SOURCES = 300_000_000
 
 
-def ceiling(checkpoint_path: Path, device: str, batches: list[int], compiled: bool) -> dict:
-    """Images a second of the forward pass alone, by precision and batch size.
-
-    Compiled for the engine's own batch size only: max-autotune takes minutes.
-    """
+def ceiling(
+    checkpoint_path: Path, device: str, batch: int, dtype: torch.dtype, compiled: bool = False
+) -> dict[str, Any]:
+    """Images a second of the forward pass alone, on images that are on the device."""
     checkpoint = load_checkpoint(checkpoint_path)
-    found: dict[str, Any] = {}
-    for batch in batches:
-        rates = {}
-        for name, dtype, use in (
-            ("float32", torch.float32, False),
-            ("bfloat16", torch.bfloat16, False),
-            ("bfloat16 compiled", torch.bfloat16, compiled),
-        ):
-            if name.endswith("compiled") and not (compiled and batch == GPU_BATCH_SIZE):
-                continue
-            start = time.perf_counter()
-            engine = Engine(checkpoint, device, batch, dtype, compiled=use)
-            ready = time.perf_counter() - start
-            run = engine._full_batch or engine.forward
-            shape = (batch, checkpoint.pita.config.n_bands, engine.side_pix, engine.side_pix)
-            cutout = torch.randn(shape, device=device)
-            ebv = torch.zeros(batch, device=device)
-            with torch.inference_mode():
-                rates[name] = batch / seconds_of(lambda r=run, c=cutout, e=ebv: r(c, e), device)
-            if use:
-                rates["compiled"], rates["seconds to compile"] = engine.is_compiled, ready
-        found[str(batch)] = rates
-        print(checkpoint_path.name, batch, rates, flush=True)
+    start = time.perf_counter()
+    engine = Engine(checkpoint, device, batch, dtype, compiled=compiled)
+    ready = time.perf_counter() - start
+    run = engine._full_batch or engine.forward
+    shape = (batch, checkpoint.pita.config.n_bands, engine.side_pix, engine.side_pix)
+    cutout, ebv = torch.randn(shape, device=device), torch.zeros(batch, device=device)
+    with torch.inference_mode():
+        found: dict[str, Any] = {
+            "images_per_s": batch / seconds_of(lambda: run(cutout, ebv), device)
+        }
+    if compiled:
+        found |= {"compiled": engine.is_compiled, "seconds_to_compile": ready}
     if device.startswith("cuda"):
         found["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
         torch.cuda.reset_peak_memory_stats()
+    print(checkpoint_path.name, batch, dtype, found, flush=True)
     return found
 
 
@@ -111,6 +101,21 @@ def feed(store: CutoutStore, side: int) -> dict[str, float]:
             done = sum(pool.map(read, keys))
             found[f"{threads}_threads"] = done / (time.perf_counter() - start)
     return found
+
+
+def disk(n_sources: int, device: str, compiled: bool, path: Path, folder: Path) -> dict[str, Any]:
+    """From store to catalogue, and what a survey takes at that rate."""
+    found = bench_infer(n_sources, device, compiled, None, path, folder)
+    hours = SURVEY_SOURCES / found["from_disk_per_s"] / 3600
+    return {
+        **{key: value for key, value in found.items() if key != "cost"},
+        "cost": {
+            "sources": SURVEY_SOURCES,
+            "gpu_hours": found["workers"] * hours,
+            "store_tb": SURVEY_SOURCES * found["store_bytes_per_source"] / 1e12,
+            "catalog_gb": SURVEY_SOURCES * found["catalog_bytes_per_source"] / 1e9,
+        },
+    }
 
 
 def train_step(device: str, batch: int, rounds: int) -> dict[str, Any]:
@@ -160,23 +165,30 @@ def main() -> None:
         store = make_store(folder / "store", survey, min(n_sources, 131_072))
         for name, path in models.items():
             side = load_checkpoint(path).pita.config.crop
-            infer = bench_infer(n_sources, device, not small, None, path, folder)
-            hours = SURVEY_SOURCES / infer["from_disk_per_s"] / 3600
             result[name] = {
-                "ceiling": ceiling(path, device, batches, not small),
-                "feed": feed(store, side),
-                "disk": {key: value for key, value in infer.items() if key != "cost"},
-                "cost": {
-                    "sources": SURVEY_SOURCES,
-                    "gpu_hours": infer["workers"] * hours,
-                    "store_tb": SURVEY_SOURCES * infer["store_bytes_per_source"] / 1e12,
-                    "catalog_gb": SURVEY_SOURCES * infer["catalog_bytes_per_source"] / 1e9,
+                "ceiling": {
+                    f"{precision}, batch {batch}": ceiling(path, device, batch, dtype)
+                    for precision, dtype in (
+                        ("float32", torch.float32),
+                        ("bfloat16", torch.bfloat16),
+                    )
+                    for batch in batches
                 },
+                "feed": feed(store, side),
+                "disk": disk(n_sources, device, False, path, folder),
             }
             print(name, result[name], flush=True)
             keep()
         if not small:
             result["train"] = train_step(device, 256, 3)
+            keep()
+        for name, path in models.items() if not small else ():
+            result[name]["compiled"] = {
+                "ceiling": ceiling(path, device, GPU_BATCH_SIZE, torch.bfloat16, compiled=True),
+                "disk": disk(n_sources, device, True, path, folder),
+            }
+            print(name, result[name]["compiled"], flush=True)
+            keep()
     keep()
     print(json.dumps(result))
 

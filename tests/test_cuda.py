@@ -164,6 +164,7 @@ def steps_of(config, monkeypatch=None) -> torch.Tensor:
     """The losses of the first steps on the GPU; with a monkeypatch, kernel by kernel."""
     if monkeypatch is not None:
         monkeypatch.setattr(Trainer, "_record", lambda _: None)
+    torch.backends.cudnn.allow_tf32 = False
     ranks = Ranks(device=torch.device("cuda"))
     trainer = Trainer(config, CutoutStore.open(config.store), ranks)
     return torch.stack([trainer.train_step(lanes) for lanes in trainer.batches()]).cpu()
@@ -189,6 +190,7 @@ from photozhpc.model.trainer import Trainer
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.store import CutoutStore
 
+torch.backends.cudnn.allow_tf32 = False
 config = from_mapping(TrainConfig, json.loads(sys.argv[1]), "test")
 dist.init_process_group("gloo")
 ranks = Ranks(dist.get_rank(), 2, torch.device("cuda", 0), dist.group.WORLD)

@@ -146,7 +146,6 @@ class Trainer:
         sources by the number of these on all ranks.
         """
         config, device = self.config, self.device
-        # Pinned memory is what a GPU copies from while it computes.
         shape = (sum(map(len, lanes)), *lanes[0].cutout_NCSS.shape[1:])
         cutout_BCSS = torch.empty(shape, pin_memory=device.type == "cuda")
         batch = Block.join(lanes, cutout_BCSS.numpy())
@@ -161,8 +160,8 @@ class Trainer:
             )
         )
         image_BCSS = calibrate(
-            cutout_BCSS.to(device, non_blocking=True),
-            torch.from_numpy(batch.ebv_N).to(device),
+            self._send(cutout_BCSS),
+            self._send(torch.from_numpy(batch.ebv_N)),
             self.model.extinction_r_C,
             self.model.noise_C,
         )
@@ -180,11 +179,11 @@ class Trainer:
                 output.projection_BP, key_BP, self.keys.queue_KP, config.loss.temperature
             )
         if config.colour_weight > 0:
-            colour = colour_loss(output.colour_BM, colour_BM.to(device), n_colours)
+            colour = colour_loss(output.colour_BM, self._send(colour_BM), n_colours)
         if config.redshift_weight > 0:
             redshift = redshift_loss(
                 output.z_phot_B,
-                z_spec_B.to(device),
+                self._send(z_spec_B),
                 config.loss.huber_delta,
                 config.model.redshift_scale,
                 n_labels,
@@ -195,6 +194,13 @@ class Trainer:
             + config.redshift_weight * redshift
         )
         return torch.stack([total, contrastive, colour, redshift]), key_BP
+
+    def _send(self, values: Tensor) -> Tensor:
+        """Return values on the device. From pinned memory a GPU copies them while it computes, and
+        the host does not wait."""
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)
 
     def _view(self, image_BCSS: Tensor, number: int) -> Tensor:
         """One random view of every image; each lane has its own random numbers."""
@@ -224,10 +230,14 @@ class Trainer:
         networks: list[nn.Module] = [self.model.train()]
         if config.contrastive_weight > 0:
             networks.append(self.keys.eval())
+        # Each has a view of its own: the gradients are taken after both have been looked at.
+        views = tuple((view_BCHW.clone(),) for _ in networks)
         with self._autocast():
-            torch.cuda.make_graphed_callables(
-                tuple(networks), ((view_BCHW,),) * len(networks), allow_unused_input=True
-            )
+            torch.cuda.make_graphed_callables(tuple(networks), views, allow_unused_input=True)
+        # Gradients are recorded on one stream and summed on another, on purpose (torch 2.10 asks).
+        quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+        if quiet is not None:
+            quiet(False)
 
     def _autocast(self) -> torch.autocast:
         """The arithmetic of the networks. Nothing is cast twice, so nothing is kept for it."""
