@@ -31,8 +31,8 @@ DEFAULT_TILES = 4
 )
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--store", type=Location(), help="Store made by 'extract'; may be on s3://.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Default: the bundled model.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: out/SURVEY.")
+@click.option("--checkpoint", type=LOCAL, help="Default: the bundled model.")
+@click.option("--out", type=LOCAL, help="Folder; default: out/SURVEY.")
 @click.option("--truth", multiple=True, type=Location(), help="Table(s) of known redshifts.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core or GPU.")
 @click.option(
@@ -92,17 +92,18 @@ def infer(
     Without --store, and for survey roman-sim, it first makes a small simulated sky and its
     store inside the output folder.
     """
-    from photozhpc.catalog.export import check_format
+    from photozhpc.catalog.export import check_format, check_target
     from photozhpc.catalog.run import run_inference
     from photozhpc.model import bundled_checkpoint
     from photozhpc.site import load_site
 
     if "qp" in formats and pdf is None:
         raise click.UsageError("--export qp needs --pdf quantiles or --pdf grid")
-    for to in formats:
-        check_format(to)  # here, for the run may take days
     wanted = load_survey(survey)
     out = out or Path("out") / wanted.name
+    for to in formats:
+        check_format(to)  # here, for the run may take days
+        check_target(out / EXPORT_NAMES[to], to)
     checkpoint = checkpoint or bundled_checkpoint(wanted.name)
     if store is None:
         store, truth = _own_sky(wanted.name, out, truth, workers)
@@ -127,11 +128,12 @@ def infer(
     from photozhpc.report.summary import summarise  # a second, that the workers need not wait
 
     text = summarise(summary, truth or None)
+    if not as_json:
+        click.echo(text)
     exported = {to: export_as(out, to, out / EXPORT_NAMES[to]) for to in formats}
     if as_json:
         echo_json(read_json(out / "summary.json") | ({"exports": exported} if exported else {}))
         return
-    click.echo(text)
     for told in exported.values():
         click.echo(sentence(told))
 

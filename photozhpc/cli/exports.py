@@ -39,7 +39,7 @@ def export(
 ) -> None:
     """Write a catalogue for other tools: HATS for LSDB, FITS or VOParquet for TOPCAT, qp for RAIL.
 
-    What stands at --out is replaced when the new one is complete.
+    An export that stands at --out is replaced when the new one is complete; nothing else is.
     """
     told = export_as(catalog, to, out, columns, workers)
     if as_json:
