@@ -83,7 +83,7 @@ def export_hats(
             warnings.filterwarnings("ignore", "Computing partitions", UserWarning)
             n_rows = _write_collection(parts, schema, columns, partial, out.name, workers, said)
         if out.exists():
-            old = partial.with_suffix(".old.partial")
+            old = partial_path(out.with_name(f"{out.name}.old"))
             out.rename(old)
             partial.rename(out)
             shutil.rmtree(old)

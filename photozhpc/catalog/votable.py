@@ -28,7 +28,7 @@ def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
         metadata = {key.decode(): value.decode() for key, value in field.metadata.items()}
         attributes = {"name": field.name}
         if field.type == pa.string():
-            attributes |= {"datatype": "char", "arraysize": "64*"}
+            attributes |= {"datatype": "char", "arraysize": "255*"}
         elif pa.types.is_fixed_size_list(field.type):
             attributes["datatype"] = _VOTABLE_TYPE[str(field.type.value_type)]
             attributes["arraysize"] = str(field.type.list_size)

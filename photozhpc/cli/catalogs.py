@@ -130,7 +130,7 @@ def infer(
     text = summarise(summary, truth or None)
     if not as_json:
         click.echo(text)
-    exported = {to: export_as(out, to, out / EXPORT_NAMES[to]) for to in formats}
+    exported = {to: export_as(out, to, out / EXPORT_NAMES[to], workers=workers) for to in formats}
     if as_json:
         echo_json(read_json(out / "summary.json") | ({"exports": exported} if exported else {}))
         return
