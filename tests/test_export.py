@@ -265,7 +265,7 @@ def test_faults_of_hats_and_duckdb_are_one_line(catalogue, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_beside_a_catalogue_is_not_said_to_be_one(catalogue, tmp_path):
+def test_a_catalogue_is_exported_whole_or_not_at_all(catalogue, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(catalogue, copy)
     about = {"identity": {}, "n_parts": N_PARTS + 1, "n_rows": (N_PARTS + 1) * PART_LEN}
@@ -276,6 +276,10 @@ def test_a_folder_beside_a_catalogue_is_not_said_to_be_one(catalogue, tmp_path):
             export(folder, "fits", tmp_path / "out")
     with pytest.raises(CatalogError, match="no catalogue there; make one"):
         export(copy / "hats", "fits", tmp_path / "out")
+    (copy / "run.json").write_text(json.dumps(about | {"n_parts": N_PARTS}))
+    for to in ("fits", "vo-parquet", "hats", "qp"):
+        with pytest.raises(CatalogError, match="hold 2400 rows, the run made 2800; 'photozhpc ver"):
+            export(copy, to, tmp_path / "out")
 
 
 def test_a_catalogue_is_not_written_over_by_its_own_export(catalogue, tmp_path):

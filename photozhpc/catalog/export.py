@@ -19,6 +19,7 @@ from photozhpc.catalog.photoz_catalog import (
     SCHEMA_VERSION_KEY,
     TEXT_LENGTH_KEY,
     catalog_parts,
+    check_n_rows,
     read_part,
     read_pieces,
     text_length,
@@ -83,6 +84,7 @@ def export(
     dialect, out = find_dialect(columns), Path(out)
     parts = catalog_parts(catalog)
     schema = checked_schema(parts)
+    check_n_rows(catalog, count_rows(parts))
     _check_not_own(out, parts)
     check_target(out, to)
     remove_stale_partials(out.parent, out.name)

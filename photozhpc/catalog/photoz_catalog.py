@@ -310,13 +310,23 @@ def read_catalog(
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
         raise CatalogError(f"{path}: holds parts of different catalogues") from error
+    if not incomplete_ok:
+        check_n_rows(path, len(table))
+    return table
+
+
+def check_n_rows(path: str | Path, n_rows: int) -> None:
+    """Check that the parts of a catalogue have as many rows as its run made.
+
+    Raises:
+        CatalogError: they have not.
+    """
     run_file = _run_file(Path(path))
-    if not incomplete_ok and run_file is not None and len(table) != read_run(run_file).n_rows:
+    if run_file is not None and n_rows != read_run(run_file).n_rows:
         raise CatalogError(
-            f"{path}: damaged: the parts hold {len(table)} rows, the run made "
+            f"{path}: damaged: the parts hold {n_rows} rows, the run made "
             f"{read_run(run_file).n_rows}; 'photozhpc verify' says which part it is"
         )
-    return table
 
 
 def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
