@@ -20,7 +20,7 @@ class Band:
     """One photometric band.
 
     Attributes:
-        name: as in file names and catalogue columns, e.g. "F158".
+        name: as in file names and catalogue columns, e.g. "F158"; ASCII, for FITS, and no spaces.
         zero_point_ab: AB magnitude of one count (per second) of the mosaic; None where the
             file states its own calibration (a surface-brightness unit, PHOTFLAM, MAGZERO).
         psf_fwhm_arcsec: full width at half maximum of the mosaic's PSF.
@@ -35,6 +35,8 @@ class Band:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("a band needs a name")
+        if not re.fullmatch(r"[!-~]+", self.name):
+            raise ValueError(f"name must be ASCII without spaces, got {self.name!r}")
         if not 0 < self.psf_fwhm_arcsec < math.inf:
             raise ValueError(f"psf_fwhm_arcsec must be positive, got {self.psf_fwhm_arcsec}")
         if not 0 <= self.extinction_r < math.inf:

@@ -140,6 +140,14 @@ def test_a_list_that_aliases_make_endless_is_not_printed(tmp_path):
         from_mapping(_Inner, {"rate": document["a11"]}, "x")
 
 
+def test_a_band_is_named_so_that_fits_has_a_column_for_it():
+    for name in ("i*", "g'", "F150W+F444W"):
+        assert Band(name, 1.0, 1.0).name == name
+    for name in ("Hα", "two words", "tab\t"):
+        with pytest.raises(ValueError, match="name must be ASCII without spaces, got"):
+            Band(name, 1.0, 1.0)
+
+
 def test_an_alias_stands_for_a_band_of_the_survey():
     band = Band("F158", psf_fwhm_arcsec=0.1, extinction_r=0.5)
     with pytest.raises(ValueError, match="'h' stands for 'F160', which is no band"):

@@ -21,13 +21,15 @@ from astropy.coordinates import SkyCoord, search_around_sky
 from astropy.io import fits, votable
 from astropy.table import Table
 from click.testing import CliRunner
+from hats.catalog import TableProperties
+from hats.catalog.dataset.collection_properties import CollectionProperties
 
 from photozhpc.catalog import export_hats, read_catalog
 from photozhpc.catalog.dialects import find_dialect, translated_schema
 from photozhpc.catalog.export import export
 from photozhpc.catalog.photoz_catalog import catalog_schema, make_table, write_part
 from photozhpc.cli import main
-from photozhpc.errors import CatalogError, ConfigError
+from photozhpc.errors import CatalogError, ConfigError, RunError
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
@@ -87,7 +89,8 @@ def rows(catalogue: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def hats_folder(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exported") / "roman"
+    out = tmp_path_factory.mktemp("exported") / "Npix=5" / "roman"  # as a partition is called
+    out.parent.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_hats, "PARTITION_LEN", 500)
         patch.setattr(export_hats, "CHUNK_LEN", 300)
@@ -152,8 +155,25 @@ def test_the_index_finds_a_source_by_its_id(hats_folder, rows):
         found = catalog.id_search(values={"source_id": wanted}).compute()
         assert list(found["source_id"]) == [wanted]
         assert found["ra"].iloc[0] == rows["ra"][row]
-    index = pq.read_table(hats_folder / "photoz_source_id" / "dataset" / "index")
+    folder = hats_folder / "photoz_source_id" / "dataset" / "index"
+    index = pq.read_table(folder, partitioning=None)
     assert np.array_equal(index["source_id"], rows["source_id"])
+    partitions = {(pixel.order, pixel.pixel) for pixel in catalog.get_healpix_pixels()}
+    assert (
+        set(zip(*(index[name].to_pylist() for name in ("Norder", "Npix")), strict=True))
+        == partitions
+    )
+
+
+def test_a_collection_may_be_moved(hats_folder):
+    """Its tables name each other by their names, not by where they were made."""
+    for name in ("photoz_10arcs", "photoz_source_id"):
+        properties = TableProperties.read_from_dir(hats_folder / name)
+        assert properties.primary_catalog == "photoz"
+        assert properties.extra_columns is None
+    n_bytes = sum(path.stat().st_size for path in hats_folder.rglob("*") if path.is_file())
+    about = CollectionProperties.read_from_dir(hats_folder)
+    assert int(about.hats_estsize) == pytest.approx(n_bytes / 1024, rel=0.05)
 
 
 def test_hats_files_say_units_and_ucds_and_where_they_come_from(hats_folder):
@@ -178,17 +198,88 @@ def test_a_second_export_replaces_the_first_and_nothing_else_is_replaced(
     assert {"objectId", "coord_ra", "pita_z_median", "f158_ap0p4FluxErr"} <= set(read.columns)
     assert [path.name for path in tmp_path.iterdir()] == ["hats"]
     (tmp_path / "mine").mkdir()
-    with pytest.raises(CatalogError, match="is there already, and no HATS catalogue"):
+    (tmp_path / "mine" / "collection.properties").write_text("obs_collection=gaia\n")
+    with pytest.raises(CatalogError, match="is there already, and no export of photozhpc's to hat"):
         export(part, "hats", tmp_path / "mine")
     for to in ("fits", "vo-parquet"):
         export(part, to, tmp_path / to)
         export(part, to, tmp_path / to)
     notes = tmp_path / "notes.txt"
     notes.write_text("mine")
-    for file in (notes, tmp_path / "fits"):
-        with pytest.raises(CatalogError, match="is there already, and no vo-parquet file"):
-            export(part, "vo-parquet", file)
-    assert notes.read_text() == "mine"
+    pq.write_table(pa.table({"source_id": [1]}), tmp_path / "sources.parquet")
+    Table({"source_id": [1]}).write(tmp_path / "sources.fits")
+    other = shutil.copy(part, tmp_path / "part.parquet")
+    for to in ("fits", "vo-parquet", "qp"):
+        for name in ("notes.txt", "sources.parquet", "sources.fits", other.name, "fits", "vo-parq"):
+            file = tmp_path / name
+            if to == name or not file.exists():
+                continue
+            before = file.read_bytes()
+            with pytest.raises(CatalogError, match=f"and no export of photozhpc's to {to}; name"):
+                export(part, to, file)
+            assert file.read_bytes() == before
+    (tmp_path / "empty").touch()
+    assert export(part, "fits", tmp_path / "empty").rows == PART_LEN
+
+
+def test_columns_that_were_left_out_are_not_in_the_votable(catalogue, tmp_path):
+    """Of a part from which columns were taken: every field of the VOTable is a column."""
+    part = catalogue / "catalog" / "part-000001.parquet"
+    names = ["source_id", "photoz", "ra", "dec", "tile_id", "photoz_flags", "aper04_f158_flux"]
+    pq.write_table(pq.read_table(part).select(names), tmp_path / "some.parquet")
+    out = tmp_path / "out.parquet"
+    export(tmp_path / "some.parquet", "vo-parquet", out)
+    content = pq.read_schema(out).metadata[b"IVOA.VOTable-Parquet.content"]
+    table = votable.parse(io.BytesIO(content), verify="exception").get_first_table()
+    assert [field.name for field in table.fields] == names
+    assert table.description == "Photometric redshifts of survey roman-sim, by photozhpc"
+    assert Table.read(out, format="parquet.votable")["aper04_f158_flux"].unit == "nJy"
+
+
+def test_columns_of_other_types_are_refused(catalogue, tmp_path):
+    table = pq.read_table(catalogue / "catalog" / "part-000001.parquet")
+    for name, kind in (("tile_id", pa.large_string()), ("photoz_flags", pa.uint8())):
+        n = table.column_names.index(name)
+        field = table.schema.field(n).with_type(kind)
+        file = tmp_path / "part.parquet"
+        pq.write_table(table.set_column(n, field, table[name].cast(kind)), file)
+        for to in ("fits", "vo-parquet", "hats"):
+            with pytest.raises(CatalogError, match=f"'{name}' is of type {kind}: exports take"):
+                export(file, to, tmp_path / "out")
+
+
+def test_a_partition_of_hats_is_no_catalogue_to_make_hats_of(hats_folder, tmp_path):
+    file = next((hats_folder / "photoz" / "dataset").rglob("Npix=*.parquet"))
+    with pytest.raises(CatalogError, match="is a partition of a HATS catalogue already"):
+        export(file, "hats", tmp_path / "out")
+    assert export(file, "fits", tmp_path / "out").rows == pq.read_metadata(file).num_rows
+
+
+def test_faults_of_hats_and_duckdb_are_one_line(catalogue, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_hats, "PARTITION_LEN", 2)
+    with pytest.raises(RunError, match=r"not be written \(single pixel row count \d+ exceeds thr"):
+        export(catalogue, "hats", tmp_path / "out")
+    monkeypatch.setattr(export_hats, "_write_collection", lambda *_: duckdb.sql("SELECT nothing"))
+    with pytest.raises(RunError, match=r"HATS could not be written \(Binder Error"):
+        export(catalogue, "hats", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_catalogue_is_exported_whole_or_not_at_all(catalogue, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(catalogue, copy)
+    about = {"identity": {}, "n_parts": N_PARTS + 1, "n_rows": (N_PARTS + 1) * PART_LEN}
+    (copy / "run.json").write_text(json.dumps(about))
+    (copy / "hats").mkdir()
+    for folder in (copy, copy / "catalog"):
+        with pytest.raises(CatalogError, match="not finished: 6 of 7 parts"):
+            export(folder, "fits", tmp_path / "out")
+    with pytest.raises(CatalogError, match="no catalogue there; make one"):
+        export(copy / "hats", "fits", tmp_path / "out")
+    (copy / "run.json").write_text(json.dumps(about | {"n_parts": N_PARTS}))
+    for to in ("fits", "vo-parquet", "hats", "qp"):
+        with pytest.raises(CatalogError, match="hold 2400 rows, the run made 2800; 'photozhpc ver"):
+            export(copy, to, tmp_path / "out")
 
 
 def test_a_catalogue_is_not_written_over_by_its_own_export(catalogue, tmp_path):
@@ -427,6 +518,13 @@ def test_infer_exports_what_it_made(small_store, tmp_path):
     assert told.exit_code == 1
     assert "format hats needs hats_import, which is not installed; pip" in told.stderr
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "photoz.fits").write_text("mine")
+    told = CliRunner().invoke(main, [*words, "--export", "fits"])
+    assert told.exit_code == 1
+    assert "photoz.fits: is there already, and no export of photozhpc's to fits" in told.stderr
+    assert not (tmp_path / "out" / "run.json").exists()
+    (tmp_path / "out" / "photoz.fits").unlink()
 
     words += ["--pdf", "quantiles", "--json"]
     for to in ("hats", "fits", "vo-parquet", "qp"):
@@ -447,6 +545,19 @@ def test_infer_exports_what_it_made(small_store, tmp_path):
     assert qp.read(str(out / "photoz_qp.hdf5")).npdf == with_z
 
 
+def test_urls_are_no_places_to_write_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["export", "out", "--format", "fits", "--out", "s3://bucket/a.fits"],
+        ["export", "s3://bucket/out", "--format", "fits", "--out", "a.fits"],
+        ["infer", "--survey", "roman-sim", "--out", "s3://bucket/out"],
+    ):
+        told = CliRunner().invoke(main, words)
+        assert told.exit_code == 2
+        assert "is a URL; name a place on a disk" in told.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_memory_of_an_export_does_not_grow_with_the_rows(tmp_path):
     """Peak memory, in a process of its own, of a FITS export of 4 and of 40 equal parts."""
     one = write_catalogue(tmp_path / "one") / "catalog" / "part-000000.parquet"
@@ -458,16 +569,21 @@ def test_the_memory_of_an_export_does_not_grow_with_the_rows(tmp_path):
     big = tmp_path / "big.parquet"
     table = pa.concat_tables([pq.read_table(one)] * 25)
     pq.write_table(table.replace_schema_metadata(pq.read_schema(one).metadata), big)
-    peaks = {}
-    for n in (4, 40):
-        folder = tmp_path / f"n{n}"
+    places = {n: tmp_path / f"n{n}" for n in (4, 40)}
+    for n, folder in places.items():
         folder.mkdir()
         for index in range(n):
             (folder / f"part-{index:06d}.parquet").hardlink_to(big)
-        for to in ("fits", "vo-parquet"):
-            command = [sys.executable, "-c", program, str(folder), to, str(tmp_path / f"{to}-{n}")]
+    peaks = {}
+    places[1] = tmp_path / "vo-parquet-40"  # a catalogue in one part
+    for to in ("vo-parquet", "fits"):
+        for n in (4, 40, 1):
+            out = tmp_path / f"{to}-{n}"
+            command = [sys.executable, "-c", program, str(places[n]), to, str(out)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
             peaks[to, n] = int(done.stdout) / 1024
+    # A row group of 131 072 rows is in memory at a time, and not the 400 000 of the part.
+    assert peaks["fits", 1] - peaks["fits", 40] < 250, peaks
     assert peaks["fits", 40] - peaks["fits", 4] < 30, peaks
     # A row group is gathered: 131 072 rows are 33 MB, which 4 parts do not fill.
     assert peaks["vo-parquet", 40] - peaks["vo-parquet", 4] < 200, peaks

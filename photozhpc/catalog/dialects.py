@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
-from photozhpc.catalog.votable import with_votable
+from photozhpc.catalog.votable import table_description, with_votable
 from photozhpc.errors import ConfigError, did_you_mean
 
 _FLUX = re.compile(r"(?:aper(?P<radius>\d+)|(?P<kron>kron))_(?P<band>.+)_flux(?P<err>_err)?")
@@ -105,7 +105,7 @@ def translated_schema(schema: pa.Schema, dialect: Dialect | None) -> pa.Schema:
         description = metadata[b"description"].decode() + f" (photozhpc: {field.name})"
         metadata[b"description"] = description.encode()
         fields.append(field.with_name(translated(field.name, dialect)).with_metadata(metadata))
-    return with_votable(pa.schema(fields, schema.metadata), "Photometric redshifts, by photozhpc")
+    return with_votable(pa.schema(fields, schema.metadata), table_description(schema))
 
 
 def translate(table: pa.Table, dialect: Dialect | None) -> pa.Table:

@@ -8,24 +8,33 @@ from typing import Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from astropy.io import fits
 
 from photozhpc.catalog.dialects import Dialect, find_dialect, translate, translated_schema
 from photozhpc.catalog.pdf import PDF_FOLDER
 from photozhpc.catalog.photoz_catalog import (
     PART_FOLDER,
+    PART_KEY,
     PROVENANCE_KEY,
+    SCHEMA_VERSION_KEY,
     TEXT_LENGTH_KEY,
     catalog_parts,
+    check_n_rows,
     read_part,
+    read_pieces,
     text_length,
 )
+from photozhpc.catalog.votable import table_description, with_votable
 from photozhpc.disk import disk_error, remove_stale_partials, replacing
 from photozhpc.errors import CatalogError, ConfigError, did_you_mean
 
 Format = Literal["hats", "vo-parquet", "fits", "qp"]
 Report = Callable[[int, int], None]
 
-_MAGIC = {"vo-parquet": b"PAR1", "fits": b"SIMPLE  =", "qp": b"\x89HDF"}  # of the files
+_QP_MAGIC = b"\x89HDF"
+FITS_NAME = "PHOTOZ"  # of the table
+HATS_PROPERTIES = "collection.properties"
+TYPES = ("int64", "int32", "double", "float", "string")  # of columns
 _PACKAGES = {"hats": ("hats_import", "duckdb"), "qp": ("qp",)}
 
 # Rows of a row group, for files that stand for a whole catalogue: a part may have few.
@@ -56,14 +65,14 @@ def export(
 ) -> Exported:
     """Write a catalogue in a format of other tools; memory does not grow with its rows.
 
-    What stands at `out` is replaced when the new one is complete, if it is of the same format.
+    An export that stands at `out` is replaced when the new one is complete; nothing else is.
 
     Args:
         catalog: the --out folder of `photozhpc infer`, its catalog/ folder, or one part.
         to: a format, see `Format`.
         columns: whose names they are to have, see `dialects.DIALECTS`.
         workers: processes, for HATS; default: one a core.
-        progress: called with rows done and in all (of HATS: tasks of each of its stages).
+        progress: called with rows done and in all; not for HATS and qp.
 
     Raises:
         CatalogError: there is no finished catalogue, it is damaged, `out` is one of its files,
@@ -75,7 +84,9 @@ def export(
     dialect, out = find_dialect(columns), Path(out)
     parts = catalog_parts(catalog)
     schema = checked_schema(parts)
-    _check_target(out, to, parts)
+    check_n_rows(catalog, count_rows(parts))
+    _check_not_own(out, parts)
+    check_target(out, to)
     remove_stale_partials(out.parent, out.name)
     if to == "qp":
         if dialect is not None:
@@ -118,11 +129,43 @@ def check_format(to: str) -> None:
             )
 
 
-def _check_target(out: Path, to: str, parts: list[Path]) -> None:
-    """Check that nothing is lost where the export will stand.
+def check_target(out: Path, to: str) -> None:
+    """Check that nothing but an export of the same format is lost where one will stand.
 
     Raises:
-        CatalogError: it is among the catalogue's own files, or something else is there.
+        CatalogError: something else is there.
+    """
+    if not out.exists():
+        return
+    if to != "hats" and out.is_dir():
+        raise CatalogError(f"{out}: is a folder; name a file to write")
+    if to != "hats" and out.stat().st_size == 0:
+        return
+    try:
+        if to == "fits":
+            with fits.open(out) as hdus:
+                ours = FITS_NAME in hdus
+        elif to == "vo-parquet":
+            metadata = pq.read_schema(out).metadata or {}
+            ours = SCHEMA_VERSION_KEY in metadata and PART_KEY not in metadata
+        elif to == "qp":
+            with open(out, "rb") as stream:
+                ours = stream.read(len(_QP_MAGIC)) == _QP_MAGIC
+        else:
+            ours = b"photozhpc" in (out / HATS_PROPERTIES).read_bytes()
+    except (OSError, ValueError, pa.ArrowException):
+        ours = False
+    if not ours:
+        raise CatalogError(
+            f"{out}: is there already, and no export of photozhpc's to {to}; name another place"
+        )
+
+
+def _check_not_own(out: Path, parts: list[Path]) -> None:
+    """Check that an export is not among the files of the catalogue itself.
+
+    Raises:
+        CatalogError: it is.
     """
     target, folder = out.resolve(), parts[0].resolve().parent
     own = {part.resolve() for part in parts}
@@ -130,18 +173,10 @@ def _check_target(out: Path, to: str, parts: list[Path]) -> None:
         own |= {folder, folder.parent / PDF_FOLDER}
     if own & {target, *target.parents}:
         raise CatalogError(f"{out}: is among the files of the catalogue itself; name another place")
-    if to == "hats" or not out.exists():
-        return
-    if out.is_dir():
-        raise CatalogError(f"{out}: is a folder; name a file to write")
-    with open(out, "rb") as stream:
-        start = stream.read(len(_MAGIC[to]))
-    if start not in (b"", _MAGIC[to]):
-        raise CatalogError(f"{out}: is there already, and no {to} file; name another")
 
 
 def checked_schema(parts: list[Path]) -> pa.Schema:
-    """Return the schema that all parts share, with the first one's metadata.
+    """Return the schema that all parts share, with the first one's metadata and its own VOTable.
 
     Raises:
         CatalogError: a part is damaged, of another catalogue, or none of photozhpc's.
@@ -155,26 +190,33 @@ def checked_schema(parts: list[Path]) -> pa.Schema:
             f"{parts[0]}: {what}: it is no catalogue of 'photozhpc infer' with columns as they "
             f"were made"
         )
+    for field in schema:
+        if str(field.type) not in TYPES:
+            raise CatalogError(
+                f"{parts[0]}: column '{field.name}' is of type {field.type}: exports take columns "
+                f"as they were made"
+            )
     for part in parts[1:]:
         if not _schema_of(part).equals(schema):
             raise CatalogError(f"{part}: has other columns than {parts[0].name}")
-    return schema.with_metadata(first.metadata)
+    # Columns may have been left out since: the VOTable in the file says what once was there.
+    return with_votable(schema.with_metadata(first.metadata), table_description(first))
 
 
 def read_rows(
     parts: list[Path], dialect: Dialect | None, progress: Report, n_rows: int
 ) -> Iterator[pa.Table]:
-    """Yield the rows of a catalogue, part by part, in the words of a dialect.
+    """Yield the rows of a catalogue, row group by row group, in the words of a dialect.
 
     Raises:
         CatalogError: a part is missing or damaged, or has other columns than the first.
     """
     done = 0
     for part in parts:
-        table = read_part(part)
-        done += len(table)
-        yield translate(table, dialect)
-        progress(done, n_rows)
+        for table in read_pieces(part):
+            done += len(table)
+            yield translate(table, dialect)
+            progress(done, n_rows)
 
 
 def count_rows(parts: list[Path]) -> int:
@@ -185,7 +227,12 @@ def count_rows(parts: list[Path]) -> int:
 def widest_text(parts: list[Path], schema: pa.Schema) -> int:
     """Return the length of the longest text in any column, in bytes."""
     names = [field.name for field in schema if field.type == pa.string()]
-    return max(text_length(column) for part in parts for column in read_part(part, names).columns)
+    return max(
+        text_length(column)
+        for part in parts
+        for table in read_pieces(part, names)
+        for column in table.columns
+    )
 
 
 def provenance(schema: pa.Schema) -> str:

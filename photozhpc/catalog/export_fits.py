@@ -7,7 +7,14 @@ import pyarrow as pa
 from astropy.io import fits
 
 from photozhpc.catalog.dialects import Dialect, translated_schema
-from photozhpc.catalog.export import Report, count_rows, provenance, read_rows, widest_text
+from photozhpc.catalog.export import (
+    FITS_NAME,
+    Report,
+    count_rows,
+    provenance,
+    read_rows,
+    widest_text,
+)
 
 _BLOCK_BYTES = 2880
 _CODES = {
@@ -62,7 +69,7 @@ def _header(schema: pa.Schema, codes: list[str], n_rows: int, row_bytes: int) ->
         for keyword, key in (("TUNIT", b"unit"), ("TUCD", b"ucd"), ("TCOMM", b"description")):
             if text := field.metadata.get(key, b"").decode():
                 header[f"{keyword}{n}"] = text
-    header["EXTNAME"] = "PHOTOZ"
+    header["EXTNAME"] = FITS_NAME
     header["RADESYS"] = "ICRS"
     header["HISTORY"] = f"photozhpc provenance: {provenance(schema)}"
     return header

@@ -39,8 +39,8 @@ from upath import UPath
 
 from photozhpc.catalog.dialects import find_dialect, translate, translated
 from photozhpc.catalog.export import Exported, count_rows
-from photozhpc.catalog.photoz_catalog import read_part
-from photozhpc.catalog.votable import with_votable
+from photozhpc.catalog.photoz_catalog import read_pieces
+from photozhpc.catalog.votable import table_description, with_votable
 from photozhpc.cluster import local_client
 from photozhpc.disk import disk_error, partial_path
 from photozhpc.errors import CatalogError, RunError
@@ -52,7 +52,7 @@ PARTITION_LEN = 500_000  # rows, at most: some 120 MB in memory
 CHUNK_LEN = 250_000
 INDEX_MEMORY = "1GB"
 INDEX_PAGE_BYTES = 16 << 10  # as hats-import has it: few values are read for one id
-_PROPERTIES = "collection.properties"
+_PARTITION = r"Norder=([0-9]+)/Dir=[0-9]+/Npix=([0-9]+)\.parquet$"  # the end of a path
 
 
 def export_hats(
@@ -64,11 +64,11 @@ def export_hats(
         schema: of the rows, in the words of the dialect `columns`.
 
     Raises:
-        CatalogError: a part is damaged, or `out` holds something else.
+        CatalogError: a part is damaged or of HATS already, or no source has a position.
         RunError: `out` cannot be written.
     """
-    if out.exists() and not (out / _PROPERTIES).is_file():
-        raise CatalogError(f"{out}: is there already, and no HATS catalogue; name another folder")
+    if SPATIAL_INDEX_COLUMN in schema.names:
+        raise CatalogError(f"{parts[0]}: is a partition of a HATS catalogue already")
     out = out.resolve()  # what a link points to is replaced, and not the link
     n_nowhere = count_rows(parts) - _count_placed(parts)
     if n_nowhere == count_rows(parts):
@@ -83,17 +83,19 @@ def export_hats(
             warnings.filterwarnings("ignore", "Computing partitions", UserWarning)
             n_rows = _write_collection(parts, schema, columns, partial, out.name, workers, said)
         if out.exists():
-            old = partial.with_suffix(".old.partial")
+            old = partial_path(out.with_name(f"{out.name}.old"))
             out.rename(old)
             partial.rename(out)
             shutil.rmtree(old)
         else:
             partial.rename(out)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, duckdb.Error) as error:
         for part in parts:
-            read_part(part)  # says which part is damaged, if one is
-        why = " ".join(said.getvalue().split()) or str(error)
-        raise RunError(f"{out}: hats-import did not finish ({why[:300]})") from error
+            for _ in read_pieces(part):
+                pass  # says which part is damaged, if one is
+        told = said.getvalue() if isinstance(error, RuntimeError) else ""
+        why = " ".join((told or str(error)).split())
+        raise RunError(f"{out}: HATS could not be written ({why[:300]})") from error
     except OSError as error:
         raise disk_error(out, error) from error
     finally:
@@ -118,15 +120,16 @@ class PartsReader(InputReader):
         """Yield tables of about CHUNK_LEN rows; sources without a position are left out."""
         waiting: list[pa.Table] = []
         for line in Path(str(input_file)).read_text().splitlines():
-            table = _placed(read_part(Path(line)))
-            ra_N, dec_N = (table.column(name).to_numpy() for name in ("ra", "dec"))
-            index_N = compute_spatial_index(np.mod(ra_N, 360), dec_N)
-            table = translate(table, find_dialect(self.columns)).replace_schema_metadata()
-            table = table.add_column(0, SPATIAL_INDEX_COLUMN, pa.array(index_N, pa.int64()))
-            waiting.append(table.select(read_columns) if read_columns else table)
-            if sum(map(len, waiting)) >= CHUNK_LEN:
-                yield pa.concat_tables(waiting)
-                waiting = []
+            for piece in read_pieces(Path(line)):
+                table = _placed(piece)
+                ra_N, dec_N = (table.column(name).to_numpy() for name in ("ra", "dec"))
+                index_N = compute_spatial_index(np.mod(ra_N, 360), dec_N)
+                table = translate(table, find_dialect(self.columns)).replace_schema_metadata()
+                table = table.add_column(0, SPATIAL_INDEX_COLUMN, pa.array(index_N, pa.int64()))
+                waiting.append(table.select(read_columns) if read_columns else table)
+                if sum(map(len, waiting)) >= CHUNK_LEN:
+                    yield pa.concat_tables(waiting)
+                    waiting = []
         if waiting:
             yield pa.concat_tables(waiting)
 
@@ -187,7 +190,12 @@ def _write_collection(
             input_catalog_path=folder / CATALOG_NAME,
         )
         pipeline_with_client(margin, client)
+    # It names the primary catalogue by the path that it had, which is about to change.
+    properties = TableProperties.read_from_dir(folder / margin_name)
+    properties = properties.copy_and_update(primary_catalog=CATALOG_NAME)
+    properties.to_properties_file(folder / margin_name)
     _write_index(folder / CATALOG_NAME, folder / index_name, source_id, scratch)
+    shutil.rmtree(scratch)
     about: dict[str, Any] = {
         "name": name,
         "hats_primary_table_url": CATALOG_NAME,
@@ -197,7 +205,6 @@ def _write_collection(
     }
     about |= TableProperties.new_provenance_dict(folder, builder=_builder())
     CollectionProperties(**about).to_properties_file(folder)
-    shutil.rmtree(scratch)
     return TableProperties.read_from_dir(folder / CATALOG_NAME).total_rows or 0
 
 
@@ -205,7 +212,7 @@ def _with_index(schema: pa.Schema) -> pa.Schema:
     about = {"ucd": "pos.healpix", "description": "healpix pixel of order 29, nested, ICRS"}
     index = pa.field(SPATIAL_INDEX_COLUMN, pa.int64(), metadata=about)
     fields = [index, *(field.with_nullable(True) for field in schema)]
-    return with_votable(pa.schema(fields, schema.metadata), ABOUT)
+    return with_votable(pa.schema(fields, schema.metadata), table_description(schema))
 
 
 def _part_lists(parts: list[Path], scratch: Path) -> list[str | Path | UPath]:
@@ -241,9 +248,10 @@ def _write_index(catalog: Path, folder: Path, column: str, scratch: Path) -> Non
         "threads": len(os.sched_getaffinity(0)),
     }
     query = f"""
-        SELECT "{column}", "{SPATIAL_INDEX_COLUMN}", Norder::UTINYINT AS Norder,
-            regexp_extract(filename, 'Npix=([0-9]+)', 1)::UBIGINT AS Npix
-        FROM read_parquet($files, filename = true, hive_partitioning = true)
+        SELECT "{column}", "{SPATIAL_INDEX_COLUMN}",
+            regexp_extract(filename, $partition, 1)::UTINYINT AS Norder,
+            regexp_extract(filename, $partition, 2)::UBIGINT AS Npix
+        FROM read_parquet($files, filename = true, hive_partitioning = false)
         ORDER BY "{column}"
     """
     files = f"{glob.escape(str(catalog))}/dataset/Norder=*/Dir=*/*.parquet"
@@ -257,7 +265,8 @@ def _write_index(catalog: Path, folder: Path, column: str, scratch: Path) -> Non
             sorting_columns=pq.SortingColumn.from_ordering(schema, [(column, "ascending")]),
         ) as writer,
     ):
-        for batch in database.sql(query, params={"files": files}).to_arrow_reader(CHUNK_LEN):
+        found = database.sql(query, params={"files": files, "partition": _PARTITION})
+        for batch in found.to_arrow_reader(CHUNK_LEN):
             writer.write_batch(batch.cast(schema))
     n_rows = write_parquet_metadata(folder, order_by_healpix=False)
     about: dict[str, Any] = {
@@ -266,7 +275,6 @@ def _write_index(catalog: Path, folder: Path, column: str, scratch: Path) -> Non
         "total_rows": n_rows,
         "primary_catalog": catalog.name,
         "indexing_column": column,
-        "extra_columns": [],
     }
     about |= TableProperties.new_provenance_dict(folder, builder=_builder())
     TableProperties(**about).to_properties_file(folder)
@@ -277,7 +285,7 @@ def _builder() -> str:
 
 
 def _count_placed(parts: list[Path]) -> int:
-    return sum(len(_placed(read_part(part, ["ra", "dec"]))) for part in parts)
+    return sum(len(_placed(piece)) for part in parts for piece in read_pieces(part, ["ra", "dec"]))
 
 
 def _placed(table: pa.Table) -> pa.Table:

@@ -11,7 +11,7 @@ import enum
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,7 +40,8 @@ INTERVAL_LEVELS = {
 }
 PART_FOLDER = "catalog"
 _PART_NAME = re.compile(r"part-\d{6,}\.parquet")
-_PART_KEY = b"photozhpc.part"
+SCHEMA_VERSION_KEY = b"photozhpc.schema_version"
+PART_KEY = b"photozhpc.part"
 PROVENANCE_KEY = b"photozhpc.provenance"
 # astropy asks for the length of a text column under this key, or guesses it.
 TEXT_LENGTH_KEY = b"table::len::tile_id"
@@ -145,7 +146,7 @@ def catalog_schema(survey: Survey) -> pa.Schema:
         )
     about = f"Photometric redshifts of survey {survey.name}, by photozhpc"
     return with_votable(
-        pa.schema(fields, metadata={"photozhpc.schema_version": str(SCHEMA_VERSION)}), about
+        pa.schema(fields, metadata={SCHEMA_VERSION_KEY: str(SCHEMA_VERSION)}), about
     )
 
 
@@ -250,7 +251,7 @@ def write_part(
     metadata = {
         **(table.schema.metadata or {}),
         TEXT_LENGTH_KEY: str(text_length(table["tile_id"])).encode(),
-        _PART_KEY: _identity_text(identity),
+        PART_KEY: _identity_text(identity),
         PROVENANCE_KEY: provenance.encode(),
     }
     buffer = pa.BufferOutputStream()
@@ -281,7 +282,7 @@ def check_part(path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.
         content = path.read_bytes()
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
             found = file.schema_arrow
-            if (found.metadata or {}).get(_PART_KEY) != _identity_text(identity):
+            if (found.metadata or {}).get(PART_KEY) != _identity_text(identity):
                 raise CatalogError(f"{path}: is a part of another run")
             if file.metadata.num_rows != n_rows or not found.equals(schema):
                 raise CatalogError(f"{path}: has other rows or columns than are due")
@@ -309,13 +310,23 @@ def read_catalog(
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
         raise CatalogError(f"{path}: holds parts of different catalogues") from error
+    if not incomplete_ok:
+        check_n_rows(path, len(table))
+    return table
+
+
+def check_n_rows(path: str | Path, n_rows: int) -> None:
+    """Check that the parts of a catalogue have as many rows as its run made.
+
+    Raises:
+        CatalogError: they have not.
+    """
     run_file = _run_file(Path(path))
-    if not incomplete_ok and run_file is not None and len(table) != read_run(run_file).n_rows:
+    if run_file is not None and n_rows != read_run(run_file).n_rows:
         raise CatalogError(
-            f"{path}: damaged: the parts hold {len(table)} rows, the run made "
+            f"{path}: damaged: the parts hold {n_rows} rows, the run made "
             f"{read_run(run_file).n_rows}; 'photozhpc verify' says which part it is"
         )
-    return table
 
 
 def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -324,6 +335,16 @@ def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         CatalogError: it is missing or damaged, or a column is unknown.
     """
+    return pa.concat_tables(read_pieces(part, columns))
+
+
+def read_pieces(part: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield one file of a catalogue row group by row group, with its checksums; at least one table.
+
+    Raises:
+        CatalogError: it is missing or damaged, or a column is unknown.
+    """
+    of_the_part = (PART_KEY, TEXT_LENGTH_KEY)
     try:
         with pq.ParquetFile(part, page_checksum_verification=True) as file:
             known = file.schema_arrow.names
@@ -332,15 +353,20 @@ def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
                     raise CatalogError(
                         f"{part}: the catalogue has no column '{name}'{did_you_mean(name, known)}"
                     )
-            table = file.read(columns=None if columns is None else list(columns))
+            wanted = known if columns is None else list(columns)
+            metadata = file.schema_arrow.metadata or {}
+            metadata = {k: v for k, v in metadata.items() if k not in of_the_part}
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, wanted)
+                yield table.replace_schema_metadata(metadata)
+            if not file.num_row_groups:
+                table = file.schema_arrow.empty_table().select(wanted)
+                yield table.replace_schema_metadata(metadata)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise CatalogError(
             f"{part}: the part is missing or damaged ({_line(error)}); run the same "
             f"'photozhpc infer' again to make it anew"
         ) from error
-    of_the_part = (_PART_KEY, TEXT_LENGTH_KEY)
-    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k not in of_the_part}
-    return table.replace_schema_metadata(metadata)
 
 
 @dataclass(frozen=True)
@@ -374,7 +400,10 @@ def _run_file(path: Path) -> Path | None:
     """The run.json that tells of a whole catalogue at `path`, if there is one."""
     if path.is_file():
         return None
-    file = (path if (path / PART_FOLDER).is_dir() else path.parent) / "run.json"
+    path = path.absolute()
+    if path.name == PART_FOLDER and not (path / PART_FOLDER).is_dir():
+        path = path.parent
+    file = path / "run.json"
     return file if file.is_file() else None
 
 

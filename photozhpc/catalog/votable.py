@@ -6,6 +6,8 @@ import pyarrow as pa
 
 _VOTABLE_TYPE = {"int64": "long", "int32": "int", "double": "double", "float": "float"}
 _POSITIONS = ("pos.eq.ra;meta.main", "pos.eq.dec;meta.main")
+_CONTENT_KEY = b"IVOA.VOTable-Parquet.content"
+_NAMESPACE = "{http://www.ivoa.net/xml/VOTable/v1.3}"
 
 
 def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
@@ -26,7 +28,7 @@ def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
         metadata = {key.decode(): value.decode() for key, value in field.metadata.items()}
         attributes = {"name": field.name}
         if field.type == pa.string():
-            attributes |= {"datatype": "char", "arraysize": "64*"}
+            attributes |= {"datatype": "char", "arraysize": "255*"}
         elif pa.types.is_list(field.type):
             attributes["datatype"] = _VOTABLE_TYPE[str(field.type.value_type)]
             attributes["arraysize"] = "*"
@@ -42,6 +44,15 @@ def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
         {
             **(schema.metadata or {}),
             b"IVOA.VOTable-Parquet.version": b"1.0",
-            b"IVOA.VOTable-Parquet.content": content,
+            _CONTENT_KEY: content,
         }
     )
+
+
+def table_description(schema: pa.Schema) -> str:
+    """Return the description of the table in a schema's VOTable; empty: there is none."""
+    try:
+        root = ElementTree.fromstring((schema.metadata or {})[_CONTENT_KEY])
+    except (KeyError, ElementTree.ParseError):
+        return ""
+    return root.findtext(f".//{_NAMESPACE}TABLE/{_NAMESPACE}DESCRIPTION") or ""

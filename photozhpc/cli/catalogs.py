@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from photozhpc.cli.exports import EXPORT_NAMES, FORMATS, export_as, sentence
-from photozhpc.cli.group import JSON, Examples, Location, Progress, echo_json, main
+from photozhpc.cli.group import JSON, LOCAL, Examples, Location, Progress, echo_json, main
 from photozhpc.cli.parameters import SITE, SURVEY
 from photozhpc.disk import read_json
 from photozhpc.errors import PhotozError
@@ -31,8 +31,8 @@ DEFAULT_TILES = 4
 )
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--store", type=Location(), help="Store made by 'extract'; may be on s3://.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Default: the bundled model.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: out/SURVEY.")
+@click.option("--checkpoint", type=LOCAL, help="Default: the bundled model.")
+@click.option("--out", type=LOCAL, help="Folder; default: out/SURVEY.")
 @click.option("--truth", multiple=True, type=Location(), help="Table(s) of known redshifts.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core or GPU.")
 @click.option(
@@ -92,17 +92,18 @@ def infer(
     Without --store, and for survey roman-sim, it first makes a small simulated sky and its
     store inside the output folder.
     """
-    from photozhpc.catalog.export import check_format
+    from photozhpc.catalog.export import check_format, check_target
     from photozhpc.catalog.run import run_inference
     from photozhpc.model import bundled_checkpoint
     from photozhpc.site import load_site
 
     if "qp" in formats and pdf is None:
         raise click.UsageError("--export qp needs --pdf quantiles or --pdf grid")
-    for to in formats:
-        check_format(to)  # here, for the run may take days
     wanted = load_survey(survey)
     out = out or Path("out") / wanted.name
+    for to in formats:
+        check_format(to)  # here, for the run may take days
+        check_target(out / EXPORT_NAMES[to], to)
     checkpoint = checkpoint or bundled_checkpoint(wanted.name)
     if store is None:
         store, truth = _own_sky(wanted.name, out, truth, workers)
@@ -127,11 +128,12 @@ def infer(
     from photozhpc.report.summary import summarise  # a second, that the workers need not wait
 
     text = summarise(summary, truth or None)
-    exported = {to: export_as(out, to, out / EXPORT_NAMES[to]) for to in formats}
+    if not as_json:
+        click.echo(text)
+    exported = {to: export_as(out, to, out / EXPORT_NAMES[to], workers=workers) for to in formats}
     if as_json:
         echo_json(read_json(out / "summary.json") | ({"exports": exported} if exported else {}))
         return
-    click.echo(text)
     for told in exported.values():
         click.echo(sentence(told))
 
@@ -162,7 +164,7 @@ def _own_sky(
 @main.command(
     cls=Examples, example="photozhpc evaluate out/roman-sim --truth 'sky/*_truth.parquet'"
 )
-@click.argument("catalog", type=click.Path(path_type=Path))
+@click.argument("catalog", type=LOCAL)
 @click.option(
     "--truth",
     multiple=True,
@@ -171,7 +173,7 @@ def _own_sky(
     help="Table with source_id and z_true or z_spec, or a quoted glob of such, or a store whose "
     "labels are the truth; may be repeated.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: CATALOG/evaluation.")
+@click.option("--out", type=LOCAL, help="Folder; default: CATALOG/evaluation.")
 @JSON
 def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_json: bool) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
@@ -190,7 +192,7 @@ def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_jso
 
 
 @main.command(cls=Examples, example="photozhpc report out/roman-sim")
-@click.argument("path", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("path", metavar="OUT", type=LOCAL)
 @click.option(
     "--truth",
     multiple=True,
@@ -198,7 +200,7 @@ def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_jso
     help="Truth table(s), or globs of them, or a store; default: those of the run's evaluation or "
     "simulated sky, else the store's labels.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="File; default: OUT/report.html.")
+@click.option("--out", type=LOCAL, help="File; default: OUT/report.html.")
 def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
     """Make one self-contained HTML page of a catalogue, finished or not.
 
@@ -219,10 +221,10 @@ def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
     "--latents",
     "checkpoints",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=LOCAL,
     help="Checkpoint whose latent space is shown; may be repeated: side by side.",
 )
-@click.option("--store", type=click.Path(path_type=Path), help="Store of the sources for it.")
+@click.option("--store", type=LOCAL, help="Store of the sources for it.")
 @click.option(
     "--truth",
     multiple=True,
@@ -231,10 +233,10 @@ def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
 )
 @click.option(
     "--scaling",
-    type=click.Path(path_type=Path),
+    type=LOCAL,
     help="Results of trainings with different numbers of labels, JSON.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--out", required=True, type=LOCAL, help="Folder to write to.")
 def figures(
     checkpoints: tuple[Path, ...],
     store: Path | None,

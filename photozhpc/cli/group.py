@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import RLock
 from types import FrameType
 from typing import IO, Any
@@ -121,6 +122,21 @@ class Location(click.ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         return [CompletionItem(incomplete, type="file")]
+
+
+class LocalPath(click.Path):
+    """A path on a disk; a URL is refused, of which `Path` would make a folder called 's3:'."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if "://" in os.fspath(value):
+            self.fail(f"{os.fspath(value)!r} is a URL; name a place on a disk", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+LOCAL = LocalPath()
 
 
 def heed_verbosity(ctx: click.Context, name: str, wanted: bool) -> None:
