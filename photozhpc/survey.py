@@ -56,7 +56,8 @@ class SourceColumns:
         z_spec: labels, by priority: where the first has no value (or none above 0), the second's
             is taken.
         ebv: Galactic E(B-V), magnitudes.
-        a_v: Galactic A_V, magnitudes, for lists without `ebv`: E(B-V) = A_V / 3.1.
+        a_v: Galactic A_V, magnitudes, for lists without `ebv`: E(B-V) = A_V / 2.742, on the
+            scale of the SFD map (Schlafly & Finkbeiner 2011).
     """
 
     source_id: str | tuple[str, ...] = "source_id"

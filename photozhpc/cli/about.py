@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from click.shell_completion import get_completion_class
 
-from photozhpc.cli.group import JSON, Examples, echo_json, main
+from photozhpc.cli.group import JSON, Examples, LocalPath, echo_json, main
 from photozhpc.cli.parameters import CONFIG, SURVEY
 from photozhpc.survey import load_survey
 
@@ -13,7 +13,7 @@ _VARIABLE = "_PHOTOZHPC_COMPLETE"
 
 
 @main.command(cls=Examples, example="photozhpc info store.zarr")
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE", type=LocalPath())
 @click.option("--survey", type=SURVEY, help="Survey of a mosaic; default: the first that fits.")
 @JSON
 def info(path: Path, survey: str | None, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from photozhpc.cli.exports import EXPORT_NAMES, FORMATS, export_as, sentence
-from photozhpc.cli.group import JSON, Examples, Location, Progress, echo_json, main
+from photozhpc.cli.group import JSON, Examples, LocalPath, Location, Progress, echo_json, main
 from photozhpc.cli.parameters import SITE, SURVEY
 from photozhpc.disk import read_json
 from photozhpc.errors import PhotozError
@@ -31,8 +31,8 @@ DEFAULT_TILES = 4
 )
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--store", type=Location(), help="Store made by 'extract'; may be on s3://.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Default: the bundled model.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: out/SURVEY.")
+@click.option("--checkpoint", type=LocalPath(), help="Default: the bundled model.")
+@click.option("--out", type=LocalPath(), help="Folder; default: out/SURVEY.")
 @click.option("--truth", multiple=True, type=Location(), help="Table(s) of known redshifts.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core or GPU.")
 @click.option(
@@ -162,7 +162,7 @@ def _own_sky(
 @main.command(
     cls=Examples, example="photozhpc evaluate out/roman-sim --truth 'sky/*_truth.parquet'"
 )
-@click.argument("catalog", type=click.Path(path_type=Path))
+@click.argument("catalog", type=LocalPath())
 @click.option(
     "--truth",
     multiple=True,
@@ -171,7 +171,7 @@ def _own_sky(
     help="Table with source_id and z_true or z_spec, or a quoted glob of such, or a store whose "
     "labels are the truth; may be repeated.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: CATALOG/evaluation.")
+@click.option("--out", type=LocalPath(), help="Folder; default: CATALOG/evaluation.")
 @JSON
 def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_json: bool) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
@@ -190,7 +190,7 @@ def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_jso
 
 
 @main.command(cls=Examples, example="photozhpc report out/roman-sim")
-@click.argument("path", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("path", metavar="OUT", type=LocalPath())
 @click.option(
     "--truth",
     multiple=True,
@@ -198,7 +198,7 @@ def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_jso
     help="Truth table(s), or globs of them, or a store; default: those of the run's evaluation or "
     "simulated sky, else the store's labels.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="File; default: OUT/report.html.")
+@click.option("--out", type=LocalPath(), help="File; default: OUT/report.html.")
 def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
     """Make one self-contained HTML page of a catalogue, finished or not.
 
@@ -219,10 +219,10 @@ def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
     "--latents",
     "checkpoints",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="Checkpoint whose latent space is shown; may be repeated: side by side.",
 )
-@click.option("--store", type=click.Path(path_type=Path), help="Store of the sources for it.")
+@click.option("--store", type=LocalPath(), help="Store of the sources for it.")
 @click.option(
     "--truth",
     multiple=True,
@@ -231,10 +231,10 @@ def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
 )
 @click.option(
     "--scaling",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="Results of trainings with different numbers of labels, JSON.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--out", required=True, type=LocalPath(), help="Folder to write to.")
 def figures(
     checkpoints: tuple[Path, ...],
     store: Path | None,

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from photozhpc.cli.group import JSON, Examples, Progress, echo_json, main
+from photozhpc.cli.group import JSON, Examples, LocalPath, Progress, echo_json, main
 
 # Format -> name in the --out folder of `photozhpc infer --export`.
 EXPORT_NAMES = {
@@ -22,9 +22,9 @@ FORMATS = tuple(EXPORT_NAMES)
     example="photozhpc export out/roman-sim --format hats --out out/roman-sim/hats\n"
     "  photozhpc export out/roman-sim --format fits --columns euclid --out photoz.fits",
 )
-@click.argument("catalog", type=click.Path(path_type=Path))
+@click.argument("catalog", type=LocalPath())
 @click.option("--format", "to", required=True, type=click.Choice(FORMATS), help="What to write.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File or folder.")
+@click.option("--out", required=True, type=LocalPath(), help="File or folder.")
 @click.option(
     "--columns",
     type=click.Choice(["roman", "rubin", "euclid"]),

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import RLock
 from types import FrameType
 from typing import IO, Any
@@ -20,7 +21,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from photozhpc import __version__
-from photozhpc.errors import PhotozError, Preempted
+from photozhpc.errors import PhotozError, Preempted, StorageError
 from photozhpc.logs import LOG, is_quiet, is_verbose, set_verbosity, verbosity_kept
 from photozhpc.object_storage import AnyPath, location
 
@@ -121,6 +122,19 @@ class Location(click.ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         return [CompletionItem(incomplete, type="file")]
+
+
+class LocalPath(click.Path):
+    """A path on a disk. A URL is refused: as a path it would make a folder called 's3:'."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, str) and "://" in value:
+            what = param.opts[0] if param and param.param_type_name == "option" else "this"
+            raise StorageError(f"{value}: {what} has to be on a disk; pass a path")
+        return super().convert(value, param, ctx)
 
 
 def heed_verbosity(ctx: click.Context, name: str, wanted: bool) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from photozhpc.cli.group import Examples, Progress, main
+from photozhpc.cli.group import Examples, LocalPath, Progress, main
 from photozhpc.cli.parameters import SURVEY
 from photozhpc.logs import LOG
 from photozhpc.survey import load_survey
@@ -15,9 +15,9 @@ from photozhpc.survey import load_survey
     cls=Examples,
     example="photozhpc import-checkpoint epoch=1549.ckpt --survey candels --out pita.safetensors",
 )
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE", type=LocalPath())
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Model file to write.")
+@click.option("--out", required=True, type=LocalPath(), help="Model file to write.")
 @click.option(
     "--zero-point", multiple=True, type=float, help="AB magnitude of one count, once a band."
 )
@@ -48,9 +48,9 @@ def import_checkpoint(
     cls=Examples,
     example="photozhpc import-hdf5 candels_test.hdf5 --survey candels --store test.zarr",
 )
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE", type=LocalPath())
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="Store to write.")
+@click.option("--store", required=True, type=LocalPath(), help="Store to write.")
 @click.option(
     "--label-f",
     default=1,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import click
 
-from photozhpc.cli.group import JSON, Examples, echo_json, main
+from photozhpc.cli.group import JSON, Examples, LocalPath, echo_json, main
 from photozhpc.cli.parameters import SITE
 
 
@@ -55,7 +55,7 @@ def submit(
 
 
 @main.command(cls=Examples, example="photozhpc status catalogue")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=LocalPath())
 @JSON
 def status(path: Path, as_json: bool) -> None:
     """Tell how far a run is: an extraction's store, a training's or a catalogue's folder.
@@ -85,7 +85,7 @@ def status(path: Path, as_json: bool) -> None:
 @click.option("--compile/--no-compile", "compiled", default=True, help="Compile the model.")
 @click.option(
     "--folder",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="Where to work, with 30 kB a source free; default: TMPDIR.",
 )
 @JSON

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import click
 
-from photozhpc.cli.group import JSON, Examples, echo_json, main
+from photozhpc.cli.group import JSON, Examples, LocalPath, echo_json, main
 from photozhpc.cli.parameters import RECIPE
 
 
 @main.command(cls=Examples, example="photozhpc train --config recipe.yaml --store S --out run")
 @click.option("--config", required=True, type=RECIPE, help="Recipe name or YAML file.")
-@click.option("--store", type=click.Path(path_type=Path), help="Store; default: the config's.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: the config's.")
+@click.option("--store", type=LocalPath(), help="Store; default: the config's.")
+@click.option("--out", type=LocalPath(), help="Folder; default: the config's.")
 @click.option("--resume", is_flag=True, help="Go on where it was, if it had begun.")
 @JSON
 def train(config: str, store: Path | None, out: Path | None, resume: bool, as_json: bool) -> None:
@@ -44,11 +44,9 @@ def train(config: str, store: Path | None, out: Path | None, resume: bool, as_js
     cls=Examples,
     example="photozhpc calibrate --checkpoint m.safetensors --store cal.zarr --out c.safetensors",
 )
-@click.option(
-    "--checkpoint", required=True, type=click.Path(path_type=Path), help="Model with density heads."
-)
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="Store with labels.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Model file to write.")
+@click.option("--checkpoint", required=True, type=LocalPath(), help="Model with density heads.")
+@click.option("--store", required=True, type=LocalPath(), help="Store with labels.")
+@click.option("--out", required=True, type=LocalPath(), help="Model file to write.")
 @click.option("--compact", is_flag=True, help="Encoder's weights in float16: half as large.")
 @JSON
 def calibrate(checkpoint: Path, store: Path, out: Path, compact: bool, as_json: bool) -> None:

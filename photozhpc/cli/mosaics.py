@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from photozhpc.cli.group import JSON, Examples, Location, Progress, echo_json, main
+from photozhpc.cli.group import JSON, Examples, LocalPath, Location, Progress, echo_json, main
 from photozhpc.cli.parameters import SURVEY
 from photozhpc.logs import LOG
 from photozhpc.object_storage import AnyPath
@@ -23,7 +23,7 @@ from photozhpc.survey import load_survey
     type=SURVEY,
     help="Survey name or YAML file.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--out", required=True, type=LocalPath(), help="Folder to write to.")
 @click.option(
     "--tiles", default=1, show_default=True, type=click.IntRange(1), help="Number of tiles to make."
 )
@@ -34,7 +34,7 @@ from photozhpc.survey import load_survey
     type=click.IntRange(0),
     help="Seed of all that is drawn.",
 )
-@click.option("--config", type=click.Path(path_type=Path), help="YAML file of the sky's physics.")
+@click.option("--config", type=LocalPath(), help="YAML file of the sky's physics.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
 @JSON
 def simulate(
@@ -66,9 +66,7 @@ def simulate(
 @click.option(
     "--mosaics", required=True, help="Folder or glob of mosaics; s3://BUCKET/... and https:// too."
 )
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Source list to write, *.parquet."
-)
+@click.option("--out", required=True, type=LocalPath(), help="Source list to write, *.parquet.")
 @click.option(
     "--threshold",
     default=1.5,
@@ -80,7 +78,7 @@ def simulate(
     "--min-area",
     default=5,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1_000_000),
     help="Least number of adjoining pixels above --threshold.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
