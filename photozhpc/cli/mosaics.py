@@ -69,10 +69,9 @@ def simulate(
 @click.option("--out", required=True, type=LocalPath(), help="Source list to write, *.parquet.")
 @click.option(
     "--threshold",
-    default=1.5,
-    show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Least value of a filtered pixel, in standard deviations of the unfiltered noise.",
+    help="Least value of a filtered pixel, in standard deviations of the unfiltered noise "
+    "(SExtractor's DETECT_THRESH); default: what is 4 of those of the filtered noise.",
 )
 @click.option(
     "--min-area",
@@ -87,7 +86,7 @@ def detect(
     survey: str,
     mosaics: str,
     out: Path,
-    threshold: float,
+    threshold: float | None,
     min_area: int,
     workers: int | None,
     as_json: bool,

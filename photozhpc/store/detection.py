@@ -62,7 +62,7 @@ def make_source_list(
     survey: Survey,
     mosaics: str | AnyPath,
     out: str | Path,
-    threshold: float = 1.5,
+    threshold: float | None = None,
     min_area_pix: int = 5,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -85,7 +85,7 @@ def make_source_list(
     out = Path(out)
     if out.suffix.lower() not in (".parquet", ".pq"):
         raise ConfigError(f"{out}: a source list is written as Parquet; call it *.parquet")
-    if not (0 < threshold < np.inf and min_area_pix > 0):
+    if not (0 < (1.0 if threshold is None else threshold) < np.inf and min_area_pix > 0):
         raise ConfigError(
             f"threshold and min_area_pix must be positive, got {threshold}, {min_area_pix}"
         )
@@ -134,7 +134,8 @@ def make_source_list(
         raise
     if not len(table):
         raise SourceListError(
-            f"{mosaics}: not one source is above {threshold:g} sigma; lower --threshold"
+            f"{mosaics}: not one source has {min_area_pix} px above the threshold; lower "
+            f"--threshold or --min-area"
         )
     _write(table, out, whole)
     shutil.rmtree(folder, ignore_errors=True)
@@ -210,7 +211,7 @@ def _detect_tile(
     bands: dict[str, AnyPath],
     part: Path,
     stamp: str,
-    threshold: float,
+    threshold: float | None,
     min_area_pix: int,
 ) -> list[str]:
     """Search one tile, write what was found, return notes on its mosaics."""
