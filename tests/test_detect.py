@@ -304,7 +304,7 @@ def test_of_two_runs_at_once_one_may_be_done_first(
 def test_what_is_detected_is_extracted_with_the_surveys_column_names(
     quadrants: Path, tmp_path: Path
 ) -> None:
-    columns = replace(SURVEY.source_columns, source_id="NUMBER", ra="ALPHA", dec="DELTA")
+    columns = replace(SURVEY.source_columns, source_id=("NUMBER", "ID"), ra="ALPHA", dec="DELTA")
     survey = replace(ONE_FILE, source_columns=columns)
     with pytest.raises(SourceListError, match="or make one with 'photozhpc detect'"):
         extract(survey, quadrants, tmp_path / "s", size=16)

@@ -9,7 +9,7 @@ from photozhpc.cli.group import JSON, Examples, LocalPath, Location, Progress, e
 from photozhpc.cli.parameters import SURVEY
 from photozhpc.logs import LOG
 from photozhpc.object_storage import AnyPath
-from photozhpc.survey import load_survey
+from photozhpc.survey import MAX_CUTOUT_PIX, load_survey
 
 
 @main.command(
@@ -132,7 +132,7 @@ def detect(
     type=click.Choice(["sfd", "sfd-hires", "none"]),
     help="E(B-V) where the list has none: SFD98 at 0.9 or (a download) 0.11 degrees, or 0.",
 )
-@click.option("--size", type=click.IntRange(8), help="Side of the cutouts, px.")
+@click.option("--size", type=click.IntRange(8, MAX_CUTOUT_PIX), help="Side of the cutouts, px.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
 @click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
 @JSON

@@ -241,15 +241,16 @@ def _join(
     id_T = np.array([tile_number(name) << _NUMBER_BITS for name in names], np.int64)
     keep_N = _kept_once(ra_N, dec_N, tile_N, footprints, survey.pixel_scale_arcsec)
     columns = survey.source_columns
-    table = pa.table(
-        {
-            names_of(columns.source_id)[0]: id_T[tile_N] + number_N,
-            columns.ra: ra_N,
-            columns.dec: dec_N,
-            "tile_id": pa.DictionaryArray.from_arrays(pa.array(tile_N, pa.int32()), names),
-            "detect_flags": joined["flags"],
-        }
-    )
+    named = {
+        names_of(columns.source_id)[0]: id_T[tile_N] + number_N,
+        columns.ra: ra_N,
+        columns.dec: dec_N,
+    }
+    about = {
+        "tile_id": pa.DictionaryArray.from_arrays(pa.array(tile_N, pa.int32()), names),
+        "detect_flags": joined["flags"],
+    }
+    table = pa.table(named | {name: about[name] for name in about if name not in named})
     return table.filter(keep_N), int(np.count_nonzero(~keep_N))
 
 
