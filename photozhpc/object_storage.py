@@ -226,7 +226,7 @@ def location(where: str | os.PathLike[str] | ObjectPath) -> AnyPath:
         raise StorageError(
             f"{where}: '{found[1]}' is not a protocol that is read; known: {', '.join(PROTOCOLS)}"
         )
-    url = str(where).rstrip("/")
+    url = f"{found[1].lower()}://{str(where)[found.end() :].rstrip('/')}"
     if not re.match(r"[^:]+://[^/]", url):
         raise StorageError(f"{where}: names no bucket or server; give {found[1]}://NAME/FOLDER")
     return ObjectPath(url)

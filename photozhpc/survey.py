@@ -12,7 +12,15 @@ from photozhpc.errors import ConfigError, did_you_mean
 SURVEY_DIR = Path(__file__).parent / "configs" / "surveys"
 
 _PLACEHOLDERS = re.compile(r"\{tile(?::[^{}]*)?\}|\{band\}")
+MAX_CUTOUT_PIX = 2048
 AB_ZERO_POINT_NJY = 31.4  # m_AB = 31.4 - 2.5 log10(flux / nJy)
+
+
+def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return one name, several, or none as a tuple."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ class SourceColumns:
         z_spec: labels, by priority: where the first has no value (or none above 0), the second's
             is taken.
         ebv: Galactic E(B-V), magnitudes.
-        a_v: Galactic A_V, magnitudes, for lists without `ebv`: E(B-V) = A_V / 3.1.
+        a_v: Galactic A_V, magnitudes, for lists without `ebv`: E(B-V) = A_V / 2.742, on the
+            scale of the SFD map (Schlafly & Finkbeiner 2011).
     """
 
     source_id: str | tuple[str, ...] = "source_id"
@@ -68,6 +77,16 @@ class SourceColumns:
     ebv: str | None = "ebv"
     number: str | None = None
     a_v: str | None = None
+
+    def __post_init__(self) -> None:
+        used: set[str] = set()
+        for key, value in vars(self).items():
+            if value is not None and not (names_of(value) and all(names_of(value))):
+                raise ValueError(f"{key} must name a column")
+            for name in names_of(value):
+                if name.lower() in used:
+                    raise ValueError(f"{key}: the column '{name[:60]}' is named twice")
+                used.add(name.lower())
 
 
 @dataclass(frozen=True)
@@ -146,8 +165,8 @@ class Survey:
             0 < self.sky_annulus_arcsec[0] < self.sky_annulus_arcsec[1] < math.inf
         ):
             raise ValueError(f"sky_annulus_arcsec must grow, got {self.sky_annulus_arcsec}")
-        if self.cutout_size < 8:
-            raise ValueError(f"cutout_size must be at least 8, got {self.cutout_size}")
+        if not 8 <= self.cutout_size <= MAX_CUTOUT_PIX:
+            raise ValueError(f"cutout_size must be 8 to {MAX_CUTOUT_PIX}, got {self.cutout_size}")
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -206,13 +225,6 @@ class Survey:
         """Return the place of a name in `prefer_mosaics`; what fits none comes last."""
         place = _fits(file_name, self.prefer_mosaics)
         return len(self.prefer_mosaics) if place is None else place
-
-
-def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return one name, several, or none as a tuple."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else value
 
 
 def _check_patterns(key: str, patterns: tuple[str, ...]) -> None:

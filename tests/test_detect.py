@@ -57,7 +57,7 @@ def quadrants(tile, tmp_path_factory) -> Path:
 
 
 def test_completeness_and_purity_against_the_truth(small_sky: Path, tile) -> None:
-    found = detect_sources(tile, SURVEY, 1.5, 5)
+    found = detect_sources(tile, SURVEY, None, 5)
     truth = pd.read_parquet(small_sky / "sim000005t0000_truth.parquet")
     y, x = tile.sky_to_pixel(truth["ra"], truth["dec"])
     place = np.column_stack([found.y_N, found.x_N])
@@ -72,7 +72,7 @@ def test_completeness_and_purity_against_the_truth(small_sky: Path, tile) -> Non
     assert np.median(off[bright]) < 0.3
     # The truth ends at 25.5, the sky at 26.2: what is spurious shows in the negative of the sky.
     negative = replace(tile, image_CHW=-tile.image_CHW)
-    assert len(detect_sources(negative, SURVEY, 1.5, 5).y_N) <= 0.02 * len(found.y_N)
+    assert len(detect_sources(negative, SURVEY, None, 5).y_N) <= 0.02 * len(found.y_N)
 
 
 def test_a_real_image_gives_what_a_plain_sep_call_gives() -> None:
@@ -92,13 +92,13 @@ def test_a_real_image_gives_what_a_plain_sep_call_gives() -> None:
     assert 1.05 < raised < 2
     plain = sep.extract(
         ratio,
-        1.5 * raised,
+        detect.FILTERED_SIGMA * np.sqrt(np.sum(kernel**2)) * raised,
         err=sep.Background(ratio, mask=bad).rms(),
         mask=bad,
         filter_kernel=kernel,
         filter_type="conv",
     )
-    found = detect_sources(tile, survey, 1.5, 5)
+    found = detect_sources(tile, survey, None, 5)
     assert len(found.y_N) == len(plain) > 5
     order = np.lexsort((plain["x"], plain["y"]))
     off = np.hypot(found.y_N - plain["y"][order], found.x_N - plain["x"][order])
@@ -125,7 +125,7 @@ def test_noise_has_no_sources(tile, kind: str) -> None:
         image += np.array([20, 25, 30, 40])[:, None, None]
         image[1, :, 400:] = np.nan
     planes = {"image_CHW": image.astype(np.float32), "err_CHW": err.astype(np.float32)}
-    assert len(detect_sources(replace(tile, **planes), SURVEY, 1.5, 5).y_N) <= 1
+    assert len(detect_sources(replace(tile, **planes), SURVEY, None, 5).y_N) <= 1
 
 
 def test_a_source_is_found_in_resampled_noise_too(tile) -> None:
@@ -143,18 +143,46 @@ def test_a_source_is_found_in_resampled_noise_too(tile) -> None:
         "image_CHW": (image + noise).astype(np.float32),
         "err_CHW": np.full(image.shape, noise.std(), np.float32),
     }
-    found = detect_sources(replace(tile, **planes), SURVEY, 1.5, 5)
+    found = detect_sources(replace(tile, **planes), SURVEY, None, 5)
     place = np.column_stack([found.y_N, found.x_N])
     distance, _ = cKDTree(place).query(np.column_stack([y, x]))
     assert np.mean(distance < 2) > 0.97
     assert len(place) <= 1.02 * len(y)
 
 
+@pytest.mark.parametrize("fwhm_pix", [0.5, 1.0, 2.4, 4.0, 8.0])
+def test_the_default_threshold_finds_the_same_signal_for_any_psf(tile, fwhm_pix: float) -> None:
+    """1.5 sigma of the unfiltered noise found no star of 10 sigma where the PSF has 6 px, and took
+    hundreds of peaks of the noise for stars where it has less than one.
+    """
+    signal = 10 if fwhm_pix > 2 else 16
+    rng = np.random.default_rng(9)
+    survey = Survey("s", (Band("B", 0.1 * fwhm_pix, 1.0),), 0.1)
+    sigma = max(fwhm_pix / np.sqrt(8 * np.log(2)), 0.6)
+    image = np.zeros((1, 960, 960))
+    y, x = (axis.ravel() for axis in np.mgrid[30:960:60, 30:960:60])
+    image[:, y, x] = signal * 2 * np.sqrt(np.pi) * sigma
+    image = gaussian_filter(image, (0, sigma, sigma)) + rng.normal(size=image.shape)
+    noisy = replace(
+        tile,
+        band_names=("B",),
+        image_CHW=image.astype(np.float32),
+        err_CHW=np.ones(image.shape, np.float32),
+        mask_HW=np.zeros(image.shape[1:], np.bool_),
+        pixel_area_arcsec2=0.01,
+    )
+    found = detect_sources(noisy, survey, None, 5)
+    place = np.column_stack([found.y_N, found.x_N])
+    stars = np.column_stack([y, x])
+    assert np.mean(cKDTree(place).query(stars)[0] < 3) > 0.98
+    assert np.count_nonzero(cKDTree(stars).query(place)[0] > 5) <= 3
+
+
 def test_blocks_find_what_the_whole_tile_does(tile, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = detect_sources(tile, SURVEY, 1.5, 5)
+    whole = detect_sources(tile, SURVEY, None, 5)
     monkeypatch.setattr(detect, "BLOCK_PIX", 192)
     monkeypatch.setattr(detect, "MARGIN_PIX", 192)
-    blocks = detect_sources(tile, SURVEY, 1.5, 5)
+    blocks = detect_sources(tile, SURVEY, None, 5)
     places = [np.column_stack([found.y_N, found.x_N]) for found in (whole, blocks)]
     distance = cKDTree(places[0]).query(places[1])[0]
     assert abs(len(places[0]) - len(places[1])) <= 0.03 * len(places[0])
@@ -168,8 +196,8 @@ def test_lost_pixels_bands_and_meshes_do_not_make_sources(tile) -> None:
     image[2], err[2] = np.nan, np.nan  # a band that is missing
     image[0, :, 500:], err[0, :, 500:] = np.nan, np.nan  # a band that ends
     holed = replace(tile, image_CHW=image, err_CHW=err)
-    found = detect_sources(holed, SURVEY, 1.5, 5)
-    whole = detect_sources(tile, SURVEY, 1.5, 5)
+    found = detect_sources(holed, SURVEY, None, 5)
+    whole = detect_sources(tile, SURVEY, None, 5)
     assert found.y_N.min() > 299
     at_seam = np.count_nonzero(np.abs(found.x_N - 500) < 5)
     assert at_seam <= np.count_nonzero(np.abs(whole.x_N - 500) < 5) + 1
@@ -177,7 +205,7 @@ def test_lost_pixels_bands_and_meshes_do_not_make_sources(tile) -> None:
     nothing = replace(
         tile, image_CHW=np.full_like(image, np.nan), err_CHW=np.full_like(err, np.nan)
     )
-    assert len(detect_sources(nothing, SURVEY, 1.5, 5).y_N) == 0
+    assert len(detect_sources(nothing, SURVEY, None, 5).y_N) == 0
 
 
 def test_of_two_sightings_the_deeper_is_kept() -> None:
@@ -194,7 +222,7 @@ def test_sources_in_overlaps_are_found_once(tile, quadrants: Path, tmp_path: Pat
     listed = pd.read_parquet(tmp_path / "q.parquet")
     assert summary.sources == len(listed) == listed["source_id"].nunique()
     assert summary.repeats > 20
-    whole = detect_sources(tile, SURVEY, 1.5, 5)
+    whole = detect_sources(tile, SURVEY, None, 5)
     y, x = tile.sky_to_pixel(listed["ra"], listed["dec"])
     ours, theirs = np.column_stack([y, x]), np.column_stack([whole.y_N, whole.x_N])
     nearest, other = cKDTree(ours).query(ours, 2)
@@ -276,7 +304,7 @@ def test_of_two_runs_at_once_one_may_be_done_first(
 def test_what_is_detected_is_extracted_with_the_surveys_column_names(
     quadrants: Path, tmp_path: Path
 ) -> None:
-    columns = replace(SURVEY.source_columns, source_id="NUMBER", ra="ALPHA", dec="DELTA")
+    columns = replace(SURVEY.source_columns, source_id=("NUMBER", "ID"), ra="ALPHA", dec="DELTA")
     survey = replace(ONE_FILE, source_columns=columns)
     with pytest.raises(SourceListError, match="or make one with 'photozhpc detect'"):
         extract(survey, quadrants, tmp_path / "s", size=16)
@@ -301,7 +329,7 @@ def test_faults_are_one_line(quadrants: Path, tile, tmp_path: Path) -> None:
         make_source_list(ONE_FILE, quadrants, tmp_path / "x.csv")
     with pytest.raises(ConfigError, match="must be positive"):
         make_source_list(ONE_FILE, quadrants, tmp_path / "x.parquet", threshold=float("nan"))
-    with pytest.raises(SourceListError, match="not one source is above 1e\\+06 sigma; lower"):
+    with pytest.raises(SourceListError, match="not one source has 5 px above the threshold; lower"):
         make_source_list(ONE_FILE, quadrants, tmp_path / "x.parquet", threshold=1e6, workers=1)
     (tmp_path / "y.parquet").write_bytes(b"something else")
     with pytest.raises(SourceListError, match="choose another --out"):
@@ -314,7 +342,7 @@ def test_faults_are_one_line(quadrants: Path, tile, tmp_path: Path) -> None:
     with pytest.raises(MosaicError, match=r"use letters, digits, . _ \+ -"):
         make_source_list(ONE_FILE, named, tmp_path / "z.parquet")
     steep = replace(tile, image_CHW=np.abs(tile.image_CHW) + 1e-3)
-    assert len(detect_sources(steep, SURVEY, 1.5, 5).y_N) > 0
+    assert len(detect_sources(steep, SURVEY, None, 5).y_N) > 0
     found = {"a": {}, "b": {}}
     check_names(found)
     told = CliRunner().invoke(main, ["detect", "--survey", "roman-sim", "--mosaics", str(tmp_path)])

@@ -239,6 +239,47 @@ def test_a_neighbour_far_away_does_not_change_the_ellipse_and_bad_pixels_do_litt
     np.testing.assert_allclose(holed.scale_N * holed.a_N, alone.scale_N * alone.a_N, rtol=0.15)
 
 
+def test_a_neighbours_pixels_are_those_that_lie_opposite(scene):
+    """Against the image with these pixels put in by NumPy; SExtractor's MASK_TYPE CORRECT."""
+    image, y, x, _ = scene
+    y, x = np.round(y), np.round(x)
+    rng = np.random.default_rng(1)
+    others = np.stack([y[7] + rng.uniform(-25, 25, 6), x[7] + rng.uniform(-25, 25, 6)])
+    i, j = np.indices(image.shape[1:])
+    own = np.hypot(i - y[7], j - x[7])
+
+    def anothers(i, j):
+        away = np.hypot(i - others[0][:, None, None], j - others[1][:, None, None])
+        return (away < np.hypot(i - y[7], j - x[7])).any(axis=0)
+
+    near = np.s_[:, int(y[7]) - 45 : int(y[7]) + 46, int(x[7]) - 45 : int(x[7]) + 46]
+    put = image[near].copy()
+    lost = anothers(i, j)[near[1:]]
+    assert 0.2 < lost[own[near[1:]] < 40].mean() < 0.9
+    put[:, lost] = put[:, ::-1, ::-1][:, lost]
+    put[:, lost & lost[::-1, ::-1]] = np.nan
+    want = kron_apertures(put, WEIGHT_C, 45, 45, PSF_SIGMA, LIMIT)
+    field = (np.append(others[0], [y[7], np.nan]), np.append(others[1], [x[7], 3]))
+    found = kron_apertures(image, WEIGHT_C, y[7], x[7], PSF_SIGMA, LIMIT, None, *field)
+    for name in vars(found):
+        np.testing.assert_allclose(getattr(found, name), getattr(want, name), rtol=1e-9)
+    alone = kron_apertures(image, WEIGHT_C, y[7], x[7], PSF_SIGMA, LIMIT, None, y[7], x[7])
+    plain = kron_apertures(image, WEIGHT_C, y[7], x[7], PSF_SIGMA, LIMIT)
+    assert alone.scale_N == plain.scale_N
+
+
+def test_a_pair_that_is_listed_does_not_share_an_aperture():
+    yy, xx = np.indices((120, 120))
+    one, two = (np.exp(-np.hypot(yy - 60, xx - c) / 2.0) * 100 for c in (50.0, 63.0))
+    y, x = [60.0, 60.0], [50.0, 63.0]
+    alone = kron_apertures(one, [1.0], 60.0, 50.0, PSF_SIGMA, LIMIT)
+    blind = kron_apertures(one + two, [1.0], y, x, PSF_SIGMA, LIMIT)
+    listed = kron_apertures(one + two, [1.0], y, x, PSF_SIGMA, LIMIT, None, y, x)
+    radius = alone.scale_N[0] * alone.a_N[0]
+    assert np.all(blind.scale_N * blind.a_N > 1.4 * radius)
+    np.testing.assert_allclose(listed.scale_N * listed.a_N, radius, rtol=0.1)
+
+
 def test_forced_photometry_is_the_parts_put_together(small_sky: Path):
     tile = read_tile(find_mosaics(small_sky, SURVEY)["sim000005t0000"], SURVEY)
     listed = pd.read_parquet(small_sky / "sim000005t0000_cat.parquet")
@@ -249,7 +290,7 @@ def test_forced_photometry_is_the_parts_put_together(small_sky: Path):
     fwhm = np.average([band.psf_fwhm_arcsec**2 for band in SURVEY.bands], weights=weight_C) ** 0.5
     r_in, r_out = np.array(SURVEY.sky_annulus_arcsec) / tile.pixel_scale_arcsec
     sigma = fwhm / 2.3548 / tile.pixel_scale_arcsec
-    kron = kron_apertures(tile.image_CHW, weight_C, y, x, sigma, r_in, found.sky_NC)
+    kron = kron_apertures(tile.image_CHW, weight_C, y, x, sigma, r_in, found.sky_NC, y, x)
     inside = np.flatnonzero(np.minimum.reduce([y, x, 699 - y, 699 - x]) > 60)
     for n in inside[:20]:
         for c in range(4):
@@ -285,7 +326,8 @@ def test_kron_fluxes_are_near_those_of_source_extractors_own_detection(small_sky
     scale = np.maximum(2.5 * sep.kron_radius(summed - sky, *shape, 6.0)[0], 3.5)
     f158 = image[3].filled(0)
     auto = sep.sum_ellipse(f158 - sep.Background(f158), *shape, scale, subpix=0)[0]
-    found = forced_photometry(tile, seen["y"], seen["x"], SURVEY)
+    # SEP does not mask neighbours.
+    found = forced_photometry(tile, seen["y"], seen["x"], SURVEY, field_K=((), ()))
     inside = np.minimum.reduce([shape[1], shape[0], 699 - shape[1], 699 - shape[0]]) > 60
     bright = inside & (auto > 300) & ((found.flags_NC[:, 3] & PhotFlag.KRON_LIMITED) == 0)
     assert bright.sum() > 15

@@ -75,7 +75,7 @@ def test_fluxes_are_sextractors(tmp_path: Path) -> None:
     assert relative_N.max() < 0.02
 
     no_sky = replace(survey, sky_annulus_arcsec=(), cutout_size=96)
-    found = forced_photometry(tile, y_N, x_N, no_sky)
+    found = forced_photometry(tile, y_N, x_N, no_sky, field_K=((), ()))  # as MASK_TYPE NONE
     whole_N = (found.flags_NC[:, band] & PhotFlag.KRON_LIMITED) == 0
     clean_N = bright_N & whole_N & (table["FLAGS"] == 0) & (apart_NN.min(axis=1) > 30)
     ratio_N = found.kron_flux_NC[clean_N, band] / table["FLUX_AUTO"][clean_N]

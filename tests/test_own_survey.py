@@ -55,7 +55,7 @@ def images(tmp_path: Path) -> Path:
                 "DELTA_J2000": dec,
                 "ZSPEC": np.where(number % 5 < 2, 0.5, -99.0),
                 "ZGRISM": np.where(number % 5 < 4, 1.5, -99.0),
-                "AV": np.full(15, 0.31),
+                "AV": np.full(15, 0.2742),
             }
         ).write(folder / f"f{tile}-cat.fits")
     return folder

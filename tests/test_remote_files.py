@@ -3,8 +3,10 @@
 The server is moto's, over HTTP in a process of its own (object_server.py); nothing is patched.
 """
 
+import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -223,6 +225,23 @@ def test_a_fits_mosaic_and_its_weight_on_s3(server: Server, tmp_path: Path) -> N
         np.testing.assert_array_equal(there.err_CHW, here.err_CHW)
 
 
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_of_repeats_on_s3_the_headers_say_which_is_deepest(
+    server: Server, small_sky: Path, tmp_path: Path, end: str
+) -> None:
+    content = next(small_sky.glob("*t0000_f158_coadd.asdf")).read_bytes()
+    for visit, seconds in ((1, b"1000.0"), (2, b"9000.0"), (3, b"3000.0")):
+        again = re.sub(rb"(?<=[^_]exposure_time: )[0-9.]{6}", seconds, content, count=1)
+        assert again.count(seconds)
+        name = f"r00001_p_v0100{visit}001001001_270p65x48y69_f158_coadd.asdf{end}"
+        (tmp_path / name).write_bytes(gzip.compress(again, 0) if end else again)
+    where = server.put(tmp_path, f"repeats{end}")
+    server.requests()
+    found = find_mosaics(where, load_survey("roman-l3"))["270p65x48y69"]
+    assert "v01002001001001" in found["F158"].name
+    assert requested_bytes(server.requests()) < 3 * len(content) / 2
+
+
 def test_a_web_server_with_index_pages(
     server: Server, small_sky: Path, local_store: CutoutStore, tmp_path: Path
 ) -> None:
@@ -356,6 +375,7 @@ def test_what_is_not_there_or_closed_is_told_in_a_line(
     assert "no such" in refused(f"s3://{BUCKET}/nothing")
     assert "no such" in refused("s3://no-such-bucket/l3")
     assert "none of" in refused(f"s3://{BUCKET}/l3/*_cat.parquet")
+    assert "no such" in refused(f"S3://{BUCKET}/nothing")
     assert "'gs' is not a protocol" in refused("gs://bucket/l3")
     assert "names no bucket" in refused("s3://")
     assert "no such source list" in refused(mosaics, source_lists=[f"{mosaics}/none.parquet"])
@@ -378,6 +398,9 @@ def test_the_command_line_takes_urls(server: Server, mosaics: str, tmp_path: Pat
     assert "written to a disk" in refused(*shared, "s3://sky/none", "--store", "s3://sky/out")
     out = str(tmp_path / "s")
     assert "no such" in refused(*shared, "s3://sky/none", "--store", out)
+    detect = ("detect", "--survey", "roman-sim", "--mosaics", mosaics, "--out")
+    for words in ((*detect, "s3://sky/l.parquet"), ("info", "s3://sky/x")):
+        assert "is a URL; name a place on a disk" in CliRunner().invoke(main, words).output
     infer = ("infer", "--survey", "roman-sim", "--out", str(tmp_path / "o"), "--store")
     assert "no store there" in refused(*infer, "s3://sky/none")
 

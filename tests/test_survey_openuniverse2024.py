@@ -1,10 +1,11 @@
 """openuniverse2024 on coadds and truth tables of the published structure.
 
 Coadds: OpenUniverse2024 (arXiv 2501.05632), IRSA's tutorials (images/coadds/{band}/Row{RR}/
-prod_{B}_{CC}_{RR}_map.fits, primary HDU 1 x 15 x 2688 x 2688, STG projection about one point) and
-PyIMCOM's output (coadd.py: extensions CONFIG, INDATA, INWEIGHT, INWTFLAT, FIDELITY, SIGMA, KAPPA,
-INWTSUM, EFFCOVER as logarithms in 16-bit integers). Truth: skyCatalogs' 'diffsky' schema of
-galaxy_{HEALPix}.parquet. Zero points: GalSim's bandpasses. Here a block has 160 px of its own.
+prod_{B}_{CC}_{RR}_map.fits, primary HDU 1 x 15 x 2688 x 2688, layer 0 in e / (0.11")^2 / exposure,
+STG projection about one point) and PyIMCOM's output (coadd.py: extensions CONFIG, INDATA, INWEIGHT,
+INWTFLAT, FIDELITY, SIGMA, KAPPA, INWTSUM, EFFCOVER as logarithms in 16-bit integers). Truth:
+skyCatalogs' 'diffsky' schema of galaxy_{HEALPix}.parquet; MW_av is 2.742 times the E(B-V) of SFD
+(skycatalogs' _Av_adjustment). Zero points: GalSim's bandpasses. Here a block has 160 px of its own.
 """
 
 from dataclasses import replace
@@ -105,7 +106,7 @@ def truth() -> pd.DataFrame:
             "shear1": np.zeros(n),
             "diskHalfLightRadiusArcsec": np.float32(0.2),
             "MW_rv": np.full(n, 3.1, np.float32),
-            "MW_av": np.full(n, 0.031, np.float32),
+            "MW_av": np.full(n, 0.02742, np.float32),  # 2.742 E(B-V) of SFD
         }
     )
 

@@ -198,6 +198,10 @@ def test_what_is_wrong_is_said(delivery: Path, tmp_path: Path) -> None:
         ("prefer_mosaics: 3", "prefer_mosaics: expected a list"),
         ("layer: -1", "layer must not be negative"),
         ("skip_mosaic: [a]", "did you mean 'skip_mosaics'"),
+        ("source_columns: {source_id: []}", "source_columns: source_id must name a column"),
+        ("source_columns: {ra: ''}", "source_columns: ra must name a column"),
+        ("source_columns: {dec: RA}", "dec: the column 'RA' is named twice"),
+        ("cutout_size: 100000", "cutout_size must be 8 to 2048, got 100000"),
     ):
         yaml.write_text(head + line + "\n")
         with pytest.raises(ConfigError, match=words):

@@ -9,7 +9,7 @@ from photozhpc.cli.group import JSON, LOCAL, Examples, Location, Progress, echo_
 from photozhpc.cli.parameters import SURVEY
 from photozhpc.logs import LOG
 from photozhpc.object_storage import AnyPath
-from photozhpc.survey import load_survey
+from photozhpc.survey import MAX_CUTOUT_PIX, load_survey
 
 
 @main.command(
@@ -69,16 +69,15 @@ def simulate(
 @click.option("--out", required=True, type=LOCAL, help="Source list to write, *.parquet.")
 @click.option(
     "--threshold",
-    default=1.5,
-    show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Least value of a filtered pixel, in standard deviations of the unfiltered noise.",
+    help="Least value of a filtered pixel, in standard deviations of the unfiltered noise "
+    "(SExtractor's DETECT_THRESH); default: what is 4 of those of the filtered noise.",
 )
 @click.option(
     "--min-area",
     default=5,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1_000_000),
     help="Least number of adjoining pixels above --threshold.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
@@ -87,7 +86,7 @@ def detect(
     survey: str,
     mosaics: str,
     out: Path,
-    threshold: float,
+    threshold: float | None,
     min_area: int,
     workers: int | None,
     as_json: bool,
@@ -133,7 +132,7 @@ def detect(
     type=click.Choice(["sfd", "sfd-hires", "none"]),
     help="E(B-V) where the list has none: SFD98 at 0.9 or (a download) 0.11 degrees, or 0.",
 )
-@click.option("--size", type=click.IntRange(8), help="Side of the cutouts, px.")
+@click.option("--size", type=click.IntRange(8, MAX_CUTOUT_PIX), help="Side of the cutouts, px.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
 @click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
 @JSON

@@ -18,6 +18,8 @@ from photozhpc.survey import Survey
 MESH_PIX = 64
 BLOCK_PIX = 32 * MESH_PIX
 MARGIN_PIX = 4 * MESH_PIX
+FILTERED_SIGMA = 4.0  # of the filtered noise: the default threshold, whatever the PSF
+_MIN_SIGMA_PIX = 0.6  # of the filter, FWHM 1.4 px: what is sharper would leave noise as it is
 # The same source seen twice, in two blocks or on two tiles, is not further apart than this.
 REPEAT_PIX = 3.0
 # Where the correlation of the noise is measured: windows along each axis of a tile.
@@ -40,28 +42,33 @@ class Detections:
     flags_N: NDArray[np.int16]
 
 
-def detect_sources(tile: Tile, survey: Survey, threshold: float, min_area_pix: int) -> Detections:
+def detect_sources(
+    tile: Tile, survey: Survey, threshold: float | None, min_area_pix: int
+) -> Detections:
     """Find the sources of a tile.
 
     On sum w I over its error, over the bands that have a pixel there, w = 1 / noise^2 of a band:
     the signal-to-noise ratio of a pixel for a source of flat f_nu. Backgrounds, band by band, and
     what the errors do not know of the noise are SEP's (meshes of 64 px); the filter is the PSF of
-    the sum.
+    the sum, of 1.4 px at least.
 
     Args:
         threshold: for the filtered image, in standard deviations of the unfiltered, as
             SExtractor's DETECT_THRESH; raised by as much as correlated noise is noisier, once
-            filtered, than white noise.
+            filtered, than white noise. None: FILTERED_SIGMA standard deviations of the filtered.
         min_area_pix: that so many adjoining pixels must pass.
 
     Raises:
         MosaicError: more pixels are above the threshold than SEP can hold.
     """
     weight_C = noise_weights(tile.err_CHW)
-    kernel = _gaussian(psf_sigma_arcsec(survey, weight_C) / tile.pixel_scale_arcsec)
+    sigma_pix = psf_sigma_arcsec(survey, weight_C) / tile.pixel_scale_arcsec
+    kernel = _gaussian(max(sigma_pix, _MIN_SIGMA_PIX))
     height, width = tile.shape_HW
     parts, depths, blocks = [], [], []
     corners = [(i, j) for i in range(0, height, BLOCK_PIX) for j in range(0, width, BLOCK_PIX)]
+    if threshold is None:
+        threshold = FILTERED_SIGMA * float(np.sqrt(np.sum(kernel**2)))
     threshold *= _correlation(tile, weight_C, kernel)
     for block, (i, j) in enumerate(corners):
         i0, j0 = max(i - MARGIN_PIX, 0), max(j - MARGIN_PIX, 0)

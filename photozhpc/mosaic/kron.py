@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 
 from photozhpc.mosaic.ellipses import _planes
 from photozhpc.mosaic.photometry import (
@@ -36,6 +37,9 @@ _WINDOW_SIGMA = 4.0  # moments are summed to here
 _MIN_SNR = 5.0  # of the moments; with less, the shape is that of the noise
 _MAX_ROUNDS = 50
 _CONVERGED = 1e-4
+_NEIGHBOURS = 8  # the nearest; what is behind them is theirs already
+_FAR_PIX = 1e9
+_SAME_PIX = 0.5  # what is nearer than this is the source itself, listed again
 _ROUND, _TOO_LARGE, _LOST = 0, 1, 2
 
 
@@ -69,6 +73,8 @@ def kron_apertures(
     psf_sigma_pix: float,
     max_radius_pix: float,
     sky_NC: ArrayLike | None = None,
+    y_K: ArrayLike = (),
+    x_K: ArrayLike = (),
 ) -> KronApertures:
     """Find the Kron aperture of every source on the weighted sum of all bands.
 
@@ -84,6 +90,8 @@ def kron_apertures(
         psf_sigma_pix: rms width of the PSF on the sum.
         max_radius_pix: longest semi-major axis of an aperture; not below 3.5 psf_sigma_pix.
         sky_NC: sky per pixel; where it is NaN the band is not used for that source.
+        y_K, x_K: all sources of the field, these among them. A pixel that is nearer to another is
+            taken for the one that lies opposite to it, as SExtractor does (MASK_TYPE CORRECT).
 
     Raises:
         ValueError: shapes that do not fit, or sizes that are not positive and finite.
@@ -101,21 +109,52 @@ def kron_apertures(
         raise ValueError(f"sky_NC must have shape {(y.size, weights.size)}, got {sky.shape}")
     weights = np.where(np.isfinite(weights) & (weights > 0), weights, 0.0)
     limit = min(max(max_radius_pix, MIN_SCALE * psf_sigma_pix), float(sum(images.shape[1:])))
+    near_NM2 = _neighbours(y, x, *positions(y_K, x_K), 2 * limit)
     found_N5 = np.full((y.size, 5), np.nan)
     flags = np.zeros(y.size, np.int32)
     order = visiting_order(y, x, *images.shape[1:])
 
     def chunk(start: int, stop: int) -> None:
-        _kron(images, weights, sky, y, x, order, psf_sigma_pix, limit, start, stop, found_N5, flags)
+        field = (images, weights, sky, near_NM2)
+        _kron(*field, y, x, order, psf_sigma_pix, limit, start, stop, found_N5, flags)
 
     run_chunks(chunk, y.size, 50_000.0)
     a_N, b_N, theta_N, kron_radius_N, scale_N = np.ascontiguousarray(found_N5.T)
     return KronApertures(a_N, b_N, theta_N, kron_radius_N, scale_N, flags)
 
 
+def _neighbours(
+    y_N: NDArray, x_N: NDArray, y_K: NDArray, x_K: NDArray, radius: float
+) -> NDArray[np.float64]:
+    """Return near_NM2: y, x of the nearest others within radius; far away where there is none."""
+    place_N2, field_K2 = np.column_stack([y_N, x_N]), np.column_stack([y_K, x_K])
+    known_N = np.isfinite(place_N2).all(axis=1)
+    field_K2 = field_K2[np.isfinite(field_K2).all(axis=1)]
+    near_NM2 = np.full((len(place_N2), _NEIGHBOURS + 1, 2), _FAR_PIX)
+    if len(field_K2) and known_N.any():
+        away_NM, row_NM = cKDTree(field_K2).query(
+            place_N2[known_N], _NEIGHBOURS + 1, distance_upper_bound=radius
+        )
+        row_NM[away_NM < _SAME_PIX] = len(field_K2)  # as a row that was not found
+        near_NM2[known_N] = np.append(field_K2, [[_FAR_PIX, _FAR_PIX]], axis=0)[row_NM]
+    return near_NM2
+
+
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
 def _kron(
-    images, weight_C, sky_NC, y_N, x_N, order_N, psf_sigma, limit, start, stop, found_N5, flags_N
+    images,
+    weight_C,
+    sky_NC,
+    near_NM2,
+    y_N,
+    x_N,
+    order_N,
+    psf_sigma,
+    limit,
+    start,
+    stop,
+    found_N5,
+    flags_N,
 ):
     _, height, width = images.shape
     reach = int(limit) + 1
@@ -127,14 +166,17 @@ def _kron(
             continue
         i, j = math.floor(yc + 0.5), math.floor(xc + 0.5)
         y, x = yc - i, xc - j  # from the middle of the stamp
-        filled = _fill(images, weight_C, sky_NC[n], i, j, stamp, -1, min(reach, 8))
+        near = near_NM2[n] - np.array([i, j])
+        filled = _fill(images, weight_C, sky_NC[n], i, j, y, x, near, stamp, -1, min(reach, 8))
         a2, b2, theta = psf_sigma**2, psf_sigma**2, 0.0
         mxx, mxy, myy = a2, 0.0, a2
         outcome = _LOST
         for _ in range(_MAX_ROUNDS):
             need = int(_WINDOW_SIGMA * math.sqrt(max(mxx, myy))) + 1
             if need > filled and filled < reach:
-                filled = _fill(images, weight_C, sky_NC[n], i, j, stamp, filled, min(reach, need))
+                filled = _fill(
+                    images, weight_C, sky_NC[n], i, j, y, x, near, stamp, filled, min(reach, need)
+                )
             nxx, nxy, nyy, snr = _moments(stamp, reach, filled, y, x, mxx, mxy, myy, weight_C)
             if not nxx > 0:
                 outcome = _LOST
@@ -166,7 +208,9 @@ def _kron(
             flags_N[n] = KRON_LIMITED
         need = int(min(MEASURED_SCALE * a, limit)) + 1
         if need > filled:
-            filled = _fill(images, weight_C, sky_NC[n], i, j, stamp, filled, min(reach, need))
+            filled = _fill(
+                images, weight_C, sky_NC[n], i, j, y, x, near, stamp, filled, min(reach, need)
+            )
         measured = min(MEASURED_SCALE, limit / a)
         kron_radius = _first_moment(stamp, reach, filled, y, x, a, b, theta, measured)
         scale = MIN_SCALE
@@ -180,28 +224,50 @@ def _kron(
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def _fill(images, weight_C, sky_C, i0, j0, stamp, done, half):
-    """Sum the bands on a square ring of the stamp, done < max(|di|, |dj|) <= half; give half."""
-    n_bands, height, width = images.shape
+def _fill(images, weight_C, sky_C, i0, j0, y, x, near_M2, stamp, done, half):
+    """Sum the bands on a square ring of the stamp, done < max(|di|, |dj|) <= half; give half.
+
+    A neighbour's pixel has what lies opposite to it, or NaN where that is a neighbour's too.
+    """
     reach = stamp.shape[0] // 2
     for di in range(-half, half + 1):
-        i = i0 + di
         dj = -half
         while dj <= half:
             if abs(di) <= done and -done <= dj <= done:
                 dj = done + 1
                 continue
-            j = j0 + dj
-            total, weights = 0.0, 0.0
-            if 0 <= i < height and 0 <= j < width:
-                for c in range(n_bands):
-                    value = np.float64(images[c, i, j]) - sky_C[c]
-                    if weight_C[c] > 0 and _finite(value):
-                        total += weight_C[c] * value
-                        weights += weight_C[c]
-            stamp[reach + di, reach + dj] = total / weights if weights > 0 else np.nan
+            i, j = di, dj
+            if _is_anothers(i, j, y, x, near_M2):
+                i, j = math.floor(2 * y - di + 0.5), math.floor(2 * x - dj + 0.5)
+                if _is_anothers(i, j, y, x, near_M2):
+                    stamp[reach + di, reach + dj] = np.nan
+                    dj += 1
+                    continue
+            stamp[reach + di, reach + dj] = _weighted(images, weight_C, sky_C, i0 + i, j0 + j)
             dj += 1
     return half
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _is_anothers(i, j, y, x, near_M2):
+    away2 = (i - y) ** 2 + (j - x) ** 2
+    for m in range(near_M2.shape[0]):
+        if (i - near_M2[m, 0]) ** 2 + (j - near_M2[m, 1]) ** 2 < away2:
+            return True
+    return False
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _weighted(images, weight_C, sky_C, i, j):
+    n_bands, height, width = images.shape
+    total, weights = 0.0, 0.0
+    if 0 <= i < height and 0 <= j < width:
+        for c in range(n_bands):
+            value = np.float64(images[c, i, j]) - sky_C[c]
+            if weight_C[c] > 0 and _finite(value):
+                total += weight_C[c] * value
+                weights += weight_C[c]
+    return total / weights if weights > 0 else np.nan
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)

@@ -39,7 +39,12 @@ class Photometry:
 
 
 def forced_photometry(
-    tile: Tile, y_N: ArrayLike, x_N: ArrayLike, survey: Survey, with_kron: bool = True
+    tile: Tile,
+    y_N: ArrayLike,
+    x_N: ArrayLike,
+    survey: Survey,
+    with_kron: bool = True,
+    field_K: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Photometry:
     """Measure every source in every band at the same position and with the same apertures.
 
@@ -52,6 +57,8 @@ def forced_photometry(
     Args:
         y_N, x_N: pixels, zero-based with pixel centres on integers.
         survey: apertures and annulus in arcsec; pixels follow from the tile's pixel scale.
+        field_K: (y, x) of all sources of the field, which keep Kron ellipses from growing over
+            their neighbours; default: those that are measured.
         with_kron: False: Kron fluxes are NaN, for what is no mosaic with one noise and PSF.
     """
     y, x = np.atleast_1d(y_N), np.atleast_1d(x_N)
@@ -93,6 +100,7 @@ def forced_photometry(
         psf_sigma_arcsec(survey, weight_C) / tile.pixel_scale_arcsec,
         max_radius_pix,
         sky_NC,
+        *((y, x) if field_K is None else field_K),
     )
     semi_axes = (kron.scale_N * kron.a_N, kron.scale_N * kron.b_N, kron.theta_N)
     kron_flux_NC, kron_err_NC, kron_flags_NC, area_NC = sum_ellipses(

@@ -1,13 +1,12 @@
 """One mosaic, or one source list, of several of the same tile: the deepest and latest."""
 
+import gzip
 import warnings
-from pathlib import Path
+from typing import Any
 
-from astropy.utils.exceptions import AstropyWarning
-
-from photozhpc.mosaic.fits_length import unzipped
+from photozhpc.errors import MosaicError
 from photozhpc.mosaic.plane import DAMAGED
-from photozhpc.object_storage import AnyPath
+from photozhpc.object_storage import AnyPath, ObjectPath
 from photozhpc.survey import Survey
 
 
@@ -44,7 +43,7 @@ def best_mosaic(paths: list[AnyPath], survey: Survey) -> AnyPath:
     their headers say (0 where they do not), and then the last by name.
 
     Raises:
-        MosaicError: a file that has to be looked into is missing or cut short.
+        MosaicError, StorageError: a file that has to be looked into is missing or out of reach.
     """
     first = min(survey.preference(path.name) for path in paths)
     best = [path for path in paths if survey.preference(path.name) == first]
@@ -58,33 +57,41 @@ def exposure_time_s(path: AnyPath) -> float:
 
     A file too damaged to tell states none: whoever reads its pixels says what is wrong.
     """
-    with warnings.catch_warnings(), unzipped(path) as plain:
-        warnings.simplefilter("ignore")
-        try:
-            with open(plain, "rb") as stream:
-                is_asdf = stream.read(5) == b"#ASDF"
-            stated = _of_asdf(plain) if is_asdf else _of_fits(plain)
-            return max(float(stated), 0.0)
-        except DAMAGED:
-            return 0.0
+    # Headers alone: a delivery on a server has many visits that nobody will fetch. Without a
+    # buffer, as asdf reads past it.
+    try:
+        with (
+            warnings.catch_warnings(),
+            path.open() if isinstance(path, ObjectPath) else path.open("rb", buffering=0) as packed,
+        ):
+            warnings.simplefilter("ignore")
+            start = packed.read(2)
+            packed.seek(0)
+            stream: Any = gzip.GzipFile(fileobj=packed) if start == b"\x1f\x8b" else packed
+            is_asdf = stream.read(5) == b"#ASDF"
+            stream.seek(0)
+            return max(float(_of_asdf(stream) if is_asdf else _of_fits(stream)), 0.0)
+    except FileNotFoundError as error:
+        raise MosaicError(f"{path}: no such file") from error
+    except DAMAGED:
+        return 0.0
 
 
-def _of_asdf(path: Path) -> float:
-    import asdf
+def _of_asdf(stream: Any) -> float:
+    from asdf.util import load_yaml
 
-    with asdf.open(path, lazy_load=True) as file:
-        meta = file["roman"]["meta"]
-        info = meta.get("coadd_info") or meta.get("basic") or {}
-        return info.get("exposure_time", info.get("mean_exposure_time", 0.0))
+    meta = load_yaml(stream)["roman"]["meta"]  # no blocks are looked for
+    info = meta.get("coadd_info") or meta.get("basic") or {}
+    return info.get("exposure_time", info.get("mean_exposure_time", 0.0))
 
 
-def _of_fits(path: Path) -> float:
+def _of_fits(stream: Any) -> float:
     from astropy.io import fits
 
-    warnings.simplefilter("ignore", AstropyWarning)
-    with fits.open(path, memmap=False) as hdus:
-        for hdu in hdus[:2]:
+    with fits.open(stream, memmap=False, lazy_load_hdus=True) as hdus:
+        for index in (0, 1):
+            header = hdus[index].header  # IndexError: there is no second one
             for key in ("TEXPTIME", "EXPTIME"):
-                if key in hdu.header:
-                    return hdu.header[key]
+                if key in header:
+                    return header[key]
     return 0.0

@@ -14,7 +14,9 @@ from photozhpc.survey import SourceColumns, names_of
 
 # An identifier made of a list's name and a number in it: the last seven digits are the number.
 NUMBERS_PER_LIST = 10_000_000
-A_V_OF_EBV = 3.1
+# A_V of the E(B-V) of the SFD map: Schlafly & Finkbeiner (2011), table 6, Landolt V. Not R_V = 3.1,
+# which belongs to an E(B-V) without the map's calibration error of 0.86.
+A_V_OF_EBV = 2.742
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def make_source_list(
     survey: Survey,
     mosaics: str | AnyPath,
     out: str | Path,
-    threshold: float = 1.5,
+    threshold: float | None = None,
     min_area_pix: int = 5,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -85,7 +85,7 @@ def make_source_list(
     out = Path(out)
     if out.suffix.lower() not in (".parquet", ".pq"):
         raise ConfigError(f"{out}: a source list is written as Parquet; call it *.parquet")
-    if not (0 < threshold < np.inf and min_area_pix > 0):
+    if not (0 < (1.0 if threshold is None else threshold) < np.inf and min_area_pix > 0):
         raise ConfigError(
             f"threshold and min_area_pix must be positive, got {threshold}, {min_area_pix}"
         )
@@ -134,7 +134,8 @@ def make_source_list(
         raise
     if not len(table):
         raise SourceListError(
-            f"{mosaics}: not one source is above {threshold:g} sigma; lower --threshold"
+            f"{mosaics}: not one source has {min_area_pix} px above the threshold; lower "
+            f"--threshold or --min-area"
         )
     _write(table, out, whole)
     shutil.rmtree(folder, ignore_errors=True)
@@ -210,7 +211,7 @@ def _detect_tile(
     bands: dict[str, AnyPath],
     part: Path,
     stamp: str,
-    threshold: float,
+    threshold: float | None,
     min_area_pix: int,
 ) -> list[str]:
     """Search one tile, write what was found, return notes on its mosaics."""
@@ -240,15 +241,16 @@ def _join(
     id_T = np.array([tile_number(name) << _NUMBER_BITS for name in names], np.int64)
     keep_N = _kept_once(ra_N, dec_N, tile_N, footprints, survey.pixel_scale_arcsec)
     columns = survey.source_columns
-    table = pa.table(
-        {
-            names_of(columns.source_id)[0]: id_T[tile_N] + number_N,
-            columns.ra: ra_N,
-            columns.dec: dec_N,
-            "tile_id": pa.DictionaryArray.from_arrays(pa.array(tile_N, pa.int32()), names),
-            "detect_flags": joined["flags"],
-        }
-    )
+    named = {
+        names_of(columns.source_id)[0]: id_T[tile_N] + number_N,
+        columns.ra: ra_N,
+        columns.dec: dec_N,
+    }
+    about = {
+        "tile_id": pa.DictionaryArray.from_arrays(pa.array(tile_N, pa.int32()), names),
+        "detect_flags": joined["flags"],
+    }
+    table = pa.table(named | {name: about[name] for name in about if name not in named})
     return table.filter(keep_N), int(np.count_nonzero(~keep_N))
 
 

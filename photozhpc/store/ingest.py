@@ -332,7 +332,7 @@ def _ingest_tile(
     with store.new_tile(tile_id, len(sources), attributes) as writer:
         for start in range(0, len(sources), store.shard_len):
             rows = slice(start, start + store.shard_len)
-            photometry = _measure(tile, y_N[rows], x_N[rows], store.survey)
+            photometry = _measure(tile, y_N, x_N, rows, store.survey)
             cutout_NCSS = cutouts[: len(y_N[rows])]
             if tile is None:
                 cutout_NCSS[:] = np.nan
@@ -367,9 +367,12 @@ def check_pixel_scale(tile: Tile, survey: Survey) -> None:
         )
 
 
-def _measure(tile: Tile | None, y_N: NDArray, x_N: NDArray, survey: Survey) -> Photometry:
+def _measure(
+    tile: Tile | None, y_N: NDArray, x_N: NDArray, rows: slice, survey: Survey
+) -> Photometry:
     if tile is not None:
-        return forced_photometry(tile, y_N, x_N, survey)
+        return forced_photometry(tile, y_N[rows], x_N[rows], survey, field_K=(y_N, x_N))
+    y_N = y_N[rows]
     n, n_bands, n_radii = len(y_N), len(survey.bands), len(survey.aperture_radii_arcsec)
     nothing = PhotFlag.OFF_TILE | PhotFlag.NO_DATA
     return Photometry(
