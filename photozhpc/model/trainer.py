@@ -91,8 +91,9 @@ class Trainer:
                 self.network = nn.parallel.DistributedDataParallel(
                     self.model, broadcast_buffers=False
                 )
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
+            self.trained,
             lr=config.optimiser.lr,
             weight_decay=config.optimiser.weight_decay,
             fused=True,
@@ -129,7 +130,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         losses[0].backward()
         if self.config.optimiser.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self.trained, self.config.optimiser.clip_norm)
         self.optimiser.step()
         # In the first steps the average would hold on to the random start: forget it faster.
         momentum = min(self.config.loss.momentum, (1 + self.step) / (10 + self.step))
@@ -165,8 +166,9 @@ class Trainer:
             self.model.extinction_r_C,
             self.model.noise_C,
         )
-        self.model.train()
-        self.keys.eval()
+        if self.keys.training or not self.model.training:  # it goes through all modules
+            self.model.train()
+            self.keys.eval()
         key_BP = None
         with self._autocast():
             output = self.network(self._view(image_BCSS, 0))
