@@ -1,9 +1,13 @@
-"""The pages of the reference, from the code itself: commands, configuration, catalogue, surveys."""
+"""The pages of the reference, from the code: commands, configuration, columns, surveys, Python."""
 
+import ast
 import dataclasses
+import enum
 import inspect
 import json
+import pydoc
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -26,6 +30,61 @@ CONFIGS: tuple[tuple[type, str, str], ...] = (
     (SkyConfig, "Simulated sky", "`photozhpc simulate --config FILE.yaml`; see `configs/sky/`"),
     (Site, "Slurm site", "`--site FILE.yaml`; see `configs/sites/`"),
 )
+# The Python interface: heading, then what is documented under it, by the names that users import.
+PYTHON: dict[str, tuple[str, ...]] = {
+    "Catalogues": (
+        "photozhpc.catalog.read_catalog",
+        "photozhpc.catalog.read_pdf",
+        "photozhpc.catalog.PdfPart",
+        "photozhpc.catalog.PdfPart.cdf",
+        "photozhpc.catalog.PdfPart.density",
+    ),
+    "Stores": (
+        "photozhpc.store.CutoutStore",
+        "photozhpc.store.CutoutStore.create",
+        "photozhpc.store.CutoutStore.open",
+        "photozhpc.store.CutoutStore.tiles",
+        "photozhpc.store.CutoutStore.shards",
+        "photozhpc.store.CutoutStore.shard_lengths",
+        "photozhpc.store.CutoutStore.read_cutouts",
+        "photozhpc.store.CutoutStore.read_sources",
+        "photozhpc.store.CutoutStore.read_measurements",
+        "photozhpc.store.CutoutStore.tile_attributes",
+        "photozhpc.store.CutoutStore.fingerprint",
+        "photozhpc.store.CutoutStore.verify",
+        "photozhpc.store.ShardKey",
+        "photozhpc.mosaic.sources.Sources",
+        "photozhpc.store.Measurements",
+    ),
+    "Models": (
+        "photozhpc.model.load_checkpoint",
+        "photozhpc.model.bundled_checkpoint",
+        "photozhpc.model.Checkpoint",
+        "photozhpc.model.Checkpoint.check_store",
+        "photozhpc.model.engine.Engine",
+        "photozhpc.model.engine.Engine.predict",
+        "photozhpc.model.engine.Engine.predict_pdf",
+        "photozhpc.model.engine.Prediction",
+    ),
+    "Metrics": (
+        "photozhpc.metrics.point_metrics",
+        "photozhpc.metrics.PointMetrics",
+        "photozhpc.metrics.interval_coverage",
+        "photozhpc.metrics.pit",
+        "photozhpc.metrics.crps",
+    ),
+    "Mosaics": (
+        "photozhpc.survey.load_survey",
+        "photozhpc.mosaic.tile.read_tile",
+        "photozhpc.mosaic.tile.Tile",
+        "photozhpc.mosaic.tile.Tile.sky_to_pixel",
+        "photozhpc.mosaic.tile.Tile.pixel_to_sky",
+        "photozhpc.mosaic.photometry.sum_circles",
+        "photozhpc.mosaic.photometry.PhotFlag",
+        "photozhpc.mosaic.cutouts.extract_cutouts",
+    ),
+    "Simulated skies": ("photozhpc.sky.simulate_sky",),
+}
 
 
 def commands() -> str:
@@ -86,8 +145,6 @@ def catalogue() -> str:
         unit, ucd = meta.get("unit", ""), meta.get("ucd", "")
         what = meta.get("description", "")
         rows.append((f"`{column.name}`", str(column.type), unit, ucd.replace(";", ";<wbr>"), what))
-    flag_texts = descriptions(PhotozFlag)
-    flags = [(str(flag.value), flag.name, flag_texts[flag.name]) for flag in PhotozFlag]
     return "\n".join(
         [
             "# Catalogue\n",
@@ -98,7 +155,7 @@ def catalogue() -> str:
             _table(("column", "type", "unit", "UCD", "description"), rows),
             "## Flags\n",
             "`photoz_flags` is the sum of:\n",
-            _table(("value", "name", "meaning"), flags),
+            _flags(PhotozFlag),
         ]
     )
 
@@ -134,12 +191,37 @@ def surveys() -> str:
     return "\n".join(lines)
 
 
+def python() -> str:
+    """The functions and classes that users import, from their signatures and docstrings."""
+    lines = [
+        "# Python\n",
+        "The functions and classes meant to be imported, from their docstrings; for an example "
+        "see the [guide](../guide.md#from-python). Anything not on this page may change without "
+        "notice.\n",
+        "The capital letters at the end of an array's name are its axes: N sources, C bands, "
+        "H and W the rows and columns of a tile, S the side of a cutout, R aperture radii, "
+        "Q quantile levels, P the points at which p(z) is given. Fluxes are in nJy, sky "
+        "positions in ICRS degrees; pixels are (y, x), counted from 0, with centres on integers. "
+        "Exceptions are subclasses of `photozhpc.errors.PhotozError`, or ValueError from "
+        "functions that take arrays.\n",
+    ]
+    for heading, names in PYTHON.items():
+        lines.append(f"## {heading}\n")
+        for dotted in names:
+            target = typing.cast(Any, pydoc.locate(dotted))
+            is_method = "." in target.__qualname__
+            lines.append(f"#### {target.__qualname__}\n" if is_method else f"### {dotted}\n")
+            lines += _documented(target)
+    return "\n".join(lines)
+
+
 # Page of docs/reference/ -> what makes its text.
 PAGES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "config": config,
     "catalogue": catalogue,
     "surveys": surveys,
+    "python": python,
 }
 
 
@@ -178,6 +260,62 @@ def descriptions(cls: type) -> dict[str, str]:
         elif line.strip():
             break
     return texts
+
+
+def _documented(target: Any) -> list[str]:
+    """The signature of a function or class, as in its source, and its docstring."""
+    signature = _signature(target)
+    lines = [f"```python\n{signature}\n```\n"] if signature else []
+    for title, text in _sections(inspect.getdoc(target) or ""):
+        if title in ("", "Returns"):
+            lines.append(f"{title and '**Returns:** '}{text}\n")
+        elif issubclass(type(target), enum.EnumMeta):
+            lines.append(_flags(target))
+        else:
+            rows = [(f"`{name}`", what) for name, what in _entries(text)]
+            lines.append(_table((title.lower().replace("args", "arguments"), ""), rows))
+    return lines
+
+
+def _flags(cls: type[enum.IntFlag]) -> str:
+    texts = descriptions(cls)
+    rows = [(str(flag.value), flag.name or "", texts[flag.name or ""]) for flag in cls]
+    return _table(("value", "name", "meaning"), rows)
+
+
+def _sections(doc: str) -> list[tuple[str, str]]:
+    """Split a docstring into (heading of the section, its text); plain text has no heading."""
+    parts = re.split(r"^(Args|Attributes|Returns|Raises):\n((?:    .*\n?|\n)*)", doc, flags=re.M)
+    found = [("", parts[0])]
+    for title, inside, after in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        found += [(title, textwrap.dedent(inside)), ("", after)]
+    return [(title, text.strip()) for title, text in found if text.strip()]
+
+
+def _entries(text: str) -> list[tuple[str, str]]:
+    """The (name, description) pairs of a section."""
+    found = re.findall(r"^(\w[\w, ]*): (.*(?:\n .*)*)", text, re.M)
+    return [(name, " ".join(what.split())) for name, what in found]
+
+
+def _signature(target: Any) -> str:
+    """How a function is called or an object is made, with the annotations of the source."""
+    called = target
+    if isinstance(target, type):
+        if "\nArgs:" not in (inspect.getdoc(target) or ""):
+            return ""  # users do not make it by calling it
+        called = vars(target)["__init__"]
+    tree = ast.parse(textwrap.dedent(inspect.getsource(called)))
+    node = typing.cast(ast.FunctionDef, tree.body[0])
+    if node.args.args and node.args.args[0].arg in ("self", "cls"):
+        del node.args.args[0]
+    arguments = re.sub(r"(: [^=]*)=", r"\1 = ", ast.unparse(node.args))
+    gives = f" -> {ast.unparse(node.returns)}" if node.returns and called is target else ""
+    line = f"{target.__name__}({arguments}){gives}".replace("'", '"')
+    if len(line) <= 88:
+        return line
+    spread = re.sub(r", (?=\*|\w+: )", ",\n    ", arguments)
+    return f"{target.__name__}(\n    {spread},\n){gives}".replace("'", '"')
 
 
 def _keys(root: type, cls: type) -> str:
