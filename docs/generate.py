@@ -210,7 +210,10 @@ def python() -> str:
         for dotted in names:
             target = typing.cast(Any, pydoc.locate(dotted))
             is_method = "." in target.__qualname__
-            lines.append(f"#### {target.__qualname__}\n" if is_method else f"### {dotted}\n")
+            module, _, name = dotted.rpartition(".")
+            code = "" if is_method else f"from {module} import {name}\n\n"
+            lines.append(f"{'####' if is_method else '###'} {target.__qualname__}\n")
+            lines.append(f"```python\n{(code + _signature(target)).strip()}\n```\n")
             lines += _documented(target)
     return "\n".join(lines)
 
@@ -263,9 +266,8 @@ def descriptions(cls: type) -> dict[str, str]:
 
 
 def _documented(target: Any) -> list[str]:
-    """The signature of a function or class, as in its source, and its docstring."""
-    signature = _signature(target)
-    lines = [f"```python\n{signature}\n```\n"] if signature else []
+    """A docstring, its sections as tables."""
+    lines = []
     for title, text in _sections(inspect.getdoc(target) or ""):
         if title in ("", "Returns"):
             lines.append(f"{title and '**Returns:** '}{text}\n")
@@ -312,7 +314,7 @@ def _signature(target: Any) -> str:
     arguments = re.sub(r"(: [^=]*)=", r"\1 = ", ast.unparse(node.args))
     gives = f" -> {ast.unparse(node.returns)}" if node.returns and called is target else ""
     line = f"{target.__name__}({arguments}){gives}".replace("'", '"')
-    if len(line) <= 88:
+    if len(line) <= 72:
         return line
     spread = re.sub(r", (?=\*|\w+: )", ",\n    ", arguments)
     return f"{target.__name__}(\n    {spread},\n){gives}".replace("'", '"')
