@@ -91,10 +91,10 @@ def commands() -> str:
     """Every command with its usage, options, defaults and example, from click."""
     lines = [
         "# Commands\n",
-        "This page is made from the program itself; `photozhpc COMMAND --help` prints the same. "
-        "Options marked **required** must be given. Errors are one line on stderr and exit code "
-        "1 (2 for a mistyped option), Ctrl-C is 130, and a job that saved itself because its time "
-        "was up exits with 75.\n",
+        "This page is generated from the program; `photozhpc COMMAND --help` prints the same. "
+        "Options marked **required** must be given. An error is one line on stderr and exit code "
+        "1 (2 for a mistyped option); Ctrl-C gives 130; a job that saved its state because its "
+        "time was up exits with 75.\n",
     ]
     for name, command in walk(main, "photozhpc"):
         context = click.Context(command, info_name=name)
@@ -117,19 +117,19 @@ def config() -> str:
     """Every key of every YAML file, from the dataclasses that read it."""
     lines = [
         "# Configuration\n",
-        "Every key of every YAML file, from the classes that read it. Keys without a "
-        "default must be there. A key that is not in these tables, or of another type, stops the "
-        "run with its name and the nearest valid one.\n",
+        "Every key of every YAML file, from the classes that read it. Keys marked **required** "
+        "have no default. A key that is not in these tables, or a value of the wrong type, stops "
+        "the run with a message that names it and the nearest valid key.\n",
     ]
     for root, heading, where in CONFIGS:
         for cls in nested(root):
             first = cls is root
             lines.append(f"## {heading}\n" if first else f"### {cls.__name__}\n")
-            lines.append(f"{_summary(cls)}\n\n")
+            lines.append(f"{_yaml(_summary(cls))}\n\n")
             lines.append(f"Given with {where}.\n" if first else f"Under {_keys(root, cls)}.\n")
             texts, hints = descriptions(cls), typing.get_type_hints(cls)
             rows = [
-                (f"`{f.name}`", _type(hints[f.name]), _field_default(f), texts.get(f.name, ""))
+                (f"`{f.name}`", _type(hints[f.name]), _field_default(f), _yaml(texts[f.name]))
                 for f in dataclasses.fields(cls)
             ]
             lines.append(_table(("key", "type", "default", "description"), rows))
@@ -150,8 +150,8 @@ def catalogue() -> str:
             "# Catalogue\n",
             "Columns of a catalogue of the survey `roman-sim`, from the schema that is written "
             "into its Parquet files; other surveys have their own bands and apertures. Missing "
-            "values are Parquet nulls. Units, UCDs and descriptions are in each file, as metadata "
-            "of the columns and as a VOTable (VOParquet).\n",
+            "values are Parquet nulls. Units, UCDs and descriptions are in each file, both as "
+            "column metadata and as a VOTable (VOParquet).\n",
             _table(("column", "type", "unit", "UCD", "description"), rows),
             "## Flags\n",
             "`photoz_flags` is the sum of:\n",
@@ -334,6 +334,11 @@ def _keys(root: type, cls: type) -> str:
 def _summary(cls: type) -> str:
     text, _, _ = (inspect.getdoc(cls) or "").partition("Attributes:\n")
     return text.strip()
+
+
+def _yaml(text: str) -> str:
+    """A docstring's words for those who write YAML."""
+    return re.sub(r"\bNone\b", "`null`", text)
 
 
 def _paragraphs(text: str | None) -> str:
