@@ -330,7 +330,8 @@ def texts() -> dict[Path, str]:
         block += f"\n\nIntervals (`photozhpc evaluate`):\n\n{interval_table(evaluation)}"
         sections.append(
             "## The bundled model against photometry-MLPs\n\n"
-            f"The commands are in the [model card](../photozhpc/model/bundled/MODEL_CARD.md).\n\n{block}\n\n"
+            "The commands are in the [model card](../photozhpc/model/bundled/MODEL_CARD.md).\n\n"
+            f"{block}\n\n"
             "![z-z](figures/bundled_zz.png) ![coverage](figures/bundled_coverage.png) "
             "![PIT](figures/bundled_pit.png)"
         )
