@@ -22,7 +22,7 @@ lint: venv
 # The documentation site, in build/site. The variable silences an advertisement for a successor.
 docs: venv
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "open build/site/index.html"
+	@echo "open build/site/index.html; to search it: python3 -m http.server --directory build/site"
 
 venv: .venv/installed-dev
 

@@ -243,7 +243,7 @@ def cost_table() -> str:
         rows_per_part = max(2048, min(max(n // 512, 1024), 32768))
         cells = [
             f"{n:.0e}",
-            f"{n / rate / 3600:,.1f}",
+            f"{n / rate / 3600:.2g}",
             f"{n * stored / 1e12:,.2f} TB",
             f"{n / 2048 + SMALL_FILES * n / 8192:,.0f}",
             f"{n * written / 1e9:,.1f} GB",
@@ -252,9 +252,9 @@ def cost_table() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + (
         f"\n\nFrom benchmarks/results: {rate:,.0f} sources/s (inference.json), "
-        f"{stored / 1e3:.1f} kB of store and {written:.0f} bytes of catalogue a source, tiles of "
-        f"8192 sources with {SMALL_FILES} small files each, shards of 2048, "
-        f"a file each; {scale['ms_a_shard']:.1f} ms a part for scheduling and writing (scale.json)."
+        f"{stored / 1e3:.1f} kB of store and {written:.0f} bytes of catalogue per source, tiles of "
+        f"8192 sources with {SMALL_FILES} small files each, shards of 2048 in one "
+        f"file each; {scale['ms_a_shard']:.1f} ms per part for scheduling and writing (scale.json)."
     )
 
 
@@ -330,7 +330,8 @@ def texts() -> dict[Path, str]:
         block += f"\n\nIntervals (`photozhpc evaluate`):\n\n{interval_table(evaluation)}"
         sections.append(
             "## The bundled model against photometry-MLPs\n\n"
-            f"The command is in the model card.\n\n{block}\n\n"
+            "The commands are in the [model card](../photozhpc/model/bundled/MODEL_CARD.md).\n\n"
+            f"{block}\n\n"
             "![z-z](figures/bundled_zz.png) ![coverage](figures/bundled_coverage.png) "
             "![PIT](figures/bundled_pit.png)"
         )

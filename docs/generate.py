@@ -1,9 +1,13 @@
-"""The pages of the reference, from the code itself: commands, configuration, catalogue, surveys."""
+"""The pages of the reference, from the code: commands, configuration, columns, surveys, Python."""
 
+import ast
 import dataclasses
+import enum
 import inspect
 import json
+import pydoc
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -26,16 +30,71 @@ CONFIGS: tuple[tuple[type, str, str], ...] = (
     (SkyConfig, "Simulated sky", "`photozhpc simulate --config FILE.yaml`; see `configs/sky/`"),
     (Site, "Slurm site", "`--site FILE.yaml`; see `configs/sites/`"),
 )
+# The Python interface: heading, then what is documented under it, by the names that users import.
+PYTHON: dict[str, tuple[str, ...]] = {
+    "Catalogues": (
+        "photozhpc.catalog.read_catalog",
+        "photozhpc.catalog.read_pdf",
+        "photozhpc.catalog.PdfPart",
+        "photozhpc.catalog.PdfPart.cdf",
+        "photozhpc.catalog.PdfPart.density",
+    ),
+    "Stores": (
+        "photozhpc.store.CutoutStore",
+        "photozhpc.store.CutoutStore.create",
+        "photozhpc.store.CutoutStore.open",
+        "photozhpc.store.CutoutStore.tiles",
+        "photozhpc.store.CutoutStore.shards",
+        "photozhpc.store.CutoutStore.shard_lengths",
+        "photozhpc.store.CutoutStore.read_cutouts",
+        "photozhpc.store.CutoutStore.read_sources",
+        "photozhpc.store.CutoutStore.read_measurements",
+        "photozhpc.store.CutoutStore.tile_attributes",
+        "photozhpc.store.CutoutStore.fingerprint",
+        "photozhpc.store.CutoutStore.verify",
+        "photozhpc.store.ShardKey",
+        "photozhpc.mosaic.sources.Sources",
+        "photozhpc.store.Measurements",
+    ),
+    "Models": (
+        "photozhpc.model.load_checkpoint",
+        "photozhpc.model.bundled_checkpoint",
+        "photozhpc.model.Checkpoint",
+        "photozhpc.model.Checkpoint.check_store",
+        "photozhpc.model.engine.Engine",
+        "photozhpc.model.engine.Engine.predict",
+        "photozhpc.model.engine.Engine.predict_pdf",
+        "photozhpc.model.engine.Prediction",
+    ),
+    "Metrics": (
+        "photozhpc.metrics.point_metrics",
+        "photozhpc.metrics.PointMetrics",
+        "photozhpc.metrics.interval_coverage",
+        "photozhpc.metrics.pit",
+        "photozhpc.metrics.crps",
+    ),
+    "Mosaics": (
+        "photozhpc.survey.load_survey",
+        "photozhpc.mosaic.tile.read_tile",
+        "photozhpc.mosaic.tile.Tile",
+        "photozhpc.mosaic.tile.Tile.sky_to_pixel",
+        "photozhpc.mosaic.tile.Tile.pixel_to_sky",
+        "photozhpc.mosaic.photometry.sum_circles",
+        "photozhpc.mosaic.photometry.PhotFlag",
+        "photozhpc.mosaic.cutouts.extract_cutouts",
+    ),
+    "Simulated skies": ("photozhpc.sky.simulate_sky",),
+}
 
 
 def commands() -> str:
     """Every command with its usage, options, defaults and example, from click."""
     lines = [
         "# Commands\n",
-        "This page is made from the program itself; `photozhpc COMMAND --help` prints the same. "
-        "Options marked **required** must be given. Errors are one line on stderr and exit code "
-        "1 (2 for a mistyped option), Ctrl-C is 130, and a job that saved itself because its time "
-        "was up exits with 75.\n",
+        "This page is generated from the program; `photozhpc COMMAND --help` prints the same. "
+        "Options marked **required** must be given. An error is one line on stderr and exit code "
+        "1 (2 for a mistyped option); Ctrl-C gives 130; a job that saved its state because its "
+        "time was up exits with 75.\n",
     ]
     for name, command in walk(main, "photozhpc"):
         context = click.Context(command, info_name=name)
@@ -58,19 +117,19 @@ def config() -> str:
     """Every key of every YAML file, from the dataclasses that read it."""
     lines = [
         "# Configuration\n",
-        "Every key of every YAML file, from the classes that read it. Keys without a "
-        "default must be there. A key that is not in these tables, or of another type, stops the "
-        "run with its name and the nearest valid one.\n",
+        "Every key of every YAML file, from the classes that read it. Keys marked **required** "
+        "have no default. A key that is not in these tables, or a value of the wrong type, stops "
+        "the run with a message that names it and the nearest valid key.\n",
     ]
     for root, heading, where in CONFIGS:
         for cls in nested(root):
             first = cls is root
             lines.append(f"## {heading}\n" if first else f"### {cls.__name__}\n")
-            lines.append(f"{_summary(cls)}\n\n")
+            lines.append(f"{_yaml(_summary(cls))}\n\n")
             lines.append(f"Given with {where}.\n" if first else f"Under {_keys(root, cls)}.\n")
             texts, hints = descriptions(cls), typing.get_type_hints(cls)
             rows = [
-                (f"`{f.name}`", _type(hints[f.name]), _field_default(f), texts.get(f.name, ""))
+                (f"`{f.name}`", _type(hints[f.name]), _field_default(f), _yaml(texts[f.name]))
                 for f in dataclasses.fields(cls)
             ]
             lines.append(_table(("key", "type", "default", "description"), rows))
@@ -86,19 +145,17 @@ def catalogue() -> str:
         unit, ucd = meta.get("unit", ""), meta.get("ucd", "")
         what = meta.get("description", "")
         rows.append((f"`{column.name}`", str(column.type), unit, ucd.replace(";", ";<wbr>"), what))
-    flag_texts = descriptions(PhotozFlag)
-    flags = [(str(flag.value), flag.name, flag_texts[flag.name]) for flag in PhotozFlag]
     return "\n".join(
         [
             "# Catalogue\n",
             "Columns of a catalogue of the survey `roman-sim`, from the schema that is written "
             "into its Parquet files; other surveys have their own bands and apertures. Missing "
-            "values are Parquet nulls. Units, UCDs and descriptions are in each file, as metadata "
-            "of the columns and as a VOTable (VOParquet).\n",
+            "values are Parquet nulls. Units, UCDs and descriptions are in each file, both as "
+            "column metadata and as a VOTable (VOParquet).\n",
             _table(("column", "type", "unit", "UCD", "description"), rows),
             "## Flags\n",
             "`photoz_flags` is the sum of:\n",
-            _table(("value", "name", "meaning"), flags),
+            _flags(PhotozFlag),
         ]
     )
 
@@ -134,12 +191,40 @@ def surveys() -> str:
     return "\n".join(lines)
 
 
+def python() -> str:
+    """The functions and classes that users import, from their signatures and docstrings."""
+    lines = [
+        "# Python\n",
+        "The functions and classes meant to be imported, from their docstrings; for an example "
+        "see the [guide](../guide.md#from-python). Anything not on this page may change without "
+        "notice.\n",
+        "The capital letters at the end of an array's name are its axes: N sources, C bands, "
+        "H and W the rows and columns of a tile, S the side of a cutout, R aperture radii, "
+        "Q quantile levels, P the points at which p(z) is given. Fluxes are in nJy, sky "
+        "positions in ICRS degrees; pixels are (y, x), counted from 0, with centres on integers. "
+        "Exceptions are subclasses of `photozhpc.errors.PhotozError`, or ValueError from "
+        "functions that take arrays.\n",
+    ]
+    for heading, names in PYTHON.items():
+        lines.append(f"## {heading}\n")
+        for dotted in names:
+            target = typing.cast(Any, pydoc.locate(dotted))
+            is_method = "." in target.__qualname__
+            module, _, name = dotted.rpartition(".")
+            code = "" if is_method else f"from {module} import {name}\n\n"
+            lines.append(f"{'####' if is_method else '###'} {target.__qualname__}\n")
+            lines.append(f"```python\n{(code + _signature(target)).strip()}\n```\n")
+            lines += _documented(target)
+    return "\n".join(lines)
+
+
 # Page of docs/reference/ -> what makes its text.
 PAGES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "config": config,
     "catalogue": catalogue,
     "surveys": surveys,
+    "python": python,
 }
 
 
@@ -180,6 +265,61 @@ def descriptions(cls: type) -> dict[str, str]:
     return texts
 
 
+def _documented(target: Any) -> list[str]:
+    """A docstring, its sections as tables."""
+    lines = []
+    for title, text in _sections(inspect.getdoc(target) or ""):
+        if title in ("", "Returns"):
+            lines.append(f"{title and '**Returns:** '}{text}\n")
+        elif issubclass(type(target), enum.EnumMeta):
+            lines.append(_flags(target))
+        else:
+            rows = [(f"`{name}`", what) for name, what in _entries(text)]
+            lines.append(_table((title.lower().replace("args", "arguments"), ""), rows))
+    return lines
+
+
+def _flags(cls: type[enum.IntFlag]) -> str:
+    texts = descriptions(cls)
+    rows = [(str(flag.value), flag.name or "", texts[flag.name or ""]) for flag in cls]
+    return _table(("value", "name", "meaning"), rows)
+
+
+def _sections(doc: str) -> list[tuple[str, str]]:
+    """Split a docstring into (heading of the section, its text); plain text has no heading."""
+    parts = re.split(r"^(Args|Attributes|Returns|Raises):\n((?:    .*\n?|\n)*)", doc, flags=re.M)
+    found = [("", parts[0])]
+    for title, inside, after in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        found += [(title, textwrap.dedent(inside)), ("", after)]
+    return [(title, text.strip()) for title, text in found if text.strip()]
+
+
+def _entries(text: str) -> list[tuple[str, str]]:
+    """The (name, description) pairs of a section."""
+    found = re.findall(r"^(\w[\w, ]*): (.*(?:\n .*)*)", text, re.M)
+    return [(name, " ".join(what.split())) for name, what in found]
+
+
+def _signature(target: Any) -> str:
+    """How a function is called or an object is made, with the annotations of the source."""
+    called = target
+    if isinstance(target, type):
+        if "\nArgs:" not in (inspect.getdoc(target) or ""):
+            return ""  # users do not make it by calling it
+        called = vars(target)["__init__"]
+    tree = ast.parse(textwrap.dedent(inspect.getsource(called)))
+    node = typing.cast(ast.FunctionDef, tree.body[0])
+    if node.args.args and node.args.args[0].arg in ("self", "cls"):
+        del node.args.args[0]
+    arguments = re.sub(r"(: [^=]*)=", r"\1 = ", ast.unparse(node.args))
+    gives = f" -> {ast.unparse(node.returns)}" if node.returns and called is target else ""
+    line = f"{target.__name__}({arguments}){gives}".replace("'", '"')
+    if len(line) <= 72:
+        return line
+    spread = re.sub(r", (?=\*|\w+: )", ",\n    ", arguments)
+    return f"{target.__name__}(\n    {spread},\n){gives}".replace("'", '"')
+
+
 def _keys(root: type, cls: type) -> str:
     """The keys under which a nested class stands."""
     found = [
@@ -194,6 +334,11 @@ def _keys(root: type, cls: type) -> str:
 def _summary(cls: type) -> str:
     text, _, _ = (inspect.getdoc(cls) or "").partition("Attributes:\n")
     return text.strip()
+
+
+def _yaml(text: str) -> str:
+    """A docstring's words for those who write YAML."""
+    return re.sub(r"\bNone\b", "`null`", text)
 
 
 def _paragraphs(text: str | None) -> str:

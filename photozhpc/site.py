@@ -23,9 +23,9 @@ class Resources:
     """What a job of a stage asks for.
 
     Attributes:
-        cpus_per_task, nodes, tasks_per_node, gpus_per_node: as sbatch has them.
+        cpus_per_task, nodes, tasks_per_node, gpus_per_node: as for sbatch.
         time: limit, as sbatch takes it, e.g. "04:00:00".
-        partition: default: the site's.
+        partition: of this stage; None: the site's.
         options: more options of sbatch, e.g. ["--qos=regular"].
     """
 
@@ -68,13 +68,13 @@ class Site:
     """Where jobs go; see configs/sites/generic.yaml.
 
     Attributes:
-        extract, train, infer: what a job of that stage asks for.
-        account, partition: of Slurm; None: the user's default.
-        scratch: folder for the logs of jobs, with environment variables; None: the current one.
-        setup: shell lines at the start of every job.
-        gpus_as: the option that asks for {n} GPUs a node.
+        extract, train, infer: what a job of that stage requests.
+        account, partition: Slurm's; None: the user's default.
+        scratch: folder for job logs; may contain environment variables; None: the current folder.
+        setup: shell commands at the start of every job.
+        gpus_as: the sbatch option that requests {n} GPUs per node.
         interface: network interface that Dask uses between nodes, e.g. "ib0"; None: the default.
-        name: shown in messages; empty: that of the file.
+        name: shown in messages; empty: the file's name.
     """
 
     extract: Resources

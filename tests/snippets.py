@@ -115,7 +115,7 @@ class Runner:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=200,
+            timeout=380,  # a test has 400
         )
         assert done.returncode == 0, f"{where}: {text}\n{done.stdout}"
         self.outputs.setdefault(text, done.stdout)

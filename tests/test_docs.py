@@ -228,6 +228,48 @@ def test_the_reference_has_every_command_key_and_column() -> None:
     assert "| 8 | NO_PHOTOZ | " in columns
 
 
+# What users and outside checks import (the design's entry points), and its arguments.
+ENTRY_POINTS = {
+    "photozhpc.metrics.point_metrics": ("z_ref", "z_phot"),
+    "photozhpc.mosaic.photometry.sum_circles": ("image_HW", "y_N", "x_N", "radius_pix", "err_HW"),
+    "photozhpc.mosaic.cutouts.extract_cutouts": ("image_CHW", "y_N", "x_N", "size"),
+    "photozhpc.survey.load_survey": ("name_or_yaml_path",),
+    "photozhpc.mosaic.tile.read_tile": ("paths", "survey"),
+    "photozhpc.mosaic.tile.Tile.sky_to_pixel": ("ra_N", "dec_N"),
+    "photozhpc.store.CutoutStore": (),
+    "photozhpc.store.CutoutStore.open": ("path",),
+    "photozhpc.model.load_checkpoint": ("path",),
+    "photozhpc.catalog.read_catalog": ("path", "columns"),
+}
+
+
+def test_the_python_reference_has_every_entry_point() -> None:
+    page = _generate().python()
+    sections = dict(re.findall(r"^#{3,4} (\S+)\n(.*?)(?=^##|\Z)", page, re.M | re.S))
+    for dotted, arguments in ENTRY_POINTS.items():
+        name = pydoc.locate(dotted).__qualname__
+        if "." not in name:
+            assert f"from {dotted.removesuffix('.' + name)} import {name}\n" in sections[name]
+        for argument in arguments:
+            assert f"{argument}: " in sections[name], f"{name}: {argument} is not in its signature"
+    assert "| `ValueError` | shapes that do not fit" in sections["pit"]
+    assert "**Returns:** cutout_NCSS" in sections["extract_cutouts"]
+
+
+def test_what_the_python_reference_has_is_described() -> None:
+    """Every class has its fields, every function its summary; sections are told apart."""
+    generate = _generate()
+    for names in generate.PYTHON.values():
+        for dotted in names:
+            target = pydoc.locate(dotted)
+            assert pydoc.getdoc(target), dotted
+            if dataclasses.is_dataclass(target):
+                fields = {field.name for field in dataclasses.fields(target)}
+                missing = fields - set(generate.descriptions(target))
+                assert not missing, f"{dotted}: {missing} not under Attributes"
+    assert not re.search(r"^(Args|Attributes|Returns|Raises):", generate.python(), re.M)
+
+
 class _Loads(HTMLParser):
     """What a page makes the browser load, and where its links of this site lead."""
 

@@ -52,6 +52,7 @@ class PdfPart:
 
     Attributes:
         form: "quantiles" or "grid".
+        source_id_N: identifiers, int64.
         axis_P: levels of the quantiles; or redshifts, evenly spaced.
         z_max: upper end of the redshifts that the model knows; the lower one is 0.
         value_NP: redshifts, ascending; or densities per unit of redshift, whose trapezoidal

@@ -295,9 +295,12 @@ def check_part(path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.
 def read_catalog(
     path: str | Path, columns: Sequence[str] | None = None, *, incomplete_ok: bool = False
 ) -> pa.Table:
-    """Read a catalogue: the --out folder of `photozhpc infer`, its catalog/ folder, or one part.
+    """Read a catalogue, one row per source, in the order of the store.
+
+    Units and descriptions are in the metadata of the schema's fields.
 
     Args:
+        path: the --out folder of `photozhpc infer`, its catalog/ folder, or one part.
         columns: names of the columns wanted; None: all.
         incomplete_ok: read what is there of a run that has not finished.
 

@@ -17,9 +17,9 @@ _VARIABLE = "_PHOTOZHPC_COMPLETE"
 @click.option("--survey", type=SURVEY, help="Survey of a mosaic; default: the first that fits.")
 @JSON
 def info(path: Path, survey: str | None, as_json: bool) -> None:
-    """Say what a file or folder is: a store, checkpoint, mosaic, catalogue, table, run or config.
+    """Describe a file or folder: a store, checkpoint, mosaic, catalogue, table, run or config.
 
-    It reads headers, and so is quick on large files.
+    It reads only headers, so it is quick on large files.
     """
     from photozhpc.info.describe import about, describe
 

@@ -34,27 +34,25 @@ DEFAULT_TILES = 4
 @click.option("--checkpoint", type=LOCAL, help="Default: the bundled model.")
 @click.option("--out", type=LOCAL, help="Folder; default: out/SURVEY.")
 @click.option("--truth", multiple=True, type=Location(), help="Table(s) of known redshifts.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core or GPU.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core or GPU.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
-    help="Default: the GPUs where there are any.",
+    help="Default: GPUs if there are any.",
 )
 @click.option(
     "--compile/--no-compile",
     "compiled",
     default=None,
-    help="Run the model through compiled code; default: from a million sources on.",
+    help="Compile the model; default: for a million sources or more.",
 )
 @click.option(
     "--pdf",
     type=click.Choice(["quantiles", "grid"]),
-    help="Write p(z) of every source too, to OUT/pdf: quantiles, or densities on a grid.",
+    help="Also write p(z) of every source, to OUT/pdf: quantiles, or densities on a grid.",
 )
-@click.option(
-    "--site", type=SITE, help="Slurm site (name or YAML file) whose jobs are to do the work."
-)
+@click.option("--site", type=SITE, help="Slurm site (name or YAML file) whose jobs do the work.")
 @click.option(
     "--jobs",
     default=1,
@@ -62,13 +60,13 @@ DEFAULT_TILES = 4
     type=click.IntRange(1),
     help="With --site: jobs at a time.",
 )
-@click.option("--scheduler", help="Address of a Dask scheduler whose workers are to do the work.")
+@click.option("--scheduler", help="Address of a Dask scheduler whose workers do the work.")
 @click.option(
     "--export",
     "formats",
     multiple=True,
     type=click.Choice(FORMATS),
-    help="Write the catalogue in this format too, into the same folder; may be repeated.",
+    help="Also write the catalogue in this format, into the same folder; may be repeated.",
 )
 @JSON
 def infer(
@@ -87,7 +85,7 @@ def infer(
     formats: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Stream a store through a model into a photo-z catalogue; run again to go on.
+    """Stream a store through a model into a photo-z catalogue; run again to continue.
 
     Without --store, and for survey roman-sim, it first makes a small simulated sky and its
     store inside the output folder.
@@ -234,7 +232,7 @@ def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
 @click.option(
     "--scaling",
     type=LOCAL,
-    help="Results of trainings with different numbers of labels, JSON.",
+    help="JSON results of training runs with different numbers of labels.",
 )
 @click.option("--out", required=True, type=LOCAL, help="Folder to write to.")
 def figures(
@@ -244,7 +242,7 @@ def figures(
     scaling: Path | None,
     out: Path,
 ) -> None:
-    """Draw what models know: their latent space, and their accuracy against labels."""
+    """Plot the latent space of models, or their accuracy against the number of labels."""
     if not checkpoints and scaling is None:
         raise click.UsageError("nothing to report; pass --latents CHECKPOINT or --scaling FILE")
     if checkpoints:

@@ -156,8 +156,8 @@ def verbosity_options() -> list[click.Option]:
 
     settings: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": heed}
     return [
-        click.Option(["-q", "--quiet"], help="Say nothing but results and errors.", **settings),
-        click.Option(["-v", "--verbose"], help="Say more, with times.", **settings),
+        click.Option(["-q", "--quiet"], help="Show only results and errors.", **settings),
+        click.Option(["-v", "--verbose"], help="Show more, with times.", **settings),
     ]
 
 
@@ -172,7 +172,7 @@ class Examples(click.Command):
         self.params += verbosity_options()
 
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 
 def echo_json(document: Any) -> None:
@@ -214,7 +214,7 @@ class Progress:
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="photozhpc")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more, with times.")
+@click.option("-q", "--quiet", is_flag=True, help="Show only results and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Show more, with times.")
 def main(quiet: bool, verbose: bool) -> None:
     """Survey mosaics in, photometric-redshift catalogues out."""

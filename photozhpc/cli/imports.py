@@ -19,7 +19,10 @@ from photozhpc.survey import load_survey
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--out", required=True, type=LOCAL, help="Model file to write.")
 @click.option(
-    "--zero-point", multiple=True, type=float, help="AB magnitude of one count, once a band."
+    "--zero-point",
+    multiple=True,
+    type=float,
+    help="AB magnitude of one count; repeat for each band.",
 )
 @click.option(
     "--crop",
@@ -59,7 +62,10 @@ def import_checkpoint(
     help="N of the array use_redshift_N: which of the file's samples of labels.",
 )
 @click.option(
-    "--zero-point", multiple=True, type=float, help="AB magnitude of one count, once a band."
+    "--zero-point",
+    multiple=True,
+    type=float,
+    help="AB magnitude of one count; repeat for each band.",
 )
 @click.option(
     "--colours",
@@ -78,7 +84,7 @@ def import_hdf5(
     colours: str | None,
     flux_band: str | None,
 ) -> None:
-    """Copy an HDF5 catalogue of pita-z into a store; run again to go on."""
+    """Copy an HDF5 catalogue of pita-z into a store; run again to continue."""
     from photozhpc.store.hdf5_catalogue import import_hdf5 as run
     from photozhpc.store.pita_z_units import FluxFeatures
 

@@ -17,10 +17,12 @@ from photozhpc.cli.parameters import SITE
 @click.argument("stage", type=click.Choice(["extract", "train", "infer"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--site", required=True, type=SITE, help="Site name or YAML file.")
-@click.option("--nodes", type=click.IntRange(1), help="Nodes, of train; default: the site's.")
+@click.option("--nodes", type=click.IntRange(1), help="Nodes for train; default: the site's.")
 @click.option("--array", default=1, type=click.IntRange(1), help="Jobs that share the tiles.")
-@click.option("--after", multiple=True, help="Number of a job that has to end well before.")
-@click.option("--only-one", help="A name: of jobs with the same, one runs at a time.")
+@click.option(
+    "--after", multiple=True, help="Number of a job that has to finish successfully first."
+)
+@click.option("--only-one", help="A name; of jobs with the same name only one runs at a time.")
 @click.option("--dry-run", is_flag=True, help="Print what would be submitted.")
 def submit(
     stage: str,
@@ -58,9 +60,9 @@ def submit(
 @click.argument("path", type=LOCAL)
 @JSON
 def status(path: Path, as_json: bool) -> None:
-    """Tell how far a run is: an extraction's store, a training's or a catalogue's folder.
+    """Show how far a run has got: a store, or the folder of a training run or a catalogue.
 
-    It reads what the run leaves on disk, while it runs and after, from any machine.
+    It reads only files, during the run and afterwards, from any machine that sees them.
     """
     from photozhpc.report.status import describe, status_of
 
@@ -77,16 +79,20 @@ def status(path: Path, as_json: bool) -> None:
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
-    help="Default: the GPUs where there are any.",
+    help="Default: GPUs if there are any.",
 )
 @click.option(
-    "--sources", type=click.IntRange(1), default=50_000, show_default=True, help="Sources to infer."
+    "--sources",
+    type=click.IntRange(1),
+    default=50_000,
+    show_default=True,
+    help="Number of sources to infer.",
 )
 @click.option("--compile/--no-compile", "compiled", default=True, help="Compile the model.")
 @click.option(
     "--folder",
     type=LOCAL,
-    help="Where to work, with 30 kB a source free; default: TMPDIR.",
+    help="Working folder with 30 kB free per source; default: TMPDIR.",
 )
 @JSON
 def bench(
@@ -97,7 +103,7 @@ def bench(
     folder: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure what this machine gives, and what a survey would take on it."""
+    """Measure this machine, and estimate what a survey would take on it."""
     from photozhpc.report.bench import bench_extract, bench_infer, describe
 
     result: dict[str, Any] = {}

@@ -13,12 +13,12 @@ from photozhpc.cli.parameters import RECIPE
 @click.option("--config", required=True, type=RECIPE, help="Recipe name or YAML file.")
 @click.option("--store", type=LOCAL, help="Store; default: the config's.")
 @click.option("--out", type=LOCAL, help="Folder; default: the config's.")
-@click.option("--resume", is_flag=True, help="Go on where it was, if it had begun.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run, if there is one.")
 @JSON
 def train(config: str, store: Path | None, out: Path | None, resume: bool, as_json: bool) -> None:
-    """Train on a store; several processes where torchrun starts it.
+    """Train on a store; under torchrun, in several processes.
 
-    It stops on SIGTERM or SIGUSR1 with its state saved and exit code 75; --resume goes on.
+    On SIGTERM or SIGUSR1 it saves its state and exits with code 75; --resume continues.
     """
     from dataclasses import replace
 
@@ -47,10 +47,12 @@ def train(config: str, store: Path | None, out: Path | None, resume: bool, as_js
 @click.option("--checkpoint", required=True, type=LOCAL, help="Model with density heads.")
 @click.option("--store", required=True, type=LOCAL, help="Store with labels.")
 @click.option("--out", required=True, type=LOCAL, help="Model file to write.")
-@click.option("--compact", is_flag=True, help="Encoder's weights in float16: half as large.")
+@click.option(
+    "--compact", is_flag=True, help="Store the encoder's weights in float16: half the size."
+)
 @JSON
 def calibrate(checkpoint: Path, store: Path, out: Path, compact: bool, as_json: bool) -> None:
-    """Calibrate a model's intervals anew on the labels of a store."""
+    """Recalibrate a model's intervals on the labels of a store."""
     from photozhpc.model.calibrate import calibrate as run
     from photozhpc.store import CutoutStore
 

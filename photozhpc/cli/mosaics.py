@@ -32,10 +32,10 @@ from photozhpc.survey import MAX_CUTOUT_PIX, load_survey
     default=0,
     show_default=True,
     type=click.IntRange(0),
-    help="Seed of all that is drawn.",
+    help="Random seed.",
 )
 @click.option("--config", type=LOCAL, help="YAML file of the sky's physics.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core.")
 @JSON
 def simulate(
     survey: str,
@@ -70,17 +70,17 @@ def simulate(
 @click.option(
     "--threshold",
     type=click.FloatRange(0, min_open=True),
-    help="Least value of a filtered pixel, in standard deviations of the unfiltered noise "
-    "(SExtractor's DETECT_THRESH); default: what is 4 of those of the filtered noise.",
+    help="Minimum value of a filtered pixel, in standard deviations of the unfiltered noise "
+    "(SExtractor's DETECT_THRESH); default: 4 standard deviations of the filtered noise.",
 )
 @click.option(
     "--min-area",
     default=5,
     show_default=True,
     type=click.IntRange(1, 1_000_000),
-    help="Least number of adjoining pixels above --threshold.",
+    help="Minimum number of adjacent pixels above --threshold.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core.")
 @JSON
 def detect(
     survey: str,
@@ -91,7 +91,7 @@ def detect(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Find the sources of mosaics that have no catalogue, for extract; run again to go on."""
+    """Find the sources of mosaics that have no catalogue, for extract; run again to continue."""
     from photozhpc.store.detection import make_source_list
 
     summary = make_source_list(
@@ -124,16 +124,16 @@ def detect(
     help="Source list (Parquet, FITS, ECSV, CSV, text); may be repeated; default: those beside the "
     "mosaics.",
 )
-@click.option("--store", required=True, type=Location(), help="Store to write, on a disk.")
+@click.option("--store", required=True, type=Location(), help="Store to write, on a local disk.")
 @click.option(
     "--ebv-map",
     default="sfd",
     show_default=True,
     type=click.Choice(["sfd", "sfd-hires", "none"]),
-    help="E(B-V) where the list has none: SFD98 at 0.9 or (a download) 0.11 degrees, or 0.",
+    help="E(B-V) if the list has none: SFD98 at 0.9 or (download) 0.11 degrees, or 0.",
 )
 @click.option("--size", type=click.IntRange(8, MAX_CUTOUT_PIX), help="Side of the cutouts, px.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core.")
 @click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
 @JSON
 def extract(
@@ -147,7 +147,7 @@ def extract(
     share: str,
     as_json: bool,
 ) -> None:
-    """Measure sources on mosaics and cut them out into a store; run again to go on."""
+    """Measure sources on mosaics and cut them out into a store; run again to continue."""
     from photozhpc.store.ingest import extract as run
 
     summary = run(

@@ -33,6 +33,7 @@ class Checkpoint:
     """A trained model with what it was trained for.
 
     Attributes:
+        path: of the file.
         model: in evaluation mode.
         survey: bands and pixel scale that the cutouts must have, or the bands of the fluxes.
         training: how it was made (free form, for provenance).

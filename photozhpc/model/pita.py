@@ -36,19 +36,19 @@ class PITAConfig:
         encoder: a ConvNeXt of timm.
         encoder_out: width of a linear layer after the encoder's pooling (the paper keeps the
             1000 outputs of the ImageNet head); 0: the pooled features themselves.
-        encoder_mlp, projection_mlp, redshift_mlp, colour_mlp: widths of the linear layers; the
-            last is the output (D, P; the redshift's 1 and the M colours are added).
+        encoder_mlp, projection_mlp, redshift_mlp, colour_mlp: widths of the linear layers.
+            The last is the output (D, P); for redshift and colours an output layer (1, M) follows.
         n_colours: M, what the colour loss compares: colours of neighbouring bands and a log10 flux.
         layer_scale: initial scale of every residual branch.
-        drop_path: probability with which a residual branch is left out in training.
+        drop_path: probability of leaving out a residual branch in training.
         crop: side of the image that the network sees, pixels.
         stretch: "none": pixels in units of the noise; "asinh": asinh of that, which is linear
             in the noise and logarithmic in bright cores.
-        aperture_radii_pix: circles round the centre whose fluxes are given to the encoder's
-            MLP beside the pooled features; empty (the paper): none.
+        aperture_radii_pix: radii of circles around the centre whose fluxes are passed to the
+            encoder's MLP along with the pooled features; empty (the paper): none.
         redshift_heads: the redshift is the mean of this many heads.
-        redshift_sees_apertures: the redshift heads see the colours of the aperture fluxes beside
-            the latent.
+        redshift_sees_apertures: the redshift heads see the colours of the aperture fluxes as well
+            as the latent.
         redshift_scale: what the redshift head estimates: "z" (the paper) or "log1p", ln(1+z).
         density_bins: bins of the redshift's density, equally wide in ln(1+z), which give the
             intervals; as many heads as redshift_heads, with the widths of redshift_mlp. 0 (the

@@ -13,7 +13,7 @@ class AugmentConfig:
     """Random views. See `augment.random_view`.
 
     Attributes:
-        rotation: by any angle (the paper), or by quarter turns, which interpolate nothing.
+        rotation: by any angle (the paper), or by quarter turns, which need no interpolation.
         jitter_pix: largest shift of the centre, pixels, in each direction.
         noise: Gaussian noise that is added, in units of each band's own noise.
     """
@@ -28,10 +28,10 @@ class LossConfig:
     """Weights and constants of the three losses. A method without a task has weight 0 for it.
 
     Attributes:
-        contrastive_weight, colour_weight, redshift_weight: of the loss in the sum.
+        contrastive_weight, colour_weight, redshift_weight: weight of this loss in the sum.
         temperature: of the contrastive loss (InfoNCE).
-        queue_len: keys of earlier images that serve as negatives (MoCo).
-        momentum: of the moving average of the weights that makes the keys.
+        queue_len: number of keys of earlier images that serve as negatives (MoCo).
+        momentum: of the moving average of the weights that computes the keys (MoCo).
         huber_delta: error at which the redshift loss goes from quadratic to linear.
     """
 
@@ -50,9 +50,9 @@ class OptimiserConfig:
 
     Attributes:
         lr: learning rate after the warm-up.
-        min_lr: at the end of the run.
+        min_lr: learning rate at the end of the run.
         weight_decay: of all weights, decoupled from the gradient.
-        warmup_steps: over which the rate rises from 0.
+        warmup_steps: steps over which the learning rate rises from 0.
         clip_norm: largest norm of the gradient; 0: no limit.
     """
 
@@ -70,7 +70,7 @@ class TrainConfig:
     Attributes:
         out: folder for checkpoints and the log.
         store: folder of the cutout store; `--store` takes precedence.
-        method: "pita": contrastive and colour loss on every image, redshift loss on the labelled;
+        method: "pita": contrastive and colour loss on every image, redshift loss on labelled ones;
             "supervised": redshift loss on the labelled images alone; "self-supervised":
             contrastive loss alone; "fine-tuned": as supervised, from the weights of
             `initial_checkpoint` with new redshift heads; "photometry-mlp": no images, see
@@ -79,26 +79,26 @@ class TrainConfig:
         model: the network.
         augment: random views of the images.
         loss: weights and constants of the losses.
-        optimiser: learning rate and its course.
+        optimiser: learning rate and its schedule.
         batch_size: sources in a step, over all ranks.
-        lanes: into which the epoch is cut (see TrainingLoader); a multiple of the number of
-            ranks. The run does not depend on how many ranks share them.
+        lanes: streams that an epoch is divided into (see TrainingLoader); a multiple of the number
+            of ranks. The result does not depend on how many ranks share them.
         shuffle_len: sources that are shuffled together, over all ranks.
         epochs: passes over the store.
-        seed: of weights, order and views.
-        label_repeat: how often a labelled source comes in an epoch (see TrainingLoader).
-        label_fraction: share of the training labels that are used.
-        refit_steps: in which, at the end, the redshift heads alone are trained on the features of
-            the finished encoder (see `refit.refit_redshift_heads`).
+        seed: random seed of weights, order and views.
+        label_repeat: how often each labelled source is used in an epoch (see TrainingLoader).
+        label_fraction: fraction of the training labels to use.
+        refit_steps: steps at the end in which only the redshift heads are trained, on the features
+            of the finished encoder (see `refit.refit_redshift_heads`).
         density_steps: the same for the density heads (with model.density_bins; see
             `calibrate.fit_uncertainty`).
-        feature_aperture_arcsec: radius of the aperture behind the colour loss, and of the
-            photometry-MLP's.
+        feature_aperture_arcsec: radius of the aperture whose fluxes the colour loss and the
+            photometry-MLP use.
         average_weights: checkpoints hold the moving average of the weights (KeyEncoder.model).
         checkpoint_minutes: how often, at least, the state is saved within an epoch.
-        device: "auto": a GPU where there is one.
-        precision: of the encoder; "auto": bfloat16 where the device multiplies it natively.
-        compile: let torch.compile make the encoder's code.
+        device: "auto": a GPU if there is one.
+        precision: of the encoder; "auto": bfloat16 if the device supports it natively.
+        compile: compile the encoder with torch.compile.
     """
 
     out: str

@@ -35,17 +35,29 @@ _SKY_CLIP_ROUNDS = 10
 
 
 class PhotFlag(enum.IntFlag):
-    """What happened to an aperture. 0: nothing."""
+    """What happened to an aperture; 0: nothing.
 
-    EDGE = EDGE  # the circle leaves the image; the flux is of the part on it
-    MASKED = MASKED  # a masked pixel is inside; it contributes nothing
-    NON_FINITE = NON_FINITE  # a pixel with a value or error that is NaN or infinite; the same
-    OFF_TILE = OFF_TILE  # the centre is not on the image, or not finite
-    NO_DATA = NO_DATA  # no usable pixel inside: the flux is NaN
-    SKY_FEW_PIXELS = SKY_FEW_PIXELS  # the sky rests on fewer than 10 pixels
-    SKY_NO_DATA = SKY_NO_DATA  # no usable pixel in the annulus: the sky is NaN
-    KRON_MINIMUM = KRON_MINIMUM  # no shape to be measured: the Kron aperture is a point source's
-    KRON_LIMITED = KRON_LIMITED  # the Kron aperture would be larger than is allowed: it was cut
+    Attributes:
+        EDGE: the aperture leaves the image; the flux is that of the part on it.
+        MASKED: a masked pixel lies inside; it contributes nothing.
+        NON_FINITE: a pixel inside has a value or error that is not finite; it contributes nothing.
+        OFF_TILE: the centre is not on the image, or not finite.
+        NO_DATA: there is no usable pixel inside; the flux is NaN.
+        SKY_FEW_PIXELS: fewer than 10 pixels determine the local sky.
+        SKY_NO_DATA: there is no usable pixel in the annulus; the sky is NaN.
+        KRON_MINIMUM: no shape could be measured; the Kron aperture is that of a point source.
+        KRON_LIMITED: the Kron aperture would have exceeded the largest one allowed and was cut.
+    """
+
+    EDGE = EDGE
+    MASKED = MASKED
+    NON_FINITE = NON_FINITE
+    OFF_TILE = OFF_TILE
+    NO_DATA = NO_DATA
+    SKY_FEW_PIXELS = SKY_FEW_PIXELS
+    SKY_NO_DATA = SKY_NO_DATA
+    KRON_MINIMUM = KRON_MINIMUM
+    KRON_LIMITED = KRON_LIMITED
 
 
 def sum_circles(

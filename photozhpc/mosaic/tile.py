@@ -36,6 +36,7 @@ class Tile:
     """One area of sky in all bands of a survey, on one grid.
 
     Attributes:
+        tile_id: the name of the tile, from its files.
         band_names: the C bands, in the survey's order.
         image_CHW: float32, nJy per pixel; NaN where a band has no (good) data.
         err_CHW: float32, 1-sigma, nJy per pixel; NaN where image_CHW is.
@@ -68,9 +69,12 @@ class Tile:
     def sky_to_pixel(
         self, ra_N: ArrayLike, dec_N: ArrayLike
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return (y_N, x_N) of degrees: zero-based, pixel centres on integers.
+        """Return pixel positions (y_N, x_N), zero-based with pixel centres on integers.
 
         NaN where a position cannot be projected; positions off the tile are not NaN.
+
+        Args:
+            ra_N, dec_N: ICRS degrees.
 
         Raises:
             MosaicError: the mosaic has no WCS.
@@ -80,7 +84,10 @@ class Tile:
     def pixel_to_sky(
         self, y_N: ArrayLike, x_N: ArrayLike
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return (ra_N, dec_N) in degrees of zero-based pixel positions.
+        """Return sky positions (ra_N, dec_N), ICRS degrees.
+
+        Args:
+            y_N, x_N: pixels, zero-based with pixel centres on integers.
 
         Raises:
             MosaicError: the mosaic has no WCS.

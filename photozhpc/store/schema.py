@@ -25,7 +25,12 @@ SINCE_FORMAT_2 = ("kron_flux", "kron_flux_err")
 
 @dataclass(frozen=True, order=True)
 class ShardKey:
-    """One shard of one tile: the unit of reading, and of inference."""
+    """One shard of one tile: the unit of reading, and of inference.
+
+    Attributes:
+        tile_id: the tile that it belongs to.
+        index: its number on that tile, from 0.
+    """
 
     tile_id: str
     index: int
