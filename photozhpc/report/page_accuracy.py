@@ -17,7 +17,8 @@ from photozhpc.report.look import PAPER
 from photozhpc.report.page_source import PageSource
 from photozhpc.report.plot import Plot
 from photozhpc.report.summary import LABELS
-from photozhpc.report.truth import truth_tables
+from photozhpc.report.truth import store_labels, truth_tables
+from photozhpc.store import CutoutStore
 
 _MAX_ROWS_FOR_LABELS = 10_000_000
 _GROUPS = ("overall", "magnitude", "redshift", "flags", "ood")
@@ -77,10 +78,17 @@ def _known_truths(source: PageSource, n_rows: int) -> list[tuple[list[AnyPath], 
     own_sky = truth_tables([glob.escape(str(source.folder)) + "/sky/*_truth.parquet"])
     if own_sky[0].is_file():
         found.append((own_sky, "", ""))
-    if source.store is not None and n_rows <= _MAX_ROWS_FOR_LABELS:
+    if source.store is not None and n_rows <= _MAX_ROWS_FOR_LABELS and _has_labels(source.store):
         note = f"The known redshifts are {LABELS}."
         found.append(([source.store.path], "the labels of the store", note))
     return found
+
+
+def _has_labels(store: CutoutStore) -> bool:
+    try:
+        return len(store_labels(store.path).source_id_N) > 0
+    except PhotozError:
+        return True  # what is wrong with it is said when it is compared
 
 
 def _told(evaluation: Evaluation, reference: str, note: str) -> Accuracy:
