@@ -117,11 +117,13 @@ def plot_counts(scan: CatalogScan, area_arcmin2: float | None, look: Look) -> Fi
         figure = new_figure(2.9)
         axes = figure.add_subplot()
         scale = 1 / (_COUNT_BINS * MAG_WIDTH * (area_arcmin2 or 1))
+        seen: list[int] = []
         for at, band in enumerate(scan.bands):
             n = len(band.mag_M) // _COUNT_BINS * _COUNT_BINS
             counts = band.mag_M[:n].reshape(-1, _COUNT_BINS).sum(axis=1)
             edges = band.mag_edges[: n + 1 : _COUNT_BINS]
             middle, some = (edges[1:] + edges[:-1]) / 2, counts > 0
+            seen += counts[some].tolist()
             colour = look.data_colours[at % len(look.data_colours)]
             axes.errorbar(
                 middle[some],
@@ -139,7 +141,7 @@ def plot_counts(scan: CatalogScan, area_arcmin2: float | None, look: Look) -> Fi
                 axes.axvline(band.depth_mag, 0, 0.05, color=colour, linewidth=1.4)
         axes.set_yscale("log")
         # Two decades or more: on less there is hardly a tick with a number.
-        axes.set_ylim(bottom=min(0.5 * scale, axes.get_ylim()[1] / 100))
+        axes.set_ylim(bottom=min(0.5 * scale * min(seen, default=1), axes.get_ylim()[1] / 100))
         unit = "mag$^{-1}$ arcmin$^{-2}$" if area_arcmin2 else "mag$^{-1}$"
         axes.set(xlabel="AB magnitude", ylabel=f"sources [{unit}]")
         figure.legend(loc="outside upper center", ncols=min(len(scan.bands), 4), columnspacing=1)
