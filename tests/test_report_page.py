@@ -23,6 +23,7 @@ from photozhpc.model import bundled_checkpoint
 from photozhpc.report import catalog_scan, page_accuracy
 from photozhpc.report.catalog_scan import TopRows, scan_catalog
 from photozhpc.report.cutout_gallery import make_gallery
+from photozhpc.report.evaluate import Estimate
 from photozhpc.report.page import write_report
 from photozhpc.report.page_figures import redshift_bins, stacked_nz
 from photozhpc.report.truth import Truth
@@ -304,6 +305,12 @@ def test_the_sky_of_a_mosaic_is_not_in_the_pictures(small_store, rows, monkeypat
     for with_sky, without in zip(make_gallery(small_store, table, [], 6), clean, strict=True):
         images = [np.asarray(Image.open(io.BytesIO(one.png)), int) for one in (with_sky, without)]
         assert np.abs(images[0] - images[1]).max() <= 1  # of rounding
+
+
+def test_errors_of_large_samples_are_not_0():
+    assert page_accuracy._cell(Estimate(-0.0025, 0.00004), "+", 4, 1) == "−0.00250 ± 0.00004"
+    assert page_accuracy._cell(Estimate(0.005, 0.0012), "", 1, 100) == "0.5 ± 0.1"
+    assert page_accuracy._cell(Estimate(0.0, 0.0), "", 1, 100) == "0.0 ± 0.0"
 
 
 def test_a_store_without_labels_is_no_fault(copy, monkeypatch):

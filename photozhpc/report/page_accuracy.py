@@ -108,15 +108,15 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     for kind in _GROUPS:
         for group in evaluation.groups.get(kind, []):
             cells = [f"{group.n:,}"]
-            for name, form, scale in (
-                ("bias", "+.4f", 1),
-                ("nmad", ".4f", 1),
-                ("outlier_fraction", ".1f", 100),
-                ("coverage68", ".1f", 100),
-                ("coverage90", ".1f", 100),
-                ("crps", ".4f", 1),
+            for name, sign, digits, scale in (
+                ("bias", "+", 4, 1),
+                ("nmad", "", 4, 1),
+                ("outlier_fraction", "", 1, 100),
+                ("coverage68", "", 1, 100),
+                ("coverage90", "", 1, 100),
+                ("crps", "", 4, 1),
             ):
-                cells.append(_cell(group.statistics.get(name), form, scale))
+                cells.append(_cell(group.statistics.get(name), sign, digits, scale))
             label = group.label
             if titles[kind].strip().lower() not in label.lower():
                 label = titles[kind] + label
@@ -124,13 +124,15 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     return rows
 
 
-def _cell(estimate: Any, form: str, scale: float) -> str:
+def _cell(estimate: Any, sign: str, digits: int, scale: float) -> str:
+    """Return a number with its error; of large samples with more digits: no error is 0."""
     if estimate is None or not np.isfinite(estimate.value):
         return "–"
-    text = format(scale * estimate.value, form).replace("-", "−")
-    if not np.isfinite(estimate.error):
-        return text
-    return f"{text} ± {format(scale * estimate.error, form.removeprefix('+'))}"
+    value, error = scale * estimate.value, scale * estimate.error
+    if 0 < error < 0.5 * 10.0**-digits:
+        digits += 1
+    text = f"{value:{sign}.{digits}f}".replace("-", "−")
+    return f"{text} ± {error:.{digits}f}" if np.isfinite(error) else text
 
 
 def _plots(evaluation: Evaluation) -> list[Plot]:
