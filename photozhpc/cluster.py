@@ -183,11 +183,12 @@ def local_client(
     }
     with dask.config.set(CONFIG | method), quiet_logs(), _environment_kept(), _program_hidden():
         losses = LostWorkers(on_worker_lost)
-        with signals_held_back():
-            _set_preload([*preload, "distributed"])
-            cluster = _start(specs, losses)
+        cluster: SpecCluster | None = None
         completed = False
         try:
+            with signals_held_back():  # those that came are raised at its end
+                _set_preload([*preload, "distributed"])
+                cluster = _start(specs, losses)
             client = Client(cluster, set_as_default=False)
             try:
                 yield client
@@ -200,7 +201,11 @@ def local_client(
                     client.close(timeout=5)
         finally:
             with signals_held_back():
-                cluster.close(timeout=20)
+                losses.report = None
+                if cluster is not None:
+                    if not completed:
+                        kill_workers(cluster)
+                    cluster.close(timeout=20)
 
 
 def _set_preload(modules: list[str]) -> None:

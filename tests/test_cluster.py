@@ -126,6 +126,25 @@ def test_a_program_without_a_main_guard_can_start_workers(tmp_path, source):
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
+def test_workers_of_a_start_that_was_stopped_are_not_reported_as_lost(monkeypatch):
+    """Ctrl-C while they start: they are stopped, which is no news."""
+    start, begun, lost = cluster._start, [], []
+
+    def stopped(*arguments):
+        begun.append(start(*arguments))
+        signal.raise_signal(signal.SIGINT)
+        return begun[0]
+
+    monkeypatch.setattr(cluster, "_start", stopped)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        local_client(1, "cpu", on_worker_lost=lost.append),
+    ):
+        pytest.fail("it went on")
+    assert begun[0].status.name == "closed"
+    assert lost == []
+
+
 def test_nothing_listens_beyond_the_loopback():
     with local_client(2, "cpu") as client:
         pids = [os.getpid(), *client.run(os.getpid).values(), *client.run(os.getppid).values()]

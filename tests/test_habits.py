@@ -195,6 +195,28 @@ def test_a_verdict_in_json_names_the_problem_and_fails(
     assert "1 problems" in done.stderr
 
 
+def test_streams_that_are_closed_or_full(run_folder: Path, small_store: CutoutStore) -> None:
+    """Of daemons, and of a full disk: nothing is written into another file, no traceback."""
+    program = f"exec {sys.executable} -m photozhpc"
+    infer = f"infer --survey roman-sim --store {small_store.path} --workers 1 --checkpoint"
+    for words, code in [
+        (f"{infer} {run_folder / 'm.safetensors'} --out {run_folder / 'mute'} >&- 2>&- <&-", 0),
+        (f"info {run_folder / 'mute'} >&-", 0),
+        (f"info {run_folder / 'none'} 2>&-", 1),
+        ("--help >/dev/full", 1),
+        ("config show candels >/dev/full", 1),
+    ]:
+        done = subprocess.run(
+            ["sh", "-c", f"{program} {words}"], capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == code, (words, done.stderr)
+        assert "Traceback" not in done.stderr
+        if "full" in words:
+            assert done.stderr.startswith("Error: the disk is full")
+    assert (run_folder / "mute" / "summary.json").is_file()
+    assert (run_folder / "mute" / "catalog" / "part-000000.parquet").is_file()
+
+
 def on_a_terminal(*arguments: str, **environment: str) -> str:
     """What a command writes when stdout and stderr are a terminal."""
     master, slave = pty.openpty()

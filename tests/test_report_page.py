@@ -20,10 +20,14 @@ from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, PhotozFlag
 from photozhpc.catalog.run import run_inference
 from photozhpc.cli import main
 from photozhpc.model import bundled_checkpoint
-from photozhpc.report import catalog_scan
+from photozhpc.report import catalog_scan, page_accuracy
 from photozhpc.report.catalog_scan import TopRows, scan_catalog
+from photozhpc.report.cutout_gallery import make_gallery
+from photozhpc.report.evaluate import Estimate
 from photozhpc.report.page import write_report
-from photozhpc.report.page_figures import stacked_nz
+from photozhpc.report.page_figures import redshift_bins, stacked_nz
+from photozhpc.report.truth import Truth
+from photozhpc.store import CutoutStore
 
 TILE_ARCMIN = 700 * 0.055 / 60
 N_TILES = 2
@@ -127,8 +131,8 @@ def test_area_and_density(page, rows):
     fields = table(page, "Fields").iloc[0]
     area = N_TILES * TILE_ARCMIN**2
     assert fields["tiles"] == "2"
-    assert float(fields["area"].split()[0]) == pytest.approx(area, rel=0.05)
-    assert float(fields["sources per arcmin²"]) == pytest.approx(len(rows) / area, rel=0.05)
+    assert float(fields["area"].split()[0]) == pytest.approx(area, rel=0.005)
+    assert float(fields["sources per arcmin²"]) == pytest.approx(len(rows) / area, rel=0.005)
 
 
 def test_galleries_show_the_right_sources(page, rows, small_store):
@@ -273,6 +277,48 @@ def test_one_row(copy, tmp_path):
     )
 
 
+@pytest.mark.parametrize("z", [0.0, 20.0])
+def test_all_redshifts_alike(copy, tmp_path, z):
+    found = pq.read_table(next(copy.glob("catalog/*.parquet")))
+    for name in ("photoz", *INTERVAL_LEVELS):
+        same = pa.array(np.full(len(found), z, "f4"))
+        found = found.set_column(found.schema.get_field_index(name), name, same)
+    page = write_report(one_file(tmp_path / "same", found)).read_text("utf-8")
+    assert float(facts(page)["mean redshift"]) == z
+    if z:
+        assert f"{len(found):,} redshifts lie beyond the figure" in page
+
+
+def test_the_axis_of_redshifts_holds_truth_and_pdfs(run):
+    scan = scan_catalog(sorted(run.glob("catalog/*.parquet")))
+    low = redshift_bins(scan, np.empty(0))[0][-1]
+    assert scan.stack_Z[scan.z_edges[1:] > low].sum() <= 0.005 * scan.stack_Z.sum()
+    assert redshift_bins(scan, np.array([0.5, low + 2]))[0][-1] >= low + 2
+
+
+def test_the_sky_of_a_mosaic_is_not_in_the_pictures(small_store, rows, monkeypatch):
+    """Roman mosaics may come with theirs: tens of sigma, on which no source is seen."""
+    table = pa.Table.from_pandas(rows.head(6))
+    clean = make_gallery(small_store, table, [], 6)
+    read = CutoutStore.read_cutouts
+    monkeypatch.setattr(CutoutStore, "read_cutouts", lambda *args: read(*args) + 64)
+    for with_sky, without in zip(make_gallery(small_store, table, [], 6), clean, strict=True):
+        images = [np.asarray(Image.open(io.BytesIO(one.png)), int) for one in (with_sky, without)]
+        assert np.abs(images[0] - images[1]).max() <= 1  # of rounding
+
+
+def test_errors_of_large_samples_are_not_0():
+    assert page_accuracy._cell(Estimate(-0.0025, 0.00004), "+", 4, 1) == "−0.00250 ± 0.00004"
+    assert page_accuracy._cell(Estimate(0.005, 0.0012), "", 1, 100) == "0.5 ± 0.1"
+    assert page_accuracy._cell(Estimate(0.0, 0.0), "", 1, 100) == "0.0 ± 0.0"
+
+
+def test_a_store_without_labels_is_no_fault(copy, monkeypatch):
+    nothing = Truth(np.empty(0, np.int64), np.empty(0), "spectroscopic", {})
+    monkeypatch.setattr(page_accuracy, "store_labels", lambda path: nothing)
+    assert "No known redshifts were found" in write_report(copy).read_text("utf-8")
+
+
 def test_other_bands_and_kron_fluxes(rows, tmp_path):
     n = 300
     rng = np.random.default_rng(1)
@@ -306,12 +352,13 @@ def test_other_bands_and_kron_fluxes(rows, tmp_path):
 
 def test_names_from_the_catalogue_are_no_markup(copy, tmp_path):
     found = pq.read_table(next(copy.glob("catalog/*.parquet")))
-    evil = "<script>alert('x')</script>\" onload=1"
+    evil = "<script>alert('x')</script>\" onload=1 \x1b\x00\u202e"
     about = {"survey": evil, "store": evil, "command": evil, "identity": 3}
     found = found.replace_schema_metadata({"photozhpc.provenance": json.dumps(about)})
     page = write_report(one_file(tmp_path / "evil", found)).read_text("utf-8")
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+    assert not {"\x1b", "\x00", "\u202e"} & set(page)
 
 
 def test_faults_are_one_line(copy, tmp_path):
@@ -331,6 +378,17 @@ def test_faults_are_one_line(copy, tmp_path):
     assert "no source_id in common" in refused(str(copy), "--truth", str(other))
     odd = one_file(tmp_path / "odd", pa.table({"source_id": [1], "ra": [1.0]}))
     assert "no column 'dec'" in refused(str(odd))
+    sound = pa.table(
+        {"source_id": [1], "ra": [1.0], "dec": [1.0], "photoz": [1.0], "photoz_flags": [0]}
+    )
+    for name, values, said in [
+        ("photoz", ["high"], "'photoz' must hold numbers, not string"),
+        ("photoz_flags", [0.5], "'photoz_flags' must hold integers, not double"),
+        ("photoz_flags", pa.nulls(1, pa.int32()), "'photoz_flags' has a null"),
+        ("source_id", ["a"], "'source_id' must hold integers, not string"),
+    ]:
+        bad = sound.set_column(sound.column_names.index(name), name, pa.array(values))
+        assert said in refused(str(one_file(tmp_path / "bad", bad)))
     part = sorted(copy.glob("catalog/*.parquet"))[1]
     content = bytearray(part.read_bytes())
     columns = slice(4, len(content) - 8 - int.from_bytes(content[-8:-4], "little"))

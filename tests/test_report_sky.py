@@ -1,18 +1,24 @@
 """Maps of the sky and the pace of a run, against brute force."""
 
+import io
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy.wcs import WCS
 
 from photozhpc.report.look import DARK, PAPER
 from photozhpc.report.sky_fields import MAX_FIELDS, map_sky
 from photozhpc.report.sky_figures import Coverage, area_arcmin2, coverage_of, density_map, plot_sky
 from photozhpc.report.throughput import read_throughput
 from photozhpc.report.tile_outlines import tile_outlines
+from photozhpc.store.ingest import wcs_text
 
 NOTHING = Coverage({}, None)
 
@@ -116,14 +122,61 @@ def test_what_tiles_cover(small_store, tmp_path):
     tiles = np.concatenate(
         [[k.tile_id] * len(s) for k, s in zip(small_store.shards(), sources, strict=True)]
     )
-    (sky,) = map_sky(catalogue(tmp_path, ra_N, dec_N, tiles))
+    parts = catalogue(tmp_path, ra_N, dec_N, tiles)
+    (sky,) = map_sky(parts, lambda _: outlines)
     coverage = coverage_of(sky, outlines)
-    assert area_arcmin2(sky, coverage) == pytest.approx(len(outlines) * side**2, rel=0.05)
+    assert sky.n == len(ra_N)
+    assert area_arcmin2(sky, coverage) == pytest.approx(len(outlines) * side**2, rel=0.005)
     density = density_map(sky, coverage)
     whole = coverage.fraction_YX == 1
     np.testing.assert_allclose(density[whole], sky.counts_YX[whole] / sky.bin_arcmin2)
     fewer = coverage_of(sky, dict(list(outlines.items())[:1]))
     assert fewer.fraction_YX is None
+    # One source has the area of its tile; sources that are elsewhere have none of the tiles.
+    (sky,) = map_sky(catalogue(tmp_path, ra_N[:1], dec_N[:1], tiles[:1]), lambda _: outlines)
+    assert area_arcmin2(sky, coverage_of(sky, outlines)) == pytest.approx(side**2, rel=0.005)
+    (sky,) = map_sky(catalogue(tmp_path, ra_N + 20, dec_N, tiles), lambda _: outlines)
+    assert coverage_of(sky, outlines).fraction_YX is None
+    assert sky.n == len(ra_N)
+
+
+def test_a_tile_of_fits_has_its_own_edge_not_that_of_its_sources():
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], [150.0, 2.0]
+    wcs.wcs.cdelt, wcs.wcs.crpix = [-1e-4, 1e-4], [1.0, 1.0]
+    store = SimpleNamespace(
+        tiles=lambda: {"t": 0},
+        tile_attributes=lambda _: {
+            "wcs": wcs_text(wcs),
+            "shape_HW": [100, 300],
+        },
+    )
+    points = tile_outlines(store, ["t"])["t"]
+    np.testing.assert_allclose(
+        np.ptp(points, axis=0) * [np.cos(np.radians(2)), 1], [0.03, 0.01], 1e-3
+    )
+
+
+@pytest.mark.parametrize(("ra", "dec"), [(np.nan, 1.0), (1.0, np.nan), (1.0, 95.0)])
+def test_no_position_is_no_map(tmp_path, ra, dec):
+    assert map_sky(catalogue(tmp_path, [ra] * 4, [dec] * 4)) == []
+
+
+@pytest.mark.parametrize(
+    ("dec", "side_deg"), [(10, 0.003), (10, 0.03), (-60, 1), (85, 1), (89.99, 1)]
+)
+def test_both_axes_have_numbers_at_every_scale(tmp_path, dec, side_deg):
+    rng = np.random.default_rng(0)
+    ra_N = 20 + rng.uniform(-0.5, 0.5, 99) * side_deg / np.cos(np.radians(min(dec, 89.5)))
+    dec_N = np.clip(dec + rng.uniform(-0.5, 0.5, 99) * side_deg, -90, 90)
+    (sky,) = map_sky(catalogue(tmp_path, ra_N, dec_N))
+    figure = plot_sky(sky, NOTHING, np.column_stack([ra_N, dec_N]), PAPER)
+    svg = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(svg, format="svg")
+    numbers = re.findall(r">(?:[-−]?[\d.]+)°<", svg.getvalue().decode())
+    assert len(numbers) >= 3
+    assert len(set(numbers)) == len(numbers)
 
 
 def test_the_pace_of_a_run_with_a_pause(tmp_path):

@@ -36,6 +36,16 @@ class Group(click.Group):
     the exit code on which the job scripts requeue.
     """
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        _open_standard_streams()
+        return super().main(*args, **settings)
+
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **settings)
+        except OSError as error:  # of --help and --version, which write at once
+            raise _of_file_system(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         with _stop_signals() as received, verbosity_kept():
             for name in ("quiet", "verbose"):  # before the command's name
@@ -51,14 +61,7 @@ class Group(click.Group):
             shown = _Requeue if received or isinstance(error, Preempted) else _OneLine
             raise shown(str(error)) from error
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            if is_verbose():
-                LOG.debug("what led to the error below:\n%s", traceback.format_exc().rstrip())
-            what = error.strerror or str(error)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                what = "the disk is full; free some space and run the same command again"
-            raise _OneLine(f"{error.filename}: {what}" if error.filename else what) from error
+            raise _of_file_system(error) from error
         except KeyboardInterrupt:
             if received:
                 name = signal.Signals(received[0]).name
@@ -104,6 +107,30 @@ class _OneLine(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         error = click.style("Error:", fg="red", bold=True)
         click.echo(f"{error} {self.message}", file=file, err=True, color=colour())
+
+
+def _of_file_system(error: OSError) -> Exception:
+    """Return what to raise in the place of a fault of the file system."""
+    if error.errno == errno.EPIPE:
+        return error  # click ends without a word
+    if is_verbose():
+        LOG.debug("what led to the error below:\n%s", traceback.format_exc().rstrip())
+    what = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = "the disk is full; free some space and run the same command again"
+    return _OneLine(f"{error.filename}: {what}" if error.filename else what)
+
+
+def _open_standard_streams() -> None:
+    """Open to nowhere what is closed (2>&-, some daemons): the next file would take its place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
 class _Requeue(_OneLine):

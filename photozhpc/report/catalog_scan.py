@@ -332,7 +332,7 @@ def read_batches(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
     """Yield (part, rows) with at most BATCH_ROWS rows at a time; pages are checked.
 
     Raises:
-        CatalogError: a part is damaged, or lacks one of the columns.
+        CatalogError: a part is damaged, lacks one of the columns, or holds something else in it.
     """
     for part in parts:
         try:
@@ -340,8 +340,12 @@ def read_batches(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
                 missing = sorted(set(columns) - set(file.schema_arrow.names))
                 if missing:
                     raise CatalogError(f"{part}: has no column '{missing[0]}', unlike {parts[0]}")
+                _check_kinds(part, file.schema_arrow, columns)
                 for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
                     table = pa.Table.from_batches([batch]).select(list(columns))
+                    for name in {"source_id", "photoz_flags"} & set(columns):
+                        if table.column(name).null_count:
+                            raise CatalogError(f"{part}: column '{name}' has a null")
                     yield part, table.replace_schema_metadata(None)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise _damaged(part, error) from error
@@ -359,6 +363,21 @@ def _names(part: Path) -> list[str]:
                 f"'photozhpc infer' wrote, not an export of it"
             )
     return names
+
+
+def _check_kinds(part: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+    """Refuse columns that hold something else than they do in a catalogue of `infer`."""
+    for name in columns:
+        kind = schema.field(name).type
+        number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+        if name == "tile_id":
+            wanted, good = "text", not number
+        elif name in ("source_id", "photoz_flags"):
+            wanted, good = "integers", pa.types.is_integer(kind)
+        else:
+            wanted, good = "numbers", number
+        if not good:
+            raise CatalogError(f"{part}: column '{name}' must hold {wanted}, not {kind}")
 
 
 def _n_rows(part: Path) -> int:

@@ -51,7 +51,8 @@ def make_gallery(
     """Return composites of the first `limit` rows of a catalogue.
 
     All are scaled alike: asinh (Lupton et al. 2004), in units of the noise of each channel, which
-    is the lower quartile over them of 1.4826 MAD: bright sources have no part in it.
+    is the lower quartile over them of 1.4826 MAD: bright sources have no part in it. The sky of
+    each, the median of its faintest side, is taken off: mosaics may come with theirs.
 
     Raises:
         StoreError: the store is damaged, or holds other sources.
@@ -62,7 +63,7 @@ def make_gallery(
     images = _read(store, dict(zip(ids, tiles, strict=True)))
     _, thirds = channels(store.survey.band_names)
     planes = {
-        source_id: np.stack([_mean(image_CSS[list(third)]) for third in thirds])
+        source_id: np.stack([_without_sky(_mean(image_CSS[list(third)])) for third in thirds])
         for source_id, image_CSS in images.items()
     }
     noise_3 = _noise(list(planes.values()))
@@ -103,6 +104,14 @@ def _mean(image_CSS: NDArray[np.float32]) -> NDArray[np.float64]:
     total = np.where(known, image_CSS, 0).sum(axis=0, dtype=np.float64)
     count = known.sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _without_sky(image_SS: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return an image less the median of the faintest of its sides that have data."""
+    n = max(len(image_SS) // 8, 1)
+    sides = (image_SS[:n], image_SS[-n:], image_SS[:, :n], image_SS[:, -n:])
+    skies = [np.median(known) for side in sides if len(known := side[np.isfinite(side)])]
+    return image_SS - min(skies) if skies else image_SS
 
 
 def _noise(planes: list[NDArray[np.float64]]) -> NDArray[np.float64]:

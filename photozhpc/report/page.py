@@ -55,6 +55,7 @@ def render(source: PageSource, truth: Sequence[str | AnyPath] = ()) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_printable,
     )
     environment.filters["png"] = lambda content: data_uri(content, "image/png")
     return environment.get_template("report.html").render(
@@ -69,3 +70,10 @@ def render(source: PageSource, truth: Sequence[str | AnyPath] = ()) -> str:
         pace=sections.pace(source),
         provenance=sections.provenance(source),
     )
+
+
+def _printable(value: object) -> object:
+    """Return a text of a catalogue without characters that turn or hide what follows them."""
+    if type(value) is not str:
+        return value
+    return "".join(letter if letter.isprintable() else "?" for letter in value)

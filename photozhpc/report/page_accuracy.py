@@ -17,7 +17,8 @@ from photozhpc.report.look import PAPER
 from photozhpc.report.page_source import PageSource
 from photozhpc.report.plot import Plot
 from photozhpc.report.summary import LABELS
-from photozhpc.report.truth import truth_tables
+from photozhpc.report.truth import store_labels, truth_tables
+from photozhpc.store import CutoutStore
 
 _MAX_ROWS_FOR_LABELS = 10_000_000
 _GROUPS = ("overall", "magnitude", "redshift", "flags", "ood")
@@ -77,10 +78,17 @@ def _known_truths(source: PageSource, n_rows: int) -> list[tuple[list[AnyPath], 
     own_sky = truth_tables([glob.escape(str(source.folder)) + "/sky/*_truth.parquet"])
     if own_sky[0].is_file():
         found.append((own_sky, "", ""))
-    if source.store is not None and n_rows <= _MAX_ROWS_FOR_LABELS:
+    if source.store is not None and n_rows <= _MAX_ROWS_FOR_LABELS and _has_labels(source.store):
         note = f"The known redshifts are {LABELS}."
         found.append(([source.store.path], "the labels of the store", note))
     return found
+
+
+def _has_labels(store: CutoutStore) -> bool:
+    try:
+        return len(store_labels(store.path).source_id_N) > 0
+    except PhotozError:
+        return True  # what is wrong with it is said when it is compared
 
 
 def _told(evaluation: Evaluation, reference: str, note: str) -> Accuracy:
@@ -100,15 +108,15 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     for kind in _GROUPS:
         for group in evaluation.groups.get(kind, []):
             cells = [f"{group.n:,}"]
-            for name, form, scale in (
-                ("bias", "+.4f", 1),
-                ("nmad", ".4f", 1),
-                ("outlier_fraction", ".1f", 100),
-                ("coverage68", ".1f", 100),
-                ("coverage90", ".1f", 100),
-                ("crps", ".4f", 1),
+            for name, sign, digits, scale in (
+                ("bias", "+", 4, 1),
+                ("nmad", "", 4, 1),
+                ("outlier_fraction", "", 1, 100),
+                ("coverage68", "", 1, 100),
+                ("coverage90", "", 1, 100),
+                ("crps", "", 4, 1),
             ):
-                cells.append(_cell(group.statistics.get(name), form, scale))
+                cells.append(_cell(group.statistics.get(name), sign, digits, scale))
             label = group.label
             if titles[kind].strip().lower() not in label.lower():
                 label = titles[kind] + label
@@ -116,13 +124,15 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     return rows
 
 
-def _cell(estimate: Any, form: str, scale: float) -> str:
+def _cell(estimate: Any, sign: str, digits: int, scale: float) -> str:
+    """Return a number with its error; of large samples with more digits: no error is 0."""
     if estimate is None or not np.isfinite(estimate.value):
         return "–"
-    text = format(scale * estimate.value, form).replace("-", "−")
-    if not np.isfinite(estimate.error):
-        return text
-    return f"{text} ± {format(scale * estimate.error, form.removeprefix('+'))}"
+    value, error = scale * estimate.value, scale * estimate.error
+    if 0 < error < 0.5 * 10.0**-digits:
+        digits += 1
+    text = f"{value:{sign}.{digits}f}".replace("-", "−")
+    return f"{text} ± {error:.{digits}f}" if np.isfinite(error) else text
 
 
 def _plots(evaluation: Evaluation) -> list[Plot]:

@@ -25,15 +25,27 @@ _WIDE_INCH = 7.1
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _FEW_PER_BIN = 15
+_FEW_POINTS = 300
 _SHOWN_SHARE = 0.9995  # of the redshifts: one outlier does not squeeze all others
+_SHOWN_STACK = 0.995  # of the PDFs, whose tails are long
 _COUNT_BINS = 5  # of 0.1 mag in a bin of the number counts
 
 
-def redshift_bins(scan: CatalogScan) -> tuple[NDArray[np.float64], int]:
+def redshift_bins(
+    scan: CatalogScan, z_ref_N: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], int]:
     """Return the edges of the n(z) that is drawn, and how many of the scan's bins each has."""
     occupied = np.flatnonzero(scan.z_Z)
-    share = np.cumsum(scan.z_Z) / max(int(scan.z_Z.sum()), 1)
-    top = int(np.searchsorted(share, _SHOWN_SHARE)) + 1 if len(occupied) else 1
+    z_ref_Z = np.histogram(z_ref_N, scan.z_edges)[0]
+    top = 1
+    for counts_Z, shown in (
+        (scan.z_Z, _SHOWN_SHARE),
+        (z_ref_Z, _SHOWN_SHARE),
+        (scan.stack_Z, _SHOWN_STACK),
+    ):
+        total = float(counts_Z.sum())
+        if total:
+            top = max(top, int(np.searchsorted(np.cumsum(counts_Z), shown * total)) + 1)
     merge = 2 if scan.n_photoz / max(len(occupied), 1) < _FEW_PER_BIN else 1
     top += -top % merge
     return scan.z_edges[: top + 1 : merge], merge
@@ -41,7 +53,7 @@ def redshift_bins(scan: CatalogScan) -> tuple[NDArray[np.float64], int]:
 
 def plot_nz(scan: CatalogScan, z_ref_N: NDArray[np.float64], z_kind: str, look: Look) -> Figure:
     """Draw n(z), normalised: point estimates, stacked PDFs with their 1 sigma band, the truth."""
-    edges, merge = redshift_bins(scan)
+    edges, merge = redshift_bins(scan, z_ref_N)
     width = edges[1] - edges[0]
 
     def merged(values_Z: NDArray) -> NDArray:
@@ -105,11 +117,13 @@ def plot_counts(scan: CatalogScan, area_arcmin2: float | None, look: Look) -> Fi
         figure = new_figure(2.9)
         axes = figure.add_subplot()
         scale = 1 / (_COUNT_BINS * MAG_WIDTH * (area_arcmin2 or 1))
+        seen: list[int] = []
         for at, band in enumerate(scan.bands):
             n = len(band.mag_M) // _COUNT_BINS * _COUNT_BINS
             counts = band.mag_M[:n].reshape(-1, _COUNT_BINS).sum(axis=1)
             edges = band.mag_edges[: n + 1 : _COUNT_BINS]
             middle, some = (edges[1:] + edges[:-1]) / 2, counts > 0
+            seen += counts[some].tolist()
             colour = look.data_colours[at % len(look.data_colours)]
             axes.errorbar(
                 middle[some],
@@ -126,7 +140,8 @@ def plot_counts(scan: CatalogScan, area_arcmin2: float | None, look: Look) -> Fi
             if np.isfinite(band.depth_mag):
                 axes.axvline(band.depth_mag, 0, 0.05, color=colour, linewidth=1.4)
         axes.set_yscale("log")
-        axes.set_ylim(bottom=0.5 * scale)
+        # Two decades or more: on less there is hardly a tick with a number.
+        axes.set_ylim(bottom=min(0.5 * scale * min(seen, default=1), axes.get_ylim()[1] / 100))
         unit = "mag$^{-1}$ arcmin$^{-2}$" if area_arcmin2 else "mag$^{-1}$"
         axes.set(xlabel="AB magnitude", ylabel=f"sources [{unit}]")
         figure.legend(loc="outside upper center", ncols=min(len(scan.bands), 4), columnspacing=1)
@@ -147,7 +162,8 @@ def plot_colour(scan: CatalogScan, density: Density, kind: str, look: Look) -> F
             colour_N, mag_N = scan.colours(scan.sample)
             x_N = mag_N if kind == "mag" else floats(scan.sample, kind)
             (points,) = axes.plot(x_N, colour_N, ".", color=look.blue, rasterized=True)
-            points.set(markersize=3.2, alpha=0.6, markeredgewidth=0)
+            size = 3.2 if len(colour_N) > _FEW_POINTS else 5
+            points.set(markersize=size, alpha=0.6, markeredgewidth=0)
         else:
             image = _draw_density(axes, density, look)
             figure.colorbar(image, ax=axes, label="sources per bin", format="%g")

@@ -3,11 +3,13 @@
 import datetime
 import platform
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
 import numpy as np
+from numpy.typing import NDArray
 
 from photozhpc import __version__
 from photozhpc.catalog.photoz_catalog import PhotozFlag
@@ -58,14 +60,18 @@ class Sky:
 
 def sky(source: PageSource, scan: CatalogScan) -> Sky:
     """Map the fields of a catalogue."""
-    maps = map_sky(source.parts)
+    outlines: dict[str, NDArray[np.float64]] = {}
+
+    def outlines_of(tile_ids: Collection[str]) -> dict[str, NDArray[np.float64]]:
+        if source.store is not None and len(tile_ids) <= MAX_OUTLINES:
+            outlines.update(tile_outlines(source.store, tile_ids))
+        return outlines
+
+    maps = map_sky(source.parts, outlines_of)
     if not maps:
         return Sky()
     plots, rows, areas, known = [], [], [], True
     for number, one in enumerate(maps, 1):
-        outlines = {}
-        if source.store is not None and len(one.tile_ids) <= MAX_OUTLINES:
-            outlines = tile_outlines(source.store, one.tile_ids)
         coverage = coverage_of(one, outlines)
         area = area_arcmin2(one, coverage)
         known &= coverage.fraction_YX is not None
@@ -123,7 +129,7 @@ def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
     evaluation = accuracy.evaluation
     z_ref_N = evaluation.matched.z_ref_N if evaluation else np.empty(0)
     z_kind = evaluation.z_kind if evaluation else ""
-    edges, merge = draw.redshift_bins(scan)
+    edges, merge = draw.redshift_bins(scan, z_ref_N)
     counts = scan.z_Z[: merge * (len(edges) - 1)].reshape(-1, merge).sum(axis=1)
     peak = int(np.argmax(counts))
     caption = f"Grey: photoz in bins of {merge * Z_WIDTH:g}."
@@ -144,7 +150,7 @@ def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
         f", most between z = {edges[peak]:.2f} and {edges[peak + 1]:.2f} "
         f"({int(counts[peak]):,} sources)."
     )
-    if scan.n_stacked:
+    if scan.stack_Z.any():
         centres = (scan.z_edges[1:] + scan.z_edges[:-1]) / 2
         alt += (
             f" The stacked PDFs have their mean at {np.average(centres, weights=scan.stack_Z):.2f}."
@@ -266,7 +272,8 @@ def galleries(source: PageSource, scan: CatalogScan) -> dict[str, Any]:
     about = (
         f"{size} × {size} pixels, {size * survey.pixel_scale_arcsec:.3g} arcsec a side, as on the "
         f"tile's grid; {channels(survey.band_names)[0]}; asinh scale (Lupton et al. 2004), one for "
-        f"each of the galleries, in units of the noise; grey: no data. z is photoz with its 68 % "
+        f"each of the galleries, in units of the noise, local sky taken off; grey: no data. z is "
+        f"photoz with its 68 % "
         f"interval, OOD is photoz_ood."
     )
     return {"why": "", "kinds": kinds, "about": about}

@@ -5,7 +5,7 @@ so that a density is a count over the area of a bin: Lambert's azimuthal project
 middle of a field, Mollweide's (MOL) for the whole sky.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +24,9 @@ MAX_FIELDS = 6  # more, or wider ones, are shown on the whole sky
 _GAP_DEG = 0.5
 _MAX_RADIUS_DEG = 60.0
 _PER_BIN = 8  # sources, on average, if the bins can be chosen so
-_BINS = (16, 120)  # along the longer side
+_BINS = (12, 120)  # along the longer side
 _ALL_SKY_BIN_DEG = 1.0
-_MARGIN = 0.06
+_MARGIN = 0.015  # more would leave the bins at the edges mostly without sky
 _MIN_SIDE_DEG = 10 / 3600
 
 
@@ -93,17 +93,24 @@ class SkyMap:
         self.counts_YX += np.bincount(flat, minlength=height * width).reshape(height, width)
 
 
-def map_sky(parts: Sequence[Path]) -> list[SkyMap]:
+def map_sky(
+    parts: Sequence[Path],
+    outlines_of: Callable[[Collection[str]], dict[str, NDArray[np.float64]]] | None = None,
+) -> list[SkyMap]:
     """Find the fields of a catalogue and count its sources on a map of each; largest first.
 
     Positions are read twice; memory goes with the number of tiles, not of sources.
+
+    Args:
+        outlines_of: returns points (ra, dec) around tiles, where they are known, shape (21, 2),
+            so that a map shows the whole of them; else it is of their sources.
 
     Raises:
         CatalogError: a part is damaged.
     """
     has_tiles = "tile_id" in pq.read_schema(parts[0]).names
     extents = _extents(parts, has_tiles)
-    maps = _fields(extents)
+    maps = _fields(extents, {} if outlines_of is None else outlines_of(list(extents)))
     for tile_N, ra_N, dec_N in _positions(parts, has_tiles):
         del tile_N
         for sky in maps:
@@ -116,7 +123,9 @@ def _positions(
 ) -> Iterator[tuple[NDArray[np.object_], NDArray[np.float64], NDArray[np.float64]]]:
     for _, table in read_batches(parts, ["ra", "dec", *(["tile_id"] if has_tiles else [])]):
         ra_N, dec_N = floats(table, "ra"), floats(table, "dec")
-        known_N = np.isfinite(ra_N) & np.isfinite(dec_N)
+        known_N = np.isfinite(ra_N) & (np.abs(dec_N) <= 90)
+        if not known_N.any():
+            continue
         tile_N = table.column("tile_id").to_numpy() if has_tiles else np.full(len(ra_N), "", object)
         yield tile_N[known_N], ra_N[known_N], dec_N[known_N]
 
@@ -138,10 +147,12 @@ def _extents(parts: Sequence[Path], has_tiles: bool) -> dict[str, _Extent]:
     return extents
 
 
-def _fields(extents: dict[str, _Extent]) -> list[SkyMap]:
+def _fields(extents: dict[str, _Extent], outlines: dict[str, NDArray[np.float64]]) -> list[SkyMap]:
     if not extents:
         return []
-    corners_T82 = np.array([extent.corners() for extent in extents.values()])
+    corners_T82 = np.array(
+        [_around(extent, outlines.get(name)) for name, extent in extents.items()]
+    )
     if not np.isfinite(corners_T82).all():
         return [_all_sky()]
     vector_T83 = _unit_vectors(corners_T82)
@@ -167,6 +178,17 @@ def _fields(extents: dict[str, _Extent]) -> list[SkyMap]:
         sky.tile_ids = frozenset(names[at] for at in mine)
         maps.append(sky)
     return maps
+
+
+def _around(extent: _Extent, outline_K2: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Return (ra, dec) of 8 points around a tile, or around its sources if these lie elsewhere."""
+    corners_82 = extent.corners()
+    if outline_K2 is None or not np.isfinite(corners_82).all():
+        return corners_82
+    edge_83 = _unit_vectors(outline_K2[[0, 2, 5, 7, 10, 12, 15, 17]])
+    centre_3 = _normed(edge_83.mean(axis=0))
+    middle_3 = _normed(_unit_vectors(corners_82).mean(axis=0))
+    return _degrees(edge_83) if middle_3 @ centre_3 >= (edge_83 @ centre_3).min() else corners_82
 
 
 def _field_map(vector_P3: NDArray[np.float64], n_sources: int) -> SkyMap | None:

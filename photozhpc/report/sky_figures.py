@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 from astropy import units
-from astropy.visualization.wcsaxes import WCSAxes
+from astropy.visualization.wcsaxes import CoordinateHelper, WCSAxes
 from astropy.visualization.wcsaxes.frame import EllipticalFrame
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,8 +17,11 @@ from photozhpc.report.look import Look
 from photozhpc.report.sky_fields import SkyMap
 
 WIDE_INCH = 7.1  # two columns of a journal
-_FINE = 4  # points along the side of a bin, to see how much of it is covered
-_MIN_COVERED = 0.5
+_N_FINE = 2000  # points along the map, to see how much of a bin is covered
+_MIN_COVERED = 0.25
+_FEW_POINTS = 300
+_POLAR_DEG = 80.0
+_MARGIN = 0.03  # about a map, of its longer side
 _LEFT_INCH, _RIGHT_INCH, _BOTTOM_INCH, _TOP_INCH = 0.75, 0.95, 0.45, 0.1
 _MIN_TALL_INCH, _MAX_TALL_INCH = 0.8, 4.6
 
@@ -29,7 +32,8 @@ class Coverage:
 
     Attributes:
         outlines: points (x, y) on the map's grid, by tile, closed.
-        fraction_YX: covered share of each bin; None where the outline of a tile is not known.
+        fraction_YX: covered share of each bin; None where the outline of a tile is not known, or
+            the sources lie nowhere near them.
     """
 
     outlines: dict[str, NDArray[np.float64]]
@@ -46,7 +50,8 @@ def coverage_of(sky: SkyMap, outlines: dict[str, NDArray[np.float64]]) -> Covera
     height, width = sky.counts_YX.shape
     if not on_grid or set(on_grid) != set(sky.tile_ids):
         return Coverage(on_grid, None)
-    offset = (np.arange(_FINE) + 0.5) / _FINE - 0.5
+    fine = max(4, _N_FINE // max(height, width))
+    offset = (np.arange(fine) + 0.5) / fine - 0.5
     y_F, x_F = (np.add.outer(np.arange(n), offset).ravel() for n in (height, width))
     covered_FF = np.zeros((len(y_F), len(x_F)), bool)
     for points_K2 in on_grid.values():
@@ -58,8 +63,8 @@ def coverage_of(sky: SkyMap, outlines: dict[str, NDArray[np.float64]]) -> Covera
         x_in, y_in = np.meshgrid(x_F[columns], y_F[rows])
         inside = Outline(points_K2).contains_points(np.column_stack([x_in.ravel(), y_in.ravel()]))
         covered_FF[rows, columns] |= inside.reshape(x_in.shape)
-    fraction_YX = covered_FF.reshape(height, _FINE, width, _FINE).mean(axis=(1, 3))
-    return Coverage(on_grid, fraction_YX)
+    fraction_YX = covered_FF.reshape(height, fine, width, fine).mean(axis=(1, 3))
+    return Coverage(on_grid, fraction_YX if fraction_YX.any() else None)
 
 
 def area_arcmin2(sky: SkyMap, coverage: Coverage) -> float:
@@ -86,9 +91,11 @@ def plot_sky(sky: SkyMap, coverage: Coverage, points_N2: NDArray[np.float64], lo
         points_N2: (ra, dec) of sources to be drawn one by one; empty: the density says it all.
     """
     height, width = sky.counts_YX.shape
+    margin = 0 if sky.is_all_sky else _MARGIN * max(height, width)
     wide, tall = WIDE_INCH - _LEFT_INCH - _RIGHT_INCH, _MAX_TALL_INCH
-    scale = min(wide / width, tall / height)
-    wide, tall = scale * width, max(scale * height, _MIN_TALL_INCH)
+    scale = min(wide / (width + 2 * margin), tall / (height + 2 * margin))
+    wide = scale * (width + 2 * margin)
+    tall = max(scale * (height + 2 * margin), _MIN_TALL_INCH)
     total = tall + _BOTTOM_INCH + _TOP_INCH
     left = (WIDE_INCH - _LEFT_INCH - _RIGHT_INCH - wide) / 2 + _LEFT_INCH
     with matplotlib.rc_context(look.rc):
@@ -107,11 +114,25 @@ def plot_sky(sky: SkyMap, coverage: Coverage, points_N2: NDArray[np.float64], lo
         )
         if len(points_N2):
             x_N, y_N = sky.wcs.wcs_world2pix(points_N2, 0).T
-            axes.plot(x_N, y_N, ".", markersize=1.6, markeredgewidth=0, color=look.ink)
+            size = 1.6 if len(points_N2) > _FEW_POINTS else 3
+            axes.plot(x_N, y_N, ".", markersize=size, markeredgewidth=0, color=look.ink)
         for points_K2 in coverage.outlines.values():
             axes.plot(*points_K2.T, color=look.ink, linewidth=0.8)
-        axes.set_xlim(-0.5, width - 0.5)
-        axes.set_ylim(-0.5, height - 0.5)
+        if sky.is_all_sky and np.count_nonzero(sky.counts_YX) < _FEW_POINTS:
+            y_K, x_K = np.nonzero(sky.counts_YX)  # a bin would hardly be seen
+            axes.scatter(
+                x_K,
+                y_K,
+                c=sky.counts_YX[y_K, x_K] / sky.bin_arcmin2,
+                s=14,
+                cmap=image.cmap,
+                norm=image.norm,
+                edgecolors=look.ink,
+                linewidths=0.4,
+                zorder=2.5,
+            )
+        axes.set_xlim(-0.5 - margin, width - 0.5 + margin)
+        axes.set_ylim(-0.5 - margin, height - 0.5 + margin)
         _label(axes, sky, look)
         bar = figure.add_axes(
             ((left + wide + 0.12) / WIDE_INCH, place[1], 0.13 / WIDE_INCH, place[3])
@@ -122,11 +143,12 @@ def plot_sky(sky: SkyMap, coverage: Coverage, points_N2: NDArray[np.float64], lo
 
 def _label(axes: WCSAxes, sky: SkyMap, look: Look) -> None:
     ra, dec = axes.coords
-    span_deg = float(max(sky.counts_YX.shape) * np.sqrt(sky.bin_arcmin2) / 60)
-    form = "d" if span_deg > 20 else "d.d" if span_deg > 1 else "d.dd"
-    for axis in (ra, dec):
+    height_deg, width_deg = np.array(sky.counts_YX.shape) * np.sqrt(sky.bin_arcmin2) / 60
+    highest_deg = abs(float(sky.wcs.wcs.crval[1])) + height_deg / 2
+    spread_deg = width_deg / np.cos(np.radians(min(highest_deg, 89.9)))
+    for axis, span_deg in ((ra, spread_deg), (dec, height_deg)):
         axis.set_ticks(color=look.ink, size=3, width=0.6)
-        axis.set_major_formatter(form)
+        axis.set_major_formatter(_form(span_deg))
         axis.set_ticklabel(color=look.ink, exclude_overlapping=True)
     axes.coords.frame.set_color(look.ink)
     axes.coords.frame.set_linewidth(0.6)
@@ -136,9 +158,56 @@ def _label(axes: WCSAxes, sky: SkyMap, look: Look) -> None:
         dec.set_ticks(spacing=30 * units.deg, color=look.ink, size=0)
         around = [withStroke(linewidth=2, foreground=look.paper)]
         ra.set_ticklabel(color=look.ink, path_effects=around)
-        dec.set_ticklabel_position("c")
+        dec.set_ticklabel_visible(False)  # WCSAxes has none for circles that end on the ellipse
+        for dec_deg in (-60, -30, 30, 60):
+            left_deg = (sky.wcs.wcs.crval[0] + 179.99) % 360
+            x, y = sky.wcs.wcs_world2pix(left_deg, dec_deg, 0)
+            axes.text(x - 2, y, f"{dec_deg}°".replace("-", "−"), ha="right", va="center")
         ra.set_axislabel("")
         dec.set_axislabel("")
         return
+    if highest_deg > _POLAR_DEG:  # meridians converge: no side of the figure is either axis
+        axes.coords.grid(color=look.grey, linewidth=0.4, alpha=0.7)
+    ra.set_ticklabel_position("b")
+    ra.set_axislabel_position("b")
+    dec.set_ticklabel_position("l")
+    dec.set_axislabel_position("l")
+    if highest_deg > 90:  # meridians leave by every side, and circles by none
+        ra.set_ticks(spacing=45 * units.deg, color=look.ink, size=3, width=0.6)
+        ra.set_ticklabel_position("lb")
+        ra.set_axislabel("right ascension; circles: declination (ICRS)", minpad=0.6)
+        _label_circles(axes, dec, sky, height_deg, look)
+        return
     ra.set_axislabel("right ascension (ICRS)", minpad=0.6)
     dec.set_axislabel("declination (ICRS)", minpad=0.6)
+
+
+def _label_circles(
+    axes: WCSAxes, dec: CoordinateHelper, sky: SkyMap, height_deg: float, look: Look
+) -> None:
+    """Draw circles of declination about a pole, with their values on them."""
+    step = 10.0 ** np.floor(np.log10(height_deg / 2))
+    step *= 2 if height_deg / 2 > 4 * step else 1
+    dec.set_ticks(spacing=step * units.deg, color=look.ink, size=0)
+    dec.set_ticklabel_visible(False)
+    dec.set_axislabel("")
+    ra_deg, sign = 22.5, float(np.sign(sky.wcs.wcs.crval[1]))
+    for at in range(1, 6):
+        dec_deg = sign * (90 - at * step)
+        x, y = sky.wcs.wcs_world2pix(ra_deg, dec_deg, 0)
+        if -0.5 <= x < sky.counts_YX.shape[1] and -0.5 <= y < sky.counts_YX.shape[0]:
+            axes.text(
+                x,
+                y,
+                f"{dec_deg:.{max(0, int(np.ceil(-np.log10(step))))}f}°".replace("-", "−"),
+                fontsize=7,
+                ha="center",
+                va="center",
+                path_effects=[withStroke(linewidth=2, foreground=look.paper)],
+            )
+
+
+def _form(span_deg: float) -> str:
+    """Return the format of ticks, which are about a quarter of the span apart."""
+    n_digits = int(np.clip(np.ceil(-np.log10(span_deg / 3)), 0, 5))
+    return "d." + n_digits * "d" if n_digits else "d"

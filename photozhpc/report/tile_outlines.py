@@ -12,6 +12,7 @@ from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
+from photozhpc.disk import is_count
 from photozhpc.errors import MosaicError, StoreError
 from photozhpc.mosaic import grid
 from photozhpc.store import CutoutStore, ShardKey
@@ -23,18 +24,20 @@ _ON_A_SIDE = 5
 def tile_outlines(store: CutoutStore, tile_ids: Iterable[str]) -> dict[str, NDArray[np.float64]]:
     """Return points (ra, dec) around each tile, closed, shape (21, 2), degrees.
 
-    It is the tile's own edge where its WCS says how large it is (gwcs), else the box around its
-    sources. Tiles without a WCS, or that are gone, are left out.
+    It is the tile's own edge; in a store made before November 2026, which knows no shape of a tile
+    whose WCS does not tell it (FITS), the box around its sources. Tiles without a WCS, or that are
+    gone, are left out.
     """
     outlines = {}
     n_sources = store.tiles()
     for tile_id in sorted(tile_ids):
         try:
-            text = store.tile_attributes(tile_id).get("wcs")
+            attributes = store.tile_attributes(tile_id)
+            text = attributes.get("wcs")
             if not isinstance(text, dict):
                 continue
             wcs = _wcs_of(text)
-            box = _edge(wcs)
+            box = _edge(wcs, attributes.get("shape_HW"))
             if box is None:
                 box = _box_of_sources(store, tile_id, n_sources.get(tile_id, 0))
             if box is None:
@@ -60,8 +63,10 @@ def _wcs_of(text: dict[str, Any]) -> Any:
         raise MosaicError(f"a WCS of the store is damaged ({type(error).__name__})") from error
 
 
-def _edge(wcs: Any) -> tuple[float, float, float, float] | None:
-    """Return (x0, x1, y0, y1) of a gwcs that knows the size of its image."""
+def _edge(wcs: Any, shape_HW: Any) -> tuple[float, float, float, float] | None:
+    """Return (x0, x1, y0, y1) of a tile of known shape, or of a gwcs that knows its image's."""
+    if isinstance(shape_HW, list) and len(shape_HW) == 2 and all(map(is_count, shape_HW)):
+        return -0.5, shape_HW[1] - 0.5, -0.5, shape_HW[0] - 0.5
     bounds = getattr(wcs, "bounding_box", None)
     if bounds is None:
         return None

@@ -317,7 +317,11 @@ def _ingest_tile(
         y_N, x_N = tile.sky_to_pixel(sources.ra_N, sources.dec_N)
         order_N = np.lexsort((x_N, y_N))  # neighbours in the shard are neighbours on the tile
         sources, y_N, x_N = sources[order_N], y_N[order_N], x_N[order_N]
-        attributes = {"missing_bands": list(tile.missing_bands), "wcs": wcs_text(tile.wcs)}
+        attributes = {
+            "missing_bands": list(tile.missing_bands),
+            "wcs": wcs_text(tile.wcs),
+            "shape_HW": list(tile.shape_HW),
+        }
         step_C = rounding_step(tile.err_CHW)
     attributes["mosaics"] = mosaics_stamp(bands)
     n_without = int(np.isnan(sources.ebv_N).sum())
