@@ -258,6 +258,30 @@ def cost_table() -> str:
     )
 
 
+def gpu_table() -> str:
+    """Rates on a GPU: of the network alone, of reading, and from store to catalogue."""
+    found = load("gpu")
+    models = {name: one for name, one in found.items() if isinstance(one, dict) and "disk" in one}
+    lines = [
+        "| per second | " + " | ".join(f"`{name}`" for name in models) + " |",
+        "|:--|" + "--:|" * len(models),
+    ]
+    for kind in next(iter(models.values()))["ceiling"]:
+        rates = [one["ceiling"][kind]["images_per_s"] for one in models.values()]
+        lines.append(f"| network alone, {kind} | " + " | ".join(f"{r:,.0f}" for r in rates) + " |")
+    for threads in next(iter(models.values()))["feed"]:
+        rates = [one["feed"][threads] for one in models.values()]
+        what = f"reading and decoding, {threads.replace('_', ' ')}"
+        lines.append(f"| {what} | " + " | ".join(f"{r:,.0f}" for r in rates) + " |")
+    rates = [one["disk"]["from_disk_per_s"] for one in models.values()]
+    cells = [f"{r:,.0f}" for r in rates]
+    lines.append("| store to catalogue, 1 worker, not compiled | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + (
+        f"\n\n{found['gpu']}, {found['cores']} cores, torch {found['versions']['torch']} "
+        f"(gpu.json); {found['sources']:,} sources of 64 px."
+    )
+
+
 def export_table() -> str:
     """Seconds and memory of the export of a large catalogue, by format."""
     found = load("export")
@@ -346,7 +370,8 @@ def texts() -> dict[Path, str]:
     sections += [throughput_section(), faults_section()]
     guide = HERE.parent / "docs" / "performance.md"
     text = guide.read_text()
-    for name, table in (("cost", cost_table()), ("export", export_table())):
+    tables = {"cost": cost_table(), "export": export_table(), "gpu": gpu_table()}
+    for name, table in tables.items():
         marks = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = re.sub(marks, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
     written[guide] = text

@@ -117,7 +117,9 @@ class Survey:
         source_columns: names of the columns of those lists.
         aperture_radii_arcsec: radii of the forced circular apertures.
         sky_annulus_arcsec: inner and outer radius of the local-sky annulus; empty: no sky is
-            subtracted.
+            subtracted from fluxes.
+        subtract_sky: whether that local sky is subtracted from the cutouts too, for mosaics that
+            come with their sky; fluxes never have it.
         cutout_size: side of the stored cutouts, pixels.
     """
 
@@ -135,6 +137,7 @@ class Survey:
     source_columns: SourceColumns = SourceColumns()
     aperture_radii_arcsec: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
     sky_annulus_arcsec: tuple[float, ...] = (2.4, 2.8)
+    subtract_sky: bool = False
     cutout_size: int = 64
 
     def __post_init__(self) -> None:
@@ -165,6 +168,8 @@ class Survey:
             0 < self.sky_annulus_arcsec[0] < self.sky_annulus_arcsec[1] < math.inf
         ):
             raise ValueError(f"sky_annulus_arcsec must grow, got {self.sky_annulus_arcsec}")
+        if self.subtract_sky and not self.sky_annulus_arcsec:
+            raise ValueError("subtract_sky needs a sky_annulus_arcsec to measure the sky in")
         if not 8 <= self.cutout_size <= MAX_CUTOUT_PIX:
             raise ValueError(f"cutout_size must be 8 to {MAX_CUTOUT_PIX}, got {self.cutout_size}")
 

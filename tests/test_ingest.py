@@ -211,3 +211,42 @@ def test_rounding_steps_are_powers_of_two_below_two_hundredths_of_the_noise() ->
     assert (np.nanmax(np.abs(rounded - cutout), axis=(0, 2, 3))[:3] <= step[:3] / 2).all()
     np.testing.assert_array_equal(rounded[:, 3], cutout[:, 3])
     assert np.isnan(rounded[0, 0, 0, 0])
+
+
+def test_sky_that_mosaics_come_with_is_taken_off_the_cutouts_or_told_of(
+    small_sky: Path, small_store: CutoutStore, tmp_path: Path
+) -> None:
+    """A pedestal of 20 sigma on every mosaic: the same fluxes, and cutouts without it."""
+    sky = Path(shutil.copytree(small_sky, tmp_path / "sky"))
+    for path in sky.glob("*_coadd.asdf"):
+        with asdf.open(path, memmap=False, lazy_load=False) as file:
+            tree = {**file.tree, "roman": file["roman"]}
+            image, err = np.array(tree["roman"]["data"]), np.array(tree["roman"]["err"])
+            tree["roman"]["data"] = (image + 20 * np.nanmedian(err)).astype(np.float32)
+            asdf.AsdfFile(tree).write_to(path)
+    stores, told = {}, {}
+    for subtract in (False, True):
+        survey = replace(SURVEY, subtract_sky=subtract)
+        path = tmp_path / str(subtract)
+        told[subtract] = extract(survey, sky, path, size=48, shard_len=64, workers=1).notes
+        stores[subtract] = CutoutStore.open(path)
+    (note, _) = told[False]
+    assert "hold a sky of 20." in note
+    assert "subtract_sky: true" in note
+    assert not told[True]
+    tile = read_tile(find_mosaics(small_sky, SURVEY)[small_store.shards()[0].tile_id], SURVEY)
+    noise_C = np.nanmedian(tile.err_CHW, axis=(1, 2))
+    for key in small_store.shards():
+        measured = [s.read_measurements(key) for s in (small_store, *stores.values())]
+        for other in measured[1:]:
+            np.testing.assert_allclose(
+                other.flux_NCR, measured[0].flux_NCR, rtol=1e-3, atol=0.05 * noise_C.max() * 30
+            )
+        plain, with_sky, without = (
+            s.read_cutouts(key) / noise_C[:, None, None] for s in (small_store, *stores.values())
+        )
+        np.testing.assert_allclose(np.nanmedian(with_sky - plain), 20, atol=0.5)
+        # What is left is the error of the local sky, and what of the sky was there before.
+        left_NC = np.nanmedian(without - plain, axis=(2, 3))
+        assert np.nanmedian(np.abs(left_NC)) < 0.15
+        np.testing.assert_array_equal(np.isnan(without), np.isnan(plain))

@@ -24,7 +24,7 @@ from photozhpc.logs import LOG
 from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.dust import describe_map, fill_ebv
 from photozhpc.mosaic.footprint import Footprint, read_footprints
-from photozhpc.mosaic.measure import Photometry, forced_photometry
+from photozhpc.mosaic.measure import Photometry, forced_photometry, noise_weights
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.repeats import one_of_each
 from photozhpc.mosaic.sources import Sources
@@ -44,6 +44,8 @@ OFF_TILE_ID = "off-tile"
 ALL_BANDS = "*"
 # A network sees sizes in pixels: mosaics on another scale would give wrong redshifts.
 MAX_SCALE_ERROR = 0.02
+# Of a pixel's noise. With more a network's image is not what it was trained on.
+MAX_SKY_SIGMA = 1.0
 # Pixels are rounded by at most 1% of the noise, so that the store compresses.
 ROUNDING = 0.01
 
@@ -333,6 +335,7 @@ def _ingest_tile(
     cutouts = np.empty((min(store.shard_len, len(sources)), n_bands, size, size), np.float32)
     if store.has_tile(tile_id):
         return []  # a twin, whose job Slurm took for dead, was quicker
+    skies: list[NDArray[np.float32]] = []
     with store.new_tile(tile_id, len(sources), attributes) as writer:
         for start in range(0, len(sources), store.shard_len):
             rows = slice(start, start + store.shard_len)
@@ -342,6 +345,9 @@ def _ingest_tile(
                 cutout_NCSS[:] = np.nan
             else:
                 extract_cutouts(tile.image_CHW, y_N[rows], x_N[rows], size, cutout_NCSS)
+            if store.survey.subtract_sky:
+                cutout_NCSS -= np.nan_to_num(photometry.sky_NC)[:, :, None, None]
+            skies.append(photometry.sky_NC)
             round_pixels(cutout_NCSS, step_C)
             measured = Measurements(
                 y_N=y_N[rows],
@@ -357,8 +363,27 @@ def _ingest_tile(
     LOG.debug("extract: tile %s: %d sources in %.2f s", tile_id, len(sources), seconds)
     if tile is None:
         return []
-    missing = [f"no mosaic of band {band}" for band in tile.missing_bands]
-    return [f"tile '{tile_id}': {note}" for note in (*missing, *tile.notes)]
+    notes = [f"no mosaic of band {band}" for band in tile.missing_bands]
+    if not store.survey.subtract_sky:
+        notes += _note_sky(np.concatenate(skies), noise_weights(tile.err_CHW), store.survey)
+    return [f"tile '{tile_id}': {note}" for note in (*notes, *tile.notes)]
+
+
+def _note_sky(
+    sky_NC: NDArray[np.float32], weight_C: NDArray[np.float64], survey: Survey
+) -> list[str]:
+    """Say of a sky that is left in the cutouts: a network sees it, and takes it for light."""
+    known_C = np.isfinite(sky_NC).any(axis=0)
+    level_C = np.zeros(len(known_C))
+    level_C[known_C] = np.abs(np.nanmedian(sky_NC[:, known_C], axis=0))
+    level_C *= np.sqrt(weight_C)
+    worst = int(np.argmax(level_C))
+    if level_C[worst] < MAX_SKY_SIGMA:
+        return []
+    return [
+        f"the cutouts hold a sky of {level_C[worst]:.1f} sigma a pixel in {survey.band_names[worst]}"
+        f"; subtract_sky: true in the survey's YAML file takes it off"
+    ]
 
 
 def check_pixel_scale(tile: Tile, survey: Survey) -> None:
