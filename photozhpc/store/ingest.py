@@ -380,9 +380,10 @@ def _note_sky(
     worst = int(np.argmax(level_C))
     if level_C[worst] < MAX_SKY_SIGMA:
         return []
+    band = survey.band_names[worst]
     return [
-        f"the cutouts hold a sky of {level_C[worst]:.1f} sigma a pixel in {survey.band_names[worst]}"
-        f"; subtract_sky: true in the survey's YAML file takes it off"
+        f"the cutouts hold a sky of {level_C[worst]:.1f} sigma a pixel in {band}; "
+        f"subtract_sky: true in the survey's YAML file takes it off"
     ]
 
 
