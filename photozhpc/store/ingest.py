@@ -374,7 +374,7 @@ def _note_sky(
 ) -> list[str]:
     """Say of a sky that is left in the cutouts: a network sees it, and takes it for light."""
     known_C = np.isfinite(sky_NC).any(axis=0)
-    level_C = np.zeros(len(known_C))
+    level_C = np.zeros(sky_NC.shape[1])
     level_C[known_C] = np.abs(np.nanmedian(sky_NC[:, known_C], axis=0))
     level_C *= np.sqrt(weight_C)
     worst = int(np.argmax(level_C))
