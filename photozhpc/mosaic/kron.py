@@ -126,7 +126,7 @@ def kron_apertures(
 def _neighbours(
     y_N: NDArray, x_N: NDArray, y_K: NDArray, x_K: NDArray, radius: float
 ) -> NDArray[np.float64]:
-    """Return near_NM2: y, x of the nearest others within radius; far away where there is none."""
+    """Return near_NM2: y, x of the nearest others within radius, by distance; the rest far away."""
     place_N2, field_K2 = np.column_stack([y_N, x_N]), np.column_stack([y_K, x_K])
     known_N = np.isfinite(place_N2).all(axis=1)
     field_K2 = field_K2[np.isfinite(field_K2).all(axis=1)]
@@ -135,7 +135,9 @@ def _neighbours(
         away_NM, row_NM = cKDTree(field_K2).query(
             place_N2[known_N], _NEIGHBOURS + 1, distance_upper_bound=radius
         )
-        row_NM[away_NM < _SAME_PIX] = len(field_K2)  # as a row that was not found
+        itself_NM = away_NM < _SAME_PIX
+        row_NM[itself_NM] = len(field_K2)  # as a row that was not found, and behind the others
+        row_NM = np.take_along_axis(row_NM, np.argsort(itself_NM, axis=1, kind="stable"), axis=1)
         near_NM2[known_N] = np.append(field_K2, [[_FAR_PIX, _FAR_PIX]], axis=0)[row_NM]
     return near_NM2
 
@@ -252,6 +254,9 @@ def _fill(images, weight_C, sky_C, i0, j0, y, x, near_M2, stamp, done, half):
 def _is_anothers(i, j, y, x, near_M2):
     away2 = (i - y) ** 2 + (j - x) ** 2
     for m in range(near_M2.shape[0]):
+        # Less than half the way to a neighbour nothing is nearer to it, nor to those behind it.
+        if 4 * away2 < (near_M2[m, 0] - y) ** 2 + (near_M2[m, 1] - x) ** 2:
+            return False
         if (i - near_M2[m, 0]) ** 2 + (j - near_M2[m, 1]) ** 2 < away2:
             return True
     return False
