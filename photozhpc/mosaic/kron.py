@@ -231,21 +231,30 @@ def _fill(images, weight_C, sky_C, i0, j0, y, x, near_M2, stamp, done, half):
 
     A neighbour's pixel has what lies opposite to it, or NaN where that is a neighbour's too.
     """
+    n_bands, height, width = images.shape
     reach = stamp.shape[0] // 2
+    # Less than half the way to the nearest neighbour no pixel is another's.
+    own2 = ((near_M2[0, 0] - y) ** 2 + (near_M2[0, 1] - x) ** 2) / 4
     for di in range(-half, half + 1):
         dj = -half
         while dj <= half:
             if abs(di) <= done and -done <= dj <= done:
                 dj = done + 1
                 continue
-            i, j = di, dj
-            if _is_anothers(i, j, y, x, near_M2):
-                i, j = math.floor(2 * y - di + 0.5), math.floor(2 * x - dj + 0.5)
-                if _is_anothers(i, j, y, x, near_M2):
-                    stamp[reach + di, reach + dj] = np.nan
-                    dj += 1
-                    continue
-            stamp[reach + di, reach + dj] = _weighted(images, weight_C, sky_C, i0 + i, j0 + j)
+            i, j = i0 + di, j0 + dj
+            if (di - y) ** 2 + (dj - x) ** 2 >= own2 and _is_anothers(di, dj, y, x, near_M2):
+                oi, oj = math.floor(2 * y - di + 0.5), math.floor(2 * x - dj + 0.5)
+                i, j = i0 + oi, j0 + oj
+                if _is_anothers(oi, oj, y, x, near_M2):
+                    i = -1  # as off the tile
+            total, weights = 0.0, 0.0
+            if 0 <= i < height and 0 <= j < width:
+                for c in range(n_bands):
+                    value = np.float64(images[c, i, j]) - sky_C[c]
+                    if weight_C[c] > 0 and _finite(value):
+                        total += weight_C[c] * value
+                        weights += weight_C[c]
+            stamp[reach + di, reach + dj] = total / weights if weights > 0 else np.nan
             dj += 1
     return half
 
@@ -260,19 +269,6 @@ def _is_anothers(i, j, y, x, near_M2):
         if (i - near_M2[m, 0]) ** 2 + (j - near_M2[m, 1]) ** 2 < away2:
             return True
     return False
-
-
-@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def _weighted(images, weight_C, sky_C, i, j):
-    n_bands, height, width = images.shape
-    total, weights = 0.0, 0.0
-    if 0 <= i < height and 0 <= j < width:
-        for c in range(n_bands):
-            value = np.float64(images[c, i, j]) - sky_C[c]
-            if weight_C[c] > 0 and _finite(value):
-                total += weight_C[c] * value
-                weights += weight_C[c]
-    return total / weights if weights > 0 else np.nan
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
