@@ -364,7 +364,7 @@ def _ingest_tile(
     if tile is None:
         return []
     notes = [f"no mosaic of band {band}" for band in tile.missing_bands]
-    if not store.survey.subtract_sky:
+    if skies and not store.survey.subtract_sky:
         notes += _note_sky(np.concatenate(skies), noise_weights(tile.err_CHW), store.survey)
     return [f"tile '{tile_id}': {note}" for note in (*notes, *tile.notes)]
 
