@@ -7,6 +7,7 @@ ceiling   images/s of the forward pass on tensors that are on the device already
 feed      images/s that one thread and all cores read and decode from the store
 disk      sources/s from store to catalogue over the engine's on images in host memory, and what
           300 million sources take at that rate
+training  images/s of a training of the bundled model
 train     images/s of a training step of the paper's PITA, beside pita-z's
 compiled  ceiling and disk once more, through compiled code: last, because compiling takes minutes
 """
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,14 +29,19 @@ import numpy as np
 import torch
 from side_by_side import about
 
+from photozhpc.config import from_mapping, load_yaml
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.engine import GPU_BATCH_SIZE, Engine
+from photozhpc.model.ranks import Ranks
+from photozhpc.model.train_config import TrainConfig
+from photozhpc.model.trainer import Trainer
 from photozhpc.report.bench import bench_infer
 from photozhpc.report.synthetic_store import make_store
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
 
 HERE = Path(__file__).parent
+RECIPE = HERE.parent / "photozhpc/configs/train/bundled.yaml"
 SURVEY_SOURCES = 300_000_000
 
 
@@ -118,13 +125,37 @@ def disk(n_sources: int, device: str, compiled: bool, path: Path, folder: Path) 
     }
 
 
+def train_rate(device: str, store: CutoutStore, batches: list[int]) -> dict[str, Any]:
+    """Images a second of a training of the bundled model: the step alone, and from the store."""
+    recipe = from_mapping(TrainConfig, load_yaml(RECIPE), "bundled")
+    found = {}
+    for batch in batches:
+        config = replace(recipe, store=str(store.path), device=device, batch_size=batch)
+        trainer = Trainer(config, store, Ranks(device=torch.device(device)))
+        coming = trainer.batches()
+        lanes = next(coming)
+        alone = batch / seconds_of(lambda t=trainer, b=lanes: t.train_step(b), device)
+        wait(device)
+        start = time.perf_counter()
+        steps = [trainer.train_step(lanes) for lanes, _ in zip(coming, range(30), strict=False)]
+        wait(device)
+        rate = batch * len(steps) / (time.perf_counter() - start)
+        found[f"batch {batch}"] = {"step_images_per_s": alone, "from_store_images_per_s": rate}
+        print("training", batch, found[f"batch {batch}"], flush=True)
+    return found
+
+
 def train_step(device: str, batch: int, rounds: int) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", HERE / "bench_train.py", "--device", device]
     command += ["--batch", batch, "--rounds", rounds]
     try:
-        done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            list(map(str, command)), check=True, capture_output=True, text=True, timeout=180
+        )
     except subprocess.CalledProcessError as error:
         return {"failed": error.stderr[-500:]}
+    except subprocess.TimeoutExpired:
+        return {"failed": "not done after 180 s"}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -179,6 +210,8 @@ def main() -> None:
             }
             print(name, result[name], flush=True)
             keep()
+        result["training"] = train_rate(device, store, [64] if small else [256, 1024])
+        keep()
         if not small:
             result["train"] = train_step(device, 256, 3)
             keep()

@@ -24,6 +24,7 @@ def test_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
     subprocess.run(command, check=True, capture_output=True, env=environment)
     result = json.loads(out.read_text())
+    assert result["training"]["batch 64"]["from_store_images_per_s"] > 0
     for model in ("bundled", "convnext_atto"):  # not small: convnext_tiny
         found = result[model]
         assert found["ceiling"]["bfloat16, batch 64"]["images_per_s"] > 0
