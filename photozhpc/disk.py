@@ -105,6 +105,16 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Have the disk hold all files of a folder, before it gets its name."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+
+
 def disk_error(path: Path, error: OSError) -> RunError:
     """Return the one line that says why `path` could not be written, and what to do."""
     if error.errno in _FULL:

@@ -42,7 +42,7 @@ from photozhpc.catalog.export import Exported, count_rows
 from photozhpc.catalog.photoz_catalog import read_pieces
 from photozhpc.catalog.votable import table_description, with_votable
 from photozhpc.cluster import local_client
-from photozhpc.disk import disk_error, partial_path
+from photozhpc.disk import disk_error, partial_path, sync_folder, sync_tree
 from photozhpc.errors import CatalogError, RunError
 
 CATALOG_NAME = "photoz"
@@ -82,6 +82,7 @@ def export_hats(
         with redirect_stdout(said), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Computing partitions", UserWarning)
             n_rows = _write_collection(parts, schema, columns, partial, out.name, workers, said)
+        sync_tree(partial)
         if out.exists():
             old = partial_path(out.with_name(f"{out.name}.old"))
             out.rename(old)
@@ -89,6 +90,7 @@ def export_hats(
             shutil.rmtree(old)
         else:
             partial.rename(out)
+        sync_folder(out.parent)
     except (RuntimeError, ValueError, duckdb.Error) as error:
         for part in parts:
             for _ in read_pieces(part):
