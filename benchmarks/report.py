@@ -367,7 +367,8 @@ def texts() -> dict[Path, str]:
             flags=re.DOTALL,
         )
     sections += [science_section(path) for path in sorted(RESULTS.glob("science_*.json"))]
-    sections += [throughput_section(), faults_section()]
+    gpu = f"## On a GPU\n\n`benchmarks/gpu.sh`: {load('gpu').get('note', '')}\n\n{gpu_table()}"
+    sections += [throughput_section(), gpu, faults_section()]
     guide = HERE.parent / "docs" / "performance.md"
     text = guide.read_text()
     tables = {"cost": cost_table(), "export": export_table(), "gpu": gpu_table()}

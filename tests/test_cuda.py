@@ -36,6 +36,12 @@ pytestmark = pytest.mark.skipif(
 SHIFT = 2e-3  # of (1+z): bfloat16 on another device, far below the model's NMAD of 0.05
 
 
+@pytest.fixture(autouse=True)
+def whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 is float32, and not TF32, whose rounding differs from kernel to kernel."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(scope="module")
 def bundled() -> Path:
     return Path(bundled_checkpoint("roman-sim"))
@@ -164,7 +170,6 @@ def steps_of(config, monkeypatch=None) -> torch.Tensor:
     """The losses of the first steps on the GPU; with a monkeypatch, kernel by kernel."""
     if monkeypatch is not None:
         monkeypatch.setattr(Trainer, "_record", lambda _: None)
-    torch.backends.cudnn.allow_tf32 = False
     ranks = Ranks(device=torch.device("cuda"))
     trainer = Trainer(config, CutoutStore.open(config.store), ranks)
     return torch.stack([trainer.train_step(lanes) for lanes in trainer.batches()]).cpu()

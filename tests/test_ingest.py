@@ -250,3 +250,15 @@ def test_sky_that_mosaics_come_with_is_taken_off_the_cutouts_or_told_of(
         left_NC = np.nanmedian(without - plain, axis=(2, 3))
         assert np.nanmedian(np.abs(left_NC)) < 0.15
         np.testing.assert_array_equal(np.isnan(without), np.isnan(plain))
+
+
+def test_without_a_known_sky_there_is_no_image_of_it(small_sky: Path, tmp_path: Path) -> None:
+    """As there is no flux: an annulus off every tile."""
+    with pytest.raises(ValueError, match="subtract_sky needs a sky_annulus_arcsec"):
+        replace(SURVEY, subtract_sky=True, sky_annulus_arcsec=())
+    nowhere = replace(SURVEY, subtract_sky=True, sky_annulus_arcsec=(100.0, 101.0))
+    extract(nowhere, small_sky, tmp_path / "s", size=16, shard_len=64, workers=1)
+    store = CutoutStore.open(tmp_path / "s")
+    key = store.shards()[0]
+    assert np.isnan(store.read_measurements(key).flux_NCR).all()
+    assert np.isnan(store.read_cutouts(key)).all()

@@ -33,6 +33,7 @@ Report = Callable[[int, int], None]
 
 _QP_MAGIC = b"\x89HDF"
 FITS_NAME = "PHOTOZ"  # of the table
+FITS_PROVENANCE = "photozhpc provenance:"  # begins its HISTORY
 HATS_PROPERTIES = "collection.properties"
 TYPES = ("int64", "int32", "double", "float", "string")  # of columns
 _PACKAGES = {"hats": ("hats_import", "duckdb"), "qp": ("qp",)}
@@ -144,7 +145,8 @@ def check_target(out: Path, to: str) -> None:
     try:
         if to == "fits":
             with fits.open(out) as hdus:
-                ours = FITS_NAME in hdus
+                header = hdus[FITS_NAME].header if FITS_NAME in hdus else {}
+                ours = FITS_PROVENANCE in str(header.get("HISTORY", ""))
         elif to == "vo-parquet":
             metadata = pq.read_schema(out).metadata or {}
             ours = SCHEMA_VERSION_KEY in metadata and PART_KEY not in metadata

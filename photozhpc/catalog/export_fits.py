@@ -9,6 +9,7 @@ from astropy.io import fits
 from photozhpc.catalog.dialects import Dialect, translated_schema
 from photozhpc.catalog.export import (
     FITS_NAME,
+    FITS_PROVENANCE,
     Report,
     count_rows,
     provenance,
@@ -71,7 +72,7 @@ def _header(schema: pa.Schema, codes: list[str], n_rows: int, row_bytes: int) ->
                 header[f"{keyword}{n}"] = text
     header["EXTNAME"] = FITS_NAME
     header["RADESYS"] = "ICRS"
-    header["HISTORY"] = f"photozhpc provenance: {provenance(schema)}"
+    header["HISTORY"] = f"{FITS_PROVENANCE} {provenance(schema)}"
     return header
 
 

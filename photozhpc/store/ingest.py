@@ -345,9 +345,10 @@ def _ingest_tile(
                 cutout_NCSS[:] = np.nan
             else:
                 extract_cutouts(tile.image_CHW, y_N[rows], x_N[rows], size, cutout_NCSS)
-            if store.survey.subtract_sky:
-                cutout_NCSS -= np.nan_to_num(photometry.sky_NC)[:, :, None, None]
-            skies.append(photometry.sky_NC)
+            if store.survey.subtract_sky:  # where it is not known, there is no flux and no image
+                cutout_NCSS -= photometry.sky_NC[:, :, None, None]
+            else:
+                skies.append(photometry.sky_NC)
             round_pixels(cutout_NCSS, step_C)
             measured = Measurements(
                 y_N=y_N[rows],
@@ -364,7 +365,7 @@ def _ingest_tile(
     if tile is None:
         return []
     notes = [f"no mosaic of band {band}" for band in tile.missing_bands]
-    if skies and not store.survey.subtract_sky:
+    if skies:
         notes += _note_sky(np.concatenate(skies), noise_weights(tile.err_CHW), store.survey)
     return [f"tile '{tile_id}': {note}" for note in (*notes, *tile.notes)]
 
