@@ -1,13 +1,11 @@
 """What a mosaic, or a table in FITS, says of itself: headers and WCS, no image."""
 
-import contextlib
 import gzip
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import asdf
 import numpy as np
 from asdf.exceptions import AsdfWarning
 from astropy.io import fits
@@ -16,7 +14,7 @@ from astropy.wcs import WCS
 
 from photozhpc.errors import MosaicError, PhotozError
 from photozhpc.mosaic import grid
-from photozhpc.mosaic.asdf_mosaic import check_blocks
+from photozhpc.mosaic.asdf_mosaic import opened_tree
 from photozhpc.mosaic.fits_length import check_length, unzipped
 from photozhpc.mosaic.fits_mosaic import sibling_paths
 from photozhpc.mosaic.plane import DAMAGED
@@ -166,7 +164,7 @@ def _about_table(path: Path, hdu: Any) -> dict[str, Any]:
 
 
 def _about_asdf(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int, int] | None]:
-    with _opened_asdf(path, plain) as tree:
+    with opened_tree(path, plain) as tree:
         roman = tree.get("roman", tree)
         if not isinstance(roman, Mapping) or "data" not in roman:
             keys = ", ".join(str(key)[:40] for key in list(roman)[:8])
@@ -193,16 +191,6 @@ def _about_asdf(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
         }
         usable = wcs is not None and not isinstance(wcs, Mapping | str) and len(shape) == 2
         return found, wcs if usable else None, (shape[-2], shape[-1])
-
-
-@contextlib.contextmanager
-def _opened_asdf(path: Path, plain: Path) -> Iterator[Mapping[str, Any]]:
-    check_blocks(path, plain)
-    with asdf.config_context() as config:
-        for package in ("roman_datamodels", "rad"):  # as open_asdf: any version of the schemas
-            config.remove_extension(package=package)
-        with asdf.open(plain, lazy_load=True, ignore_unrecognized_tag=True) as file:
-            yield file.tree
 
 
 def _calibrated(

@@ -5,18 +5,20 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import asdf
 import numpy as np
 from asdf.exceptions import AsdfWarning
 from asdf.tags.core.ndarray import NDArrayType
+from asdf.util import load_yaml
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
-from photozhpc.mosaic.calibration import njy_per_unit
+from photozhpc.mosaic.calibration import is_count_rate, njy_per_unit, number
 from photozhpc.mosaic.grid import check_frame, pixel_area_arcsec2
 from photozhpc.mosaic.plane import (
     DAMAGED,
@@ -32,6 +34,7 @@ from photozhpc.survey import Band, Survey
 
 _BLOCK_MAGIC = b"\xd3BLK"
 _INDEX_MAGIC = b"#ASDF BLOCK INDEX"
+_MAX_CHAIN = 8  # files that lead to one another
 _DO_NOT_USE = 1  # bit 0 of dq
 _VARIANCES = ("var_poisson", "var_rnoise", "var_flat", "var_sky")
 
@@ -51,17 +54,30 @@ def open_asdf(
         MosaicError: truncated, damaged, or without what a mosaic needs.
         ConfigError: of a band that the survey does not have.
     """
-    check_blocks(path, plain)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_reading_tree())
         try:
-            file = stack.enter_context(
-                asdf.open(plain, memmap=True, lazy_load=True, ignore_unrecognized_tag=True)
-            )
-            plane = _plane(path, file.tree, survey, band)
+            plane = _plane(path, stack.enter_context(opened_tree(path, plain)), survey, band)
         except DAMAGED as error:
             raise _damaged(path, error) from error
         yield [plane]
+
+
+@contextlib.contextmanager
+def opened_tree(path: AnyPath, plain: Path) -> Iterator[Mapping[str, Any]]:
+    """Open an ASDF file, memory-mapped where it is not compressed, and give its tree.
+
+    Raises:
+        MosaicError: truncated, damaged, or with data in a file that is not in its own folder.
+        DAMAGED: it cannot be opened, or is no ASDF.
+    """
+    check_blocks(path, plain)
+    with open(plain, "rb") as stream:
+        check_outside(path, stream, plain)
+    with _reading_tree():
+        # As a URI: asdf takes a path for one, and what follows # or ? for no part of the name.
+        uri = plain.absolute().as_uri()
+        with asdf.open(uri, memmap=True, lazy_load=True, ignore_unrecognized_tag=True) as file:
+            yield file.tree
 
 
 def asdf_grid(path: AnyPath, stream: io.RawIOBase) -> tuple[tuple[int, int], Any]:
@@ -72,6 +88,8 @@ def asdf_grid(path: AnyPath, stream: io.RawIOBase) -> tuple[tuple[int, int], Any
     """
     with _reading_tree():
         try:
+            check_outside(path, stream)
+            stream.seek(0)
             with asdf.open(stream, lazy_load=True, ignore_unrecognized_tag=True) as file:
                 _, meta, data, _ = _nodes(path, file.tree)
                 shape, wcs = tuple(int(n) for n in data.shape), meta.get("wcs")
@@ -94,6 +112,60 @@ def _reading_tree() -> Iterator[None]:
         yield
 
 
+def check_outside(
+    path: AnyPath | str, stream: Any, plain: Path | None = None, seen: frozenset[Path] = frozenset()
+) -> None:
+    """Make sure that arrays are in the file, or in one of its own folder (an 'exploded' file).
+
+    asdf reads whatever file or URL an array names as its block (ASDF standard, 'External
+    arrays'), and one that a model of the WCS names as soon as the file is opened.
+
+    Args:
+        plain: the file on this disk; None: what it names is nowhere near.
+        seen: files that led here.
+
+    Raises:
+        MosaicError: an array is elsewhere, or not to be found.
+    """
+    if len(seen) > _MAX_CHAIN:
+        raise MosaicError(f"{path}: its blocks lead from file to file; write it as one file")
+    for source in _outside_sources(load_yaml(stream, tagged=True)):
+        refusal = MosaicError(
+            f"{path}: its data are in another place ('{source}'), which is not read unless it is "
+            "a file of the mosaic's own folder; write the mosaic as one file"
+        )
+        address = urlsplit(source)
+        if plain is None or address.scheme or address.netloc or not address.path:
+            raise refusal
+        folder = plain.parent.resolve()
+        target = (plain.parent / unquote(address.path)).resolve()
+        if not target.is_relative_to(folder):
+            raise refusal
+        if not target.is_file():
+            raise MosaicError(f"{path}: its data are in {target.name}, which is not beside it")
+        if target not in seen:
+            check_blocks(target, target)
+            with open(target, "rb") as other:
+                check_outside(path, other, target, seen | {plain.resolve()})
+
+
+def _outside_sources(tree: Any) -> Iterator[str]:
+    """What the arrays in a tree name that is not a block of the same file."""
+    nodes, seen = [tree], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, Mapping):
+            source = node.get("source")
+            if "ndarray" in str(getattr(node, "_tag", "")) and isinstance(source, str):
+                yield source
+            nodes += node.values()
+        elif isinstance(node, Sequence) and not isinstance(node, str | bytes):
+            nodes += node
+
+
 def _nodes(
     path: AnyPath, tree: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], Any, str | None]:
@@ -102,9 +174,23 @@ def _nodes(
     if not isinstance(roman, Mapping) or "data" not in roman or "meta" not in roman:
         raise MosaicError(f"{path}: not a Roman L3 mosaic: no 'roman' node with 'data' and 'meta'")
     data, unit = _array(roman["data"])
+    if _is_single_exposure(roman):
+        raise MosaicError(
+            f"{path}: is a single exposure (Roman level 2), with the detector's distortion and in "
+            f"DN/s; give the level-3 mosaic (_coadd.asdf)"
+        )
     if len(data.shape) != 2 or 0 in data.shape:
         raise MosaicError(f"{path}: 'data' must have two axes, it has shape {tuple(data.shape)}")
     return roman, roman["meta"], data, unit
+
+
+def _is_single_exposure(roman: Mapping[str, Any]) -> bool:
+    """Whether it is a WFI level-2 image: by its tag, model type or planes (RAD, wfi_image)."""
+    return (
+        "/wfi_image-" in str(getattr(roman, "_tag", ""))
+        or roman["meta"].get("model_type") == "ImageModel"
+        or "border_ref_pix_left" in roman
+    )
 
 
 def _check_wcs(path: AnyPath, wcs: Any) -> Any:
@@ -123,15 +209,17 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
     with naming(path):
         area_arcsec2 = pixel_area_arcsec2(wcs, (height, width))
         scale = njy_per_unit(unit or "MJy/sr", band, area_arcsec2)
-    conversion = meta.get("photometry", {}).get("conversion_megajanskys")
-    if scale is None and conversion is not None:
-        factor = float(getattr(conversion, "value", conversion))
-        scale = njy_per_unit("MJy/sr", band, area_arcsec2)
-        scale = None if scale is None else scale * factor
+    if scale is None and is_count_rate(unit):
+        # -999999, None or NaN stand for 'not known' (roman_datamodels).
+        conversion = meta.get("photometry", {}).get("conversion_megajanskys")
+        factor = number(getattr(conversion, "value", conversion))
+        mjy_per_sr = njy_per_unit("MJy/sr", band, area_arcsec2)
+        scale = mjy_per_sr * factor if mjy_per_sr is not None and factor is not None else None
     if scale is None:
         raise MosaicError(
-            f"{path}: unit '{unit}' has no calibration; set zero_point_ab of {band.name} in the "
-            f"survey '{survey.name}'"
+            f"{path}: unit '{unit}' has no calibration (no meta.photometry.conversion_megajanskys "
+            f"that is a positive number, for counts per second); set zero_point_ab of {band.name} "
+            f"in the survey '{survey.name}'"
         )
 
     planes = {

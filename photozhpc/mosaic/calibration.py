@@ -3,17 +3,35 @@
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from astropy import units as u
+from astropy.io import fits
 
 from photozhpc.errors import MosaicError
 from photozhpc.survey import AB_ZERO_POINT_NJY, Band
 
 SR_PER_ARCSEC2 = (math.pi / (180 * 3600)) ** 2
 
-_ZERO_POINT_KEYS = ("ABZP", "ZPAB", "ZP_AB", "MAGZERO", "MAGZPT", "MAGZP", "ZEROPT", "ZP")
+# The magnitude of one unit of the image. Of MAGZP, PHOTZP and MAGZEROP most archives' are Vega's
+# (2MASS, WISE, ESO) and some AB (ZTF, MegaPipe, Euclid): they count where the header says AB.
+_AB_KEYS = ("ABZP", "ZPAB", "ZP_AB")
+_ZERO_POINT_KEYS = ("MAGZERO", "MAGZPT", "ZEROPT", "ZP")
+_KEYS_IF_AB = ("MAGZP", "PHOTZP", "MAGZEROP")
+_KEYS = (*_AB_KEYS, *_ZERO_POINT_KEYS, *_KEYS_IF_AB)
+_ZERO_POINT_RANGE = (8.0, 40.0)  # one jansky is 8.9; what is not in it is something else
+_MAX_DISAGREEMENT_MAG = 0.05
+_SYSTEM_KEYS = ("PHOTSYS", "MAGSYS", "ZPSYS", "MAGZSYS", "PHOTSYST")
+_ORIGIN_KEYS = ("TELESCOP", "INSTRUME", "ORIGIN", "SURVEY", "CAMERA")
+# Pipelines whose zero points are Vega's: IRSA's 2MASS and WISE, unWISE (Lang 2014), CASU's WFCAM
+# and VIRCAM (which write NUMZPT), NOIRLab's NEWFIRM; and those whose MAGZP or PHOTZP is AB.
+_VEGA_ORIGINS = re.compile(
+    r"2mass|(?<![a-z])(un|neo|all)?wise|ukidss|wfcam|vircam|vista|newfirm|denis", re.IGNORECASE
+)
+_AB_ORIGINS = re.compile(r"(?<![a-z])ztf|megaprime|megapipe|euclid", re.IGNORECASE)
+_EXPOSURE_KEYS = ("EXPTIME", "TEXPTIME", "EXPOSURE", "XPOSURE")
+_NOT_LINEAR = re.compile(r"\W*(log(10)?|ln|sqrt|asinh|arcsinh|dex)\b", re.IGNORECASE)
 _MAX_UNIT_LENGTH = 68  # of a FITS card; longer is damage, and the parser is slow on it
 
 _COUNTS = "ct cts count counts electron electrons e e- dn adu photon photons"
@@ -37,52 +55,173 @@ _WORD = re.compile(r"(?<![0-9])(?<![0-9]\.)(e-(?![0-9])|[A-Za-z]+)")  # not the 
 
 
 def njy_per_unit(
-    unit: str | None,
-    band: Band,
-    pixel_area_arcsec2: float,
-    lookup: Callable[[str], Any] = lambda key: None,
+    unit: str | None, band: Band, pixel_area_arcsec2: float, headers: Sequence[fits.Header] = ()
 ) -> float | None:
     """Return the nJy per pixel of one unit of the image; None where nothing tells.
 
     In this order: an absolute unit (MJy/sr and its kin, Jy and its kin, nanomaggies), the
     survey's zero point, PHOTFLAM with PHOTPLAM, PHOTFNU, a zero point in the header (MAGZERO and
-    its kin). Those of the header are for counts only, and a unit that is not stated is counts
-    per second. The zero point of counts that are not per second holds for the whole exposure;
-    PHOTFLAM and PHOTFNU hold per second, and EXPTIME is divided out.
+    its kin, FLUXMAG0). Those of the header are for counts only, and a unit that is not stated is
+    counts per second. The zero point of counts that are not per second holds for the whole
+    exposure; PHOTFLAM, PHOTFNU and the zero point of Pan-STARRS (FPA.ZP) hold per second, and
+    EXPTIME is divided out. A number in quotes is a number.
 
     Args:
         unit: BUNIT or its like.
-        lookup: header keyword -> value or None.
+        headers: of the image, and of the file; the first that has a keyword counts.
 
     Raises:
-        MosaicError: the unit is neither absolute nor counts, and the survey has no zero point.
+        MosaicError: the unit is neither absolute nor counts, the pixels are no linear scale, the
+            zero points disagree or are not AB, or an exposure time is needed and is not there;
+            and the survey has no zero point.
     """
+    stated = " ".join((unit or "").split())
+    if _NOT_LINEAR.match(stated):
+        raise MosaicError(
+            f"BUNIT '{stated[:_MAX_UNIT_LENGTH]}' is no linear scale; undo it in the file first"
+        )
     parsed = _parse(unit)
     absolute = None if parsed is None else _absolute(parsed, pixel_area_arcsec2)
     if absolute is not None:
-        return absolute
+        # A nanomaggy is a magnitude: unWISE's is one of Vega's.
+        why = None if _is_flux(parsed) else _not_ab(headers, ("BUNIT", *_KEYS))
+        if why is None:
+            return absolute
+        if band.zero_point_ab is None:
+            raise MosaicError(
+                f"BUNIT '{stated}' counts from magnitudes that are not AB ({why}); {_advice(band)}"
+            )
     if band.zero_point_ab is not None:
         return _from_zero_point(band.zero_point_ab)
-    stated = " ".join((unit or "").split())
-    seconds = 1.0
-    if stated and not _is_one(parsed, u.ct / u.s):
-        if not _is_one(parsed, u.ct):
-            raise MosaicError(
-                f"BUNIT '{stated[:_MAX_UNIT_LENGTH]}' is neither a flux density nor counts; "
-                f"correct it, or set zero_point_ab of {band.name} in the survey's YAML file"
-            )
-        seconds = _number(lookup("EXPTIME")) or _number(lookup("TEXPTIME")) or 1.0
-    flam, plam, fnu = (_number(lookup(k)) for k in ("PHOTFLAM", "PHOTPLAM", "PHOTFNU"))
+    is_rate = not stated or is_count_rate(unit)
+    if not is_rate and not _is_one(parsed, u.ct):
+        raise MosaicError(
+            f"BUNIT '{stated[:_MAX_UNIT_LENGTH]}' is neither a flux density nor counts; "
+            f"correct it, or {_advice(band)}"
+        )
+    flam, plam, fnu = (_stated(headers, key) for key in ("PHOTFLAM", "PHOTPLAM", "PHOTFNU"))
     if flam and plam:
         zero_point = -2.5 * math.log10(flam) - 5 * math.log10(plam) - 2.408
-        return _from_zero_point(zero_point) / seconds
+        return _from_zero_point(zero_point) / (1.0 if is_rate else _seconds(headers, band))
     if fnu:
-        return fnu * 1e9 / seconds
-    for key in _ZERO_POINT_KEYS:
-        zero_point_header = _number(lookup(key))
-        if zero_point_header:
-            return _from_zero_point(zero_point_header)
+        return fnu * 1e9 / (1.0 if is_rate else _seconds(headers, band))
+    return _from_header(headers, band)
+
+
+def is_count_rate(unit: str | None) -> bool:
+    """Whether a unit is one count, electron or DN per second, in any spelling."""
+    return _is_one(_parse(unit), u.ct / u.s)
+
+
+def number(value: Any) -> float | None:
+    """Return a header's positive, finite number, in quotes or not; None of anything else."""
+    if isinstance(value, str):
+        try:
+            value = float(value.strip().upper().replace("D", "E"))
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) and value > 0 else None
+
+
+def _stated(headers: Sequence[fits.Header], key: str) -> float | None:
+    """The first header's positive number under a keyword, or None."""
+    return next((n for h in headers if (n := number(h.get(key))) is not None), None)
+
+
+def _seconds(headers: Sequence[fits.Header], band: Band) -> float:
+    for key in _EXPOSURE_KEYS:
+        seconds = _stated(headers, key)
+        if seconds is not None:
+            return seconds
+    raise MosaicError(
+        f"its pixels are counts, its calibration is per second, and it has no exposure time "
+        f"({', '.join(_EXPOSURE_KEYS)}); add EXPTIME, or {_advice(band)}"
+    )
+
+
+def _from_header(headers: Sequence[fits.Header], band: Band) -> float | None:
+    """nJy of a count by the zero points in the headers, which must agree and be AB's."""
+    low, high = _ZERO_POINT_RANGE
+    found = {k: z for k in _KEYS if (z := _stated(headers, k)) is not None and low <= z <= high}
+    of_zero = _stated(headers, "FLUXMAG0")  # LSST, HSC: counts of AB magnitude 0
+    if of_zero is not None:
+        found["FLUXMAG0"] = 2.5 * math.log10(of_zero)
+    per_second = _stated(headers, "FPA.ZP")  # Pan-STARRS, whose stacks are counts of EXPTIME
+    if per_second is not None:
+        found["FPA.ZP"] = per_second + 2.5 * math.log10(_seconds(headers, band))
+    if "MAGZERO" in found:  # NOIRLab's MAGZPT is that of a count per second
+        found.pop("MAGZPT", None)
+    if not found:
+        return None
+    first = next(iter(found))
+    shown = ", ".join(f"{key} {value:.6g}" for key, value in found.items())
+    if max(found.values()) - min(found.values()) > _MAX_DISAGREEMENT_MAG:
+        raise MosaicError(f"its zero points disagree ({shown}); {_advice(band)}")
+    if first in _AB_KEYS:
+        return _from_zero_point(found[first])
+    why = _not_ab(headers, found)
+    if why is None and set(found) <= set(_KEYS_IF_AB) and not _says_ab(headers, found):
+        why = "the header does not say which system's it is"
+    if why is not None:
+        raise MosaicError(f"its zero point ({shown}) may not be AB: {why}; {_advice(band)}")
+    return _from_zero_point(found[first])
+
+
+def _not_ab(headers: Sequence[fits.Header], keys: Iterable[str] = ()) -> str | None:
+    """What says that magnitudes are another system's than AB; None: nothing does."""
+    systems = _systems(headers)
+    for key, system in systems.items():
+        if not re.match(r"\s*AB(MAG|\b)", system, re.IGNORECASE):
+            return f"{key} is '{system[:20]}'"
+    if systems or _comments_match(headers, keys, r"\bAB\b"):
+        return None
+    if _comments_match(headers, keys, r"(?i)vega"):
+        return "its comment says Vega"
+    for header in headers:
+        for key in _ORIGIN_KEYS:
+            if _VEGA_ORIGINS.search(str(header.get(key, ""))):
+                return f"{key} '{str(header[key])[:30]}' has Vega magnitudes"
+        if "NUMZPT" in header:
+            return "NUMZPT is a card of CASU's pipelines, which have Vega magnitudes"
+        for card in ("COMMENT", "HISTORY"):
+            if any(re.search(r"\bvega", str(t), re.IGNORECASE) for t in header.get(card, ())):
+                return f"a {card} speaks of Vega"
     return None
+
+
+def _says_ab(headers: Sequence[fits.Header], keys: Iterable[str]) -> bool:
+    origins = (str(header.get(key, "")) for header in headers for key in _ORIGIN_KEYS)
+    return bool(
+        _systems(headers)
+        or _comments_match(headers, keys, r"\bAB\b")
+        or any(_AB_ORIGINS.search(origin) for origin in origins)
+    )
+
+
+def _systems(headers: Sequence[fits.Header]) -> dict[str, str]:
+    """Keyword -> system, of the keywords that state the system of magnitudes."""
+    return {
+        key: system
+        for header in reversed(headers)
+        for key in _SYSTEM_KEYS
+        if isinstance(system := header.get(key), str)
+        and system.strip().upper() not in ("", "N/A", "NONE", "UNKNOWN")
+    }
+
+
+def _comments_match(headers: Sequence[fits.Header], keys: Iterable[str], pattern: str) -> bool:
+    return any(
+        re.search(pattern, header.comments[key])
+        for header in headers
+        for key in keys
+        if key in header
+    )
+
+
+def _advice(band: Band) -> str:
+    return f"set zero_point_ab of {band.name} in the survey's YAML file"
 
 
 def _parse(text: str | None) -> u.UnitBase | None:
@@ -116,8 +255,13 @@ def _absolute(unit: u.UnitBase, pixel_area_arcsec2: float) -> float | None:
     maggy = u.zero_point_flux(3631 * u.Jy)
     for target, factor in ((u.nJy, 1.0), (u.nJy / u.sr, pixel_area_arcsec2 * SR_PER_ARCSEC2)):
         if unit.is_equivalent(target, equivalencies=maggy):
-            return _number(float(unit.to(target, equivalencies=maggy)) * factor)
+            return number(float(unit.to(target, equivalencies=maggy)) * factor)
     return None
+
+
+def _is_flux(unit: u.UnitBase | None) -> bool:
+    """Whether a unit is of flux by itself, and not by the zero point of a magnitude."""
+    return unit is not None and any(unit.is_equivalent(t) for t in (u.nJy, u.nJy / u.sr))
 
 
 def _is_one(unit: u.UnitBase | None, target: u.UnitBase) -> bool:
@@ -126,10 +270,3 @@ def _is_one(unit: u.UnitBase | None, target: u.UnitBase) -> bool:
 
 def _from_zero_point(zero_point_ab: float) -> float:
     return 10 ** (0.4 * (AB_ZERO_POINT_NJY - zero_point_ab))
-
-
-def _number(value: Any) -> float | None:
-    """A positive, finite header value, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) and value > 0 else None

@@ -5,7 +5,7 @@ import io
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
-from photozhpc.mosaic.calibration import njy_per_unit
+from photozhpc.mosaic.calibration import njy_per_unit, number
 from photozhpc.mosaic.fits_length import check_length, unzipped
 from photozhpc.mosaic.grid import check_frame, pixel_area_arcsec2
 from photozhpc.mosaic.plane import (
@@ -31,6 +31,8 @@ from photozhpc.object_storage import AnyPath
 from photozhpc.survey import Band, Survey
 
 _DO_NOT_USE = 1  # bit 0 of DQ
+_ASINH_MAG = 2.5 * math.log10(math.e)  # of a step of e in flux: pixels of Pan-STARRS' stacks
+_MAX_KEPT_BYTES = 16 << 20  # of the tiles of a compressed plane that was read to its end
 
 # Words of EXTNAME -> what the plane is. Words that are not here and are no band name a plane
 # that is not needed (context map, segmentation, PSF).
@@ -44,8 +46,11 @@ _ROLES = {
     "DQ": "dq",
 }
 _NOISE_ROLES = ("err", "variance", "inverse_variance", "weight")
-_BAND_KEYS = ("FILTER", "FILTER1", "FILTER2", "FILTNAM1", "FILTNAM2", "PUPIL", "BAND")
-_NO_FILTER = re.compile(r"CLEAR\w*|N/?A|NONE|OPEN|", re.IGNORECASE)
+# The pupil wheel first: a filter in it (NIRCam's F470N, behind F444W) is narrower than the other
+# wheel's, and says the band (JDox, NIRCam Filters; NIRISS has its short filters there).
+_BAND_KEYS = ("PUPIL", "FILTER", "FILTER1", "FILTER2", "FILTNAM1", "FILTNAM2", "BAND")
+_NO_FILTER = re.compile(r"CLEAR\w*|N/?A|NONE|OPEN|EMPTY|", re.IGNORECASE)
+_PUPIL_FILTER = re.compile(r"F\d{3}(W2|[WMN])", re.IGNORECASE)  # not MASKRND, GDHS, NRM, FLAT ...
 _SIBLINGS = {
     "weight": ("wht", "weight"),
     "err": ("rms", "err"),
@@ -59,6 +64,9 @@ class _Plane:
 
     hdu: Any
     layer: tuple[int, ...] = ()
+    asinh: tuple[float, float] | None = None  # BSOFTEN, BOFFSET; None: pixels are linear
+    _first: int = field(default=0, init=False)
+    _unpacked: NDArray[Any] | None = field(default=None, init=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,6 +74,31 @@ class _Plane:
         return int(height), int(width)
 
     def rows(self, i0: int, i1: int) -> NDArray[Any]:
+        rows = self._stored_rows(i0, i1)
+        if self.asinh is None:
+            return rows
+        softening, offset = self.asinh
+        with np.errstate(over="ignore"):
+            return offset + 2 * softening * np.sinh(rows.astype(np.float64) / _ASINH_MAG)
+
+    def _stored_rows(self, i0: int, i1: int) -> NDArray[Any]:
+        tile_height = self.hdu.tile_shape[-2] if isinstance(self.hdu, fits.CompImageHDU) else 1
+        if tile_height == 1:
+            return self._section(i0, i1)
+        # The tiles that hold a row are unpacked as a whole: they are kept for the next rows.
+        kept = self._unpacked
+        if kept is None or not self._first <= i0 <= i1 <= self._first + len(kept):
+            self._unpacked = kept = None  # before the next ones need the memory
+            self._first = i0 // tile_height * tile_height
+            kept = self._section(
+                self._first, min(-(-i1 // tile_height) * tile_height, self.shape[0])
+            )
+        rows = kept[i0 - self._first : i1 - self._first]
+        done = i1 == self.shape[0] and kept.nbytes > _MAX_KEPT_BYTES
+        self._unpacked = None if done else kept
+        return rows
+
+    def _section(self, i0: int, i1: int) -> NDArray[Any]:
         return np.asarray(self.hdu.section[(*self.layer, slice(i0, i1), slice(None))])
 
 
@@ -292,14 +325,23 @@ def _role_and_band(hdu: Any, survey: Survey) -> tuple[str | None, str | None]:
 
 
 def _header_bands(*headers: Any) -> list[tuple[str, str]]:
-    """(keyword, value) of the keywords that may name a band."""
-    return [
+    """(keyword, value) of the keywords that may name a band.
+
+    Behind a filter in the pupil wheel, what the filter wheel holds names none.
+    """
+    found = [
         (key, text)
         for header in headers
         for key in _BAND_KEYS
         for text in [str(header.get(key, "")).strip()]
         if not _NO_FILTER.fullmatch(text) and not text.isdigit()
     ]
+    in_pupil = [(key, text) for key, text in found if key == "PUPIL"]
+    others = [(key, text) for key, text in found if key != "PUPIL"]
+    if any(_PUPIL_FILTER.fullmatch(text) for _, text in in_pupil):
+        others = [(key, text) for key, text in others if key != "FILTER"]
+        return in_pupil + others
+    return others
 
 
 def _band_of_file(path: AnyPath, survey: Survey, *headers: Any) -> Band:
@@ -362,7 +404,8 @@ def _band_plane(
 
     unit = lookup("BUNIT")
     with naming(path):
-        scale = njy_per_unit(None if unit is None else str(unit), band, area_arcsec2, lookup)
+        headers = (image.hdu.header, hdus[0].header)
+        scale = njy_per_unit(None if unit is None else str(unit), band, area_arcsec2, headers)
     if scale is None:
         raise MosaicError(
             f"{path}: no zero point (BUNIT '{unit}', no PHOTFLAM with PHOTPLAM, no MAGZERO); "
@@ -423,10 +466,10 @@ def _is_exposure(weight: _Plane, lookup: Any) -> bool:
         return stated.strip().upper().startswith("EXP")
     if str(header.get("BUNIT", "")).strip().lower() in ("s", "sec", "second", "seconds"):
         return True
-    seconds = lookup("EXPTIME")
+    seconds = number(lookup("EXPTIME"))
     values = np.concatenate([weight.rows(i, i + 1)[0] for i in sample_rows(*weight.shape)])
     values = values[values > 0]
-    if not isinstance(seconds, int | float) or not seconds > 0 or not values.size:
+    if seconds is None or not values.size:
         return False
     return bool(1 / 3 < np.median(values) / seconds < 3)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from photozhpc.disk import is_count
 from photozhpc.errors import MosaicError, StoreError
 from photozhpc.mosaic import grid
+from photozhpc.mosaic.asdf_mosaic import check_outside
 from photozhpc.store import CutoutStore, ShardKey
 
 MAX_OUTLINES = 300
@@ -57,7 +58,10 @@ def _wcs_of(text: dict[str, Any]) -> Any:
             warnings.simplefilter("ignore", AstropyWarning)
             if "fits_header" in text:
                 return WCS(fits.Header.fromstring(text["fits_header"]))
-            with asdf.open(io.BytesIO(text["asdf"].encode())) as file:
+            stream = io.BytesIO(text["asdf"].encode())
+            check_outside("a WCS of the store", stream)
+            stream.seek(0)
+            with asdf.open(stream) as file:
                 return file["wcs"]
     except Exception as error:  # asdf and astropy raise anything on a damaged text
         raise MosaicError(f"a WCS of the store is damaged ({type(error).__name__})") from error
