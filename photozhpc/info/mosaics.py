@@ -16,7 +16,7 @@ from photozhpc.errors import MosaicError, PhotozError
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import opened_tree
 from photozhpc.mosaic.fits_length import check_length, unzipped
-from photozhpc.mosaic.fits_mosaic import sibling_paths
+from photozhpc.mosaic.fits_mosaic import header_bands, sibling_paths
 from photozhpc.mosaic.plane import DAMAGED
 from photozhpc.mosaic.tile import open_planes
 from photozhpc.store.ingest import MAX_SCALE_ERROR
@@ -25,7 +25,6 @@ from photozhpc.survey import Survey, load_survey, survey_names
 _MAX_PACKED_BYTES = 256 << 20  # of gzip, to be unpacked to look into it
 _ERROR_WORDS = ("ERR", "RMS", "SIGMA", "UNC", "STD", "VAR", "IVM", "IVAR", "WHT", "WEIGHT", "WT")
 _EXPOSURE_KEYS = ("EXPTIME", "TEXPTIME", "XPOSURE")
-_BAND_KEYS = ("FILTER", "FILTER1", "FILTER2", "BAND", "PUPIL")
 _MAX_EXTENSIONS = 200
 
 
@@ -81,7 +80,7 @@ def _primary_of_gzip(path: Path) -> dict[str, Any]:
         "format": "FITS, gzip",
         "shape": shape,
         "unit": header.get("BUNIT"),
-        "filter": _filter(header),
+        "filter": next((text for _, text in header_bands(header)), None),
         "bytes": path.stat().st_size,
         "note": "a large packed file: only its first header was read; gunzip it to know more",
     }
@@ -110,7 +109,7 @@ def _about_fits(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
             "shape": list(first.shape),
             "planes": names,
             "unit": next((str(h["BUNIT"]) for h in headers if h.get("BUNIT")), None),
-            "filter": next((f for h in headers if (f := _filter(h))), None),
+            "filter": next((text for _, text in header_bands(*headers)), None),
             "exposure_s": next((e for h in headers if (e := _first(h, _EXPOSURE_KEYS))), None),
             "has_errors": bool(words & set(_ERROR_WORDS)),
             "files_beside": {role: p.name for role, p in sibling_paths(path).items()},
@@ -130,12 +129,6 @@ def _plane_text(hdu: Any) -> str:
 def _first(header: Any, keys: tuple[str, ...]) -> Any:
     value = next((header[key] for key in keys if header.get(key) not in (None, "")), None)
     return value if isinstance(value, str | int | float) else None
-
-
-def _filter(header: Any) -> str | None:
-    """The filter's name; a number is a code of the instrument."""
-    names = (str(header.get(key, "")).strip() for key in _BAND_KEYS)
-    return next((name for name in names if name and not name.isdigit()), None)
 
 
 def _fits_wcs(hdus: Any, image: Any) -> WCS | None:

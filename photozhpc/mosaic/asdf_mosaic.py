@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.mosaic.calibration import is_count_rate, njy_per_unit, number
-from photozhpc.mosaic.grid import check_frame, pixel_area_arcsec2
+from photozhpc.mosaic.grid import check_frame, check_square, pixel_area_arcsec2
 from photozhpc.mosaic.plane import (
     DAMAGED,
     BandPlane,
@@ -208,6 +208,7 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
     wcs = _check_wcs(path, meta.get("wcs"))
     with naming(path):
         area_arcsec2 = pixel_area_arcsec2(wcs, (height, width))
+        check_square(wcs, (height, width))
         scale = njy_per_unit(unit or "MJy/sr", band, area_arcsec2)
     if scale is None and is_count_rate(unit):
         # -999999, None or NaN stand for 'not known' (roman_datamodels).

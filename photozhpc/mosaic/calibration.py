@@ -148,8 +148,9 @@ def _from_header(headers: Sequence[fits.Header], band: Band) -> float | None:
     of_zero = _stated(headers, "FLUXMAG0")  # LSST, HSC: counts of AB magnitude 0
     if of_zero is not None:
         found["FLUXMAG0"] = 2.5 * math.log10(of_zero)
-    per_second = _stated(headers, "FPA.ZP")  # Pan-STARRS, whose stacks are counts of EXPTIME
-    if per_second is not None:
+    # Stacks of Pan-STARRS: 25 and counts of EXPTIME (MAST, PS1 Stack images); warps have another.
+    per_second = _stated(headers, "FPA.ZP")
+    if per_second == 25.0:
         found["FPA.ZP"] = per_second + 2.5 * math.log10(_seconds(headers, band))
     if "MAGZERO" in found:  # NOIRLab's MAGZPT is that of a count per second
         found.pop("MAGZPT", None)

@@ -4,7 +4,7 @@ import contextlib
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.mosaic.calibration import njy_per_unit, number
 from photozhpc.mosaic.fits_length import check_length, unzipped
-from photozhpc.mosaic.grid import check_frame, pixel_area_arcsec2
+from photozhpc.mosaic.grid import check_frame, check_square, pixel_area_arcsec2
 from photozhpc.mosaic.plane import (
     DAMAGED,
     BandPlane,
@@ -32,6 +32,7 @@ from photozhpc.survey import Band, Survey
 
 _DO_NOT_USE = 1  # bit 0 of DQ
 _ASINH_MAG = 2.5 * math.log10(math.e)  # of a step of e in flux: pixels of Pan-STARRS' stacks
+_MIN_UNPACKED = 16  # rows of a compressed plane
 _MAX_KEPT_BYTES = 16 << 20  # of the tiles of a compressed plane that was read to its end
 
 # Words of EXTNAME -> what the plane is. Words that are not here and are no band name a plane
@@ -50,7 +51,7 @@ _NOISE_ROLES = ("err", "variance", "inverse_variance", "weight")
 # wheel's, and says the band (JDox, NIRCam Filters; NIRISS has its short filters there).
 _BAND_KEYS = ("PUPIL", "FILTER", "FILTER1", "FILTER2", "FILTNAM1", "FILTNAM2", "BAND")
 _NO_FILTER = re.compile(r"CLEAR\w*|N/?A|NONE|OPEN|EMPTY|", re.IGNORECASE)
-_PUPIL_FILTER = re.compile(r"F\d{3}(W2|[WMN])", re.IGNORECASE)  # not MASKRND, GDHS, NRM, FLAT ...
+_FILTER_NAME = re.compile(r"F\d{3,4}(W2|LP|[WMNX])", re.IGNORECASE)  # of HST and JWST
 _SIBLINGS = {
     "weight": ("wht", "weight"),
     "err": ("rms", "err"),
@@ -64,6 +65,7 @@ class _Plane:
 
     hdu: Any
     layer: tuple[int, ...] = ()
+    note: str = ""
     asinh: tuple[float, float] | None = None  # BSOFTEN, BOFFSET; None: pixels are linear
     _first: int = field(default=0, init=False)
     _unpacked: NDArray[Any] | None = field(default=None, init=False, repr=False)
@@ -82,10 +84,11 @@ class _Plane:
             return offset + 2 * softening * np.sinh(rows.astype(np.float64) / _ASINH_MAG)
 
     def _stored_rows(self, i0: int, i1: int) -> NDArray[Any]:
-        tile_height = self.hdu.tile_shape[-2] if isinstance(self.hdu, fits.CompImageHDU) else 1
-        if tile_height == 1:
+        if not isinstance(self.hdu, fits.CompImageHDU):
             return self._section(i0, i1)
-        # The tiles that hold a row are unpacked as a whole: they are kept for the next rows.
+        # The tiles that hold a row are unpacked as a whole: they are kept for the next rows. To
+        # ask for a single row of low ones costs as much as to unpack 16.
+        tile_height = -(-_MIN_UNPACKED // self.hdu.tile_shape[-2]) * self.hdu.tile_shape[-2]
         kept = self._unpacked
         if kept is None or not self._first <= i0 <= i1 <= self._first + len(kept):
             self._unpacked = kept = None  # before the next ones need the memory
@@ -233,22 +236,28 @@ def _groups(
                 f"{path}: {len(unnamed)} science images and none says its band; name the "
                 f"extensions by band ({', '.join(survey.band_names)})"
             )
-        cube = _cube(unnamed[0]["image"], survey)
-        if cube is not None and (band is None or len(survey.bands) > 1):
-            return {
-                b.name: {
-                    role: _Plane(hdu, (c,)) for role, hdu in unnamed[0].items() if hdu.shape == cube
-                }
-                for c, b in enumerate(survey.bands)
-                if band is None or b.name == band.name
-            }
         headers = (unnamed[0]["image"].header, hdus[0].header)
+        shape = tuple(unnamed[0]["image"].shape)
+        layers, note = _cube(path, shape, survey, headers)
+        if layers:
+            if band is not None and band.name not in layers:
+                raise MosaicError(f"{path}: has no {band.name}; it has {', '.join(layers)}")
+            return {
+                name: {
+                    role: _Plane(hdu, (*(0,) * (len(shape) - 3), c), note)
+                    for role, hdu in unnamed[0].items()
+                    if tuple(hdu.shape) == shape
+                }
+                for name, c in layers.items()
+                if band is None or name == band.name
+            }
         if band is None:
             band = _band_of_file(path, survey, *headers)
-        for _, text in _header_bands(*headers):
+        for _, text in header_bands(*headers):
             stated = survey.find_band(text)
-            if stated is not None and stated.name != band.name:
-                raise MosaicError(f"{path}: is given as {band.name} and says it is {stated.name}")
+            known = _FILTER_NAME.fullmatch(text) and _FILTER_NAME.fullmatch(band.name)
+            if (stated.name if stated else text.upper() if known else band.name) != band.name:
+                raise MosaicError(f"{path}: is given as {band.name} and says it is {text}")
         named = {band.name: unnamed[0]}
     return {
         name: {role: _flat(path, hdu) for role, hdu in planes.items()}
@@ -273,10 +282,78 @@ def _layer(
     return {band.name: {"image": _Plane(hdu, index)}}
 
 
-def _cube(hdu: Any, survey: Survey) -> tuple[int, ...] | None:
-    """The shape, where the image is a plane for each band of the survey."""
-    shape = tuple(hdu.shape)
-    return shape if len(shape) == 3 and shape[0] == len(survey.bands) > 1 else None
+def _cube(
+    path: AnyPath, shape: tuple[int, ...], survey: Survey, headers: Sequence[fits.Header]
+) -> tuple[dict[str, int], str]:
+    """Say which layer of a cube is which of the survey's bands, with a note if that is a guess.
+
+    By the header's cards (BANDS = 'grz', BAND0 = 'g' ...); without them, a cube of as many
+    layers as the survey has bands is in the survey's order. Empty: no cube.
+
+    Raises:
+        MosaicError: the cards contradict one another or the cube, or no card says what is what and
+            something says that the layers are not the survey's bands in order.
+        ConfigError: none of the bands is one of the survey's.
+    """
+    n_layers = shape[-3] if len(shape) > 2 else 1
+    if n_layers == 1 or math.prod(shape[:-3]) != 1:
+        return {}, ""
+    names = _layer_names(path, n_layers, headers)
+    if names:
+        found = [survey.find_band(name) for name in names]
+        layers = {band.name: c for c, band in enumerate(found) if band is not None}
+        if not layers:
+            raise ConfigError(
+                f"{path}: its layers are {', '.join(names)}, and the survey '{survey.name}' has "
+                f"no such band{did_you_mean(names[0], survey.band_names)}"
+            )
+        if len(layers) < sum(band is not None for band in found):
+            raise MosaicError(f"{path}: two of its layers are of one band ({', '.join(names)})")
+        return layers, ""
+    if len(shape) != 3 or n_layers != len(survey.bands):
+        return {}, ""
+    advice = f"say which layer is which in cards BAND1 to BAND{n_layers}"
+    axis = str(next((h["CTYPE3"] for h in headers if h.get("CTYPE3")), ""))
+    if re.match(r"STOKES|V(ELO|RAD|OPT|ELO-)|TIME|UTC|TAI", axis, re.IGNORECASE):
+        raise MosaicError(f"{path}: CTYPE3 is '{axis}', so its layers are no bands; {advice}")
+    stated = [b.name for _, text in header_bands(*headers) if (b := survey.find_band(text))]
+    if set(stated) - {survey.bands[0].name}:  # a stack of images has the header of the first
+        raise MosaicError(
+            f"{path}: has {n_layers} layers, and its header says {', '.join(stated)}; {advice}"
+        )
+    order = ", ".join(survey.band_names)
+    note = f"no card says which layer of {path.name} is which band: taken in the order {order}"
+    return {name: c for c, name in enumerate(survey.band_names)}, note
+
+
+def _layer_names(path: AnyPath, n_layers: int, headers: Sequence[fits.Header]) -> list[str]:
+    """What the header's cards call the layers of a cube; empty: nothing.
+
+    Legacy Surveys' cutouts have BANDS and BAND0, BAND1 ... (legacysurvey.org, viewer's cutouts);
+    others count from 1, or call it FILTERn.
+    """
+    found: dict[str, list[str]] = {}
+    for header in headers:
+        together = header.get("BANDS") or header.get("FILTERS")
+        if isinstance(together, str) and together.strip():
+            words = re.findall(r"[^\s,;:|/'\"\[\]()]+", together)
+            one = len(words) == 1 and len(words[0]) == n_layers
+            found["BANDS"] = list(words[0]) if one else words
+        for key in ("BAND", "FILTER", "PLANE", "LAYER", "CHAN", "FILT"):
+            first = 0 if f"{key}0" in header else 1
+            cards = [header.get(f"{key}{c}") for c in range(first, first + n_layers)]
+            if all(isinstance(card, str) and card.strip() for card in cards):
+                found[f"{key}{first} ..."] = [card.strip() for card in cards]
+        if found:
+            break
+    lists = list(found.values())
+    if any(len(names) != n_layers or names != lists[0] for names in lists):
+        shown = "; ".join(f"{key}: {' '.join(names)}" for key, names in found.items())
+        raise MosaicError(
+            f"{path}: its cards do not say which of {n_layers} layers is which band ({shown}); "
+            "correct them"
+        )
+    return lists[0] if lists else []
 
 
 def _flat(path: AnyPath, hdu: Any) -> _Plane:
@@ -314,7 +391,7 @@ def _role_and_band(hdu: Any, survey: Survey) -> tuple[str | None, str | None]:
         return (roles[0] if roles else "image"), None  # its FILTER is of the whole file
     band = bands[0] if bands else None
     if band is None:
-        for _, name in _header_bands(hdu.header):
+        for _, name in header_bands(hdu.header):
             found = survey.find_band(name)
             band = band or (found.name if found else None)
     if roles:
@@ -324,7 +401,7 @@ def _role_and_band(hdu: Any, survey: Survey) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _header_bands(*headers: Any) -> list[tuple[str, str]]:
+def header_bands(*headers: Any) -> list[tuple[str, str]]:
     """(keyword, value) of the keywords that may name a band.
 
     Behind a filter in the pupil wheel, what the filter wheel holds names none.
@@ -338,14 +415,14 @@ def _header_bands(*headers: Any) -> list[tuple[str, str]]:
     ]
     in_pupil = [(key, text) for key, text in found if key == "PUPIL"]
     others = [(key, text) for key, text in found if key != "PUPIL"]
-    if any(_PUPIL_FILTER.fullmatch(text) for _, text in in_pupil):
+    if any(_FILTER_NAME.fullmatch(text) for _, text in in_pupil):
         others = [(key, text) for key, text in others if key != "FILTER"]
         return in_pupil + others
-    return others
+    return others + in_pupil
 
 
 def _band_of_file(path: AnyPath, survey: Survey, *headers: Any) -> Band:
-    stated = _header_bands(*headers)
+    stated = header_bands(*headers)
     for _, name in stated:
         found = survey.find_band(name)
         if found is not None:
@@ -376,20 +453,47 @@ def _wcs(path: AnyPath, hdus: Any, image: Any) -> WCS | None:
             continue
         # Drizzled mosaics (CANDELS) keep the coefficients of an exposure's distortion, which their
         # pixels no longer have; astropy applies them. The SIP standard wants -SIP in CTYPE.
+        header = header.copy()
         if not str(header["CTYPE1"]).strip().upper().endswith("-SIP"):
-            header = header.copy()
             for key in ("A_ORDER", "B_ORDER", "AP_ORDER", "BP_ORDER"):
                 header.remove(key, ignore_missing=True)
+        _name_tpv(header)
         wcs = WCS(header, fobj=hdus, naxis=2)
         if wcs.has_celestial:
             return wcs
     return None
 
 
+def _name_tpv(header: fits.Header) -> None:
+    """Call the projection of SCAMP's headers by its name, TPV.
+
+    SCAMP writes its polynomial as PVi_m under -TAN. astropy finds it by terms above the fourth
+    (Shupe et al. 2012, section 7), so not where it is linear. -TAN has no PV of the latitude
+    (Calabretta & Greisen 2002, section 5.1.3): where there is one, it is SCAMP's. Under -TAN-SIP
+    (PTF) it is the same distortion for a second time.
+    """
+    types = {axis: str(header.get(f"CTYPE{axis}", "")).strip().upper() for axis in (1, 2)}
+    latitude = next((axis for axis, name in types.items() if "LAT" in name or "DEC" in name), 2)
+    values = [header[key] for key in header[f"PV{latitude}_*"]]
+    if not any(isinstance(value, int | float) and value for value in values):
+        return
+    for axis, name in types.items():
+        if name.endswith("-TAN-SIP"):
+            for key in list(header[f"PV{axis}_*"]):
+                del header[key]
+        elif name.endswith("-TAN"):
+            header[f"CTYPE{axis}"] = f"{name[:-4]}-TPV"
+            header.setdefault(f"PV{axis}_1", 1.0)
+
+
 def _band_plane(
     path: AnyPath, hdus: Any, survey: Survey, band: Band, planes: dict[str, _Plane]
 ) -> BandPlane:
     image = planes["image"]
+    headers = (image.hdu.header, hdus[0].header)
+    for role, plane in planes.items():
+        own = (plane.hdu.header,)
+        plane.asinh = _asinh_scale(path, headers if role == "image" else own)
     wcs = _wcs(path, hdus, image.hdu)
     area_arcsec2 = survey.pixel_scale_arcsec**2
     if wcs is not None:
@@ -398,13 +502,15 @@ def _band_plane(
             area_arcsec2 = pixel_area_arcsec2(wcs, image.shape)
     if not 0 < area_arcsec2 < 1e8:
         raise MosaicError(f"{path}: the WCS gives a pixel of {area_arcsec2} arcsec2")
+    if wcs is not None:
+        with naming(path):
+            check_square(wcs, image.shape)
 
     def lookup(key: str) -> Any:
-        return image.hdu.header.get(key, hdus[0].header.get(key))
+        return headers[0].get(key, headers[1].get(key))
 
     unit = lookup("BUNIT")
     with naming(path):
-        headers = (image.hdu.header, hdus[0].header)
         scale = njy_per_unit(None if unit is None else str(unit), band, area_arcsec2, headers)
     if scale is None:
         raise MosaicError(
@@ -417,7 +523,10 @@ def _band_plane(
                 f"{path}: the {role} plane has shape {plane.shape}, the image {image.shape}"
             )
     noise = next((role for role in _NOISE_ROLES if role in planes), None)
-    factor, notes = 1.0, []
+    factor = 1.0
+    notes = [f"{band.name}: {image.note}"] if image.note else []
+    if image.asinh is not None:
+        notes.append(f"{band.name}: pixels on an asinh scale (BSOFTEN, BOFFSET) made linear")
     if noise is None or (noise == "weight" and _is_exposure(planes["weight"], lookup)):
         factor = _noise_scale(image, planes.get("weight"))
         what = "no error plane: one error for all pixels" if noise is None else "exposure weights"
@@ -440,6 +549,28 @@ def _band_plane(
         return rows, err, bad
 
     return BandPlane(path, band.name, image.shape, wcs, scale, read_rows, tuple(notes))
+
+
+def _asinh_scale(path: AnyPath, headers: Sequence[fits.Header]) -> tuple[float, float] | None:
+    """BSOFTEN and BOFFSET of a Pan-STARRS stack, whose pixels are asinh magnitudes.
+
+    flux = BOFFSET + BSOFTEN * 2 sinh(pixel / 2.5 log10(e)) (MAST, PS1 Stack images).
+
+    Raises:
+        MosaicError: only one of them is there, or they are no numbers.
+    """
+    for header in headers:
+        found = header.get("BSOFTEN"), header.get("BOFFSET")
+        if found == (None, None):
+            continue
+        softening, offset = number(found[0]), found[1]
+        if softening is None or not isinstance(offset, int | float) or not math.isfinite(offset):
+            raise MosaicError(
+                f"{path}: pixels on an asinh scale, with BSOFTEN {found[0]} and BOFFSET {found[1]};"
+                " make them linear first"
+            )
+        return softening, float(offset)
+    return None
 
 
 def _sigma(

@@ -19,6 +19,7 @@ from photozhpc.mosaic.plane import DAMAGED
 FloatN = NDArray[np.float64]
 
 _ROUND_TRIP_PIX = 0.02
+MAX_AXIS_RATIO = 1.05  # of the ellipse that a pixel's circle is on the sky
 _SKY_FRAMES = ("icrs", "fk5", "fk4", "fk4noeterms", "galactic")
 
 
@@ -74,11 +75,33 @@ def pixel_to_sky(wcs: Any, y_N: ArrayLike, x_N: ArrayLike) -> tuple[FloatN, Floa
 
 def pixel_area_arcsec2(wcs: Any, shape_HW: tuple[int, int]) -> float:
     """Solid angle of the pixel in the middle of the grid, arcsec^2, from the WCS itself."""
+    along_x, along_y = _pixel_sides(wcs, shape_HW)
+    return float(np.linalg.norm(np.cross(along_x, along_y))) * float(np.degrees(1) * 3600) ** 2
+
+
+def check_square(wcs: Any, shape_HW: tuple[int, int]) -> None:
+    """Make sure that a circle of pixels is a circle on the sky, in the middle of the grid.
+
+    Apertures and cutouts are of pixels. Of pixels that are 5% longer than wide an aperture of
+    1.25 FWHM loses less than 0.02% of the flux of a star, of such as are twice as long 3%.
+
+    Raises:
+        MosaicError: the axes of the ellipse that a circle becomes differ by more than 5%.
+    """
+    axes = np.linalg.svd(np.stack(_pixel_sides(wcs, shape_HW)), compute_uv=False)
+    if axes[0] > MAX_AXIS_RATIO * axes[1]:
+        raise MosaicError(
+            f"its pixels are not square: {axes[0] / axes[1]:.3g} times as long as wide on the sky; "
+            "resample the mosaic to square pixels"
+        )
+
+
+def _pixel_sides(wcs: Any, shape_HW: tuple[int, int]) -> tuple[FloatN, FloatN]:
+    """The step on the unit sphere of one pixel along x, and along y, in the middle of the grid."""
     y, x = (shape_HW[0] - 1) / 2, (shape_HW[1] - 1) / 2
     lon, lat = _forward(wcs, np.array([y, y, y - 0.5, y + 0.5]), np.array([x - 0.5, x + 0.5, x, x]))
     vector = _unit_vectors(lon, lat)
-    area_sr = float(np.linalg.norm(np.cross(vector[1] - vector[0], vector[3] - vector[2])))
-    return area_sr * float(np.degrees(1) * 3600) ** 2
+    return vector[1] - vector[0], vector[3] - vector[2]
 
 
 def check_frame(wcs: Any) -> None:
