@@ -87,6 +87,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if len(inner) > 1:  # one or several: str | tuple[str, ...]
             several = isinstance(value, list | tuple)
             inner = [arg for arg in inner if (typing.get_origin(arg) is tuple) == several]
+            inner = [arg for arg in inner if type(value) is arg] or inner
         return _convert(inner[0], value, where)
     if origin is typing.Literal:
         if value not in args:

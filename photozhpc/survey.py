@@ -108,6 +108,9 @@ class Survey:
             by name. Empty: several are an error.
         layer: the science image is this layer of the first image of a FITS file, and the file's
             other layers and extensions are not used. None: extensions are told by their names.
+        bad_mask_bits: bits of a mask or DQ plane that make a pixel bad, by the names in its header
+            (MP_BAD: BAD) or by number from 0; []: masks are passed over. None: by what is known
+            of the telescope's bits, else any.
         band_aliases: what file names have in place of a band's name, and that name.
         source_pattern: globs of names of source lists beside the mosaics. With {tile} a list is
             of one tile: it gives the sources that are measured on that tile, and of several
@@ -132,6 +135,7 @@ class Survey:
     skip_mosaics: tuple[str, ...] = ()
     prefer_mosaics: tuple[str, ...] = ()
     layer: int | None = None
+    bad_mask_bits: tuple[str | int, ...] | None = None
     source_pattern: str | tuple[str, ...] = "*cat.parquet"
     keep_off_tile: bool = True
     source_columns: SourceColumns = SourceColumns()
@@ -155,6 +159,9 @@ class Survey:
         _check_patterns("source_pattern", names_of(self.source_pattern))
         if self.layer is not None and self.layer < 0:
             raise ValueError(f"layer must not be negative, got {self.layer}")
+        for bit in self.bad_mask_bits or ():
+            if isinstance(bit, int) and not 0 <= bit < 62:
+                raise ValueError(f"bad_mask_bits: a bit's number is 0 to 61, got {bit}")
         if not 0 < self.pixel_scale_arcsec < math.inf:
             raise ValueError(f"pixel_scale_arcsec must be positive, got {self.pixel_scale_arcsec}")
         radii = self.aperture_radii_arcsec

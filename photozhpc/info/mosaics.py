@@ -16,7 +16,8 @@ from photozhpc.errors import MosaicError, PhotozError
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import opened_tree
 from photozhpc.mosaic.fits_length import check_length, unzipped
-from photozhpc.mosaic.fits_mosaic import header_bands, sibling_paths
+from photozhpc.mosaic.fits_roles import header_bands
+from photozhpc.mosaic.fits_siblings import sibling_paths
 from photozhpc.mosaic.plane import DAMAGED
 from photozhpc.mosaic.tile import open_planes
 from photozhpc.store.ingest import MAX_SCALE_ERROR

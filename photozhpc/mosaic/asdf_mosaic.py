@@ -18,6 +18,7 @@ from asdf.util import load_yaml
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
+from photozhpc.mosaic.bad_bits import DO_NOT_USE, BadBits, bits_of_numbers
 from photozhpc.mosaic.calibration import is_count_rate, njy_per_unit, number
 from photozhpc.mosaic.grid import check_frame, check_square, pixel_area_arcsec2
 from photozhpc.mosaic.plane import (
@@ -35,7 +36,6 @@ from photozhpc.survey import Band, Survey
 _BLOCK_MAGIC = b"\xd3BLK"
 _INDEX_MAGIC = b"#ASDF BLOCK INDEX"
 _MAX_CHAIN = 8  # files that lead to one another
-_DO_NOT_USE = 1  # bit 0 of dq
 _VARIANCES = ("var_poisson", "var_rnoise", "var_flat", "var_sky")
 
 
@@ -243,6 +243,9 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
         constant = robust_sigma(np.stack([np.asarray(data[i : i + 1])[0] for i in rows]))
         notes = (f"{band.name}: no error plane; one error for all pixels, from the clipped MAD",)
 
+    wanted = survey.bad_mask_bits
+    bad_bits = BadBits(DO_NOT_USE if wanted is None else bits_of_numbers(wanted, path))
+
     def read_rows(i0: int, i1: int) -> Rows:
         try:
             image = np.asarray(data[i0:i1])
@@ -251,7 +254,7 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
                 weight = np.asarray(planes["weight"][i0:i1])
                 bad = ~(weight > 0)
             if "dq" in planes:
-                flagged = (np.asarray(planes["dq"][i0:i1]) & _DO_NOT_USE) != 0
+                flagged = bad_bits.of(np.asarray(planes["dq"][i0:i1]))
                 bad = flagged if bad is None else bad | flagged
             if "err" in planes:
                 err: NDArray[Any] = np.asarray(planes["err"][i0:i1])

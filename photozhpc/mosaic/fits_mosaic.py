@@ -15,8 +15,19 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
+from photozhpc.mosaic.bad_bits import bad_bits
 from photozhpc.mosaic.calibration import njy_per_unit, number
 from photozhpc.mosaic.fits_length import check_length, unzipped
+from photozhpc.mosaic.fits_roles import (
+    FILTER_NAME,
+    MASK_ROLES,
+    NOISE_ROLES,
+    PART_OF_VARIANCE,
+    header_bands,
+    is_image,
+    sort_planes,
+)
+from photozhpc.mosaic.fits_siblings import sibling_paths
 from photozhpc.mosaic.grid import check_frame, check_square, pixel_area_arcsec2
 from photozhpc.mosaic.plane import (
     DAMAGED,
@@ -30,33 +41,10 @@ from photozhpc.mosaic.plane import (
 from photozhpc.object_storage import AnyPath
 from photozhpc.survey import Band, Survey
 
-_DO_NOT_USE = 1  # bit 0 of DQ
 _ASINH_MAG = 2.5 * math.log10(math.e)  # of a step of e in flux: pixels of Pan-STARRS' stacks
+_MAX_SCATTER = 10.0  # of pixels, in the sigma that weights say, before it is told
 _MIN_UNPACKED = 16  # rows of a compressed plane
 _MAX_KEPT_BYTES = 16 << 20  # of the tiles of a compressed plane that was read to its end
-
-# Words of EXTNAME -> what the plane is. Words that are not here and are no band name a plane
-# that is not needed (context map, segmentation, PSF).
-_ROLES = {
-    **dict.fromkeys(("SCI", "SCIENCE", "DATA", "IMAGE", "PRIMARY"), "image"),
-    **dict.fromkeys(("ERR", "ERROR", "RMS", "SIGMA", "UNC", "STD"), "err"),
-    **dict.fromkeys(("VAR", "VARIANCE", "STAT"), "variance"),
-    **dict.fromkeys(("IVM", "IVAR", "INVVAR", "INVVARIANCE"), "inverse_variance"),
-    **dict.fromkeys(("WHT", "WEIGHT", "WT"), "weight"),
-    **dict.fromkeys(("MASK", "BPM", "FLAG", "FLAGS"), "mask"),
-    "DQ": "dq",
-}
-_NOISE_ROLES = ("err", "variance", "inverse_variance", "weight")
-# The pupil wheel first: a filter in it (NIRCam's F470N, behind F444W) is narrower than the other
-# wheel's, and says the band (JDox, NIRCam Filters; NIRISS has its short filters there).
-_BAND_KEYS = ("PUPIL", "FILTER", "FILTER1", "FILTER2", "FILTNAM1", "FILTNAM2", "BAND")
-_NO_FILTER = re.compile(r"CLEAR\w*|N/?A|NONE|OPEN|EMPTY|", re.IGNORECASE)
-_FILTER_NAME = re.compile(r"F\d{3,4}(W2|LP|[WMNX])", re.IGNORECASE)  # of HST and JWST
-_SIBLINGS = {
-    "weight": ("wht", "weight"),
-    "err": ("rms", "err"),
-    "inverse_variance": ("ivm", "ivar"),
-}
 
 
 @dataclass
@@ -105,20 +93,6 @@ class _Plane:
         return np.asarray(self.hdu.section[(*self.layer, slice(i0, i1), slice(None))])
 
 
-def sibling_paths(path: AnyPath) -> dict[str, AnyPath]:
-    """Weight and error files that lie beside a science file, by role."""
-    name = re.fullmatch(r"(.+?)([._-])(drz|drc|sci|i2d)(\.fits?)(\.gz|\.fz)?", path.name, re.I)
-    found: dict[str, AnyPath] = {}
-    if name is not None:
-        for role, words in _SIBLINGS.items():
-            for word in words:
-                for end in dict.fromkeys((name[5] or "", "", ".gz", ".fz")):
-                    sibling = path.with_name(f"{name[1]}{name[2]}{word}{name[4]}{end}")
-                    if role not in found and sibling.is_file():
-                        found[role] = sibling
-    return found
-
-
 @contextlib.contextmanager
 def open_fits(
     path: AnyPath, plain: Path, survey: Survey, band: Band | None
@@ -139,8 +113,8 @@ def open_fits(
         hdus = _open(path, plain, stack)
         try:
             groups = _groups(path, hdus, survey, band)
-            if any(not set(_NOISE_ROLES) & set(planes) for planes in groups.values()):
-                _add_siblings(path, groups, stack)
+            if len(groups) == 1:
+                _add_siblings(path, next(iter(groups.values())), stack)
             planes = [
                 _band_plane(path, hdus, survey, survey.band(name), planes)
                 for name, planes in groups.items()
@@ -181,42 +155,46 @@ def _open(path: AnyPath, plain: Path, stack: contextlib.ExitStack) -> Any:
     return hdus
 
 
-def _add_siblings(
-    path: AnyPath, groups: dict[str, dict[str, _Plane]], stack: contextlib.ExitStack
-) -> None:
-    if len(groups) > 1:
+def _add_siblings(path: AnyPath, planes: dict[str, _Plane], stack: contextlib.ExitStack) -> None:
+    """Take noise and mask from files beside the mosaic, where it has none of its own."""
+    needed = [role for role in (*NOISE_ROLES, *MASK_ROLES) if role not in planes]
+    if _noise_role(planes) is not None:
+        needed = [role for role in needed if role not in NOISE_ROLES]
+    if not needed:
         return
-    (planes,) = groups.values()
     for role, sibling in sibling_paths(path).items():
-        plain = stack.enter_context(unzipped(sibling))
-        images = [hdu for hdu in _open(sibling, plain, stack) if _is_image(hdu)]
-        if images and not set(_NOISE_ROLES) & set(planes):
-            planes[role] = _flat(sibling, images[0])
+        if role in needed and (role in MASK_ROLES or _noise_role(planes) is None):
+            plain = stack.enter_context(unzipped(sibling))
+            images = [hdu for hdu in _open(sibling, plain, stack) if is_image(hdu)]
+            if images:
+                planes[role] = _flat(sibling, images[0])
 
 
-def _is_image(hdu: Any) -> bool:
-    kinds = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
-    return isinstance(hdu, kinds) and len(hdu.shape) >= 2 and 0 not in hdu.shape
+def _noise_role(planes: dict[str, _Plane]) -> str | None:
+    """Return the role of the plane that the errors are from; parts of a variance come last."""
+    parts = [role for role in planes if role.startswith(PART_OF_VARIANCE)]
+    return next((role for role in NOISE_ROLES if role in planes), "variance" if parts else None)
 
 
 def _groups(
     path: AnyPath, hdus: Any, survey: Survey, band: Band | None
 ) -> dict[str, dict[str, _Plane]]:
     """Sort the image planes of a file: band name -> role -> plane."""
-    images = [hdu for hdu in hdus if _is_image(hdu)]
+    images = [hdu for hdu in hdus if is_image(hdu)]
     if not images:
         raise MosaicError(f"{path}: holds no image")
     if survey.layer is not None:
         return _layer(path, hdus, images[0], survey, band)
-    groups: dict[tuple[str | None, int], dict[str, Any]] = {}
-    for hdu in images:
-        role, name = _role_and_band(hdu, survey)
-        if len(images) == 1 and role is None:
-            role = "image"
-        if role is not None:
-            groups.setdefault((name, hdu.ver), {}).setdefault(role, hdu)
-    _merge_parts(groups)
-    named = {name: planes for (name, _), planes in groups.items() if name and "image" in planes}
+    groups, passed_over = sort_planes(path, images, survey)
+    named: dict[str, dict[str, Any]] = {}
+    for (name, ver), planes in groups.items():
+        if name and "image" in planes:
+            if name in named:
+                raise MosaicError(
+                    f"{path}: has two science images of {name} (EXTVER {ver} is one); give one "
+                    "file for each"
+                )
+            named[name] = planes
     if named:
         if band is not None:
             if band.name not in named:
@@ -255,14 +233,17 @@ def _groups(
             band = _band_of_file(path, survey, *headers)
         for _, text in header_bands(*headers):
             stated = survey.find_band(text)
-            known = _FILTER_NAME.fullmatch(text) and _FILTER_NAME.fullmatch(band.name)
+            known = FILTER_NAME.fullmatch(text) and FILTER_NAME.fullmatch(band.name)
             if (stated.name if stated else text.upper() if known else band.name) != band.name:
                 raise MosaicError(f"{path}: is given as {band.name} and says it is {text}")
         named = {band.name: unnamed[0]}
-    return {
+    found = {
         name: {role: _flat(path, hdu) for role, hdu in planes.items()}
         for name, planes in named.items()
     }
+    for planes in found.values():
+        planes["image"].note = passed_over
+    return found
 
 
 def _layer(
@@ -368,59 +349,6 @@ def _flat(path: AnyPath, hdu: Any) -> _Plane:
     return _Plane(hdu, (0,) * len(leading))
 
 
-def _merge_parts(groups: dict[tuple[str | None, int], dict[str, Any]]) -> None:
-    """Give error planes without a band of their own to the science image they belong to."""
-    for key in [key for key, planes in groups.items() if "image" not in planes]:
-        homes = [k for k, planes in groups.items() if "image" in planes]
-        same = [k for k in homes if k[1] == key[1]]
-        home = same if len(same) == 1 else homes
-        if len(home) == 1 and key[0] in (None, home[0][0]):
-            parts = groups.pop(key)
-            groups[home[0]] = {**parts, **groups[home[0]]}
-
-
-def _role_and_band(hdu: Any, survey: Survey) -> tuple[str | None, str | None]:
-    """What an extension is and of which band: by its name, or the FILTER of its own header."""
-    words = [word for word in re.split(r"[^A-Za-z0-9]+", hdu.name) if word]
-    whole = survey.find_band(hdu.name) if hdu.name else None
-    if whole is not None:
-        return "image", whole.name
-    roles = [_ROLES[word.upper()] for word in words if word.upper() in _ROLES]
-    bands = [found.name for word in words if (found := survey.find_band(word)) is not None]
-    if isinstance(hdu, fits.PrimaryHDU):
-        return (roles[0] if roles else "image"), None  # its FILTER is of the whole file
-    band = bands[0] if bands else None
-    if band is None:
-        for _, name in header_bands(hdu.header):
-            found = survey.find_band(name)
-            band = band or (found.name if found else None)
-    if roles:
-        return roles[-1], band
-    if bands or not words:
-        return "image", band
-    return None, None
-
-
-def header_bands(*headers: Any) -> list[tuple[str, str]]:
-    """(keyword, value) of the keywords that may name a band.
-
-    Behind a filter in the pupil wheel, what the filter wheel holds names none.
-    """
-    found = [
-        (key, text)
-        for header in headers
-        for key in _BAND_KEYS
-        for text in [str(header.get(key, "")).strip()]
-        if not _NO_FILTER.fullmatch(text) and not text.isdigit()
-    ]
-    in_pupil = [(key, text) for key, text in found if key == "PUPIL"]
-    others = [(key, text) for key, text in found if key != "PUPIL"]
-    if any(_FILTER_NAME.fullmatch(text) for _, text in in_pupil):
-        others = [(key, text) for key, text in others if key != "FILTER"]
-        return in_pupil + others
-    return others + in_pupil
-
-
 def _band_of_file(path: AnyPath, survey: Survey, *headers: Any) -> Band:
     stated = header_bands(*headers)
     for _, name in stated:
@@ -522,7 +450,10 @@ def _band_plane(
             raise MosaicError(
                 f"{path}: the {role} plane has shape {plane.shape}, the image {image.shape}"
             )
-    noise = next((role for role in _NOISE_ROLES if role in planes), None)
+    noise = _noise_role(planes)
+    noise_planes = [planes[noise]] if noise in planes else []
+    if noise == "variance" and not noise_planes:
+        noise_planes = [p for role, p in planes.items() if role.startswith(PART_OF_VARIANCE)]
     factor = 1.0
     notes = [f"{band.name}: {image.note}"] if image.note else []
     if image.asinh is not None:
@@ -531,6 +462,15 @@ def _band_plane(
         factor = _noise_scale(image, planes.get("weight"))
         what = "no error plane: one error for all pixels" if noise is None else "exposure weights"
         notes.append(f"{band.name}: {what}; scaled to the clipped MAD of the image")
+    elif noise == "weight":
+        notes += _note_on_weights(band, _noise_scale(image, planes["weight"]))
+    masks = []
+    for role in MASK_ROLES:
+        if role in planes:
+            mask = planes[role]
+            about = (mask.hdu.header, *headers)
+            masks.append((mask, bad_bits(path, mask, role, about, image, survey.bad_mask_bits)))
+    notes += [f"{band.name}: {bits.note}" for _, bits in masks if bits.note]
 
     def read_rows(i0: int, i1: int) -> Rows:
         try:
@@ -539,11 +479,10 @@ def _band_plane(
             if noise is None:
                 err = np.full(rows.shape, factor, np.float32)
             else:
-                err, bad = _sigma(noise, planes[noise].rows(i0, i1), factor)
-            if "mask" in planes:
-                bad |= planes["mask"].rows(i0, i1) != 0
-            if "dq" in planes:
-                bad |= (planes["dq"].rows(i0, i1).astype(np.int64) & _DO_NOT_USE) != 0
+                first, *others = (plane.rows(i0, i1) for plane in noise_planes)
+                err, bad = _sigma(noise, sum(others, first), factor)
+            for mask, bits in masks:
+                bad |= bits.of(mask.rows(i0, i1))
         except DAMAGED as error:
             raise _damaged(path, error) from error
         return rows, err, bad
@@ -583,6 +522,20 @@ def _sigma(
         if role == "variance":
             return np.sqrt(values), ~(values > 0)
     return sigma_from_weight(values, factor), ~(values > 0)
+
+
+def _note_on_weights(band: Band, scatter: float) -> list[str]:
+    """Note where weights are not 1 / sigma^2, as SWarp's may be relative.
+
+    Args:
+        scatter: of the image times the root of the weights, which should be 1.
+    """
+    if not 0 < scatter < math.inf or 1 / _MAX_SCATTER < scatter < _MAX_SCATTER:
+        return []
+    return [
+        f"{band.name}: the weights, taken as 1 / sigma^2, say an error {1 / scatter:.2g} times the "
+        "scatter of the image; scale them if they are relative"
+    ]
 
 
 def _is_exposure(weight: _Plane, lookup: Any) -> bool:

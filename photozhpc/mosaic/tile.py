@@ -19,7 +19,8 @@ from photozhpc.errors import MosaicError
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import open_asdf
 from photozhpc.mosaic.fits_length import unzipped
-from photozhpc.mosaic.fits_mosaic import open_fits, sibling_paths
+from photozhpc.mosaic.fits_mosaic import open_fits
+from photozhpc.mosaic.fits_siblings import without_siblings
 from photozhpc.mosaic.plane import BandPlane
 from photozhpc.object_storage import AnyPath, ObjectPath, location
 from photozhpc.survey import Band, Survey
@@ -151,8 +152,7 @@ def _files(
         if isinstance(paths, str | os.PathLike | ObjectPath):
             paths = [paths]
         listed = [location(path) for path in paths]
-        siblings = {s for path in listed for s in sibling_paths(path).values()}
-        files = [(path, None) for path in listed if path not in siblings]
+        files = [(path, None) for path in without_siblings(listed)]
     if not files:
         raise MosaicError("no mosaic given: read_tile needs at least one path")
     return files

@@ -23,6 +23,7 @@ from photozhpc.errors import MosaicError, RunError, StoreError
 from photozhpc.logs import LOG
 from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.dust import describe_map, fill_ebv
+from photozhpc.mosaic.fits_siblings import without_siblings
 from photozhpc.mosaic.footprint import Footprint, read_footprints
 from photozhpc.mosaic.measure import Photometry, forced_photometry, noise_weights
 from photozhpc.mosaic.photometry import PhotFlag
@@ -101,7 +102,7 @@ def find_mosaics(
         except ValueError as error:
             raise MosaicError(f"{where}: not a folder, and not a glob ({error})") from error
     claims: dict[str, dict[str, list[AnyPath]]] = {}
-    for file in files:
+    for file in without_siblings(f for f in files if survey.match_mosaic(f.name) is not None):
         match = survey.match_mosaic(file.name)
         if match is None or not (isinstance(file, ObjectPath) or file.is_file()):
             continue

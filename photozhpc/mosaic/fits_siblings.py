@@ -1,0 +1,108 @@
+"""The weight, error and mask files that lie beside a mosaic, told by their names.
+
+A name that is the mosaic's with one word more (SWarp: coadd.fits, coadd.weight.fits; HST:
+x_drz.fits, x_drz_wht.fits), or with one word for another (x_drz.fits, x_wht.fits; Legacy Surveys:
+-image-, -invvar-; DECam's pipeline: _ooi_, _oow_; WISE: -int-, -unc-; unWISE: -img-, -invvar-;
+KiDS: _sci, _wei). Pan-STARRS' skycells have variances in .wt and named bits in .mask.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from photozhpc.errors import StorageError
+from photozhpc.object_storage import AnyPath, ObjectPath
+
+ASIDE = "aside"  # of the mosaic, but not used: models, exposure maps, other masks
+
+# The words for the image itself.
+_SCIENCE = ("drz", "drc", "sci", "science", "i2d", "img", "image", "int", "ooi", "coadd", "mosaic")
+_WORDS = {
+    "weight": "wht weight weights wgt wt wei oow",
+    "err": "rms err error sigma unc uncert noise",
+    "inverse_variance": "ivm ivar invvar",
+    "variance": "var variance",
+    "mask": "ood",
+    ASIDE: "mask msk flag flags bpm dq dqm maskbits model mod resid residual chi chi2 psf psfsize "
+    "snr exp exptime expmap nexp cov coverage ctx con context conf depth galdepth seg segm segmap "
+    "segmentation bkg bkgd background std raw preview",
+}
+_ROLES = {word: role for role, words in _WORDS.items() for word in words.split()}
+_PAN_STARRS = {"wt": "variance", "mask": "mask"}
+_FITS = re.compile(r"\.fits?(\.gz|\.fz)?", re.IGNORECASE)
+# Where a server lists no folders, these names are asked for.
+_ASKED_FOR = ("wht", "weight", "rms", "err", "ivm", "ivar")
+
+
+def sibling_paths(path: AnyPath) -> dict[str, AnyPath]:
+    """Return the files beside a mosaic that tell its noise or its bad pixels, by role.
+
+    Of two files in one role, the one that is packed as the mosaic is.
+    """
+    end = _end(path.name)
+    words = _words(path.name)
+    if end is None:
+        return {}
+    named: dict[str, list[str]] = {}
+    for name in _names_beside(path):
+        if _end(name) is not None and name != path.name:
+            for role, science in _owners(_words(name)):
+                if science == words:
+                    named.setdefault(role, []).append(name)
+    return {
+        role: path.with_name(min(named[role], key=lambda name: (_end(name) != end, name)))
+        for role in _WORDS
+        if role in named and role != ASIDE
+    }
+
+
+def without_siblings(paths: Iterable[AnyPath]) -> list[AnyPath]:
+    """Return the paths less those that belong to another of them: weights, masks, models."""
+    paths = list(paths)
+    known = {(str(path.parent), _words(path.name)) for path in paths if _end(path.name) is not None}
+    return [
+        path
+        for path in paths
+        if _end(path.name) is None
+        or not any((str(path.parent), words) in known for _, words in _owners(_words(path.name)))
+    ]
+
+
+def _owners(words: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (role, words of the mosaic's name) of the mosaics that a file may belong to."""
+    roles = _ROLES | _PAN_STARRS if "skycell" in words else _ROLES
+    for index, word in enumerate(words):
+        if word in roles:
+            before, after = words[:index], words[index + 1 :]
+            if before or after:
+                yield roles[word], (*before, *after)
+            for science in _SCIENCE:
+                yield roles[word], (*before, science, *after)
+
+
+def _words(name: str) -> tuple[str, ...]:
+    stem = name[: len(name) - len(_end(name) or "")]
+    return tuple(word for word in re.split(r"[._-]+", stem.lower()) if word)
+
+
+def _end(name: str) -> str | None:
+    """The .fits, .fits.gz ... of a name, in lower case; None: it has none."""
+    found = re.search(rf"{_FITS.pattern}\Z", name, re.IGNORECASE)
+    return None if found is None else found[0].lower()
+
+
+def _names_beside(path: AnyPath) -> list[str]:
+    if not isinstance(path, ObjectPath):
+        with suppress(OSError):
+            return sorted(os.listdir(path.parent))
+        return []
+    with suppress(StorageError, OSError):
+        return sorted(other.name for other in path.parent.iterdir())
+    end = _FITS.search(path.name)
+    stem = path.name[: end.start()] if end else path.name
+    cut = re.fullmatch(r"(.+[._-])([A-Za-z0-9]+)", stem)
+    if end is None or cut is None or cut[2].lower() not in _SCIENCE:
+        return []
+    names = [f"{cut[1]}{word}{end[0]}" for word in _ASKED_FOR]
+    return [name for name in names if path.with_name(name).is_file()]
