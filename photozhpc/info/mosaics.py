@@ -12,6 +12,7 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 
+from photozhpc.disk import read_fault
 from photozhpc.errors import MosaicError, PhotozError
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import opened_tree
@@ -54,7 +55,9 @@ def about_fits_or_asdf(path: Path, survey: Survey | None = None) -> dict[str, An
                     raise MosaicError(f"{path}: neither FITS nor ASDF (it begins with {magic!r})")
             except DAMAGED as error:
                 line = " ".join(str(error).split())[:160] or type(error).__name__
-                raise MosaicError(f"{path}: damaged ({line}); copy it again") from error
+                raise MosaicError(
+                    read_fault(path, error) or f"{path}: damaged ({line}); copy it again"
+                ) from error
             found["bytes"] = packed_bytes
             if found["kind"] == "mosaic":
                 found |= _calibrated(path, survey, wcs, shape_HW)
@@ -72,7 +75,9 @@ def _primary_of_gzip(path: Path) -> dict[str, Any]:
         with gzip.open(path, "rb") as stream:
             header = fits.Header.fromfile(stream)
     except DAMAGED as error:
-        raise MosaicError(f"{path}: no header of FITS in it, or damaged ({error})") from error
+        raise MosaicError(
+            read_fault(path, error) or f"{path}: no header of FITS in it, or damaged ({error})"
+        ) from error
     shape = [header.get(f"NAXIS{i}") for i in range(header.get("NAXIS", 0), 0, -1)]
     return {
         "kind": "mosaic",

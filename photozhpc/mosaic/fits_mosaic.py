@@ -14,6 +14,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
+from photozhpc.disk import read_fault
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.mosaic.calibration import njy_per_unit, number
 from photozhpc.mosaic.fits_length import check_length, unzipped
@@ -32,7 +33,7 @@ from photozhpc.survey import Band, Survey
 
 _DO_NOT_USE = 1  # bit 0 of DQ
 _ASINH_MAG = 2.5 * math.log10(math.e)  # of a step of e in flux: pixels of Pan-STARRS' stacks
-_MIN_UNPACKED = 16  # rows of a compressed plane
+_MIN_UNPACKED_PIXELS = 1 << 17  # of a compressed plane
 _MAX_KEPT_BYTES = 16 << 20  # of the tiles of a compressed plane that was read to its end
 
 # Words of EXTNAME -> what the plane is. Words that are not here and are no band name a plane
@@ -86,9 +87,10 @@ class _Plane:
     def _stored_rows(self, i0: int, i1: int) -> NDArray[Any]:
         if not isinstance(self.hdu, fits.CompImageHDU):
             return self._section(i0, i1)
-        # The tiles that hold a row are unpacked as a whole: they are kept for the next rows. To
-        # ask for a single row of low ones costs as much as to unpack 16.
-        tile_height = -(-_MIN_UNPACKED // self.hdu.tile_shape[-2]) * self.hdu.tile_shape[-2]
+        # The tiles that hold a row are unpacked as a whole: they are kept for the next rows. Low
+        # ones many at a time, as it costs more to ask for a row than to unpack it.
+        tile_height = self.hdu.tile_shape[-2]
+        tile_height *= max(1, _MIN_UNPACKED_PIXELS // (self.shape[1] * tile_height))
         kept = self._unpacked
         if kept is None or not self._first <= i0 <= i1 <= self._first + len(kept):
             self._unpacked = kept = None  # before the next ones need the memory
@@ -172,8 +174,8 @@ def fits_grid(
 
 
 def _open(path: AnyPath, plain: Path, stack: contextlib.ExitStack) -> Any:
-    check_length(plain, path)
     try:
+        check_length(plain, path)
         hdus = stack.enter_context(fits.open(plain, memmap=False))
         len(hdus)  # reads every header now; `section` reads rows, and scales them
     except DAMAGED as error:
@@ -620,4 +622,6 @@ def _noise_scale(image: _Plane, weight: _Plane | None) -> float:
 
 def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
     detail = " ".join(str(error).split())[:160] or type(error).__name__
-    return MosaicError(f"{path}: damaged or not a FITS mosaic ({detail}); copy it again")
+    return MosaicError(
+        read_fault(path, error) or f"{path}: damaged or not a FITS mosaic ({detail}); copy it again"
+    )
