@@ -126,6 +126,37 @@ def sync_tree(folder: Path) -> None:
                 os.fsync(stream.fileno())
 
 
+def files_below(folder: Path, notes: list[str] | None = None) -> list[Path]:
+    """Return what is in a folder and in those below it, sorted, but folders.
+
+    Links to folders are followed, each folder once however many links lead to it, and under the
+    name that needs no link if there is one.
+
+    Args:
+        notes: gets a line on folders that cannot be listed.
+    """
+    found: list[Path] = []
+    faults: list[OSError] = []
+    seen: set[tuple[int, int]] = set()
+    linked = [str(folder)]
+    while linked:
+        for root, folders, names in os.walk(linked.pop(0), onerror=faults.append):
+            about = os.stat(root)
+            if (about.st_dev, about.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            found += [Path(root, name) for name in names]
+            paths = [os.path.join(root, name) for name in sorted(folders)]
+            linked += [path for path in paths if os.path.islink(path)]
+    if faults and notes is not None:
+        notes.append(
+            f"{len(faults)} folders cannot be listed, such as {faults[0].filename} "
+            f"({faults[0].strerror}): what is in them is left out"
+        )
+    return sorted(found)
+
+
 def disk_error(path: Path, error: OSError) -> RunError:
     """Return the one line that says why `path` could not be written, and what to do."""
     if error.errno in _FULL:

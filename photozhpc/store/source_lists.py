@@ -1,10 +1,12 @@
 """Which source lists, and which of their sources, a store is made of."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from photozhpc.disk import files_below
 from photozhpc.errors import ConfigError, SourceListError
 from photozhpc.mosaic.repeats import note_on
 from photozhpc.mosaic.sources import JoinedLists, read_source_lists
@@ -34,12 +36,18 @@ def find_source_lists(
             raise SourceListError(f"{where}: which source lists are meant? Pass --sources")
     else:
         folder = path if path.is_dir() else path.parent
+
+    def below(pattern: str) -> list[Any]:
+        if isinstance(folder, ObjectPath):
+            return sorted(folder.rglob(pattern))
+        return [file for file in files_below(folder) if file.match(pattern)]
+
     patterns = names_of(survey.source_pattern)
     of_tile: dict[str, list[tuple[int, int, AnyPath]]] = {}
     others: list[AnyPath] = []
     files: list[AnyPath] = []
     if any("{tile" in pattern for pattern in patterns):
-        files = sorted(folder.rglob("*"))
+        files = below("*")
     for file in files:
         match = survey.match_source_list(file.name)
         if match is not None and match[1] is not None and file.is_file():
@@ -48,9 +56,9 @@ def find_source_lists(
     try:
         for pattern in patterns:
             if "{tile" not in pattern:
-                files = sorted(folder.rglob(pattern))
+                files = below(pattern)
                 others += [file for file in files if file not in others]
-    except (ValueError, NotImplementedError) as error:
+    except ValueError as error:
         raise ConfigError(
             f"survey '{survey.name}': source_pattern '{pattern}' is not a glob ({error})"
         ) from error
