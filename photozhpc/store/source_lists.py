@@ -13,6 +13,8 @@ from photozhpc.mosaic.sources import JoinedLists, read_source_lists
 from photozhpc.object_storage import AnyPath, ObjectPath, is_glob, location
 from photozhpc.survey import Survey, names_of
 
+_MAX_ROUNDING_PIX = 0.05  # of a position, as of two grids that are taken for the same
+
 
 def find_source_lists(
     where: str | AnyPath, survey: Survey, notes: list[str] | None = None
@@ -93,6 +95,23 @@ def _one_of_each(
     return sorted(lists)
 
 
+def _rounded_positions(
+    ra_N: NDArray[np.float64], dec_N: NDArray[np.float64], survey: Survey
+) -> list[str]:
+    """Return a note if all positions have the 24 bits of a float32, which is too coarse."""
+    ra_M, dec_M = (values[np.isfinite(ra_N + dec_N)] for values in (ra_N, dec_N))
+    if not ra_M.size or any((v != v.astype(np.float32)).any() for v in (ra_M, dec_M)):
+        return []
+    step_deg = max(float(np.spacing(np.float32(np.abs(v).max()))) for v in (ra_M, dec_M))
+    error_pix = step_deg * 3600 / 2 / survey.pixel_scale_arcsec
+    if error_pix < _MAX_ROUNDING_PIX:
+        return []
+    return [
+        f"positions of the source lists are in single precision: off by up to {error_pix:.2g} "
+        "pixels; write ra and dec in double precision"
+    ]
+
+
 def read_survey_lists(lists: Sequence[str | AnyPath], survey: Survey) -> JoinedLists:
     """Read and join lists with the survey's columns; a list is called as its tile, or its file."""
 
@@ -140,6 +159,7 @@ def sources_to_measure(
         kept_N &= tile_N >= 0
         if off_N.any():
             notes.append(f"{np.count_nonzero(off_N)} sources on no tile left out")
+    notes += _rounded_positions(joined.sources.ra_N, joined.sources.dec_N, survey)
     if len(joined.labels) > 1 and any(joined.labels.values()):
         counts = ", ".join(f"{count} from {name}" for name, count in joined.labels.items())
         notes.append(f"labels of the source lists: {counts}")
