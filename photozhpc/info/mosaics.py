@@ -10,14 +10,13 @@ import numpy as np
 from asdf.exceptions import AsdfWarning
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
-from astropy.wcs import WCS
 
 from photozhpc.disk import read_fault
 from photozhpc.errors import MosaicError, PhotozError
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import opened_tree
 from photozhpc.mosaic.fits_length import check_length, unzipped
-from photozhpc.mosaic.fits_mosaic import header_bands, sibling_paths
+from photozhpc.mosaic.fits_mosaic import celestial_wcs, header_bands, sibling_paths
 from photozhpc.mosaic.plane import DAMAGED
 from photozhpc.mosaic.tile import open_planes
 from photozhpc.store.ingest import MAX_SCALE_ERROR
@@ -102,7 +101,7 @@ def _about_fits(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
                 raise MosaicError(f"{path}: holds no image and no table")
             return _about_table(path, tables[0]), None, None
         first = images[0]
-        wcs = _fits_wcs(hdus, first)
+        wcs = celestial_wcs(path, hdus, first)
         names = {f"{hdu.name or 'PRIMARY'}": _plane_text(hdu) for hdu in images}
         words = {word for name in names for word in name.upper().replace("-", "_").split("_")}
         headers = (first.header, hdus[0].header)
@@ -134,15 +133,6 @@ def _plane_text(hdu: Any) -> str:
 def _first(header: Any, keys: tuple[str, ...]) -> Any:
     value = next((header[key] for key in keys if header.get(key) not in (None, "")), None)
     return value if isinstance(value, str | int | float) else None
-
-
-def _fits_wcs(hdus: Any, image: Any) -> WCS | None:
-    for header in (image.header, hdus[0].header):
-        if "CTYPE1" in header:
-            wcs = WCS(header, fobj=hdus, naxis=2)
-            if wcs.has_celestial:
-                return wcs
-    return None
 
 
 def _about_table(path: Path, hdu: Any) -> dict[str, Any]:

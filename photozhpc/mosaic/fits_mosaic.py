@@ -165,7 +165,7 @@ def fits_grid(
         with fits.open(stream, memmap=False, lazy_load_hdus=True) as hdus:
             len(hdus)
             image = next(iter(_groups(path, hdus, survey, band).values()))["image"]
-            wcs = _wcs(path, hdus, image.hdu)
+            wcs = celestial_wcs(path, hdus, image.hdu)
     except DAMAGED as error:
         raise _damaged(path, error) from error
     if wcs is not None:
@@ -449,7 +449,7 @@ def _band_of_file(path: AnyPath, survey: Survey, *headers: Any) -> Band:
     )
 
 
-def _wcs(path: AnyPath, hdus: Any, image: Any) -> WCS | None:
+def celestial_wcs(path: AnyPath, hdus: Any, image: Any) -> WCS | None:
     """The celestial WCS of a science image (of the primary header, where it has none)."""
     for header in (image.header, hdus[0].header):
         if "CTYPE1" not in header:
@@ -504,7 +504,7 @@ def _band_plane(
     for role, plane in planes.items():
         own = (plane.hdu.header,)
         plane.asinh = _asinh_scale(path, headers if role == "image" else own)
-    wcs = _wcs(path, hdus, image.hdu)
+    wcs = celestial_wcs(path, hdus, image.hdu)
     area_arcsec2 = survey.pixel_scale_arcsec**2
     if wcs is not None:
         with naming(path):
