@@ -4,6 +4,7 @@ import errno
 import glob
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -15,6 +16,16 @@ from typing import Any, Protocol
 from photozhpc.errors import RunError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of a read: what a disk, a file system, a server or the machine does, and no content of a file.
+_FAULTS = frozenset(
+    (
+        *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+        *(errno.EACCES, errno.EPERM, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ECONNRESET),
+        *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN),
+        *(errno.EINTR, errno.ENOLCK, errno.EUCLEAN, errno.EBADMSG, errno.EPROTO, *_FULL),
+    )
+)
 _FOREIGN_PARTIAL_SECONDS = 24 * 3600
 
 
@@ -115,6 +126,37 @@ def sync_tree(folder: Path) -> None:
                 os.fsync(stream.fileno())
 
 
+def files_below(folder: Path, notes: list[str] | None = None) -> list[Path]:
+    """Return what is in a folder and in those below it, sorted, but folders.
+
+    Links to folders are followed, each folder once however many links lead to it, and under the
+    name that needs no link if there is one.
+
+    Args:
+        notes: gets a line on folders that cannot be listed.
+    """
+    found: list[Path] = []
+    faults: list[OSError] = []
+    seen: set[tuple[int, int]] = set()
+    linked = [str(folder)]
+    while linked:
+        for root, folders, names in os.walk(linked.pop(0), onerror=faults.append):
+            about = os.stat(root)
+            if (about.st_dev, about.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            found += [Path(root, name) for name in names]
+            paths = [os.path.join(root, name) for name in sorted(folders)]
+            linked += [path for path in paths if os.path.islink(path)]
+    if faults and notes is not None:
+        notes.append(
+            f"{len(faults)} folders cannot be listed, such as {faults[0].filename} "
+            f"({faults[0].strerror}): what is in them is left out"
+        )
+    return sorted(found)
+
+
 def disk_error(path: Path, error: OSError) -> RunError:
     """Return the one line that says why `path` could not be written, and what to do."""
     if error.errno in _FULL:
@@ -123,6 +165,30 @@ def disk_error(path: Path, error: OSError) -> RunError:
             f"again: what is finished is kept"
         )
     return RunError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def read_fault(path: object, error: BaseException) -> str | None:
+    """Return what to say where a read failed and the file may be sound; None: it is the file.
+
+    The error of the system is looked for in what led to `error` too, and in the words of
+    libraries (h5py, safetensors) that raise their own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            return f"{path}: needs more memory than there is to be read, or is damaged"
+        number = cause.errno if isinstance(cause, OSError) else None
+        stated = re.search(r"(?:os error |errno = |\[Errno )(\d+)", str(cause))
+        if number is None and stated is not None:
+            number = int(stated[1])
+        if number in _FAULTS:
+            return (
+                f"{path}: cannot be read ({os.strerror(number)}): the disk, the network or this "
+                "process's limits failed, and the file may be sound; see to that and run the same "
+                "command again"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def remove_stale_partials(folder: Path, name: str | None = None) -> None:

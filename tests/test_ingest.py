@@ -23,6 +23,7 @@ from photozhpc.store.ingest import (
     round_pixels,
     rounding_step,
 )
+from photozhpc.store.source_lists import read_survey_lists, sources_to_measure
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
@@ -262,3 +263,62 @@ def test_without_a_known_sky_there_is_no_image_of_it(small_sky: Path, tmp_path: 
     key = store.shards()[0]
     assert np.isnan(store.read_measurements(key).flux_NCR).all()
     assert np.isnan(store.read_cutouts(key)).all()
+
+
+def _named_files(folder: Path, *names: str) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return [folder / name for name in names]
+
+
+def test_linked_tile_folders_are_found(tmp_path: Path) -> None:
+    top, away = tmp_path / "mosaics", tmp_path / "away"
+    own = _named_files(top / "a", "a_f158_coadd.asdf", "a_cat.parquet")
+    linked = _named_files(away, "b_f158_coadd.asdf", "b_cat.parquet")
+    (top / "b").symlink_to(away)
+    (away / "loop").symlink_to(top)
+    notes: list[str] = []
+    found = find_mosaics(top, SURVEY, notes)
+    assert {tile: bands["F158"].resolve() for tile, bands in found.items()} == {
+        "a": own[0],
+        "b": linked[0],
+    }
+    assert {path.resolve() for path in find_source_lists(top, SURVEY)} == {own[1], linked[1]}
+    assert notes == []
+
+
+def test_two_names_of_one_mosaic_are_read_once(tmp_path: Path) -> None:
+    (file,) = _named_files(tmp_path / "a", "t_f158_coadd.asdf")
+    (tmp_path / "z_links").mkdir()
+    (tmp_path / "z_links" / file.name).symlink_to(file)
+    notes: list[str] = []
+    assert find_mosaics(tmp_path, SURVEY, notes) == {"t": {"F158": file}}
+    assert notes == [f"{tmp_path}/z_links/{file.name} is {file} under another name: read once"]
+    (tmp_path / "z_links" / "t_f129_coadd.asdf").symlink_to(tmp_path / "gone")
+    with pytest.raises(MosaicError, match=r"t_f129_coadd\.asdf: a link to what is not there"):
+        find_mosaics(tmp_path, SURVEY)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pixel_scale_arcsec", "noted"),
+    [(np.float32, 0.055, True), (np.float64, 0.055, False), (np.float32, 1.5, False)],
+)
+def test_positions_in_single_precision_are_told_of(
+    tmp_path: Path, kind: type, pixel_scale_arcsec: float, noted: bool
+) -> None:
+    ra_N, dec_N = 150 + np.random.default_rng(0).uniform(0, 0.1, (2, 20))
+    table = {"source_id": range(20), "ra": ra_N.astype(kind), "dec": (dec_N - 148).astype(kind)}
+    pd.DataFrame(table).to_parquet(tmp_path / "cat.parquet")
+    survey = replace(SURVEY, pixel_scale_arcsec=pixel_scale_arcsec)
+    lists = [tmp_path / "cat.parquet"]
+    notes: list[str] = []
+    sources_to_measure(
+        read_survey_lists(lists, survey), lists, np.zeros(20, int), ["t"], survey, notes
+    )
+    worst_pix = np.abs(ra_N.astype(np.float32) - ra_N).max() * 3600 / pixel_scale_arcsec
+    assert (
+        any("single precision" in note for note in notes)
+        == noted
+        == (kind is np.float32 and worst_pix > 0.04)
+    )

@@ -25,7 +25,7 @@ from photozhpc.catalog.photoz_catalog import (
     text_length,
 )
 from photozhpc.catalog.votable import table_description, with_votable
-from photozhpc.disk import disk_error, remove_stale_partials, replacing
+from photozhpc.disk import disk_error, read_fault, remove_stale_partials, replacing
 from photozhpc.errors import CatalogError, ConfigError, did_you_mean
 
 Format = Literal["hats", "vo-parquet", "fits", "qp"]
@@ -266,18 +266,19 @@ def _metadata_of(part: Path) -> pq.FileMetaData:
     try:
         return pq.read_metadata(part)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise _damaged(part) from error
+        raise _damaged(part, error) from error
 
 
 def _schema_of(part: Path) -> pa.Schema:
     try:
         return pq.read_schema(part)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise _damaged(part) from error
+        raise _damaged(part, error) from error
 
 
-def _damaged(part: Path) -> CatalogError:
+def _damaged(part: Path, error: Exception) -> CatalogError:
     return CatalogError(
-        f"{part}: the part is missing or damaged; run the same 'photozhpc infer' again to make "
+        read_fault(part, error)
+        or f"{part}: the part is missing or damaged; run the same 'photozhpc infer' again to make "
         f"it anew"
     )

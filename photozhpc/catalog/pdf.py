@@ -29,7 +29,7 @@ from photozhpc.catalog.photoz_catalog import (
     read_run,
 )
 from photozhpc.catalog.votable import with_votable
-from photozhpc.disk import write_durably
+from photozhpc.disk import read_fault, write_durably
 from photozhpc.errors import CatalogError
 from photozhpc.model.redshift_grid import grid_cells
 
@@ -265,7 +265,8 @@ def _read(path: Path) -> tuple[PdfPart, bytes, dict[bytes, bytes]]:
         pa.ArrowException,
     ) as error:
         raise CatalogError(
-            f"{path}: the p(z) of this part is missing or damaged "
+            read_fault(path, error)
+            or f"{path}: the p(z) of this part is missing or damaged "
             f"({' '.join(str(error).split())[:120]}); run the same 'photozhpc infer' again to "
             f"make it anew"
         ) from error

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from photozhpc.catalog.votable import with_votable
-from photozhpc.disk import is_count, read_json, write_durably
+from photozhpc.disk import is_count, read_fault, read_json, write_durably
 from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
 
@@ -288,7 +288,9 @@ def check_part(path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.
                 raise CatalogError(f"{path}: has other rows or columns than are due")
             counts = count_rows(file.read())
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise CatalogError(f"{path}: the part is missing or damaged ({_line(error)})") from error
+        raise CatalogError(
+            read_fault(path, error) or f"{path}: the part is missing or damaged ({_line(error)})"
+        ) from error
     return PartNote(counts, len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -367,7 +369,8 @@ def read_pieces(part: Path, columns: Sequence[str] | None = None) -> Iterator[pa
                 yield table.replace_schema_metadata(metadata)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise CatalogError(
-            f"{part}: the part is missing or damaged ({_line(error)}); run the same "
+            read_fault(part, error)
+            or f"{part}: the part is missing or damaged ({_line(error)}); run the same "
             f"'photozhpc infer' again to make it anew"
         ) from error
 
@@ -391,7 +394,9 @@ def read_run(file: Path) -> Run:
         about = read_json(file)
         run = Run(about["identity"], about["n_parts"], about["n_rows"])
     except (OSError, ValueError, KeyError) as error:
-        raise CatalogError(f"{file}: is damaged ({type(error).__name__})") from error
+        raise CatalogError(
+            read_fault(file, error) or f"{file}: is damaged ({type(error).__name__})"
+        ) from error
     counts = (run.n_parts, run.n_rows)
     sound = all(map(is_count, counts)) and run.n_parts <= run.n_rows
     if not sound or not isinstance(run.identity, dict):

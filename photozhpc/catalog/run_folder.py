@@ -30,7 +30,14 @@ from photozhpc.catalog.photoz_catalog import (
     PartNote,
     part_name,
 )
-from photozhpc.disk import disk_error, is_count, read_json, remove_stale_partials, write_durably
+from photozhpc.disk import (
+    disk_error,
+    is_count,
+    read_fault,
+    read_json,
+    remove_stale_partials,
+    write_durably,
+)
 from photozhpc.errors import CatalogError, CheckpointError
 from photozhpc.store import ShardKey
 
@@ -213,7 +220,8 @@ class RunFolder:
             return False
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CatalogError(
-                f"{file}: is damaged or not of photozhpc ({' '.join(str(error).split())[:80]})"
+                read_fault(file, error)
+                or f"{file}: is damaged or not of photozhpc ({' '.join(str(error).split())[:80]})"
                 f"{other}"
             ) from error
         if differences:

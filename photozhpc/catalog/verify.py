@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from photozhpc.catalog.pdf import PDF_FOLDER, read_pdf_part
 from photozhpc.catalog.photoz_catalog import PART_FOLDER, PartNote, part_name, read_run
 from photozhpc.catalog.run_folder import Part, RunFolder, plan_parts
+from photozhpc.disk import read_fault
 from photozhpc.errors import CatalogError
 from photozhpc.store import CutoutStore
 
@@ -59,7 +60,9 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
             problems.append(f"{name}: missing")
             continue
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            problems.append(f"{name}: damaged ({' '.join(str(error).split())[:80]})")
+            problems.append(
+                read_fault(name, error) or f"{name}: damaged ({' '.join(str(error).split())[:80]})"
+            )
             continue
         rows += len(source_id_N)
         if run.pdf_form is not None:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from photozhpc.disk import read_json
+from photozhpc.disk import read_fault, read_json
 from photozhpc.errors import CheckpointError
 from photozhpc.store import CutoutStore
 
@@ -80,7 +80,9 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         return tensors, dict(header.get("__metadata__", {}))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         line = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path}: not a safetensors file, or damaged ({line})") from error
+        raise CheckpointError(
+            read_fault(path, error) or f"{path}: not a safetensors file, or damaged ({line})"
+        ) from error
 
 
 def about_checkpoint(path: Path) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import numpy as np
 from asdf.exceptions import AsdfWarning
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
-from astropy.wcs import WCS
 
+from photozhpc.disk import read_fault
 from photozhpc.errors import MosaicError, PhotozError
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import opened_tree
 from photozhpc.mosaic.fits_length import check_length, unzipped
+from photozhpc.mosaic.fits_mosaic import celestial_wcs
 from photozhpc.mosaic.fits_roles import header_bands
 from photozhpc.mosaic.fits_siblings import sibling_paths
 from photozhpc.mosaic.plane import DAMAGED
@@ -55,7 +56,9 @@ def about_fits_or_asdf(path: Path, survey: Survey | None = None) -> dict[str, An
                     raise MosaicError(f"{path}: neither FITS nor ASDF (it begins with {magic!r})")
             except DAMAGED as error:
                 line = " ".join(str(error).split())[:160] or type(error).__name__
-                raise MosaicError(f"{path}: damaged ({line}); copy it again") from error
+                raise MosaicError(
+                    read_fault(path, error) or f"{path}: damaged ({line}); copy it again"
+                ) from error
             found["bytes"] = packed_bytes
             if found["kind"] == "mosaic":
                 found |= _calibrated(path, survey, wcs, shape_HW)
@@ -73,7 +76,9 @@ def _primary_of_gzip(path: Path) -> dict[str, Any]:
         with gzip.open(path, "rb") as stream:
             header = fits.Header.fromfile(stream)
     except DAMAGED as error:
-        raise MosaicError(f"{path}: no header of FITS in it, or damaged ({error})") from error
+        raise MosaicError(
+            read_fault(path, error) or f"{path}: no header of FITS in it, or damaged ({error})"
+        ) from error
     shape = [header.get(f"NAXIS{i}") for i in range(header.get("NAXIS", 0), 0, -1)]
     return {
         "kind": "mosaic",
@@ -98,7 +103,7 @@ def _about_fits(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
                 raise MosaicError(f"{path}: holds no image and no table")
             return _about_table(path, tables[0]), None, None
         first = images[0]
-        wcs = _fits_wcs(hdus, first)
+        wcs = celestial_wcs(path, hdus, first)
         names = {f"{hdu.name or 'PRIMARY'}": _plane_text(hdu) for hdu in images}
         words = {word for name in names for word in name.upper().replace("-", "_").split("_")}
         headers = (first.header, hdus[0].header)
@@ -130,15 +135,6 @@ def _plane_text(hdu: Any) -> str:
 def _first(header: Any, keys: tuple[str, ...]) -> Any:
     value = next((header[key] for key in keys if header.get(key) not in (None, "")), None)
     return value if isinstance(value, str | int | float) else None
-
-
-def _fits_wcs(hdus: Any, image: Any) -> WCS | None:
-    for header in (image.header, hdus[0].header):
-        if "CTYPE1" in header:
-            wcs = WCS(header, fobj=hdus, naxis=2)
-            if wcs.has_celestial:
-                return wcs
-    return None
 
 
 def _about_table(path: Path, hdu: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from photozhpc.catalog.photoz_catalog import PART_FOLDER, PROVENANCE_KEY, catalog_parts, read_run
-from photozhpc.disk import read_json
+from photozhpc.disk import read_fault, read_json
 from photozhpc.errors import CatalogError, SourceListError
 
 HATS_FILES = ("hats.properties", "properties", "collection.properties")
@@ -65,7 +65,9 @@ def _parquet(path: Path) -> dict[str, Any]:
             groups = file.metadata.num_row_groups
     except (OSError, ValueError, pa.ArrowException) as error:
         line = " ".join(str(error).split())[:160]
-        raise SourceListError(f"{path}: not a Parquet file, or damaged ({line})") from error
+        raise SourceListError(
+            read_fault(path, error) or f"{path}: not a Parquet file, or damaged ({line})"
+        ) from error
     metadata = schema.metadata or {}
     found: dict[str, Any] = {
         "path": str(path),

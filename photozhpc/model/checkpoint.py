@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.disk import replacing
+from photozhpc.disk import read_fault, replacing
 from photozhpc.errors import CheckpointError, ConfigError
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita import PITA, PITAConfig
@@ -185,7 +185,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ConfigError,
     ) as error:
         raise CheckpointError(
-            f"{path}: not a photozhpc checkpoint, or damaged ({' '.join(str(error).split())[:120]})"
+            read_fault(path, error)
+            or f"{path}: not a photozhpc checkpoint, or damaged "
+            f"({' '.join(str(error).split())[:120]})"
         ) from error
     if config.n_bands != len(survey.bands):
         raise CheckpointError(

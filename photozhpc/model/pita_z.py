@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from photozhpc.disk import read_fault
 from photozhpc.errors import CheckpointError
 from photozhpc.model.pita import PITA, PITAConfig
 from photozhpc.model.torch_file import load_torch_file
@@ -124,7 +125,9 @@ def _read(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
-            raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged") from error
+            raise CheckpointError(
+                read_fault(path, error) or f"{path}: not a PyTorch checkpoint, or damaged"
+            ) from error
         raise CheckpointError(
             f"{path}: holds '{found[1]}', which could run code; nothing was loaded. If you trust "
             f"it, save its state_dict alone where it was made: "
@@ -132,7 +135,9 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # PyTorch's reader of pickles raises whatever it runs into
         raise CheckpointError(
-            f"{path}: not a PyTorch checkpoint, or damaged ({' '.join(str(error).split())[:120]})"
+            read_fault(path, error)
+            or f"{path}: not a PyTorch checkpoint, or damaged "
+            f"({' '.join(str(error).split())[:120]})"
         ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a checkpoint")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from photozhpc.config import to_mapping
-from photozhpc.disk import replacing
+from photozhpc.disk import read_fault, replacing
 from photozhpc.errors import CheckpointError, ConfigError, RunError
 from photozhpc.memory import keep_freed_memory
 from photozhpc.metrics import PointMetrics, point_metrics
@@ -319,7 +319,7 @@ class Trainer:
             state = load_torch_file(path)
             config, store = state["config"], state["store"]
         except Exception as error:  # PyTorch's reader of pickles raises whatever it runs into
-            raise CheckpointError(damaged) from error
+            raise CheckpointError(read_fault(path, error) or damaged) from error
         if config != self._identity():
             raise CheckpointError(
                 f"{path}: belongs to a run with another configuration; choose another 'out'"

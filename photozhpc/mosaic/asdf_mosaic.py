@@ -17,6 +17,7 @@ from asdf.tags.core.ndarray import NDArrayType
 from asdf.util import load_yaml
 from numpy.typing import NDArray
 
+from photozhpc.disk import read_fault
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.mosaic.bad_bits import DO_NOT_USE, BadBits, bits_of_numbers
 from photozhpc.mosaic.calibration import is_count_rate, njy_per_unit, number
@@ -355,4 +356,7 @@ def check_blocks(path: AnyPath, plain: Path) -> None:
 
 def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
     detail = " ".join(str(error).split())[:160] or type(error).__name__
-    return MosaicError(f"{path}: damaged or not a Roman mosaic ({detail}); copy it again")
+    return MosaicError(
+        read_fault(path, error)
+        or f"{path}: damaged or not a Roman mosaic ({detail}); copy it again"
+    )

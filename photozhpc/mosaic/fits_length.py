@@ -1,6 +1,7 @@
 """Whether a FITS file is as long as its headers say; unpacking of .gz."""
 
 import contextlib
+import errno
 import gzip
 import os
 import re
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from photozhpc.disk import read_fault
 from photozhpc.errors import MosaicError
 from photozhpc.object_storage import AnyPath, ObjectPath
 
@@ -62,6 +64,9 @@ def unzipped(path: AnyPath, shown: AnyPath | None = None) -> Iterator[Path]:
                 "download it again"
             ) from error
         except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                why = read_fault(shown or path, error) or f"{shown or path}: {error}"
+                raise MosaicError(why) from error
             raise MosaicError(
                 f"{shown or path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR "
                 "to a disk with room for it"

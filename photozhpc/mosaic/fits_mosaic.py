@@ -14,6 +14,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
+from photozhpc.disk import read_fault
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.mosaic.bad_bits import bad_bits
 from photozhpc.mosaic.calibration import njy_per_unit, number
@@ -41,9 +42,10 @@ from photozhpc.mosaic.plane import (
 from photozhpc.object_storage import AnyPath
 from photozhpc.survey import Band, Survey
 
+_DISTORTED = ("-TPV", "-TNX", "-ZPX", "-TPD", "-TPU")  # projections of polynomials
 _ASINH_MAG = 2.5 * math.log10(math.e)  # of a step of e in flux: pixels of Pan-STARRS' stacks
 _MAX_SCATTER = 10.0  # of pixels, in the sigma that weights say, before it is told
-_MIN_UNPACKED = 16  # rows of a compressed plane
+_MIN_UNPACKED_PIXELS = 1 << 17  # of a compressed plane
 _MAX_KEPT_BYTES = 16 << 20  # of the tiles of a compressed plane that was read to its end
 
 
@@ -74,9 +76,10 @@ class _Plane:
     def _stored_rows(self, i0: int, i1: int) -> NDArray[Any]:
         if not isinstance(self.hdu, fits.CompImageHDU):
             return self._section(i0, i1)
-        # The tiles that hold a row are unpacked as a whole: they are kept for the next rows. To
-        # ask for a single row of low ones costs as much as to unpack 16.
-        tile_height = -(-_MIN_UNPACKED // self.hdu.tile_shape[-2]) * self.hdu.tile_shape[-2]
+        # The tiles that hold a row are unpacked as a whole: they are kept for the next rows. Low
+        # ones many at a time, as it costs more to ask for a row than to unpack it.
+        tile_height = self.hdu.tile_shape[-2]
+        tile_height *= max(1, _MIN_UNPACKED_PIXELS // (self.shape[1] * tile_height))
         kept = self._unpacked
         if kept is None or not self._first <= i0 <= i1 <= self._first + len(kept):
             self._unpacked = kept = None  # before the next ones need the memory
@@ -136,7 +139,7 @@ def fits_grid(
         with fits.open(stream, memmap=False, lazy_load_hdus=True) as hdus:
             len(hdus)
             image = next(iter(_groups(path, hdus, survey, band).values()))["image"]
-            wcs = _wcs(path, hdus, image.hdu)
+            wcs = celestial_wcs(path, hdus, image.hdu)
     except DAMAGED as error:
         raise _damaged(path, error) from error
     if wcs is not None:
@@ -146,8 +149,8 @@ def fits_grid(
 
 
 def _open(path: AnyPath, plain: Path, stack: contextlib.ExitStack) -> Any:
-    check_length(plain, path)
     try:
+        check_length(plain, path)
         hdus = stack.enter_context(fits.open(plain, memmap=False))
         len(hdus)  # reads every header now; `section` reads rows, and scales them
     except DAMAGED as error:
@@ -374,7 +377,7 @@ def _band_of_file(path: AnyPath, survey: Survey, *headers: Any) -> Band:
     )
 
 
-def _wcs(path: AnyPath, hdus: Any, image: Any) -> WCS | None:
+def celestial_wcs(path: AnyPath, hdus: Any, image: Any) -> WCS | None:
     """The celestial WCS of a science image (of the primary header, where it has none)."""
     for header in (image.header, hdus[0].header):
         if "CTYPE1" not in header:
@@ -385,33 +388,40 @@ def _wcs(path: AnyPath, hdus: Any, image: Any) -> WCS | None:
         if not str(header["CTYPE1"]).strip().upper().endswith("-SIP"):
             for key in ("A_ORDER", "B_ORDER", "AP_ORDER", "BP_ORDER"):
                 header.remove(key, ignore_missing=True)
-        _name_tpv(header)
+        _name_tpv(path, header)
         wcs = WCS(header, fobj=hdus, naxis=2)
         if wcs.has_celestial:
             return wcs
     return None
 
 
-def _name_tpv(header: fits.Header) -> None:
+def _name_tpv(path: AnyPath, header: fits.Header) -> None:
     """Call the projection of SCAMP's headers by its name, TPV.
 
     SCAMP writes its polynomial as PVi_m under -TAN. astropy finds it by terms above the fourth
     (Shupe et al. 2012, section 7), so not where it is linear. -TAN has no PV of the latitude
     (Calabretta & Greisen 2002, section 5.1.3): where there is one, it is SCAMP's. Under -TAN-SIP
     (PTF) it is the same distortion for a second time.
+
+    Raises:
+        MosaicError: the declination comes first: wcslib swaps the axes of a distortion then.
     """
     types = {axis: str(header.get(f"CTYPE{axis}", "")).strip().upper() for axis in (1, 2)}
     latitude = next((axis for axis, name in types.items() if "LAT" in name or "DEC" in name), 2)
     values = [header[key] for key in header[f"PV{latitude}_*"]]
-    if not any(isinstance(value, int | float) and value for value in values):
-        return
-    for axis, name in types.items():
+    is_scamp = any(isinstance(value, int | float) and value for value in values)
+    for axis, name in types.items() if is_scamp else ():
         if name.endswith("-TAN-SIP"):
             for key in list(header[f"PV{axis}_*"]):
                 del header[key]
         elif name.endswith("-TAN"):
             header[f"CTYPE{axis}"] = f"{name[:-4]}-TPV"
             header.setdefault(f"PV{axis}_1", 1.0)
+    if latitude == 1 and header["CTYPE1"].strip().endswith(_DISTORTED):
+        raise MosaicError(
+            f"{path}: the WCS ({header['CTYPE1']}, {header['CTYPE2']}) has the declination first, "
+            "which no library reads right; write the right ascension first"
+        )
 
 
 def _band_plane(
@@ -422,7 +432,7 @@ def _band_plane(
     for role, plane in planes.items():
         own = (plane.hdu.header,)
         plane.asinh = _asinh_scale(path, headers if role == "image" else own)
-    wcs = _wcs(path, hdus, image.hdu)
+    wcs = celestial_wcs(path, hdus, image.hdu)
     area_arcsec2 = survey.pixel_scale_arcsec**2
     if wcs is not None:
         with naming(path):
@@ -573,4 +583,6 @@ def _noise_scale(image: _Plane, weight: _Plane | None) -> float:
 
 def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
     detail = " ".join(str(error).split())[:160] or type(error).__name__
-    return MosaicError(f"{path}: damaged or not a FITS mosaic ({detail}); copy it again")
+    return MosaicError(
+        read_fault(path, error) or f"{path}: damaged or not a FITS mosaic ({detail}); copy it again"
+    )

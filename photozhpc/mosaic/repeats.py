@@ -4,6 +4,7 @@ import gzip
 import warnings
 from typing import Any
 
+from photozhpc.disk import read_fault
 from photozhpc.errors import MosaicError
 from photozhpc.mosaic.plane import DAMAGED
 from photozhpc.object_storage import AnyPath, ObjectPath
@@ -56,6 +57,9 @@ def exposure_time_s(path: AnyPath) -> float:
     """Return the exposure time that a mosaic states: L3's coadd_info, or EXPTIME; 0: none.
 
     A file too damaged to tell states none: whoever reads its pixels says what is wrong.
+
+    Raises:
+        MosaicError, StorageError: it is missing or out of reach, or the disk fails.
     """
     # Headers alone: a delivery on a server has many visits that nobody will fetch. Without a
     # buffer, as asdf reads past it.
@@ -73,7 +77,10 @@ def exposure_time_s(path: AnyPath) -> float:
             return max(float(_of_asdf(stream) if is_asdf else _of_fits(stream)), 0.0)
     except FileNotFoundError as error:
         raise MosaicError(f"{path}: no such file") from error
-    except DAMAGED:
+    except DAMAGED as error:
+        fault = read_fault(path, error)
+        if fault is not None:
+            raise MosaicError(fault) from error
         return 0.0
 
 

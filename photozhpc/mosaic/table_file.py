@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from photozhpc.disk import read_fault
 from photozhpc.errors import MosaicError, SourceListError
 from photozhpc.mosaic.fits_length import check_length
 from photozhpc.mosaic.numbered_table import numbered_columns, read_numbered
@@ -48,7 +49,9 @@ def read_columns(
         raise SourceListError(str(error)) from error
     except Exception as error:  # the readers of damaged tables raise whatever they run into
         line = " ".join(str(error).split())[:160] or type(error).__name__
-        raise SourceListError(f"{path}: the {what} cannot be read ({line})") from error
+        raise SourceListError(
+            read_fault(path, error) or f"{path}: the {what} cannot be read ({line})"
+        ) from error
 
 
 def _read_fetched(

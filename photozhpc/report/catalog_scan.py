@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
+from photozhpc.disk import read_fault
 from photozhpc.errors import CatalogError
 from photozhpc.metrics import pit
 from photozhpc.survey import AB_ZERO_POINT_NJY
@@ -390,8 +391,9 @@ def _n_rows(part: Path) -> int:
 def _damaged(part: Path, error: Exception) -> CatalogError:
     reason = " ".join(str(error).split())[:160]
     return CatalogError(
-        f"{part}: the part is missing or damaged ({reason}); run the same 'photozhpc infer' again "
-        f"to make it anew"
+        read_fault(part, error)
+        or f"{part}: the part is missing or damaged ({reason}); run the same 'photozhpc infer' "
+        f"again to make it anew"
     )
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, catalog_parts, read_catalog
+from photozhpc.disk import read_fault
 from photozhpc.errors import CatalogError
 from photozhpc.metrics import crps, inside_interval, pit
 from photozhpc.report.truth import Truth
@@ -163,7 +164,8 @@ def _column_names(part: Path) -> list[str]:
         return pq.read_schema(part).names
     except (OSError, ValueError, pa.ArrowException) as error:
         raise CatalogError(
-            f"{part}: the part is missing or damaged ({' '.join(str(error).split())[:160]})"
+            read_fault(part, error)
+            or f"{part}: the part is missing or damaged ({' '.join(str(error).split())[:160]})"
         ) from error
 
 

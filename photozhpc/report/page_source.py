@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from photozhpc.catalog.photoz_catalog import PART_FOLDER, PROVENANCE_KEY, catalog_parts
+from photozhpc.disk import read_fault
 from photozhpc.errors import CatalogError, PhotozError, StoreError
 from photozhpc.object_storage import location
 from photozhpc.report.status import status_of
@@ -75,8 +76,9 @@ def _provenance(part: Path) -> dict[str, Any]:
         text = (pq.read_schema(part).metadata or {}).get(PROVENANCE_KEY, b"{}")
     except (OSError, ValueError, pa.ArrowException) as error:
         raise CatalogError(
-            f"{part}: the part is missing or damaged ({' '.join(str(error).split())[:160]}); run "
-            f"the same 'photozhpc infer' again to make it anew"
+            read_fault(part, error)
+            or f"{part}: the part is missing or damaged ({' '.join(str(error).split())[:160]}); "
+            f"run the same 'photozhpc infer' again to make it anew"
         ) from error
     try:
         found = json.loads(text)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.disk import is_count, partial_path, read_json, write_durably
+from photozhpc.disk import is_count, partial_path, read_fault, read_json, write_durably
 from photozhpc.errors import ConfigError, StoreError
 from photozhpc.mosaic.sources import Sources
 from photozhpc.object_storage import AnyPath, ObjectPath, location
@@ -170,7 +170,8 @@ class CutoutStore:
             ConfigError,
         ) as error:
             raise StoreError(
-                f"{path}: not a photozhpc store, or damaged ({type(error).__name__}: "
+                read_fault(path, error)
+                or f"{path}: not a photozhpc store, or damaged ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:160]})"
             ) from error
         if not all(is_count(n) and 0 < n < 1 << 31 for n in (size, shard_len)):
@@ -307,7 +308,9 @@ class CutoutStore:
         try:
             return dict(read_json(file)["attributes"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self.path}: tile '{tile_id}' is missing or damaged") from error
+            raise StoreError(
+                read_fault(file, error) or f"{self.path}: tile '{tile_id}' is missing or damaged"
+            ) from error
 
     @contextmanager
     def new_tile(
@@ -398,7 +401,8 @@ class CutoutStore:
         except FileNotFoundError:
             return None  # a store that was not made by an extraction
         except (OSError, ValueError) as error:
-            raise StoreError(f"{self.path}/plan.json: damaged ({error})") from error
+            file = f"{self.path}/plan.json"
+            raise StoreError(read_fault(file, error) or f"{file}: damaged ({error})") from error
 
     def missing_tiles(self) -> list[str]:
         present = {path.stem for path in (self.path / ".manifests").glob("*.json")}
@@ -455,7 +459,8 @@ class CutoutStore:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
             first_line = " ".join(str(error).split())[:160]
             raise StoreError(
-                f"{self.path}: shard {key} ('{name}') is missing or damaged ({first_line}); "
+                read_fault(f"{self.path}: shard {key} ('{name}')", error)
+                or f"{self.path}: shard {key} ('{name}') is missing or damaged ({first_line}); "
                 f"run 'photozhpc verify {self.path}', delete the tile and extract it again"
             ) from error
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.disk import remove_stale_partials
+from photozhpc.disk import read_fault, remove_stale_partials
 from photozhpc.errors import StoreError
 from photozhpc.mosaic.measure import Photometry, forced_photometry
 from photozhpc.mosaic.photometry import PhotFlag
@@ -160,7 +160,9 @@ def _open(path: Path) -> Iterator[Any]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise StoreError(f"{path}: not an HDF5 file, or cut short ({_line(error)})") from error
+        raise StoreError(
+            read_fault(path, error) or f"{path}: not an HDF5 file, or cut short ({_line(error)})"
+        ) from error
     with file:
         yield file
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from photozhpc.disk import remove_stale_partials
+from photozhpc.disk import files_below, remove_stale_partials
 from photozhpc.errors import MosaicError, RunError, StoreError
 from photozhpc.logs import LOG
 from photozhpc.mosaic.cutouts import extract_cutouts
@@ -91,10 +91,11 @@ def find_mosaics(
     """
     path = location(where)
     files: list[Any]
+    notes = [] if notes is None else notes
     if isinstance(path, ObjectPath):
         files = list_objects(path)
     elif path.is_dir():
-        files = sorted(path.rglob("*"))
+        files = files_below(path, notes)
     else:
         base = Path(path.anchor) if path.is_absolute() else Path()
         try:
@@ -104,17 +105,24 @@ def find_mosaics(
     claims: dict[str, dict[str, list[AnyPath]]] = {}
     for file in without_siblings(f for f in files if survey.match_mosaic(f.name) is not None):
         match = survey.match_mosaic(file.name)
-        if match is None or not (isinstance(file, ObjectPath) or file.is_file()):
+        if match is None:
+            continue
+        if isinstance(file, Path) and not file.is_file():
+            if file.is_symlink() and not file.exists():
+                raise MosaicError(f"{file}: a link to what is not there; mend or remove the link")
             continue
         if isinstance(file, ObjectPath) and file.size is None:
             file = file.described()  # the index page of a web server does not say
         tile_id = match[0] or "tile"
         band = match[1].name if match[1] is not None else ALL_BANDS
         claimed = claims.setdefault(tile_id, {}).setdefault(band, [])
+        if isinstance(file, Path) and any(os.path.samefile(file, str(one)) for one in claimed):
+            notes.append(f"{file} is {claimed[0]} under another name: read once")
+            continue
         if claimed and not survey.prefer_mosaics:
             raise MosaicError(f"{claimed[0]} and {file} are both band {band} of tile '{tile_id}'")
         claimed.append(file)
-    found = one_of_each(claims, survey, [] if notes is None else notes)
+    found = one_of_each(claims, survey, notes)
     if OFF_TILE_ID in found:
         raise MosaicError(f"{where}: a tile cannot be called '{OFF_TILE_ID}'; rename its mosaics")
     for tile_id, bands in found.items():

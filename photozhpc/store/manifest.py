@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from photozhpc.disk import is_count, parse_json
+from photozhpc.disk import is_count, parse_json, read_fault
 from photozhpc.errors import StoreError
 from photozhpc.object_storage import AnyPath, ObjectPath, read_ranges
 
@@ -106,7 +106,8 @@ def forget_manifests() -> None:
 
 def _damaged(path: AnyPath, error: Exception) -> StoreError:
     return StoreError(
-        f"{path}: the tile's manifest is damaged ({type(error).__name__}: "
+        read_fault(path, error)
+        or f"{path}: the tile's manifest is damaged ({type(error).__name__}: "
         f"{' '.join(str(error).split())[:160]})"
     )
 

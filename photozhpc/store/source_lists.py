@@ -1,15 +1,19 @@
 """Which source lists, and which of their sources, a store is made of."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from photozhpc.disk import files_below
 from photozhpc.errors import ConfigError, SourceListError
 from photozhpc.mosaic.repeats import note_on
 from photozhpc.mosaic.sources import JoinedLists, read_source_lists
 from photozhpc.object_storage import AnyPath, ObjectPath, is_glob, location
 from photozhpc.survey import Survey, names_of
+
+_MAX_ROUNDING_PIX = 0.05  # of a position, as of two grids that are taken for the same
 
 
 def find_source_lists(
@@ -34,12 +38,18 @@ def find_source_lists(
             raise SourceListError(f"{where}: which source lists are meant? Pass --sources")
     else:
         folder = path if path.is_dir() else path.parent
+
+    def below(pattern: str) -> list[Any]:
+        if isinstance(folder, ObjectPath):
+            return sorted(folder.rglob(pattern))
+        return [file for file in files_below(folder) if file.match(pattern)]
+
     patterns = names_of(survey.source_pattern)
     of_tile: dict[str, list[tuple[int, int, AnyPath]]] = {}
     others: list[AnyPath] = []
     files: list[AnyPath] = []
     if any("{tile" in pattern for pattern in patterns):
-        files = sorted(folder.rglob("*"))
+        files = below("*")
     for file in files:
         match = survey.match_source_list(file.name)
         if match is not None and match[1] is not None and file.is_file():
@@ -48,9 +58,9 @@ def find_source_lists(
     try:
         for pattern in patterns:
             if "{tile" not in pattern:
-                files = sorted(folder.rglob(pattern))
+                files = below(pattern)
                 others += [file for file in files if file not in others]
-    except (ValueError, NotImplementedError) as error:
+    except ValueError as error:
         raise ConfigError(
             f"survey '{survey.name}': source_pattern '{pattern}' is not a glob ({error})"
         ) from error
@@ -83,6 +93,23 @@ def _one_of_each(
             f"{len(unused)} source lists that are of no tile passed over, such as {unused[0].name}"
         )
     return sorted(lists)
+
+
+def _rounded_positions(
+    ra_N: NDArray[np.float64], dec_N: NDArray[np.float64], survey: Survey
+) -> list[str]:
+    """Return a note if all positions have the 24 bits of a float32, which is too coarse."""
+    ra_M, dec_M = (values[np.isfinite(ra_N + dec_N)] for values in (ra_N, dec_N))
+    if not ra_M.size or any((v != v.astype(np.float32)).any() for v in (ra_M, dec_M)):
+        return []
+    step_deg = max(float(np.spacing(np.float32(np.abs(v).max()))) for v in (ra_M, dec_M))
+    error_pix = step_deg * 3600 / 2 / survey.pixel_scale_arcsec
+    if error_pix < _MAX_ROUNDING_PIX:
+        return []
+    return [
+        f"positions of the source lists are in single precision: off by up to {error_pix:.2g} "
+        "pixels; write ra and dec in double precision"
+    ]
 
 
 def read_survey_lists(lists: Sequence[str | AnyPath], survey: Survey) -> JoinedLists:
@@ -132,6 +159,7 @@ def sources_to_measure(
         kept_N &= tile_N >= 0
         if off_N.any():
             notes.append(f"{np.count_nonzero(off_N)} sources on no tile left out")
+    notes += _rounded_positions(joined.sources.ra_N, joined.sources.dec_N, survey)
     if len(joined.labels) > 1 and any(joined.labels.values()):
         counts = ", ".join(f"{count} from {name}" for name, count in joined.labels.items())
         notes.append(f"labels of the source lists: {counts}")

@@ -1,0 +1,118 @@
+"""Files below linked folders, and reads that the disk failed."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from photozhpc.catalog.photoz_catalog import read_run
+from photozhpc.disk import files_below, read_fault
+from photozhpc.errors import CatalogError, MosaicError, StoreError
+from photozhpc.mosaic.repeats import exposure_time_s
+from photozhpc.mosaic.tile import read_tile
+from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store.manifest import read_manifest
+from photozhpc.survey import load_survey
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    top, outside = tmp_path / "top", tmp_path / "outside"
+    own = [touch(top / name) for name in ("x", "a/y", "b/c/z")]
+    touch(outside / "deep" / "w")
+    (top / "a" / "away").symlink_to(outside)
+    (top / "0_own").symlink_to(top / "b")  # what is there under a name without links
+    (top / "b" / "loop").symlink_to(top)
+    (outside / "back").symlink_to(top / "a")
+    (top / "twice").symlink_to(outside / "deep")
+    (top / "dangling").symlink_to(tmp_path / "nowhere")
+    (top / "file").symlink_to(outside / "deep" / "w")
+    found = files_below(top)
+    assert found == sorted(found)
+    reached = {path.resolve() for path in found if path.exists()}
+    assert reached == {path.resolve() for path in [*own, outside / "deep" / "w"]}
+    assert set(own) <= set(found)
+    assert len(found) == 6  # x, y, z, w, and the links `dangling` and `file`
+
+
+def test_a_tree_without_links_is_as_rglob_has_it(tmp_path):
+    for name in ("b/c", "a", ".hidden/d", "e/f/g"):
+        touch(tmp_path / name)
+    assert files_below(tmp_path) == sorted(p for p in tmp_path.rglob("*") if p.is_file())
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may list every folder")
+def test_a_folder_that_cannot_be_listed_is_told_of(tmp_path):
+    touch(tmp_path / "shut" / "x").parent.chmod(0)
+    notes: list[str] = []
+    assert files_below(tmp_path, notes) == []
+    (tmp_path / "shut").chmod(0o700)
+    assert "shut (Permission denied)" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.EACCES],
+)
+def test_a_fault_of_the_disk_is_told_as_what_it_is(number):
+    direct = OSError(number, os.strerror(number), "part")
+    wrapped = ValueError("not a table")
+    wrapped.__cause__ = direct
+    for error in (
+        direct,
+        wrapped,
+        RuntimeError(f"failed: {os.strerror(number)} (os error {number})"),
+    ):
+        fault = read_fault("x.fits", error)
+        assert fault is not None
+        assert fault.startswith(f"x.fits: cannot be read ({os.strerror(number)})")
+        assert "copy it again" not in fault
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("Empty or corrupt FITS file"),
+        OSError(errno.EINVAL, "Invalid argument"),  # a seek to where a damaged header points
+        ValueError("buffer is too small"),
+        FileNotFoundError(errno.ENOENT, "No such file"),
+    ],
+)
+def test_a_fault_of_the_file_is_not_the_disk(error):
+    assert read_fault("x.fits", error) is None
+
+
+@pytest.fixture
+def failing(tmp_path):
+    """A folder to put links in to a file of which the first byte cannot be read (EIO)."""
+    source = Path("/proc/self/mem")
+    with pytest.raises(OSError, match="Input/output error"), open(source, "rb") as stream:
+        stream.read(1)
+    return lambda name: touch(tmp_path / name).unlink() or _linked(tmp_path / name, source)
+
+
+def _linked(path: Path, target: Path) -> Path:
+    path.symlink_to(target)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "kind"),
+    [
+        ("x_f158_coadd.asdf", lambda p: read_tile(p, load_survey("roman-l3")), MosaicError),
+        ("x_f158_coadd.asdf", exposure_time_s, MosaicError),
+        (".manifests/t.json", read_manifest, StoreError),
+        ("run.json", read_run, CatalogError),
+        ("zarr.json", lambda p: CutoutStore.open(p.parent), StoreError),
+    ],
+)
+def test_a_failing_disk_is_not_called_a_damaged_file(failing, name, read, kind):
+    with pytest.raises(kind, match=r"cannot be read \(Input/output error\)") as caught:
+        read(failing(name))
+    assert "copy it again" not in str(caught.value)
