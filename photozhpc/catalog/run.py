@@ -133,8 +133,7 @@ def run_inference(
             f"{store.path}: was made for survey '{store.survey.name}', not '{survey.name}'; pass "
             f"--survey {store.survey.name}, or another --store"
         )
-    store.check_complete()
-    index = store.index()
+    index = store.check_complete()
     n_rows = index.n_sources
     if not n_rows:
         raise StoreError(
