@@ -12,8 +12,9 @@ from distributed import KilledWorker
 
 from photozhpc import __version__
 from photozhpc.catalog.crew import PRELOAD, Crew
+from photozhpc.catalog.notes import Counts
 from photozhpc.catalog.pdf import check_pdf_part, pdf_path
-from photozhpc.catalog.photoz_catalog import Counts, catalog_schema, check_part
+from photozhpc.catalog.photoz_catalog import catalog_schema, check_part
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run_folder import (
     Part,
