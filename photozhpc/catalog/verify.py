@@ -78,10 +78,6 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
             problems.append(f"{name}: damaged ({' '.join(str(error).split())[:80]})")
             continue
         rows += len(source_id_N)
-        try:
-            due.check_place(Path(name), metadata)
-        except CatalogError as error:
-            problems.append(str(error))
         if metadata.get(PROVENANCE_KEY, b"{}") not in (b"{}", provenance.encode()):
             edited.append(name)
         if run.pdf_form is not None:
@@ -90,6 +86,11 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
             problems.append(f"{name}: nothing was noted of it")
         elif hashlib.sha256(content).hexdigest() != notes[index].sha256:
             problems.append(f"{name}: altered: its SHA-256 is not the one that was noted")
+        else:  # as noted, if the notes are true
+            try:
+                due.check_place(Path(name), metadata)
+            except CatalogError as error:
+                problems.append(str(error))
         if store is not None:
             due_N = [store.read_sources(key).source_id_N for key in parts[index].shards]
             if not np.array_equal(source_id_N, np.concatenate(due_N)):
