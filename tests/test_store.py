@@ -1,8 +1,12 @@
 """The store gives back what was put in, and finds every kind of damage."""
 
+import dataclasses
 import errno
 import json
 import os
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +267,200 @@ def test_a_read_error_of_the_disk_names_the_shard(small_store: CutoutStore, monk
     monkeypatch.setattr(os, "pread", broken)
     with pytest.raises(StoreError, match=rf"{key.tile_id}.*Input/output error"):
         small_store.read_cutouts(key)
+
+
+def _swap(one: Path, other: Path) -> None:
+    aside = one.with_name("aside")
+    os.rename(one, aside)
+    os.rename(other, one)
+    os.rename(aside, other)
+
+
+def _copy_tile(store: CutoutStore) -> None:
+    shutil.copytree(store.path / "a", store.path / "c")
+    manifests = store.path / ".manifests"
+    manifest = json.loads((manifests / "a.json").read_text()) | {"tile_id": "c"}
+    manifest["sha256"] = own_digest(manifest)
+    (manifests / "c.json").write_text(json.dumps(manifest))
+
+
+def _swap_folders_and_manifests(store: CutoutStore) -> None:
+    _swap(store.path / "a", store.path / "b")
+    manifests = store.path / ".manifests"
+    _swap(manifests / "a.json", manifests / "b.json")
+
+
+def _other_survey(store: CutoutStore) -> None:
+    shutil.copy(_other_store(store) / "zarr.json", store.path / "zarr.json")
+
+
+def _other_store(store: CutoutStore) -> Path:
+    """Make a store of the same shape and another survey."""
+    survey = dataclasses.replace(SURVEY, name="other")
+    other = CutoutStore.create(store.path.with_name("other"), survey, size=16, shard_len=SHARD)
+    fill(other, "d", 5, seed=9)
+    return other.path
+
+
+def _foreign_tile(store: CutoutStore) -> None:
+    other = _other_store(store)
+    shutil.copytree(other / "d", store.path / "d")
+    shutil.copy(other / ".manifests" / "d.json", store.path / ".manifests")
+
+
+def _cutout(store: CutoutStore, tile_id: str, number: int) -> Path:
+    return store.path / tile_id / "cutout" / "c" / str(number) / "0" / "0" / "0"
+
+
+# What was done -> whose reading of all shards is right or an error, and a word of verify().
+OUT_OF_PLACE: dict[str, tuple[Callable[[CutoutStore], object], str]] = {
+    "shards of two tiles": (lambda s: _swap(_cutout(s, "a", 0), _cutout(s, "b", 0)), "a/00000"),
+    "shards of one tile": (lambda s: _swap(_cutout(s, "a", 0), _cutout(s, "a", 1)), "a/00001"),
+    "ra and dec": (lambda s: _swap(s.path / "a/ra/c/0", s.path / "a/dec/c/0"), "a, ra/c/0"),
+    "arrays of ra and dec": (lambda s: _swap(s.path / "a/ra", s.path / "a/dec"), "a, dec/c/0"),
+    "flux and its error": (lambda s: _swap(s.path / "a/flux", s.path / "a/flux_err"), "a, flux/c"),
+    "labels of two tiles": (
+        lambda s: _swap(s.path / "a/z_spec", s.path / "b/z_spec"),
+        "b, z_spec/c/0",
+    ),
+    "identifiers of two tiles": (
+        lambda s: _swap(s.path / "a/source_id", s.path / "b/source_id"),
+        "source_id",
+    ),
+    "tile folders": (lambda s: _swap(s.path / "a", s.path / "b"), "tile a"),
+    "tile folders and manifests": (_swap_folders_and_manifests, "altered"),
+    "a tile twice": (_copy_tile, "one is a copy"),
+    "zarr.json of another store": (_other_survey, "was made for another store"),
+    "a tile of another store": (_foreign_tile, "was made for another store"),
+}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["", "without checksums of chunks"])
+@pytest.mark.parametrize("what", OUT_OF_PLACE)
+def test_what_is_whole_and_out_of_place_is_not_read(
+    store: CutoutStore, what: str, old: bool
+) -> None:
+    """Every file passes its own checksums: what tells is the manifest."""
+    for seed, tile_id in enumerate("ab"):
+        fill(store, tile_id, N, seed)
+        if old:  # a store of before 2026-11-28
+            path = store.path / ".manifests" / f"{tile_id}.json"
+            manifest = json.loads(path.read_text())
+            for about in manifest["files"].values():
+                about.pop("crc32c", None)
+            manifest = {k: v for k, v in manifest.items() if k not in ("store", "plan")}
+            path.write_text(json.dumps(manifest | {"sha256": own_digest(manifest)}))
+    assert len(_all_of(store)) == 8
+    assert store.verify() == []
+    change, said = OUT_OF_PLACE[what]
+    change(store)
+    found = CutoutStore.open(store.path)
+    if old and said == "was made for another store":
+        pytest.skip("manifests did not say for which store")
+    problems = found.verify()
+    assert any(said in problem for problem in problems), problems
+    with pytest.raises(StoreError) as told:
+        _all_of(found)
+    assert "\n" not in str(told.value)
+    assert str(store.path) in str(told.value)
+
+
+def _all_of(store: CutoutStore) -> list[object]:
+    """What `infer` and `train` read of a store."""
+    return [
+        (store.read_sources(key), store.read_measurements(key), store.read_cutouts(key))
+        for key in store.check_complete().shard_lengths()
+    ]
+
+
+def test_a_tile_is_not_described_by_the_metadata_of_another(store: CutoutStore) -> None:
+    fill(store, "a", N)
+    fill(store, "b", N, seed=1)
+    shutil.copy(store.path / "b" / "zarr.json", store.path / "a" / "zarr.json")
+    with pytest.raises(StoreError, match="tile 'a' is missing or damaged"):
+        store.tile_attributes("a")
+    assert any("tile a, zarr.json" in problem for problem in store.verify())
+
+
+def test_chunks_of_another_shape_and_as_many_bytes_are_noticed(store: CutoutStore) -> None:
+    """All checksums of the pixels are right, and the pixels would stand elsewhere."""
+    fill(store, "a", N)
+    file = store.path / "a" / "cutout" / "zarr.json"
+    about = json.loads(file.read_text())
+    sharding = about["codecs"][0]["configuration"]
+    assert sharding["chunk_shape"] == [64, 4, 2, 16]
+    sharding["chunk_shape"] = [32, 4, 4, 16]
+    file.write_text(json.dumps(about))
+    with pytest.raises(StoreError, match=r"zarr\.json is not the manifest's"):
+        store.read_cutouts(ShardKey("a", 0))
+
+
+PLAN = {"a": "x", "b": "y"}
+
+
+def _planned(store: CutoutStore) -> None:
+    store.declare(PLAN)
+    for seed, tile_id in enumerate(PLAN):
+        fill(store, tile_id, 10, seed)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, r"plan\.json: is missing, under which tile 'a' was extracted"),
+        ('{"a": "x"}', r"plan\.json: was altered"),
+        ('{"a": "x", "b": "z"}', r"plan\.json: was altered"),
+        ('{"a": "x", "b": "y", "c": "z"}', r"tile c: missing|1 tiles are missing"),
+        ("{", r"plan\.json: damaged"),
+    ],
+)
+def test_a_plan_that_was_lost_or_altered_is_found(
+    store: CutoutStore, content: str | None, said: str
+) -> None:
+    _planned(store)
+    plan = store.path / "plan.json"
+    plan.write_text(json.dumps(PLAN, indent=1))  # the same plan, in other words
+    assert store.verify() == []
+    assert store.check_complete().n_sources == 20
+    if content is None:
+        plan.unlink()
+    else:
+        plan.write_text(content)
+    with pytest.raises(StoreError, match=said):
+        store.check_complete()
+    try:
+        problems = store.verify()
+    except StoreError as error:
+        problems = [str(error)]
+    assert re.search(said, "\n".join(problems)), problems
+
+
+@pytest.mark.parametrize("plan_too", [False, True])
+def test_a_tile_that_is_gone_with_its_manifest_is_missed(
+    store: CutoutStore, plan_too: bool
+) -> None:
+    _planned(store)
+    shutil.rmtree(store.path / "b")
+    (store.path / ".manifests" / "b.json").unlink()
+    if plan_too:
+        (store.path / "plan.json").write_text('{"a": "x"}')
+    assert store.verify() != []
+    with pytest.raises(StoreError, match="was altered" if plan_too else "first is 'b'"):
+        store.check_complete()
+
+
+def test_a_lost_plan_is_written_anew_by_the_same_extraction(store: CutoutStore) -> None:
+    _planned(store)
+    (store.path / "plan.json").unlink()
+    with pytest.raises(StoreError, match="holds tiles already"):
+        store.declare({"a": "x", "b": "z"})
+    store.declare(PLAN)
+    assert store.check_complete().n_sources == 20
+    assert store.verify() == []
+
+
+def test_a_source_that_stands_on_two_tiles_is_found(store: CutoutStore) -> None:
+    fill(store, "a", 10)
+    fill(store, "b", 5)
+    (problem,) = store.verify()
+    assert problem == ("source 0: stands in the store twice, on tiles a and b; 5 sources do")

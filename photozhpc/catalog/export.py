@@ -11,10 +11,8 @@ import pyarrow.parquet as pq
 from astropy.io import fits
 
 from photozhpc.catalog.dialects import Dialect, find_dialect, translate, translated_schema
-from photozhpc.catalog.pdf import PDF_FOLDER
+from photozhpc.catalog.notes import PART_FOLDER, PART_KEY, PDF_FOLDER, Due
 from photozhpc.catalog.photoz_catalog import (
-    PART_FOLDER,
-    PART_KEY,
     PROVENANCE_KEY,
     SCHEMA_VERSION_KEY,
     TEXT_LENGTH_KEY,
@@ -27,6 +25,7 @@ from photozhpc.catalog.photoz_catalog import (
 from photozhpc.catalog.votable import table_description, with_votable
 from photozhpc.disk import disk_error, read_fault, remove_stale_partials, replacing
 from photozhpc.errors import CatalogError, ConfigError, did_you_mean
+from photozhpc.logs import LOG
 
 Format = Literal["hats", "vo-parquet", "fits", "qp"]
 Report = Callable[[int, int], None]
@@ -198,9 +197,18 @@ def checked_schema(parts: list[Path]) -> pa.Schema:
                 f"{parts[0]}: column '{field.name}' is of type {field.type}: exports take columns "
                 f"as they were made"
             )
+    due = Due.beside(parts[0])
     for part in parts[1:]:
         if not _schema_of(part).equals(schema):
             raise CatalogError(f"{part}: has other columns than {parts[0].name}")
+    if due.run is not None and (unknown := [part for part in parts if due.note(part) is None]):
+        LOG.warning(
+            "nothing was noted of %s (%d of %d parts): values cannot be checked; run the same "
+            "'photozhpc infer' again to note them",
+            unknown[0],
+            len(unknown),
+            len(parts),
+        )
     # Columns may have been left out since: the VOTable in the file says what once was there.
     return with_votable(schema.with_metadata(first.metadata), table_description(first))
 
@@ -211,11 +219,12 @@ def read_rows(
     """Yield the rows of a catalogue, row group by row group, in the words of a dialect.
 
     Raises:
-        CatalogError: a part is missing or damaged, or has other columns than the first.
+        CatalogError: a part is missing or damaged, has other columns than the first, or another
+            SHA-256 than was noted.
     """
-    done = 0
+    done, due = 0, Due.beside(parts[0])
     for part in parts:
-        for table in read_pieces(part):
+        for table in read_pieces(part, due=due, verify=True):
             done += len(table)
             yield translate(table, dialect)
             progress(done, n_rows)
@@ -229,10 +238,11 @@ def count_rows(parts: list[Path]) -> int:
 def widest_text(parts: list[Path], schema: pa.Schema) -> int:
     """Return the length of the longest text in any column, in bytes."""
     names = [field.name for field in schema if field.type == pa.string()]
+    due = Due.beside(parts[0])
     return max(
         text_length(column)
         for part in parts
-        for table in read_pieces(part, names)
+        for table in read_pieces(part, names, due)
         for column in table.columns
     )
 

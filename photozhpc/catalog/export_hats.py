@@ -39,6 +39,7 @@ from upath import UPath
 
 from photozhpc.catalog.dialects import find_dialect, translate, translated
 from photozhpc.catalog.export import Exported, count_rows
+from photozhpc.catalog.notes import Due
 from photozhpc.catalog.photoz_catalog import read_pieces
 from photozhpc.catalog.votable import table_description, with_votable
 from photozhpc.cluster import local_client
@@ -92,8 +93,9 @@ def export_hats(
             partial.rename(out)
         sync_folder(out.parent)
     except (RuntimeError, ValueError, duckdb.Error) as error:
+        due = Due.beside(parts[0])
         for part in parts:
-            for _ in read_pieces(part):
+            for _ in read_pieces(part, due=due):
                 pass  # says which part is damaged, if one is
         told = said.getvalue() if isinstance(error, RuntimeError) else ""
         why = " ".join((told or str(error)).split())
@@ -121,8 +123,10 @@ class PartsReader(InputReader):
     def read(self, input_file: object, read_columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield tables of about CHUNK_LEN rows; sources without a position are left out."""
         waiting: list[pa.Table] = []
-        for line in Path(str(input_file)).read_text().splitlines():
-            for piece in read_pieces(Path(line)):
+        parts = [Path(line) for line in Path(str(input_file)).read_text().splitlines()]
+        due = Due.beside(parts[0])
+        for part in parts:
+            for piece in read_pieces(part, due=due):  # _count_placed has compared the SHA-256
                 table = _placed(piece)
                 ra_N, dec_N = (table.column(name).to_numpy() for name in ("ra", "dec"))
                 index_N = compute_spatial_index(np.mod(ra_N, 360), dec_N)
@@ -287,7 +291,11 @@ def _builder() -> str:
 
 
 def _count_placed(parts: list[Path]) -> int:
-    return sum(len(_placed(piece)) for part in parts for piece in read_pieces(part, ["ra", "dec"]))
+    """Count the rows that have a position, and compare the parts with what was noted of them."""
+    due, columns = Due.beside(parts[0]), ["ra", "dec"]
+    return sum(
+        len(_placed(piece)) for p in parts for piece in read_pieces(p, columns, due, verify=True)
+    )
 
 
 def _placed(table: pa.Table) -> pa.Table:

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from photozhpc.catalog.pdf import PdfPart, pdf_parts, pdf_path, read_pdf_part
+from photozhpc.catalog.notes import Due
+from photozhpc.catalog.pdf import PdfPart, pdf_parts, pdf_path, read_due_pdf_part
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, catalog_parts, read_part
 from photozhpc.disk import disk_error, replacing
 from photozhpc.errors import CatalogError, ConfigError
@@ -68,7 +69,8 @@ def export_qp(catalog: str | Path, out: str | Path) -> QpExport:
 
     parts = catalog_parts(catalog)
     pdf_parts(catalog)  # are they all there
-    counts = [_count(part) for part in parts]
+    due = Due.beside(parts[0])
+    counts = [_count(part, due) for part in parts]
     n_rows = sum(known for _, known in counts)
     if not n_rows:
         raise CatalogError(f"{catalog}: no source has a redshift: there is no p(z) to export")
@@ -77,7 +79,7 @@ def export_qp(catalog: str | Path, out: str | Path) -> QpExport:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial:
             try:
-                for pdf, ancil in _chunks(parts):
+                for pdf, ancil in _chunks(parts, due):
                     _, columns = _columns(pdf, ancil)
                     if stream is None:
                         # Of the first row alone: what qp makes of rows is long in being freed.
@@ -124,8 +126,8 @@ def import_qp() -> Any:
     return qp
 
 
-def _count(part: Path) -> tuple[int, int]:
-    column = read_part(part, ["photoz"])["photoz"]
+def _count(part: Path, due: Due) -> tuple[int, int]:
+    column = read_part(part, ["photoz"], due)["photoz"]
     return len(column), len(column) - column.null_count
 
 
@@ -140,11 +142,11 @@ def _columns(
     return z_P, {"data": {"yvals": density_NP}, "ancil": {**ancil, "zmode": zmode_N}}
 
 
-def _chunks(parts: list[Path]) -> Iterator[tuple[PdfPart, dict[str, NDArray]]]:
+def _chunks(parts: list[Path], due: Due) -> Iterator[tuple[PdfPart, dict[str, NDArray]]]:
     """Yield at most _CHUNK_ROWS rows at a time, of those that have a redshift, and their ancil."""
     for path in parts:
-        table = read_part(path, _ANCIL)
-        pdf, _ = read_pdf_part(pdf_path(path))
+        table = read_part(path, _ANCIL, due, verify=True)
+        pdf = read_due_pdf_part(pdf_path(path), due)
         if not np.array_equal(pdf.source_id_N, table["source_id"].to_numpy()):
             raise CatalogError(
                 f"{pdf_path(path)}: does not hold the sources of {path}; run 'photozhpc verify'"

@@ -20,22 +20,26 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.catalog.photoz_catalog import (
+from photozhpc.catalog.notes import (
     PART_FOLDER,
-    PROVENANCE_KEY,
+    PART_KEY,
+    PDF_FOLDER,
+    Due,
     FileNote,
-    part_files,
+    check_sha256,
     part_name,
     read_run,
+)
+from photozhpc.catalog.photoz_catalog import (
+    PROVENANCE_KEY,
+    part_files,
 )
 from photozhpc.catalog.votable import with_votable
 from photozhpc.disk import read_fault, write_durably
 from photozhpc.errors import CatalogError
 from photozhpc.model.redshift_grid import grid_cells
 
-PDF_FOLDER = "pdf"
 COLUMN_OF_FORM = {"quantiles": "photoz_quantiles", "grid": "photoz_pdf"}
-_PART_KEY = b"photozhpc.part"
 _PDF_KEY = b"photozhpc.pdf"
 # Of a density as many bits are kept as float16 has: six tenths of the bytes of float32, which it
 # stays, because any reader knows that.
@@ -162,7 +166,7 @@ def write_pdf_part(
     """
     metadata = {
         **(table.schema.metadata or {}),
-        _PART_KEY: _identity_text(identity),
+        PART_KEY: _identity_text(identity),
         PROVENANCE_KEY: provenance.encode(),
     }
     buffer = pa.BufferOutputStream()
@@ -187,11 +191,25 @@ def check_pdf_part(path: Path, identity: Mapping[str, Any], n_rows: int, form: s
         CatalogError: it is not there, damaged, or of other shards or another run.
     """
     part, content, metadata = _read(path)
-    if metadata.get(_PART_KEY) != _identity_text(identity):
+    if metadata.get(PART_KEY) != _identity_text(identity):
         raise CatalogError(f"{path}: is a part of another run")
     if len(part.source_id_N) != n_rows or part.form != form:
         raise CatalogError(f"{path}: has other rows or another form than are due")
     return FileNote(len(content), hashlib.sha256(content).hexdigest())
+
+
+def read_due_pdf_part(path: Path, due: Due) -> PdfPart:
+    """Read one file of p(z), which must be what its name says and, if noted, has its SHA-256.
+
+    Raises:
+        CatalogError: it is not there, or damaged, or not what is due.
+    """
+    part, content, metadata = _read(path)
+    due.check_place(path, metadata)
+    note = due.note(path)
+    if note is not None and note.pdf is not None:
+        check_sha256(path, content, note.pdf)
+    return part
 
 
 def read_pdf_part(path: Path) -> tuple[PdfPart, FileNote]:
@@ -214,8 +232,10 @@ def read_pdf(path: str | Path, *, incomplete_ok: bool = False) -> Iterator[PdfPa
     Raises:
         CatalogError: the catalogue has no p(z), or a file of it is missing or damaged.
     """
-    for file in pdf_parts(path, incomplete_ok=incomplete_ok):
-        yield read_pdf_part(file)[0]
+    files = pdf_parts(path, incomplete_ok=incomplete_ok)
+    due = Due.beside(files[0])
+    for file in files:
+        yield read_due_pdf_part(file, due)
 
 
 def pdf_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path]:

@@ -10,9 +10,8 @@ IVOA Note 1.0), so that TOPCAT and astropy show them. Pages carry checksums.
 import enum
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from photozhpc.catalog.notes import (
+    PART_FOLDER,
+    PART_KEY,
+    PART_NAME,
+    Counts,
+    Due,
+    PartNote,
+    check_sha256,
+    part_name,
+    read_run,
+)
 from photozhpc.catalog.votable import with_votable
-from photozhpc.disk import is_count, read_fault, read_json, write_durably
+from photozhpc.disk import read_fault, write_durably
 from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
 
@@ -38,10 +48,7 @@ INTERVAL_LEVELS = {
     "photoz_low99": 0.005,
     "photoz_high99": 0.995,
 }
-PART_FOLDER = "catalog"
-_PART_NAME = re.compile(r"part-\d{6,}\.parquet")
 SCHEMA_VERSION_KEY = b"photozhpc.schema_version"
-PART_KEY = b"photozhpc.part"
 PROVENANCE_KEY = b"photozhpc.provenance"
 # astropy asks for the length of a text column under this key, or guesses it.
 TEXT_LENGTH_KEY = b"table::len::tile_id"
@@ -61,22 +68,6 @@ class PhotozFlag(enum.IntFlag):
     MISSING_BAND = 2
     BAD_PIXELS = 4
     NO_PHOTOZ = 8
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Rows of a part or a catalogue; how many have a flag; how many of them have no redshift."""
-
-    rows: int
-    flagged: int
-    without_photoz: int
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.rows + other.rows,
-            self.flagged + other.flagged,
-            self.without_photoz + other.without_photoz,
-        )
 
 
 def count_rows(table: pa.Table) -> Counts:
@@ -210,30 +201,6 @@ def make_table(
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-@dataclass(frozen=True)
-class FileNote:
-    """What is noted of a file of p(z)."""
-
-    n_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class PartNote:
-    """What is noted of a finished part.
-
-    Attributes:
-        counts: of its rows.
-        n_bytes, sha256: of the file.
-        pdf: of the file of p(z) beside it; None: there is none.
-    """
-
-    counts: Counts
-    n_bytes: int
-    sha256: str
-    pdf: FileNote | None = None
-
-
 def write_part(
     table: pa.Table, path: Path, identity: Mapping[str, Any], provenance: str = "{}"
 ) -> PartNote:
@@ -295,22 +262,35 @@ def check_part(path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.
 
 
 def read_catalog(
-    path: str | Path, columns: Sequence[str] | None = None, *, incomplete_ok: bool = False
+    path: str | Path,
+    columns: Sequence[str] | None = None,
+    *,
+    incomplete_ok: bool = False,
+    verify: bool = False,
 ) -> pa.Table:
     """Read a catalogue, one row per source, in the order of the store.
 
-    Units and descriptions are in the metadata of the schema's fields.
+    Units and descriptions are in the metadata of the schema's fields. In the folder of a run,
+    every part must be of that run, under its own name, with the rows and bytes that were noted.
 
     Args:
         path: the --out folder of `photozhpc infer`, its catalog/ folder, or one part.
         columns: names of the columns wanted; None: all.
         incomplete_ok: read what is there of a run that has not finished.
+        verify: compare every part with its noted SHA-256 too, for which it is read whole.
 
     Raises:
-        CatalogError: there is no catalogue, a part is missing or damaged, or a column unknown.
+        CatalogError: there is no catalogue, a part is missing, damaged or not what was noted, or
+            a column unknown; with `verify`, nothing was noted of a part.
     """
     parts = catalog_parts(path, incomplete_ok=incomplete_ok)
-    tables = [read_part(part, columns) for part in parts]
+    due = Due.beside(parts[0])
+    if verify and (unknown := [part for part in parts if due.note(part) is None]):
+        raise CatalogError(
+            f"{unknown[0]}: nothing was noted of it to verify it by; run the same 'photozhpc "
+            f"infer' again, or copy its notes/ folder and run.json too"
+        )
+    tables = [read_part(part, columns, due, verify=verify) for part in parts]
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
@@ -334,74 +314,88 @@ def check_n_rows(path: str | Path, n_rows: int) -> None:
         )
 
 
-def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_part(
+    part: Path,
+    columns: Sequence[str] | None = None,
+    due: Due | None = None,
+    *,
+    verify: bool = False,
+) -> pa.Table:
     """Read one file of a catalogue, with its checksums.
 
+    Args:
+        due, verify: as `open_part` takes them.
+
     Raises:
-        CatalogError: it is missing or damaged, or a column is unknown.
+        CatalogError: it is missing, damaged or not what is due, or a column is unknown.
     """
-    return pa.concat_tables(read_pieces(part, columns))
+    return pa.concat_tables(read_pieces(part, columns, due, verify=verify))
 
 
-def read_pieces(part: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def read_pieces(
+    part: Path,
+    columns: Sequence[str] | None = None,
+    due: Due | None = None,
+    *,
+    verify: bool = False,
+) -> Iterator[pa.Table]:
     """Yield one file of a catalogue row group by row group, with its checksums; at least one table.
 
+    Args:
+        due, verify: as `open_part` takes them.
+
     Raises:
-        CatalogError: it is missing or damaged, or a column is unknown.
+        CatalogError: it is missing, damaged or not what is due, or a column is unknown.
     """
     of_the_part = (PART_KEY, TEXT_LENGTH_KEY)
+    with open_part(part, due, verify=verify) as file:
+        known = file.schema_arrow.names
+        for name in columns or ():
+            if name not in known:
+                raise CatalogError(
+                    f"{part}: the catalogue has no column '{name}'{did_you_mean(name, known)}"
+                )
+        wanted = known if columns is None else list(columns)
+        metadata = file.schema_arrow.metadata or {}
+        metadata = {k: v for k, v in metadata.items() if k not in of_the_part}
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, wanted)
+            yield table.replace_schema_metadata(metadata)
+        if not file.num_row_groups:
+            table = file.schema_arrow.empty_table().select(wanted)
+            yield table.replace_schema_metadata(metadata)
+
+
+@contextmanager
+def open_part(
+    part: Path, due: Due | None = None, *, verify: bool = False
+) -> Iterator[pq.ParquetFile]:
+    """Open a file of a catalogue, which must be what its name says; pages are checked when read.
+
+    Args:
+        due: what the files beside it must be, for who opens many; default: it is looked up.
+        verify: read the file whole, and compare it with its SHA-256, if that was noted.
+
+    Raises:
+        CatalogError: it is missing or damaged, or is another part, or was altered.
+    """
+    due = Due.beside(part) if due is None else due
+    note = due.note(part)
     try:
-        with pq.ParquetFile(part, page_checksum_verification=True) as file:
-            known = file.schema_arrow.names
-            for name in columns or ():
-                if name not in known:
-                    raise CatalogError(
-                        f"{part}: the catalogue has no column '{name}'{did_you_mean(name, known)}"
-                    )
-            wanted = known if columns is None else list(columns)
-            metadata = file.schema_arrow.metadata or {}
-            metadata = {k: v for k, v in metadata.items() if k not in of_the_part}
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, wanted)
-                yield table.replace_schema_metadata(metadata)
-            if not file.num_row_groups:
-                table = file.schema_arrow.empty_table().select(wanted)
-                yield table.replace_schema_metadata(metadata)
+        content = part.read_bytes() if verify and note is not None else None
+        source = part if content is None else pa.BufferReader(content)
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            due.check_place(part, file.schema_arrow.metadata)
+            due.check_size(part, file.metadata.num_rows)
+            if content is not None and note is not None:
+                check_sha256(part, content, note)
+            yield file
     except (OSError, ValueError, pa.ArrowException) as error:
         raise CatalogError(
             read_fault(part, error)
             or f"{part}: the part is missing or damaged ({_line(error)}); run the same "
             f"'photozhpc infer' again to make it anew"
         ) from error
-
-
-@dataclass(frozen=True)
-class Run:
-    """What run.json says of a run: which it is, and how many parts and rows it makes."""
-
-    identity: dict[str, Any]
-    n_parts: int
-    n_rows: int
-
-
-def read_run(file: Path) -> Run:
-    """Read the run.json of a catalogue.
-
-    Raises:
-        CatalogError: it is missing or damaged.
-    """
-    try:
-        about = read_json(file)
-        run = Run(about["identity"], about["n_parts"], about["n_rows"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CatalogError(
-            read_fault(file, error) or f"{file}: is damaged ({type(error).__name__})"
-        ) from error
-    counts = (run.n_parts, run.n_rows)
-    sound = all(map(is_count, counts)) and run.n_parts <= run.n_rows
-    if not sound or not isinstance(run.identity, dict):
-        raise CatalogError(f"{file}: is damaged: parts and rows are {str(counts)[:80]}")
-    return run
 
 
 def _run_file(path: Path) -> Path | None:
@@ -438,10 +432,6 @@ def catalog_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path
     return parts
 
 
-def part_name(index: int) -> str:
-    return f"part-{index:06d}.parquet"
-
-
 def part_files(folder: Path, n_parts: int | None) -> list[Path]:
     """Return the parts that are in a folder, in order, and no file that is called nearly so.
 
@@ -451,7 +441,7 @@ def part_files(folder: Path, n_parts: int | None) -> list[Path]:
     found = {path.name: path for path in folder.glob("part-*.parquet")}
     if n_parts is not None:
         return [found[name] for name in map(part_name, range(n_parts)) if name in found]
-    return [found[name] for name in sorted(found) if _PART_NAME.fullmatch(name)]
+    return [found[name] for name in sorted(found) if PART_NAME.fullmatch(name)]
 
 
 def _field(name: str, kind: pa.DataType, unit: str, ucd: str, description: str) -> pa.Field:

@@ -12,8 +12,9 @@ from distributed import KilledWorker
 
 from photozhpc import __version__
 from photozhpc.catalog.crew import PRELOAD, Crew
+from photozhpc.catalog.notes import Counts
 from photozhpc.catalog.pdf import check_pdf_part, pdf_path
-from photozhpc.catalog.photoz_catalog import Counts, catalog_schema, check_part
+from photozhpc.catalog.photoz_catalog import catalog_schema, check_part
 from photozhpc.catalog.progress import Progress
 from photozhpc.catalog.run_folder import (
     Part,
@@ -133,8 +134,7 @@ def run_inference(
             f"{store.path}: was made for survey '{store.survey.name}', not '{survey.name}'; pass "
             f"--survey {store.survey.name}, or another --store"
         )
-    store.check_complete()
-    index = store.index()
+    index = store.check_complete()
     n_rows = index.n_sources
     if not n_rows:
         raise StoreError(

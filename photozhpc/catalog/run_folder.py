@@ -21,23 +21,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from photozhpc.catalog.pdf import pdf_folder
-from photozhpc.catalog.photoz_catalog import (
+from photozhpc.catalog.notes import (
+    NOTES_FOLDER,
     PART_FOLDER,
-    SCHEMA_VERSION,
-    Counts,
-    FileNote,
     PartNote,
     part_name,
+    read_notes,
+    run_id,
 )
-from photozhpc.disk import (
-    disk_error,
-    is_count,
-    read_fault,
-    read_json,
-    remove_stale_partials,
-    write_durably,
-)
+from photozhpc.catalog.pdf import pdf_folder
+from photozhpc.catalog.photoz_catalog import SCHEMA_VERSION
+from photozhpc.disk import disk_error, read_fault, read_json, remove_stale_partials, write_durably
 from photozhpc.errors import CatalogError, CheckpointError
 from photozhpc.store import ShardKey
 
@@ -50,9 +44,7 @@ _IDENTITY = {
     "compiled": "the model compiled or not, whose last digits differ: see --compile",
     "pdf": "p(z) in another form, or none: see --pdf",
 }
-NOTES_FOLDER = "notes"
 EVENTS_FILE = "events.jsonl"
-_NOTED = ("part", "rows", "flagged", "without_photoz", "bytes")
 _LOCK_TRIES = 5
 _MIN_ROWS_PER_PART = 1024
 _MAX_ROWS_PER_PART = 32768
@@ -148,8 +140,7 @@ class RunFolder:
 
     @property
     def run_id(self) -> str:
-        text = json.dumps(self.identity, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return run_id(self.identity)
 
     def part_path(self, part: Part) -> Path:
         return self.catalog / part.file_name
@@ -171,23 +162,8 @@ class RunFolder:
             return {e.name: e.stat().st_size for e in entries if e.name.startswith("part-")}
 
     def notes(self) -> dict[int, PartNote]:
-        """Return what the workers noted of finished parts, by index.
-
-        Lines that were cut short are passed over; of two on the same part, the newer file holds.
-        """
-        notes: dict[int, PartNote] = {}
-        files = (self.path / NOTES_FOLDER).glob("*.jsonl")
-        for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
-            for line in read_lines(file):
-                numbers: list[Any] = [line.get(key) for key in _NOTED]
-                if all(map(is_count, numbers)):
-                    part, rows, flagged, without_photoz, n_bytes = numbers
-                    counts = Counts(rows, flagged, without_photoz)
-                    pdf = None
-                    if is_count(line.get("pdf_bytes")):
-                        pdf = FileNote(line["pdf_bytes"], str(line.get("pdf_sha256")))
-                    notes[part] = PartNote(counts, n_bytes, str(line.get("sha256")), pdf)
-        return notes
+        """Return what the workers noted of finished parts, by index."""
+        return read_notes(self.path)
 
     def log(self, event: str, **about: Any) -> None:
         """Add a line to events.jsonl, if the run was begun: what happened, when, and to whom."""
@@ -243,6 +219,10 @@ class RunFolder:
         remove_stale_partials(self.path)
         remove_stale_partials(self.catalog)
         remove_stale_partials(self.pdf)
+        return self.provenance()
+
+    def provenance(self) -> str:
+        """Return run.json as every part has it in its metadata."""
         return json.dumps(json.loads((self.path / "run.json").read_bytes()), sort_keys=True)
 
     @contextmanager
@@ -342,13 +322,3 @@ def append_line(file: Path, line: dict[str, Any]) -> None:
         os.write(handle, json.dumps(line).encode() + b"\n")
     finally:
         os.close(handle)
-
-
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines; what was cut short or damaged is passed over."""
-    with suppress(OSError), open(file, encoding="utf-8", errors="replace") as stream:
-        for text in stream:
-            with suppress(ValueError, RecursionError):
-                line = json.loads(text)
-                if isinstance(line, dict):
-                    yield line

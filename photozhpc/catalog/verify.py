@@ -8,8 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.catalog.pdf import PDF_FOLDER, read_pdf_part
-from photozhpc.catalog.photoz_catalog import PART_FOLDER, PartNote, part_name, read_run
+from photozhpc.catalog.notes import (
+    PART_FOLDER,
+    PDF_FOLDER,
+    Due,
+    PartNote,
+    part_name,
+    read_run,
+)
+from photozhpc.catalog.pdf import read_pdf_part
+from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY
 from photozhpc.catalog.run_folder import Part, RunFolder, plan_parts
 from photozhpc.disk import read_fault
 from photozhpc.errors import CatalogError
@@ -48,14 +56,22 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
                 f"{file}: is damaged: {about.n_parts} parts, of the store it is {len(parts)}"
             )
     notes = run.notes()
-    problems: list[str] = []
+    due = Due(about, notes)
+    provenance = run.provenance()
+    problems = [
+        f"notes: tell of {part_name(index)}, the run has {about.n_parts} parts"
+        for index in sorted(notes)
+        if index >= about.n_parts
+    ]
     rows = 0
+    edited: list[str] = []
     names = [part_name(index) for index in range(about.n_parts)]
     for index, name in enumerate(names):
         try:
             content = (run.catalog / name).read_bytes()
             with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as part:
                 source_id_N = part.read(["source_id"])["source_id"].to_numpy()
+                metadata = part.schema_arrow.metadata or {}
         except FileNotFoundError:
             problems.append(f"{name}: missing")
             continue
@@ -65,17 +81,28 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
             )
             continue
         rows += len(source_id_N)
+        if metadata.get(PROVENANCE_KEY, b"{}") not in (b"{}", provenance.encode()):
+            edited.append(name)
         if run.pdf_form is not None:
             problems += _pdf_problems(run, name, source_id_N, notes.get(index))
         if index not in notes:
             problems.append(f"{name}: nothing was noted of it")
         elif hashlib.sha256(content).hexdigest() != notes[index].sha256:
             problems.append(f"{name}: altered: its SHA-256 is not the one that was noted")
+        else:  # as noted, if the notes are true
+            try:
+                due.check_place(Path(name), metadata)
+            except CatalogError as error:
+                problems.append(str(error))
         if store is not None:
             due_N = [store.read_sources(key).source_id_N for key in parts[index].shards]
             if not np.array_equal(source_id_N, np.concatenate(due_N)):
                 problems.append(f"{name}: does not hold the sources of its shards")
-    unknown = {path.name for path in run.catalog.glob("part-*")} - set(names)
+    if edited:
+        problems.append(f"run.json: is not what it was when {edited[0]} was made: it was altered")
+    # All that readers of the folder as a whole would take for a part.
+    found = {path.name for path in run.catalog.glob("*") if not path.name.startswith(".")}
+    unknown = found - set(names)
     pdf_names = set() if run.pdf_form is None else set(names)
     unknown |= {f"{PDF_FOLDER}/{n}" for n in {p.name for p in run.pdf.glob("part-*")} - pdf_names}
     problems += [f"{name}: is not of this run" for name in sorted(unknown)]

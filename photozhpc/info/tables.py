@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from photozhpc.catalog.photoz_catalog import PART_FOLDER, PROVENANCE_KEY, catalog_parts, read_run
+from photozhpc.catalog.notes import PART_FOLDER, read_run
+from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts
 from photozhpc.disk import read_fault, read_json
 from photozhpc.errors import CatalogError, SourceListError
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
+from photozhpc.catalog.notes import Due
+from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, open_part
 from photozhpc.disk import read_fault
 from photozhpc.errors import CatalogError
 from photozhpc.metrics import pit
@@ -333,23 +334,22 @@ def read_batches(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
     """Yield (part, rows) with at most BATCH_ROWS rows at a time; pages are checked.
 
     Raises:
-        CatalogError: a part is damaged, lacks one of the columns, or holds something else in it.
+        CatalogError: a part is damaged or not what is due, lacks one of the columns, or holds
+            something else in it.
     """
+    due = Due.beside(parts[0]) if parts else None
     for part in parts:
-        try:
-            with pq.ParquetFile(part, page_checksum_verification=True) as file:
-                missing = sorted(set(columns) - set(file.schema_arrow.names))
-                if missing:
-                    raise CatalogError(f"{part}: has no column '{missing[0]}', unlike {parts[0]}")
-                _check_kinds(part, file.schema_arrow, columns)
-                for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
-                    table = pa.Table.from_batches([batch]).select(list(columns))
-                    for name in {"source_id", "photoz_flags"} & set(columns):
-                        if table.column(name).null_count:
-                            raise CatalogError(f"{part}: column '{name}' has a null")
-                    yield part, table.replace_schema_metadata(None)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise _damaged(part, error) from error
+        with open_part(part, due) as file:
+            missing = sorted(set(columns) - set(file.schema_arrow.names))
+            if missing:
+                raise CatalogError(f"{part}: has no column '{missing[0]}', unlike {parts[0]}")
+            _check_kinds(part, file.schema_arrow, columns)
+            for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+                table = pa.Table.from_batches([batch]).select(list(columns))
+                for name in {"source_id", "photoz_flags"} & set(columns):
+                    if table.column(name).null_count:
+                        raise CatalogError(f"{part}: column '{name}' has a null")
+                yield part, table.replace_schema_metadata(None)
 
 
 def _names(part: Path) -> list[str]:

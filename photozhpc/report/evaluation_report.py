@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from photozhpc import __version__
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, PART_FOLDER
+from photozhpc.catalog.notes import PART_FOLDER
+from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.disk import disk_error, write_durably
 from photozhpc.metrics import GlobalGaussian
 from photozhpc.report.evaluate import Estimate, Evaluation, Group

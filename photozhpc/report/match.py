@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, catalog_parts, read_catalog
+from photozhpc.catalog.notes import Due
+from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, catalog_parts, read_part
 from photozhpc.disk import read_fault
 from photozhpc.errors import CatalogError
 from photozhpc.metrics import crps, inside_interval, pit
@@ -94,8 +95,9 @@ def match(catalog: str | Path, truth: Truth, *, incomplete_ok: bool = False) -> 
     columns += [_OOD] if _OOD in names else []
     columns += [flux_name] if flux_name and true_mag_N is None else []
     pieces, n_rows, example_id = [], 0, None
+    due = Due.beside(parts[0])
     for part in parts:
-        table = read_catalog(part, columns=columns)
+        table = read_part(part, columns, due)
         n_rows += len(table)
         id_N = table.column("source_id").to_numpy()
         if example_id is None and len(id_N):

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from photozhpc.catalog.photoz_catalog import PART_FOLDER, PROVENANCE_KEY, catalog_parts
+from photozhpc.catalog.notes import PART_FOLDER
+from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts
 from photozhpc.disk import read_fault
 from photozhpc.errors import CatalogError, PhotozError, StoreError
 from photozhpc.object_storage import location

@@ -8,8 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from photozhpc.catalog.photoz_catalog import read_run
-from photozhpc.catalog.run_folder import EVENTS_FILE, NOTES_FOLDER, read_lines
+from photozhpc.catalog.notes import NOTES_FOLDER, PART_FOLDER, part_name, read_lines, read_run
+from photozhpc.catalog.run_folder import EVENTS_FILE
 from photozhpc.disk import is_count
 from photozhpc.errors import PhotozError
 from photozhpc.store import CutoutStore
@@ -52,10 +52,13 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
         elif event.get("event") == "set aside":
             failed[int(_number(event, "part"))] = event
     notes: dict[int, dict[str, Any]] = {}
-    for file in sorted((path / NOTES_FOLDER).glob("*.jsonl")):
-        for line in read_lines(file):
-            if is_count(line.get("part")) and is_count(line.get("rows")):
-                notes[line["part"]] = line
+    files = (path / NOTES_FOLDER).glob("*.jsonl")
+    lines = [line for file in sorted(files) for line in read_lines(file)]
+    for line in sorted(lines, key=lambda line: _number(line, "at")):
+        if is_count(line.get("part")) and is_count(line.get("rows")):
+            notes[line["part"]] = line
+    lost = _lost(path, notes)
+    notes = {part: line for part, line in notes.items() if part not in lost}
     rows_done = sum(note["rows"] for note in notes.values())
     finished = len(notes) >= n_parts
     running = _is_locked(path)
@@ -88,6 +91,7 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
         "sources_per_s": rate,
         "seconds_left": left / rate if rate and running else None,
         "metrics": metrics if running else None,
+        "parts_lost": lost,
         "workers_lost": sum(
             e.get("event") == "worker lost" and _number(e, "at") >= begun_at for e in events
         ),
@@ -105,6 +109,14 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
             for name, worker in sorted(workers.items())
         },
     }
+
+
+def _lost(path: Path, notes: dict[int, dict[str, Any]]) -> list[int]:
+    """Return the parts that were noted, and are not there or have another size."""
+    sizes = {part.name: part.stat().st_size for part in (path / PART_FOLDER).glob("part-*")}
+    return sorted(
+        part for part, line in notes.items() if sizes.get(part_name(part)) != line.get("bytes")
+    )
 
 
 def _number(line: dict[str, Any], key: str) -> float:
@@ -193,6 +205,12 @@ def _catalog_lines(found: dict[str, Any]) -> list[str]:
     if found["seconds_left"] is not None:
         whole = round(found["seconds_left"])
         lines.append(f"left     {whole // 3600:d}:{whole // 60 % 60:02d}:{whole % 60:02d}")
+    if found["parts_lost"]:
+        lines.append(
+            f"missing  {len(found['parts_lost'])} parts that were finished are gone or altered "
+            f"(the first is {part_name(found['parts_lost'][0])}); run the same 'photozhpc infer' "
+            f"again"
+        )
     if found["workers_lost"]:
         lines.append(f"lost     {found['workers_lost']} workers, replaced")
     for part in found["set_aside"]:

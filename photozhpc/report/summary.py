@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from photozhpc.catalog.pdf import PDF_FOLDER
+from photozhpc.catalog.notes import PDF_FOLDER
 from photozhpc.catalog.run import RunSummary
 from photozhpc.disk import write_durably
 from photozhpc.metrics import point_metrics

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.catalog.run_folder import EVENTS_FILE, NOTES_FOLDER, read_lines
+from photozhpc.catalog.notes import NOTES_FOLDER, read_lines
+from photozhpc.catalog.run_folder import EVENTS_FILE
 from photozhpc.disk import is_count
 
 _N_BINS = 80

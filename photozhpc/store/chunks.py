@@ -5,9 +5,9 @@ Blosc and CRC32C, alone in a file or as the inner chunks of a shard (Zarr v3 cor
 and ZEP 2). Zarr writes the arrays, and in the tests it is what these reads must agree with.
 """
 
+import hashlib
 import math
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,13 +17,17 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import DTypeLike, NDArray
 
-from photozhpc.disk import read_json
+from photozhpc.disk import parse_json
 from photozhpc.object_storage import AnyPath, ObjectPath
-from photozhpc.store.shard_file import ShardFile, open_shard
+from photozhpc.store.manifest import FileNote
+from photozhpc.store.shard_file import WHOLE_BYTES, ShardFile, open_shard
 
 _ENCODING = ["bytes", "blosc", "crc32c"]
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16  # of the index of a shard: offset and length, uint64 each
+
+# Offset and length of a chunk, and the CRC32C that the manifest has of it, where it has one.
+_Place = tuple[int, int, bytes | None]
 
 
 def read_layout(folder: AnyPath, dtype: DTypeLike) -> "ArrayLayout":
@@ -49,6 +53,7 @@ class ArrayLayout:
         file_len: rows of a file.
         chunk_shape: of what is encoded together: some rows, and of images a band of lines.
         is_sharded: whether a file is a shard; if not, it is one chunk.
+        sha256: of zarr.json.
     """
 
     folder: AnyPath
@@ -57,34 +62,39 @@ class ArrayLayout:
     file_len: int
     chunk_shape: tuple[int, ...]
     is_sharded: bool
+    sha256: str
+
+    def file_name(self, row: int) -> str:
+        """Return the name, in the array's folder, of the file that holds a row."""
+        return "/".join(["c", str(row // self.file_len), *["0"] * (len(self.shape) - 1)])
 
     def read_rows(
         self,
         start: int,
         stop: int,
         out: NDArray[Any],
+        note: FileNote,
         centre: slice | None = None,
-        sizes: Mapping[str, int] | None = None,
     ) -> None:
-        """Read rows [start, stop), which are in one file, into `out`.
+        """Read rows [start, stop), one or more that are in one file, into `out`.
 
         Args:
+            note: what the manifest says of the file.
             centre: of images (N, C, S, S), the lines and columns that are wanted; None: all.
-            sizes: of the files of a remote array, by their names in its folder; None: to be asked.
 
         Raises:
-            OSError, ValueError, RuntimeError: the file is missing, truncated or altered.
+            OSError, ValueError, RuntimeError: the file is missing, truncated or altered, or is
+                another than the manifest tells of.
         """
-        if stop <= start:
-            return
         number = start // self.file_len
-        name = "/".join(["c", str(number), *["0"] * (len(self.shape) - 1)])
         chunk_len = self.chunk_shape[0]
         chunks_due = range(
             start % self.file_len // chunk_len, -(-((stop - 1) % self.file_len + 1) // chunk_len)
         )
-        with open_shard(self.folder / name, None if sizes is None else sizes[name]) as file:
-            places = self._places(file)
+        path = self.folder / self.file_name(start)
+        with open_shard(path, note.n_bytes) as file:
+            _check_whole(path, file, note)
+            places = self._places(file, note.crc32c)
             file.expect(*self._span(places, chunks_due, centre))
             for chunk in chunks_due:
                 low = number * self.file_len + chunk * chunk_len
@@ -93,21 +103,19 @@ class ArrayLayout:
                 chunks = places[chunk * self._n_bands : (chunk + 1) * self._n_bands]
                 self._read_chunks(file, chunks, rows, target, centre)
 
-    def _span(
-        self, places: list[tuple[int, int]], chunks: range, centre: slice | None
-    ) -> tuple[int, int]:
+    def _span(self, places: list[_Place], chunks: range, centre: slice | None) -> tuple[int, int]:
         """Return the range of a file that holds the lines of the centre in all of the chunks."""
         bands = range(self._n_bands)
         if centre is not None and len(self.shape) == 4:
             height = self.chunk_shape[2]
             bands = range(centre.start // height, -(-centre.stop // height))
         due = [places[chunk * self._n_bands + band] for chunk in chunks for band in bands]
-        return min(at for at, _ in due), max(at + length for at, length in due)
+        return min(at for at, *_ in due), max(at + length for at, length, _ in due)
 
     def _read_chunks(
         self,
         file: ShardFile,
-        places: list[tuple[int, int]],
+        places: list[_Place],
         rows: slice,
         target: NDArray[Any],
         centre: slice | None,
@@ -141,18 +149,38 @@ class ArrayLayout:
     def _n_bands(self) -> int:
         return self.shape[2] // self.chunk_shape[2] if len(self.shape) == 4 else 1
 
-    def _places(self, file: ShardFile) -> list[tuple[int, int]]:
-        """Return offset and length of every chunk of a file."""
+    def crc32c(self, row: int) -> bytes:
+        """Return the CRC32C that stands behind each chunk of a file; of a missing chunk, zeros."""
+        with open_shard(self.folder / self.file_name(row)) as file:
+            return b"".join(
+                file.read(at + length - _CRC_BYTES, _CRC_BYTES)
+                if at + length <= file.size
+                else bytes(_CRC_BYTES)
+                for at, length, _ in self._places(file)
+            )
+
+    def _places(self, file: ShardFile, crc32c: bytes | None = None) -> list[_Place]:
+        """Return where every chunk of a file is.
+
+        Args:
+            crc32c: of them all, as the manifest has it.
+        """
         size = file.size
+        n_chunks = self.file_len // self.chunk_shape[0] * self._n_bands if self.is_sharded else 1
+        if crc32c is None:
+            due: list[bytes | None] = [None] * n_chunks
+        else:
+            due = [crc32c[at : at + _CRC_BYTES] for at in range(0, len(crc32c), _CRC_BYTES)]
+        if len(due) != n_chunks:
+            raise ValueError(f"it has {n_chunks} chunks, the manifest {len(due)}")
         if not self.is_sharded:
-            return [(0, size)]
-        n_chunks = self.file_len // self.chunk_shape[0] * self._n_bands
+            return [(0, size, due[0])]
         index_bytes = n_chunks * _ENTRY_BYTES + _CRC_BYTES
         if size < index_bytes:
             raise ValueError(f"truncated: {size} bytes, fewer than the index of a shard has")
         index = _read_checked(file, size - index_bytes, index_bytes)
         entries = np.frombuffer(index, "<u8").tolist()
-        return list(zip(entries[::2], entries[1::2], strict=True))
+        return list(zip(entries[::2], entries[1::2], due, strict=True))
 
 
 _threads = threading.local()
@@ -166,8 +194,12 @@ def _scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     return array
 
 
-def _read_checked(file: ShardFile, offset: int, length: int) -> bytes:
-    """Return a range of a file without the checksum at its end, which must be right."""
+def _read_checked(file: ShardFile, offset: int, length: int, due: bytes | None = None) -> bytes:
+    """Return a range of a file without the checksum at its end, which must be right.
+
+    Args:
+        due: what the checksum must be.
+    """
     # Chunks beyond the end of the array are not there, and have an offset of 2^64 - 1.
     if length <= _CRC_BYTES or offset + length > file.size:
         raise ValueError("truncated: a chunk is missing")
@@ -177,7 +209,28 @@ def _read_checked(file: ShardFile, offset: int, length: int) -> bytes:
         raise ValueError(f"truncated: {len(content) + len(checksum)} of {length} bytes are there")
     if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
         raise ValueError("the checksum is wrong: the bytes were altered")
+    if due is not None and checksum != due:
+        raise ValueError("a chunk is not the manifest's: the file is of another place or store")
     return content
+
+
+def _check_whole(path: AnyPath, file: ShardFile, note: FileNote) -> None:
+    """Check a file's size and, where the manifest has no checksums of chunks, its SHA-256, once.
+
+    Large remote files are not fetched for it: their size alone is compared.
+    """
+    if file.size != note.n_bytes:
+        raise ValueError(f"it has {file.size} bytes, the manifest says {note.n_bytes}")
+    if note.crc32c is not None or (isinstance(path, ObjectPath) and file.size > WHOLE_BYTES):
+        return
+    if _sha256(path, file.size, file.mtime_ns) != note.sha256:
+        raise ValueError("its SHA-256 is not the manifest's")
+
+
+@lru_cache(maxsize=1 << 16)
+def _sha256(path: AnyPath, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _decode(encoded: bytes, target: NDArray[Any]) -> None:
@@ -195,11 +248,13 @@ def _check_size(encoded: bytes, due: int) -> None:
 def forget_layouts() -> None:
     """Forget what was read of arrays."""
     _read_layout.cache_clear()
+    _sha256.cache_clear()
 
 
 @lru_cache(maxsize=256)
 def _read_layout(folder: AnyPath, dtype: np.dtype[Any], _size: int, _mtime_ns: int) -> ArrayLayout:
-    about = read_json(folder / "zarr.json")
+    text = (folder / "zarr.json").read_bytes()
+    about = parse_json(text)
     shape, outer = tuple(about["shape"]), about["chunk_grid"]["configuration"]["chunk_shape"]
     codecs = about["codecs"]
     is_sharded = codecs[0]["name"] == "sharding_indexed"
@@ -229,4 +284,5 @@ def _read_layout(folder: AnyPath, dtype: np.dtype[Any], _size: int, _mtime_ns: i
         or (len(shape) == 4 and shape[2] % inner[2])
     ):
         raise ValueError(f"zarr.json has shards of {outer} and chunks of {inner}")
-    return ArrayLayout(folder, shape, dtype, outer[0], tuple(inner), is_sharded)
+    digest = hashlib.sha256(text).hexdigest()
+    return ArrayLayout(folder, shape, dtype, outer[0], tuple(inner), is_sharded, digest)

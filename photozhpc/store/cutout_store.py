@@ -19,17 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.disk import is_count, partial_path, read_fault, read_json, write_durably
+from photozhpc.disk import is_count, parse_json, partial_path, read_fault, read_json, write_durably
 from photozhpc.errors import ConfigError, StoreError
 from photozhpc.mosaic.sources import Sources
 from photozhpc.object_storage import AnyPath, ObjectPath, location
 from photozhpc.store.chunks import ArrayLayout, forget_layouts, read_layout
 from photozhpc.store.manifest import (
-    check_file,
+    TileNote,
+    copied,
     forget_manifests,
+    json_sha256,
     make_manifest,
+    not_of_store,
     own_digest,
-    read_manifest,
+    plan_problem,
     read_manifests,
     tile_of,
 )
@@ -54,16 +57,24 @@ class CutoutStore:
     """A folder of cutouts of one survey. Make it with `create`, open it with `open`.
 
     It is read from a disk or from an object store (s3://, https://), and written to a disk.
+    `sha256` is the digest of what it says of itself; every manifest has it too.
     """
 
     def __init__(
-        self, path: AnyPath, survey: Survey, size: int, shard_len: int, format_: int = FORMAT
+        self,
+        path: AnyPath,
+        survey: Survey,
+        size: int,
+        shard_len: int,
+        sha256: str,
+        format_: int = FORMAT,
     ) -> None:
         self.path: Any = path
         self.survey = survey
         self.cutout_size = size
         self.shard_len = shard_len
         self.format = format_
+        self.sha256 = sha256
 
     @classmethod
     def create(
@@ -125,7 +136,7 @@ class CutoutStore:
             "attributes": {"photozhpc": attributes},
         }
         write_durably(path / "zarr.json", json.dumps(group, indent=2).encode())
-        return cls(path, survey, size, shard_len)
+        return cls(path, survey, size, shard_len, attributes["sha256"])
 
     @classmethod
     def open(cls, path: str | AnyPath) -> "CutoutStore":
@@ -176,15 +187,17 @@ class CutoutStore:
             ) from error
         if not all(is_count(n) and 0 < n < 1 << 31 for n in (size, shard_len)):
             raise StoreError(f"{path}: damaged: cutout_size {size!r}, shard_len {shard_len!r}")
-        return cls(path, survey, size, shard_len, format_)
+        return cls(path, survey, size, shard_len, own_digest(attributes), format_)
 
     def index(self) -> StoreIndex:
         """Read all manifests, once.
 
         Raises:
-            StoreError: one is damaged.
+            StoreError: one is damaged, of another store, or of a tile that is a copy.
         """
         tiles: dict[str, int] = {}
+        plans: dict[str, str | None] = {}
+        holders: dict[str, str] = {}
         digest = hashlib.sha256()
         for tile_id, manifest in read_manifests(self.path / ".manifests"):
             tiles[tile_id] = n = manifest["n_sources"]
@@ -195,7 +208,12 @@ class CutoutStore:
                     f"extract the tile again"
                 )
             digest.update(manifest["sha256"].encode())
-        return StoreIndex(tiles, self.shard_len, digest.hexdigest())
+            if "plan" in manifest:
+                plans[tile_id] = manifest["plan"]
+            for problem in (not_of_store(manifest, self.sha256), copied(manifest, holders)):
+                if problem is not None:
+                    raise StoreError(f"{self.path}: {problem}")
+        return StoreIndex(tiles, self.shard_len, digest.hexdigest(), plans)
 
     def tiles(self) -> dict[str, int]:
         """Return the number of sources of every finished tile, by tile_id, sorted."""
@@ -221,7 +239,10 @@ class CutoutStore:
         """
         known = self._plan()
         if known is None:
-            if self.tiles() and self._plan() is None:
+            noted = self.index()
+            # Where the tiles say that they are of this plan, it was lost, and is written anew.
+            lost = set(noted.plans.values()) == {json_sha256(plan)}
+            if noted.tiles and not lost and self._plan() is None:
                 raise StoreError(f"{self.path}: holds tiles already; choose another --store")
             write_durably(self.path / "plan.json", json.dumps(plan).encode())
         elif known != plan:
@@ -231,11 +252,11 @@ class CutoutStore:
                 f"'{tile_id}'); choose another --store or delete that one"
             )
 
-    def check_complete(self) -> None:
-        """Check that every tile that was declared is there.
+    def check_complete(self) -> StoreIndex:
+        """Check that every tile that was declared is there, and return what the manifests say.
 
         Raises:
-            StoreError: the extraction is not finished.
+            StoreError: the extraction is not finished, or its plan was lost or altered.
         """
         missing = self.missing_tiles()
         if missing:
@@ -243,6 +264,10 @@ class CutoutStore:
                 f"{self.path}: its extraction is not finished, {len(missing)} tiles are missing "
                 f"(the first is '{missing[0]}'); run the same 'photozhpc extract' again"
             )
+        index = self.index()
+        if problem := plan_problem(index.plans, self.plan_sha256()):
+            raise StoreError(f"{self.path}/plan.json: {problem}")
+        return index
 
     def __len__(self) -> int:
         return sum(self.tiles().values())
@@ -273,15 +298,16 @@ class CutoutStore:
             raise ValueError(f"cutouts of {self.cutout_size} px have no central {side} px")
         corner = self.cutout_size // 2 - side // 2
         with self._reading(key, "cutout"):
-            array, start, stop = self._rows(key, "cutout", rows)
+            array, tile, start, stop = self._rows(key, "cutout", rows)
         shape = (stop - start, len(self.survey.bands), side, side)
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32:
             raise ValueError(f"out must be float32 {shape}, got {out.dtype} {out.shape}")
-        with self._reading(key, "cutout"):
-            centre = slice(corner, corner + side)
-            array.read_rows(start, stop, out, centre, self._sizes(key, "cutout"))
+        if stop > start:
+            with self._reading(key, "cutout"):
+                note = tile.files[f"cutout/{array.file_name(start)}"]
+                array.read_rows(start, stop, out, note, slice(corner, corner + side))
         return out
 
     def read_sources(self, key: ShardKey) -> Sources:
@@ -303,10 +329,18 @@ class CutoutStore:
         return Measurements(*(self._read_column(key, name) for name in names))
 
     def tile_attributes(self, tile_id: str) -> dict[str, Any]:
-        """Return what was noted of a tile: its WCS, missing bands."""
+        """Return what was noted of a tile: its WCS, missing bands.
+
+        Raises:
+            StoreError: the tile is missing or damaged, or its zarr.json is another's.
+        """
         file = self.path / tile_id / "zarr.json"
         try:
-            return dict(read_json(file)["attributes"])
+            content = file.read_bytes()
+            note = tile_of(self._manifest_path(tile_id)).files["zarr.json"]
+            if hashlib.sha256(content).hexdigest() != note.sha256:
+                raise ValueError("its zarr.json is not the manifest's")
+            return dict(parse_json(content)["attributes"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 read_fault(file, error) or f"{self.path}: tile '{tile_id}' is missing or damaged"
@@ -336,7 +370,8 @@ class CutoutStore:
             writer = TileWriter(arrays, n_sources, self.shard_len)
             yield writer
             writer.finish()
-            manifest = make_manifest(partial, tile_id, n_sources)
+            crc32c, made_for = self._crc32c(partial), (self.sha256, self.plan_sha256())
+            manifest = make_manifest(partial, tile_id, n_sources, crc32c, *made_for)
             if self.has_tile(tile_id):
                 return  # a twin, whose job Slurm took for dead, was quicker
             shutil.rmtree(final, ignore_errors=True)  # undeclared remains of a killed run
@@ -352,45 +387,18 @@ class CutoutStore:
 
     def verify(self) -> list[str]:
         """Return one line for every missing, truncated, altered or stray file; none if sound."""
-        problems = [
-            f"tile {tile_id}: missing (never extracted, or lost with its manifest)"
-            for tile_id in self.missing_tiles()
-        ]
-        for path in sorted((self.path / ".manifests").glob("*.json")):
-            try:
-                manifest = read_manifest(path)
-            except StoreError as error:
-                problems.append(str(error))
-                continue
-            folder = self.path / manifest["tile_id"]
-            problems += self._miscounted(manifest)
-            for name, expected in manifest["files"].items():
-                problem = check_file(folder / name, expected)
-                if problem:
-                    problems.append(f"{_describe(manifest['tile_id'], name)}: {problem}")
-            if folder.is_dir():
-                present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-                for name in sorted(present - set(manifest["files"])):
-                    problems.append(f"{_describe(manifest['tile_id'], name)}: not in the manifest")
-        declared = {path.stem for path in (self.path / ".manifests").glob("*.json")}
-        for folder in sorted(p for p in self.path.iterdir() if p.is_dir()):
-            if not folder.name.startswith(".") and folder.name not in declared:
-                problems.append(
-                    f"tile {folder.name}: has no manifest (its manifest was lost, or "
-                    f"a run was killed); extract it again"
-                )
-        return problems
+        from photozhpc.store.verify import verify_store
 
-    def _miscounted(self, manifest: dict[str, Any]) -> list[str]:
-        """Return a line if the tile's arrays are longer or shorter than its manifest says."""
-        tile_id, n = manifest["tile_id"], manifest["n_sources"]
-        try:
-            array = read_layout(self.path / tile_id / "source_id", "int64")
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
-            return []  # a file that is missing or altered, which is said of that file
-        if array.shape == (n,):
-            return []
-        return [f"tile {tile_id}: source_id has the shape {array.shape}, its manifest {n} sources"]
+        return verify_store(self)
+
+    def plan_sha256(self) -> str | None:
+        """Return the digest of the plan that was declared, None if there is none.
+
+        Raises:
+            StoreError: plan.json is damaged.
+        """
+        plan = self._plan()
+        return None if plan is None else json_sha256(plan)
 
     def _plan(self) -> dict[str, Any] | None:
         try:
@@ -408,13 +416,14 @@ class CutoutStore:
         present = {path.stem for path in (self.path / ".manifests").glob("*.json")}
         return sorted(set(self._plan() or ()) - present)
 
-    def _sizes(self, key: ShardKey, name: str) -> dict[str, int] | None:
-        """Return the sizes of the files of a remote array, by their names in its folder."""
-        if not isinstance(self.path, ObjectPath):
-            return None
-        _, sizes = tile_of(self._manifest_path(key.tile_id))
-        prefix = f"{name}/"
-        return {n.removeprefix(prefix): size for n, size in sizes.items() if n.startswith(prefix)}
+    def _crc32c(self, folder: Path) -> dict[str, bytes]:
+        """Return the CRC32C of the chunks of each file of a tile's arrays, by the file's name."""
+        found = {}
+        for name, (dtype, _) in {"cutout": ("float32", "CSS"), **COLUMNS}.items():
+            array = read_layout(folder / name, dtype)
+            for row in range(0, array.shape[0], array.file_len):
+                found[f"{name}/{array.file_name(row)}"] = array.crc32c(row)
+        return found
 
     def _manifest_path(self, tile_id: str) -> Any:
         return self.path / ".manifests" / f"{tile_id}.json"
@@ -422,29 +431,31 @@ class CutoutStore:
     def _read_column(self, key: ShardKey, name: str) -> NDArray[Any]:
         with self._reading(key, name):
             if self.format == 1 and name in SINCE_FORMAT_2:
-                _, start, stop = self._rows(key, "source_id")
+                _, _, start, stop = self._rows(key, "source_id")
                 return np.full((stop - start, len(self.survey.bands)), np.nan, np.float32)
-            array, start, stop = self._rows(key, name)
+            array, tile, start, stop = self._rows(key, name)
             values = np.empty((stop - start, *array.shape[1:]), array.dtype)
-            array.read_rows(start, stop, values, sizes=self._sizes(key, name))
+            array.read_rows(start, stop, values, tile.files[f"{name}/{array.file_name(start)}"])
             return values
 
     def _rows(
         self, key: ShardKey, name: str, rows: slice = slice(None)
-    ) -> tuple[ArrayLayout, int, int]:
-        """Return an array of the key's tile, and which of its rows are those of the shard."""
+    ) -> tuple[ArrayLayout, TileNote, int, int]:
+        """Return an array of the key's tile, the tile, and which rows are those of the shard."""
         dtype, trailing = COLUMNS.get(name, ("float32", "CSS"))
         array = read_layout(self.path / key.tile_id / name, dtype)
         if array.shape[1:] != tuple(self._axes[axis] for axis in trailing):
             raise ValueError(f"it has the shape {array.shape}")
-        n_sources, _ = tile_of(self._manifest_path(key.tile_id))
-        if array.shape[0] != n_sources:
-            raise ValueError(f"it has {array.shape[0]} rows, the manifest {n_sources} sources")
+        tile = tile_of(self._manifest_path(key.tile_id))
+        if array.shape[0] != tile.n_sources:
+            raise ValueError(f"it has {array.shape[0]} rows, the manifest {tile.n_sources} sources")
+        if array.sha256 != tile.files[f"{name}/zarr.json"].sha256:
+            raise ValueError("its zarr.json is not the manifest's")
         start = key.index * self.shard_len
         if not 0 <= start < array.shape[0]:
             raise ValueError(f"the tile has {array.shape[0]} sources")
         first, last, _ = rows.indices(min(self.shard_len, array.shape[0] - start))
-        return array, start + first, start + max(first, last)
+        return array, tile, start + first, start + max(first, last)
 
     @property
     def _axes(self) -> dict[str, int]:
@@ -476,8 +487,3 @@ def check_local(path: str | AnyPath) -> None:
             f"{path}: a store is written to a disk; pass a local --store, and copy it there when "
             f"it is finished ('aws s3 cp --recursive')"
         )
-
-
-def _describe(tile_id: str, name: str) -> str:
-    shard = re.fullmatch(r"cutout/c/(\d+)/0/0/0", name)
-    return f"shard {ShardKey(tile_id, int(shard[1]))}" if shard else f"tile {tile_id}, {name}"

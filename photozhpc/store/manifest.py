@@ -1,8 +1,16 @@
-"""The manifest of a tile: size and SHA-256 of every file of its folder, and of itself."""
+"""The manifest of a tile: size and SHA-256 of every file of its folder, and of itself.
+
+A chunk's own CRC32C says that it is whole, not whose it is. So the manifest has the CRC32C of
+every chunk of every file, in their order: what is read is compared with it at no cost, and a file
+in the place of another is refused. It also says which store and which plan the tile was made for.
+"""
 
 import hashlib
 import json
 import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,25 +20,75 @@ from photozhpc.errors import StoreError
 from photozhpc.object_storage import AnyPath, ObjectPath, read_ranges
 
 _AT_A_TIME = 256  # manifests of a remote store
+_CRC32C = re.compile("([0-9a-f]{8})*")
 
 
-def make_manifest(folder: Path, tile_id: str, n_sources: int) -> dict[str, Any]:
-    """Return the manifest of a tile's folder, whose files are made to outlast a power cut."""
-    files = {}
+@dataclass(frozen=True)
+class FileNote:
+    """What a manifest says of a file.
+
+    Attributes:
+        n_bytes, sha256: of the file.
+        crc32c: of its chunks, in their order, 4 bytes each; None where the file is none of an
+            array, or the store was made before they were noted.
+    """
+
+    n_bytes: int
+    sha256: str
+    crc32c: bytes | None
+
+
+@dataclass(frozen=True)
+class TileNote:
+    """What a manifest says of a tile: its number of sources, and its files by name."""
+
+    n_sources: int
+    files: dict[str, FileNote]
+
+
+def make_manifest(
+    folder: Path,
+    tile_id: str,
+    n_sources: int,
+    crc32c: Mapping[str, bytes],
+    store_sha256: str,
+    plan_sha256: str | None,
+) -> dict[str, Any]:
+    """Return the manifest of a tile's folder, whose files are made to outlast a power cut.
+
+    Args:
+        crc32c: see `FileNote`, by the name of the file.
+        store_sha256: of what the store says of itself.
+        plan_sha256: of the plan of the extraction; None: there is none.
+    """
+    files: dict[str, dict[str, Any]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with open(path, "rb") as stream:
             os.fsync(stream.fileno())
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    manifest: dict[str, Any] = {"tile_id": tile_id, "n_sources": n_sources, "files": files}
+        name = str(path.relative_to(folder))
+        files[name] = {"bytes": path.stat().st_size, "sha256": digest}
+        if name in crc32c:
+            files[name]["crc32c"] = crc32c[name].hex()
+    manifest: dict[str, Any] = {
+        "tile_id": tile_id,
+        "n_sources": n_sources,
+        "store": store_sha256,
+        "plan": plan_sha256,
+        "files": files,
+    }
     manifest["sha256"] = own_digest(manifest)
     return manifest
 
 
 def own_digest(manifest: dict[str, Any]) -> str:
     """Return the SHA-256 over all else that a manifest says."""
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json_sha256({key: value for key, value in manifest.items() if key != "sha256"})
+
+
+def json_sha256(document: dict[str, Any]) -> str:
+    """Return the SHA-256 of a JSON document, whatever the order of its keys and its spaces."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(path: AnyPath) -> dict[str, Any]:
@@ -76,8 +134,8 @@ def read_manifests(folder: AnyPath) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def tile_of(path: AnyPath) -> tuple[int, dict[str, int]]:
-    """Return the number of sources of a tile, and the sizes of its files, from its manifest.
+def tile_of(path: AnyPath) -> TileNote:
+    """Return what the manifest of a tile says.
 
     It is read anew only if it has changed; one that is remote, once.
 
@@ -92,11 +150,19 @@ def tile_of(path: AnyPath) -> tuple[int, dict[str, int]]:
 
 
 @lru_cache(maxsize=256)
-def _tile_of(path: AnyPath, _size: int, _mtime_ns: int) -> tuple[int, dict[str, int]]:
+def _tile_of(path: AnyPath, _size: int, _mtime_ns: int) -> TileNote:
     manifest = read_manifest(path)
-    return manifest["n_sources"], {
-        name: about["bytes"] for name, about in manifest["files"].items()
-    }
+    return TileNote(
+        manifest["n_sources"],
+        {
+            name: FileNote(about["bytes"], about["sha256"], _crc32c(about))
+            for name, about in manifest["files"].items()
+        },
+    )
+
+
+def _crc32c(about: dict[str, Any]) -> bytes | None:
+    return bytes.fromhex(about["crc32c"]) if "crc32c" in about else None
 
 
 def forget_manifests() -> None:
@@ -118,6 +184,7 @@ def _are_files(files: object) -> bool:
         isinstance(about, dict)
         and is_count(about.get("bytes"))
         and isinstance(about.get("sha256"), str)
+        and _CRC32C.fullmatch(str(about.get("crc32c", ""))) is not None
         and name[:1] not in ("", "/")
         and ".." not in PurePosixPath(name).parts
         for name, about in files.items()
@@ -140,3 +207,50 @@ def check_file(path: AnyPath, expected: dict[str, Any]) -> str | None:
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         return f"cannot be read ({error})"
     return None
+
+
+def not_of_store(manifest: dict[str, Any], store_sha256: str) -> str | None:
+    """Return a line if a tile was made for another store, as far as its manifest says."""
+    if manifest.get("store", store_sha256) == store_sha256:
+        return None
+    return (
+        f"tile {manifest['tile_id']}: was made for another store, or the zarr.json here is "
+        f"another store's"
+    )
+
+
+def copied(manifest: dict[str, Any], holders: dict[str, str]) -> str | None:
+    """Return a line if a tile holds the sources of another.
+
+    Args:
+        holders: tile_id by the SHA-256 of its identifiers, of the tiles before; it is added.
+    """
+    if not manifest["n_sources"]:
+        return None
+    tile_id, files = manifest["tile_id"], manifest["files"]
+    ids = [files[name]["sha256"] for name in sorted(files) if name.startswith("source_id/c/")]
+    holder = holders.setdefault(" ".join(ids), tile_id)
+    if holder == tile_id:
+        return None
+    return f"tile {tile_id}: holds the sources of tile {holder}: one is a copy, to be deleted"
+
+
+def plan_problem(plans: Mapping[str, str | None], plan_sha256: str | None) -> str | None:
+    """Return a line if plan.json is not that under which tiles were extracted.
+
+    Args:
+        plans: what the manifests say, by tile_id.
+        plan_sha256: of what is there; None: nothing is.
+    """
+    others = sorted(tile_id for tile_id, noted in plans.items() if noted != plan_sha256)
+    if not others:
+        return None
+    if plan_sha256 is None:
+        return (
+            f"is missing, under which tile '{others[0]}' was extracted; run the same "
+            f"'photozhpc extract' again: it writes it anew"
+        )
+    return (
+        f"was altered, or tile '{others[0]}' is of another extraction; delete plan.json (or "
+        f"that tile) and run the same 'photozhpc extract' again"
+    )

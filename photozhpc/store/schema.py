@@ -9,7 +9,7 @@ STORE/TILE/{source_id,ra,dec,y,x,ebv,z_spec}            (N,)
 STORE/TILE/{flux,flux_err}          float32 (N, C, R) nJy;  flags uint16 (N, C)
 STORE/TILE/{kron_flux,kron_flux_err}                    float32 (N, C) nJy (from format 2 on)
                                     one file each, in chunks of shard_len sources
-STORE/.manifests/TILE.json          size and SHA-256 of every file of the tile
+STORE/.manifests/TILE.json          size and SHA-256 of every file of the tile, CRC32C of its chunks
 STORE/plan.json                     the tiles that an extraction set out to write
 """
 
@@ -68,11 +68,14 @@ class StoreIndex:
         tiles: number of sources by tile_id, sorted.
         shard_len: sources in a shard; fewer in the last one of a tile.
         fingerprint: equal if and only if all content is equal.
+        plans: by tile_id, the SHA-256 of the plan under which it was extracted, None without one;
+            tiles of before this was noted are left out.
     """
 
     tiles: dict[str, int]
     shard_len: int
     fingerprint: str
+    plans: dict[str, str | None]
 
     @property
     def n_sources(self) -> int:

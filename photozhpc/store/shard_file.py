@@ -9,15 +9,16 @@ from pathlib import Path
 from photozhpc.object_storage import AnyPath, ObjectPath, read_ranges
 
 # What is asked for first: of a small object all, of a large one the end, where the index is.
-_WHOLE_BYTES = 1 << 20
+WHOLE_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 16
 _PIECE_BYTES = 16 << 20
 
 
 class ShardFile:
-    """A file that is open for reading; `size` is its length."""
+    """A file that is open for reading; `size` is its length, and `mtime_ns` its date on a disk."""
 
     size: int
+    mtime_ns: int = 0
 
     def read(self, offset: int, length: int) -> bytes:
         """Return a range, or less at the end of the file."""
@@ -30,7 +31,8 @@ class ShardFile:
 class _LocalFile(ShardFile):
     def __init__(self, file: int) -> None:
         self._file = file
-        self.size = os.fstat(file).st_size
+        found = os.fstat(file)
+        self.size, self.mtime_ns = found.st_size, found.st_mtime_ns
 
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self._file, length, offset)
@@ -40,7 +42,7 @@ class _RemoteFile(ShardFile):
     def __init__(self, path: ObjectPath, size: int) -> None:
         self._path = path
         self.size = size
-        self._tail_at = 0 if size <= _WHOLE_BYTES else size - _TAIL_BYTES
+        self._tail_at = 0 if size <= WHOLE_BYTES else size - _TAIL_BYTES
         self._span = (0, b"")
 
     def read(self, offset: int, length: int) -> bytes:

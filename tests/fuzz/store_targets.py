@@ -121,8 +121,10 @@ class Store(Target):
                 refusals += 1
                 continue
             found.append(shard)
-            # A file in the place of another passes its own checksums: only verify() can tell.
-            if shard != self.shards.get(key) and not (damage.sealed and problems):
+            # A file in the place of another passes its own checksums: the manifest tells, unless
+            # it is the manifest that was forged.
+            forged = damage.sealed and damage.name.startswith(".manifests/")
+            if shard != self.shards.get(key) and not (forged and problems):
                 assert store.shard_len != SHARD_LEN, f"{key} reads as something else"
         return bool(problems), refusals, found
 
@@ -176,6 +178,7 @@ class Catalogue(Target):
             note_part(path, part, write_part(rows, path, self.run.part_identity(part)), 0.1)
         self._forget_time_and_place()
         self.rows = index.n_sources
+        self.checked = self._checked_rows()
 
     def _forget_time_and_place(self) -> None:
         """Let the lines of the log be the same wherever and whenever a case is repeated."""
@@ -214,7 +217,14 @@ class Catalogue(Target):
         """Ask of the run all that the commands ask, and read its rows."""
         found: list[Any] = []
         problems: list[str] = []
-        for ask in (self._rows, self.run.is_begun, self._status, self._verify, self._verify_store):
+        for ask in (
+            self._rows,
+            self.run.is_begun,
+            self._status,
+            self._verify,
+            self._verify_store,
+            self._checked_rows,
+        ):
             try:
                 found.append(ask())
             except PhotozError as error:
@@ -228,6 +238,9 @@ class Catalogue(Target):
     def _rows(self) -> Any:
         return read_catalog(self.folder)
 
+    def _checked_rows(self) -> Any:
+        return read_catalog(self.folder, verify=True)
+
     def _status(self) -> Any:
         status = status_of(self.folder, now=2e9)
         assert describe(status)
@@ -240,7 +253,9 @@ class Catalogue(Target):
         return verify_catalog(self.folder, self.store)
 
     def judge(self, damage: Damage, found: Any) -> str:
-        rows, _, _, verified, compared = found
+        rows, _, _, verified, compared, checked = found
+        if checked is not None:
+            assert checked.equals(self.checked, check_metadata=True), "read as something else"
         if rows is not None:
             assert len(rows) >= self.rows, "rows are lost"
         changed = damage.content != self.files[damage.name]
