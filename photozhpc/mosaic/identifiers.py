@@ -12,10 +12,11 @@ from photozhpc.survey import SourceColumns, names_of
 
 # An identifier made of a list's name and a number in it: the last seven digits are the number.
 NUMBERS_PER_LIST = 10_000_000
-# id, ID_2, objectId, TARGETID, obj_no, NUMBER, label, ...; not centroid, valid or width.
+# id, ID_2, objectId, TARGETID, obj_no, NUMBER, label, ...; not centroid, valid or num_exposures.
 _LIKE_AN_IDENTIFIER = re.compile(
-    r"(?i:(.*[^a-z])?(id|ids|ident|identifier|number|num|nr|no|label|index|idx|recno|rownum|seq))"
-    r"(?i:[^a-z].*)?"
+    r"(?i:(.*[^a-z])?(id|ids|ident|identifier)([^a-z].*)?)"
+    r"|(?i:(.*[^a-z])?(number|num|nr|no|label|index|idx|recno|rownum|seq|oid|uid|uuid|name"
+    r"|designation|key))"
     r"|.*[a-z](Id|ID|Number|No)(?![a-z]).*"
     r"|(?i:.*(obj|object|source|src|target|gal|galaxy|halo|star|spec|cat|catalog|row|det|entry)"
     r"(id|no|num|number|index))"
@@ -69,7 +70,8 @@ def read_identifiers(
         )
     if not np.issubdtype(id_N.dtype, np.integer):
         raise SourceListError(
-            f"{table.path}: column '{name}' must hold integers, it holds {id_N.dtype}"
+            f"{table.path}: column '{name}' must hold integers, it holds {id_N.dtype} such as "
+            f"{id_N.tolist()[0]!r:.40}"
             + ("; numbers of float64 are not exact from 2^53 on" if id_N.dtype.kind == "f" else "")
         )
     if len(id_N) and id_N.max() > np.iinfo(np.int64).max:

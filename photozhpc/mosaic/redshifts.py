@@ -54,10 +54,10 @@ def is_placeholder(value_N: NDArray) -> NDArray[np.bool_]:
     Numbers of float32 are recognised too.
     """
     size_N = np.abs(np.asarray(value_N, np.float64))
-    with np.errstate(invalid="ignore"):
-        found_N = size_N >= 1e10
-    for nines in _NINES:
-        found_N |= np.abs(size_N - nines) <= 1e-7 * nines
+    found_N = size_N >= 1e10
+    row_M = np.flatnonzero((size_N > 0.999 * _NINES[0]) & ~found_N)
+    for nines in _NINES if len(row_M) else ():
+        found_N[row_M] |= np.abs(size_N[row_M] - nines) <= 1e-7 * nines
     return found_N
 
 

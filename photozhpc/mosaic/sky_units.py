@@ -21,6 +21,17 @@ _WORDS = {
 }
 
 
+def is_degrees(unit: str) -> bool:
+    """Say whether a unit is degrees, or none is stated."""
+    return bool(_NO_UNIT.fullmatch(unit.strip()) or _DEGREES.fullmatch(unit.strip()))
+
+
+def is_angle(word: str) -> bool:
+    """Say whether a word is a usual name of a unit of angles."""
+    known = (*_WORDS, "rad", "arcsec", "arcmin", "mas")
+    return bool(_DEGREES.fullmatch(word)) or word.lower() in known
+
+
 def to_degrees(value_N: NDArray[np.float64], unit: str, *, hours: bool) -> NDArray[np.float64]:
     """Return angles in degrees; without a unit they are.
 
@@ -30,9 +41,9 @@ def to_degrees(value_N: NDArray[np.float64], unit: str, *, hours: bool) -> NDArr
     Raises:
         ValueError: the unit is not known, or none of an angle.
     """
-    unit = unit.strip()
-    if _NO_UNIT.fullmatch(unit) or _DEGREES.fullmatch(unit):
+    if is_degrees(unit):
         return value_N
+    unit = unit.strip()
     word = _WORDS.get(unit.lower(), unit)
     if word == "hourangle" and not hours:
         raise ValueError("hours are no unit of a declination")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from photozhpc.errors import SourceListError, did_you_mean
 from photozhpc.mosaic.identifiers import read_identifiers
 from photozhpc.mosaic.redshifts import Z_SPEC_MAX, Remarks, is_placeholder, usable_redshifts
-from photozhpc.mosaic.sky_units import to_degrees, to_magnitudes, to_redshifts
+from photozhpc.mosaic.sky_units import is_degrees, to_degrees, to_magnitudes, to_redshifts
 from photozhpc.mosaic.table_file import TableFile, read_columns
 from photozhpc.object_storage import AnyPath, location
 from photozhpc.survey import SourceColumns, names_of
@@ -215,12 +215,19 @@ def _positions(
                 f"{table.path}: column '{known}' is in the frame '{frame[:40]}'; give positions in "
                 "ICRS, under other names in source_columns if need be"
             )
+        remarks.add(
+            len(table.columns[known]) * bool(frame and "fk5" in frame.lower()),
+            f"values of '{known}' are FK5 of J2000, and taken as ICRS (0.03 arcsec at most)",
+        )
+        unit = table.units.get(known, "")
         if table.columns[known].dtype == np.float16:
             raise SourceListError(
                 f"{table.path}: column '{known}' holds numbers of 16 bits, which are no positions"
             )
         value_N = _numbers(table, name, partial(to_degrees, hours=hours))
         assert value_N is not None
+        if not is_degrees(unit):
+            remarks.add(len(value_N), f"values of '{known}' converted from {unit} to degrees")
         off_N = np.abs(value_N) > limit * (1 + 1e-9)
         if off_N.any():
             raw_N = _numbers(table, name, lambda it, unit: it)
@@ -240,7 +247,7 @@ def _positions(
             value_N = np.where(lost_N, np.nan, value_N)
         if table.columns[known].dtype == np.float32 and len(value_N):
             step = np.spacing(np.nanmax(np.abs(table.columns[known]), initial=0.0))
-            step_arcsec = float(step) * _degrees_per_unit(table, known, hours) * 3600
+            step_arcsec = float(to_degrees(np.full(1, 3600.0 * step), unit, hours=hours)[0])
             remarks.add(
                 len(value_N),
                 f"values of '{known}' are numbers of 32 bits: positions in steps of "
@@ -251,10 +258,6 @@ def _positions(
 
 
 _ICRS = re.compile(r"icrs( .*)?|(eq_)?fk5( J?2000(\.0*)?)?", re.IGNORECASE)
-
-
-def _degrees_per_unit(table: TableFile, name: str, hours: bool) -> float:
-    return float(to_degrees(np.ones(1), table.units.get(name, ""), hours=hours)[0])
 
 
 def _needed(table: TableFile, name: str) -> str:
@@ -320,4 +323,6 @@ def _number_in(value: Any) -> float:
         return np.nan
     if "_" in value or ":" in value:  # digits that Python groups; hours, minutes and seconds
         raise ValueError(f"{value!r}; angles are decimal degrees")
+    if "," in value:
+        raise ValueError(f"{value!r}; write a decimal point")
     return float(value)

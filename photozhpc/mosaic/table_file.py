@@ -240,9 +240,12 @@ def _read_text(text: str, wanted: Callable[[str], bool]) -> _Found:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is wrong is in the error
         table = read_described(text)
-        if table is None:
-            table = read_text(text, find_layout(text, wanted))
-        return _of_table(table, wanted)
+        if table is not None:
+            return _of_table(table, wanted)
+        layout = find_layout(text, wanted)
+        found = _of_table(read_text(text, layout), wanted)
+        found.units.update(layout.units)
+        return found
 
 
 def _read_fits(path: Path, wanted: Callable[[str], bool]) -> _Found:
@@ -262,24 +265,35 @@ def _read_fits(path: Path, wanted: Callable[[str], bool]) -> _Found:
                 if isinstance(hdu, fits.BinTableHDU | fits.TableHDU) and hdu.name != _LDAC_HEADER:
                     n_wanted = sum(wanted(name) for name in hdu.columns.names)
                     tables[index] = (f"{index} '{hdu.name}'" if hdu.name else f"{index}", n_wanted)
-        if not tables:
-            raise ValueError("it holds no table")
-        most = max(n_wanted for _, n_wanted in tables.values())
-        best = [index for index, (_, n_wanted) in tables.items() if n_wanted == most]
-        if len(best) > 1 and most:
-            names = ", ".join(tables[index][0] for index in best)
-            raise ValueError(
-                f"which of its {len(best)} tables is meant: {names}? Join them, or give each a file"
-            )
-        found = _of_table(Table.read(path, format="fits", hdu=best[0]), wanted)
-        others = [
-            name for index, (name, n_wanted) in tables.items() if n_wanted and index != best[0]
-        ]
-        if others:
-            found.notes.append(
-                f"table {tables[best[0]][0]} of {path.name} was read, and not {', '.join(others)}"
-            )
+        best, note = _choose(tables, path)
+        found = _of_table(Table.read(path, format="fits", hdu=best), wanted)
+        found.notes.extend(note)
         return found
+
+
+def _choose(tables: dict[int, tuple[str, int]], path: Path) -> tuple[int, list[str]]:
+    """Return the table that has most of the columns that are wanted, and a note on others.
+
+    Args:
+        tables: of each its name, and how many columns of it are wanted.
+
+    Raises:
+        ValueError: there is none, or several have as many.
+    """
+    if not tables:
+        raise ValueError("it holds no table")
+    most = max(n_wanted for _, n_wanted in tables.values())
+    best, *equals = [index for index, (_, n_wanted) in tables.items() if n_wanted == most]
+    if equals and most:
+        names = ", ".join(tables[index][0] for index in (best, *equals))
+        raise ValueError(
+            f"which of its {1 + len(equals)} tables is meant? Join them, or give each a file: "
+            f"{names}"
+        )
+    others = [name for index, (name, n) in tables.items() if n and index != best]
+    if not others:
+        return best, []
+    return best, [f"table {tables[best][0]} of {path.name} was read, and not {', '.join(others)}"]
 
 
 def _read_hdf5(path: Path, wanted: Callable[[str], bool]) -> _Found:
@@ -292,17 +306,24 @@ def _read_hdf5(path: Path, wanted: Callable[[str], bool]) -> _Found:
 
 def _read_votable(path: Path, wanted: Callable[[str], bool]) -> _Found:
     from astropy.io.votable import parse
-    from astropy.table import Table
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is wrong is in the error
         file = parse(path)
-        table = Table.read(file, format="votable")
-        found = _of_table(table, wanted)
+        tables = list(file.iter_tables())
+        counts = {
+            index: (
+                f"'{table.ID or table.name or index}'",
+                sum(wanted(it.ID) for it in table.fields),
+            )
+            for index, table in enumerate(tables)
+        }
+        best, note = _choose(counts, path)
+        found = _of_table(tables[best].to_table(), wanted)
+        found.notes.extend(note)
         systems = {it.ID: _frame(it.system, it.equinox) for it in file.iter_coosys()}
-        for it in file.iter_fields_and_params():
-            if it.ref in systems:
-                found.frames[it.ID] = found.frames[it.name] = systems[it.ref]
+        frames = {it.ID: systems[it.ref] for it in tables[best].fields if it.ref in systems}
+        found.frames.update(frames)
         return found
 
 

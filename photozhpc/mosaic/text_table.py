@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from photozhpc.mosaic.numbered_table import is_number
+from photozhpc.mosaic.sky_units import is_angle
 
 _SEPARATORS = "\t,;|"
 _MARKS = (  # of a text that says its encoding; UTF-32 first, whose mark begins as that of UTF-16
@@ -40,10 +41,14 @@ class Layout:
     Attributes:
         separator: of the values; " ": any blanks.
         names: from a comment line; None: the first line that is no comment has them.
+        n_below: lines below those names that are no rows: units, a rule, types.
+        units: by name, where such a line, or the comment line below the names, has them.
     """
 
     separator: str
     names: list[str] | None
+    n_below: int = 0
+    units: dict[str, str] = field(default_factory=dict)
 
 
 def find_layout(text: str, wanted: Callable[[str], bool]) -> Layout:
@@ -56,25 +61,47 @@ def find_layout(text: str, wanted: Callable[[str], bool]) -> Layout:
     """
     lines = [line.strip("\r\n") for line in text[: 1 << 20].splitlines()[:_HEAD] if line.strip()]
     comments = [line.lstrip()[1:].lstrip("# ") for line in lines if line.lstrip().startswith("#")]
-    first = next((line for line in lines if not line.lstrip().startswith("#")), None)
-    if first is None:
+    body = [line for line in lines if not line.lstrip().startswith("#")]
+    if not body:
         raise ValueError("it has no line that is not a comment")
+    first = body[0]
     counts = {separator: first.count(separator) for separator in _SEPARATORS}
     separator = max(counts, key=lambda it: counts[it]) if any(counts.values()) else " "
     words = _split(first, separator)
     if any(map(wanted, words)):
-        return Layout(separator, None)
+        n_below, units = _below(words, [_split(line, separator) for line in body[1:3]])
+        return Layout(separator, None, n_below, units)
     headers = [
-        names
-        for line in comments
+        (sum(map(wanted, names)), names, _split(comments[i + 1], " ") if comments[i + 1 :] else [])
+        for i, line in enumerate(comments)
         for names in (_split(line, separator), _split(line, " "))
         if len(names) == len(words) and any(map(wanted, names))
     ]
     if headers:
-        return Layout(separator, max(headers, key=lambda names: sum(map(wanted, names))))
+        _, names, below = max(headers, key=lambda header: header[0])
+        return Layout(separator, names, 0, _units(names, below))
     if any(map(is_number, words)) and not any(re.match("[A-Za-z_]", word) for word in words):
         raise ValueError("no line names its columns; write their names in its first line")
     return Layout(separator, None)
+
+
+def _below(names: list[str], lines: list[list[str]]) -> tuple[int, dict[str, str]]:
+    """Return how many lines below the names are no rows, and the units in them.
+
+    VizieR writes a line of units and a rule of dashes (asu-tsv), RDB one of types (5N, 8S).
+    """
+    if len(lines) > 1 and all(re.fullmatch("-+", word) for word in lines[1]):
+        return 2, {name: unit for name, unit in zip(names, lines[0], strict=False) if unit}
+    if lines and all(re.fullmatch(r"\d*[SNM]", word) for word in lines[0]):
+        return 1, {}
+    return 0, {}
+
+
+def _units(names: list[str], words: list[str]) -> dict[str, str]:
+    """Return the units in a line of them; none of a line of other words."""
+    if len(words) != len(names) or not any(map(is_angle, words)):
+        return {}
+    return dict(zip(names, words, strict=True))
 
 
 def _split(line: str, separator: str) -> list[str]:
@@ -100,6 +127,7 @@ def read_text(text: str, layout: Layout) -> Any:
         about |= {"format": "no_header", "names": layout.names}
     else:
         about["format"] = "basic" if layout.separator == " " else "csv"
+        about |= {"header_start": 0, "data_start": 1 + layout.n_below} if layout.n_below else {}
     return astropy_ascii.read(text, **about)
 
 
