@@ -55,26 +55,28 @@ class Band:
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Names of the columns of a source list, in any case. None: the survey's lists do not have it.
+    """Names of the columns of a source list. None: the survey's lists do not have it.
+
+    A name in another case is taken where the list has none as it is written here.
 
     Attributes:
         source_id: integers that are unique over all lists; of several names, the first that a
-            list has.
+            list has. null: the rows of the list are numbered.
         number: integers that are unique in their list only, for lists without `source_id`; the
             identifier is then made of the list's {tile} (without: its file name) and the number.
-        ra, dec: ICRS degrees.
+        ra, dec: ICRS, degrees; other units (rad, hourangle, arcsec) where the list states them.
         z_spec: labels, by priority: where the first has no value (or none above 0), the second's
             is taken.
-        ebv: Galactic E(B-V), magnitudes.
+        ebv: Galactic E(B-V), magnitudes, by priority as z_spec.
         a_v: Galactic A_V, magnitudes, for lists without `ebv`: E(B-V) = A_V / 2.742, on the
             scale of the SFD map (Schlafly & Finkbeiner 2011).
     """
 
-    source_id: str | tuple[str, ...] = "source_id"
+    source_id: str | tuple[str, ...] | None = "source_id"
     ra: str = "ra"
     dec: str = "dec"
     z_spec: str | tuple[str, ...] | None = "z_spec"
-    ebv: str | None = "ebv"
+    ebv: str | tuple[str, ...] | None = "ebv"
     number: str | None = None
     a_v: str | None = None
 
@@ -118,6 +120,8 @@ class Survey:
             Patterns without {tile} count only where no list fits one with it.
         keep_off_tile: whether sources on no tile are stored (flagged, without an image).
         source_columns: names of the columns of those lists.
+        z_spec_max: no label is above it; lower it where a list marks 'no redshift' by a number
+            like 9.9. Numbers of nines (9.99, 99, 999) are no labels in any case.
         aperture_radii_arcsec: radii of the forced circular apertures.
         sky_annulus_arcsec: inner and outer radius of the local-sky annulus; empty: no sky is
             subtracted from fluxes.
@@ -139,6 +143,7 @@ class Survey:
     source_pattern: str | tuple[str, ...] = "*cat.parquet"
     keep_off_tile: bool = True
     source_columns: SourceColumns = SourceColumns()
+    z_spec_max: float = 20.0
     aperture_radii_arcsec: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
     sky_annulus_arcsec: tuple[float, ...] = (2.4, 2.8)
     subtract_sky: bool = False
@@ -162,6 +167,8 @@ class Survey:
         for bit in self.bad_mask_bits or ():
             if isinstance(bit, int) and not 0 <= bit < 62:
                 raise ValueError(f"bad_mask_bits: a bit's number is 0 to 61, got {bit}")
+        if not self.z_spec_max > 0:
+            raise ValueError(f"z_spec_max must be positive, got {self.z_spec_max}")
         if not 0 < self.pixel_scale_arcsec < math.inf:
             raise ValueError(f"pixel_scale_arcsec must be positive, got {self.pixel_scale_arcsec}")
         radii = self.aperture_radii_arcsec

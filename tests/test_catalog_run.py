@@ -34,6 +34,7 @@ from photozhpc.errors import CatalogError, CheckpointError, ConfigError, RunErro
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.sources import Sources
 from photozhpc.store import CutoutStore, Measurements
+from photozhpc.store.unique import check_unique
 from photozhpc.survey import load_survey
 
 SIZE = 32
@@ -43,13 +44,16 @@ SMALL = {"survey": None, "workers": 2, "device": "cpu", "rows_per_part": 64, "pr
 SURVEY = load_survey("roman-sim")
 
 
-def make_store(path: Path, tiles: dict[str, int], seed: int = 0) -> CutoutStore:
+def make_store(
+    path: Path, tiles: dict[str, int], seed: int = 0, *, same_ids: bool = False
+) -> CutoutStore:
     """Noise cutouts, among them: a band missing (source 1), a bad pixel (2), half a band (3)."""
     rng = np.random.default_rng(seed)
     store = CutoutStore.create(path, SURVEY, SIZE, SHARD_LEN)
     n_bands, n_radii = len(SURVEY.bands), len(SURVEY.aperture_radii_arcsec)
     next_id = 10**15
     for tile_id, n in tiles.items():
+        next_id = 10**15 if same_ids else next_id
         with store.new_tile(tile_id, n, {}) as writer:
             for start in range(0, n, SHARD_LEN):
                 m = min(SHARD_LEN, n - start)
@@ -260,6 +264,16 @@ def test_a_checkpoint_of_another_survey_is_refused_and_nothing_written(store, tm
     with pytest.raises(CheckpointError, match="trained on survey 'other'"):
         run_inference(store.path, other, tmp_path / "out", **SMALL)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_identifier_that_is_there_twice_is_found_at_the_start(checkpoint, tmp_path):
+    twice = make_store(tmp_path / "store", {"a": 70, "b": 30}, same_ids=True)
+    line = "source_id 1000000000000000 stands in the store twice, as do 30 in all"
+    with pytest.raises(StoreError, match=line):
+        check_unique(twice)
+    with pytest.raises(StoreError, match=line):
+        run_inference(twice.path, checkpoint, tmp_path / "out", **SMALL)
+    assert not list(tmp_path.glob("out/catalog/*"))
 
 
 def test_input_that_cannot_be_used_is_refused(store, checkpoint, tmp_path):

@@ -6,12 +6,16 @@ v.. visit) and RDox, WFI Data Levels and Products. Catalogues: RAD, multiband_ca
 (label, flagged_spatial_id, ra, dec); romancal's `source_catalog` for the bits of the identifier.
 """
 
+import importlib.resources
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from photozhpc.errors import ConfigError, MosaicError, SourceListError
 from photozhpc.mosaic.repeats import exposure_time_s
@@ -19,7 +23,7 @@ from photozhpc.sky.l3_file import tile_wcs, write_mosaic
 from photozhpc.sky.observe import Observed
 from photozhpc.store import CutoutStore
 from photozhpc.store.ingest import extract, find_mosaics
-from photozhpc.store.source_lists import find_source_lists
+from photozhpc.store.source_lists import find_source_lists, read_survey_lists
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-l3")
@@ -174,6 +178,28 @@ def test_labels_of_older_catalogues_become_identifiers(tmp_path: Path, sky_K2, d
     np.testing.assert_allclose(listed.loc[first["id"] % 10**7, "ra"], first["ra"])
 
 
+def test_the_reddening_of_the_delivery_is_used_before_any_map(tmp_path: Path, sky_K2) -> None:
+    """RAD: dust_ebv, mag, "by default from the map of Schlegel, Finkbeiner, and Davis (1998)"."""
+    schema = importlib.resources.files("rad") / "resources/schemas/tables"
+    text = (schema / "source_catalog_columns-2.1.0.yaml").read_text()
+    assert yaml.safe_load(text)["definitions"]["dust_ebv"]["unit"] == "mag"
+    path = tmp_path / f"r00001_p_full_{CELLS[0]}_cat.parquet"
+    _catalogue(path, 0, sky_K2, with_spatial_id=True)
+    table = pq.read_table(path)
+    dust_ebv_N = np.linspace(0.01, 0.2, len(table), dtype=np.float32)
+    dust_ebv_N[3] = np.nan
+    # As roman_datamodels writes a catalogue: the unit is in the field, "None" where there is none.
+    field = pa.field("dust_ebv", pa.float32(), metadata={"unit": "mag"})
+    table = table.append_column(field, pa.array(dust_ebv_N))
+    at = table.schema.get_field_index("label")
+    label = pa.field("label", pa.int32(), metadata={"unit": "None"})
+    table = table.set_column(at, label, table["label"])
+    pq.write_table(table, path)
+    joined = read_survey_lists([path], SURVEY)
+    np.testing.assert_array_equal(joined.sources.ebv_N, dust_ebv_N)
+    assert joined.notes == ()
+
+
 def test_names_of_other_builds_and_skies() -> None:
     def tile(name: str) -> str | None:
         match = SURVEY.match_mosaic(name)
@@ -187,12 +213,12 @@ def test_names_of_other_builds_and_skies() -> None:
 
 
 def test_what_is_wrong_is_said(delivery: Path, tmp_path: Path) -> None:
-    yaml = tmp_path / "mine.yaml"
+    mine = tmp_path / "mine.yaml"
     head = "name: m\npixel_scale_arcsec: 0.055\nbands: [{name: F158, psf_fwhm_arcsec: 0.1, "
     head += "extinction_r: 0.5}]\n"
-    yaml.write_text(head + 'mosaic_pattern: "*_{tile:[0-9pxy]+}_{band}_coadd.asdf"\n')
+    mine.write_text(head + 'mosaic_pattern: "*_{tile:[0-9pxy]+}_{band}_coadd.asdf"\n')
     with pytest.raises(MosaicError, match="are both band F158 of tile '270p65x48y69'"):
-        find_mosaics(delivery, load_survey(yaml))
+        find_mosaics(delivery, load_survey(mine))
     for line, words in (
         ('mosaic_pattern: "{tile:[}_{band}.asdf"', "no regular expression"),
         ('mosaic_pattern: "{tlie}_{band}.asdf"', "a brace that belongs to neither"),
@@ -203,11 +229,12 @@ def test_what_is_wrong_is_said(delivery: Path, tmp_path: Path) -> None:
         ("source_columns: {source_id: []}", "source_columns: source_id must name a column"),
         ("source_columns: {ra: ''}", "source_columns: ra must name a column"),
         ("source_columns: {dec: RA}", "dec: the column 'RA' is named twice"),
+        ("z_spec_max: 0", "z_spec_max must be positive, got 0"),
         ("cutout_size: 100000", "cutout_size must be 8 to 2048, got 100000"),
     ):
-        yaml.write_text(head + line + "\n")
+        mine.write_text(head + line + "\n")
         with pytest.raises(ConfigError, match=words):
-            load_survey(yaml)
+            load_survey(mine)
     bad = tmp_path / f"r00001_p_full_{CELLS[0]}_cat.parquet"
     pd.DataFrame({"label": [10**7], "ra": [RA], "dec": [DEC]}).to_parquet(bad)
     with pytest.raises(SourceListError, match="'label' must hold 0 to 9999999"):

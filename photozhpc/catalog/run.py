@@ -38,6 +38,7 @@ from photozhpc.logs import LOG
 from photozhpc.object_storage import AnyPath, location
 from photozhpc.site import Site
 from photozhpc.store import CutoutStore
+from photozhpc.store.unique import check_unique
 from photozhpc.survey import Survey
 
 if TYPE_CHECKING:
@@ -250,13 +251,18 @@ def _make(job: Job, due: list[Part], crew: Crew, bar: Progress, n_parts: int, n_
         left.discard(part)
         bar.add(part.n_rows)
 
-    with crew.client(job.folder.path, lambda: len(left), lost) as client:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        crew.client(job.folder.path, lambda: len(left), lost) as client,
+    ):
+        unique = pool.submit(check_unique, job.store)  # while workers start and load the model
         if not crew.is_local:
             bar.note(f"infer: waiting for workers ({crew.described})")
             client.wait_for_workers(1)
         if job.model.compiled:
             bar.note("infer: compiling the model, if that was not done on this machine before")
         load_model(client, job)
+        unique.result()
         job = replace(job, provenance=job.folder.begin(_about(job, n_parts, n_rows)))
         port = client.scheduler_info()["services"].get("dashboard")
         job.folder.log(

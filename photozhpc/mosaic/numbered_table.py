@@ -1,30 +1,76 @@
 """Text tables whose header numbers the columns, as SExtractor and the CANDELS catalogues."""
 
+import io
 import re
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from numpy.typing import NDArray
 
-_COLUMN = re.compile(r"#\s*(\d+)\s+(\S+)")
+_COLUMN = re.compile(r"#\s*(\d+)\s+(\S+)(?:.*\[([^\[\]]+)\]\s*$)?")
+# Of these SExtractor writes several numbers under one name (its manual, "Output catalog").
+_VECTOR = re.compile(r"(FLUX|FLUXERR|MAG|MAGERR)_(APER|GROWTH)|FLUX_RADIUS|VIGNET|VECTOR_", re.I)
 
 
-def numbered_columns(path: Path) -> list[str] | None:
-    """Return the columns' names of a header like '# 1 NAME comment'; None: it has another."""
+@dataclass(frozen=True)
+class NumberedHeader:
+    """A header like '# 1 NAME comment [unit]'.
+
+    Attributes:
+        names: of all columns; those of a vector are NAME, NAME_1, ...
+        units: by name, where the header has one.
+    """
+
+    names: list[str]
+    units: dict[str, str] = field(default_factory=dict)
+
+
+def numbered_header(text: str) -> NumberedHeader | None:
+    """Read the header of a text table; None: it does not number its columns.
+
+    Numbers that are left out belong to the column before them, which holds a vector. A remark
+    like '# 1 row per source' over a table of another kind is no header.
+    """
     names: list[str] = []
-    with open(path, encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            if not line.startswith("#"):
-                break
-            column = _COLUMN.match(line)
-            if column is not None and int(column[1]) == len(names) + 1:
-                names.append(column[2])
-    return names or None
+    units: dict[str, str] = {}
+    first_row: list[str] = []
+    for line in io.StringIO(text):
+        if not line.startswith("#"):
+            if not line.strip():
+                continue
+            first_row = line.split()
+            break
+        column = _COLUMN.match(line)
+        if column is None or int(column[1]) <= len(names) or (not names and column[1] != "1"):
+            continue
+        if int(column[1]) > len(names) + 1 and (
+            not _VECTOR.match(names[-1]) or int(column[1]) > 10_000
+        ):
+            continue
+        names += _rest_of_vector(names, int(column[1]) - 1)
+        names.append(column[2])
+        if column[3]:
+            units[column[2]] = column[3]
+    if len(names) < 2 or (len(first_row) != len(names) and not any(map(is_number, first_row))):
+        return None
+    if len(first_row) > len(names) and _VECTOR.match(names[-1]):
+        names += _rest_of_vector(names, len(first_row))
+    return NumberedHeader(names, units)
 
 
-def read_numbered(
-    path: Path, names: list[str], wanted: Callable[[str], bool]
-) -> dict[str, NDArray]:
+def is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _rest_of_vector(names: list[str], length: int) -> list[str]:
+    return [f"{names[-1]}_{i + 1}" for i in range(length - len(names))]
+
+
+def read_numbered(text: str, names: list[str], wanted: Callable[[str], bool]) -> dict[str, NDArray]:
     """Return the columns that are wanted; values are parted by blanks.
 
     Raises:
@@ -33,7 +79,7 @@ def read_numbered(
     import pandas as pd
 
     # All columns are read, so that a row that is too short is noticed.
-    rows = pd.read_csv(path, sep=r"\s+", comment="#", header=None)
+    rows = pd.read_csv(io.StringIO(text), sep=r"\s+", comment="#", header=None)
     if rows.shape[1] != len(names):
         raise ValueError(f"rows of {rows.shape[1]} values, and a header of {len(names)} columns")
     if rows[len(names) - 1].isna().any():

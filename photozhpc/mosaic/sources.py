@@ -1,22 +1,28 @@
-"""Source lists: Parquet, FITS, ECSV or CSV -> Sources."""
+"""Source lists: tables -> Sources."""
 
-import hashlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean
-from photozhpc.mosaic.table_file import read_columns
+from photozhpc.mosaic.identifiers import read_identifiers
+from photozhpc.mosaic.redshifts import Z_SPEC_MAX, Remarks, is_placeholder, usable_redshifts
+from photozhpc.mosaic.sky_units import is_degrees, to_degrees, to_magnitudes, to_redshifts
+from photozhpc.mosaic.table_file import TableFile, read_columns
 from photozhpc.object_storage import AnyPath, location
 from photozhpc.survey import SourceColumns, names_of
 
-# An identifier made of a list's name and a number in it: the last seven digits are the number.
-NUMBERS_PER_LIST = 10_000_000
 # A_V of the E(B-V) of the SFD map: Schlafly & Finkbeiner (2011), table 6, Landolt V. Not R_V = 3.1,
 # which belongs to an E(B-V) without the map's calibration error of 0.86.
 A_V_OF_EBV = 2.742
+# Beyond, no galaxy is seen.
+EBV_MAX = 20.0
+_TEXT_FOR_NOTHING = ("", "-", "--", "na", "n/a", "nan", "null", "none", "\\n")
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Sources:
         ra_N, dec_N: ICRS degrees, float64.
         z_spec_N: spectroscopic redshifts, float32; NaN = unlabelled.
         ebv_N: Galactic E(B-V), magnitudes, float32. As it is read, NaN where the list has none,
-            or writes it as missing (not finite, or below -0.1, such as -99); see `dust`.
+            or writes it as missing (not finite, below -0.1 or above 20, such as -99); see `dust`.
     """
 
     source_id_N: NDArray[np.int64]
@@ -65,11 +71,13 @@ class JoinedLists:
     Attributes:
         list_N: index of the list that a source is from.
         labels: how many labels are from which column.
+        notes: lines on what was taken for missing, converted, or numbered.
     """
 
     sources: Sources
     list_N: NDArray[np.int64]
     labels: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_sources(paths: Iterable[str | AnyPath], columns: SourceColumns) -> Sources:
@@ -82,6 +90,7 @@ def read_source_lists(
     paths: Iterable[str | AnyPath],
     columns: SourceColumns,
     list_name: Callable[[AnyPath], str] = lambda path: path.stem,
+    z_spec_max: float = Z_SPEC_MAX,
 ) -> JoinedLists:
     """Read and join source lists, with the survey's column names.
 
@@ -89,140 +98,231 @@ def read_source_lists(
 
     Args:
         list_name: of a path; tells the numbers of one list (`columns.number`) from another's.
+        z_spec_max: no label is above it.
 
     Raises:
-        SourceListError: a file is missing or damaged, a column that is needed is missing, or a
+        SourceListError: a file is missing or damaged, a column that is needed is missing or
+            states another unit or frame than can be read, a position is not on the sky, or a
             source_id stands in the lists twice.
     """
     files = [location(path) for path in paths]
-    read = [_read_one(path, columns, len(files) == 1, list_name(path)) for path in files]
-    if not read:
-        raise SourceListError("no source list was given; pass one with --sources FILE")
-    parts = [part for part, _ in read]
-    joined = Sources(*(np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS))
-    ids_U, counts_U = np.unique(joined.source_id_N, return_counts=True)
-    if len(ids_U) != len(joined):
-        raise SourceListError(
-            f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: source_id "
-            f"{ids_U[counts_U > 1][0]} stands {counts_U.max()} times in the source list; every "
-            f"source needs an identifier of its own"
-        )
+    remarks = Remarks()
+    notes: list[str] = []
     labels = dict.fromkeys(names_of(columns.z_spec), 0)
-    for _, counts in read:
-        for name, count in counts.items():
-            labels[name] += count
+    parts = []
+    for path in files:
+        table = read_columns(path, "source list", _is_of(columns))
+        id_N, note = read_identifiers(
+            table, columns, is_only_list=len(files) == 1, list_name=list_name(path)
+        )
+        notes += [*table.notes, *([] if note is None else [note])]
+        parts.append(_sources_of(table, columns, id_N, z_spec_max, remarks, labels))
+    if not parts:
+        raise SourceListError("no source list was given; pass one with --sources FILE")
+    joined = Sources(*(np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS))
     list_N = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return JoinedLists(joined, list_N, labels)
+    _check_unique(joined.source_id_N, list_N, files)
+    return JoinedLists(joined, list_N, labels, (*notes, *remarks.lines()))
 
 
 _FIELDS = ("source_id_N", "ra_N", "dec_N", "z_spec_N", "ebv_N")
 
 
-def _read_one(
-    path: AnyPath, columns: SourceColumns, number_rows: bool, list_name: str
-) -> tuple[Sources, dict[str, int]]:
-    """Read a list; return its sources, and how many labels are from which column."""
+def _is_of(columns: SourceColumns) -> Callable[[str], bool]:
     known = {name.lower() for value in vars(columns).values() for name in names_of(value)}
-    table, all_names = read_columns(path, "source list", lambda name: name.lower() in known)
-    names = {name.lower(): name for name in table}
+    return lambda name: name.lower() in known
 
-    def column(name: str | None, needed: bool) -> NDArray | None:
-        if name is None or name.lower() not in names:
-            if needed:
-                raise SourceListError(
-                    f"{path}: the source list has no column '{name}'"
-                    f"{did_you_mean(str(name), all_names)}; name it under source_columns in the "
-                    f"survey's YAML file"
-                )
-            return None
-        values = table[names[name.lower()]]
-        if values.ndim != 1:
-            raise SourceListError(
-                f"{path}: column '{name}' must hold one value a row, it holds "
-                f"{values.shape[1:]}; split it"
-            )
-        return values
 
-    n = len(next(iter(table.values()), np.empty(0)))
-    # A pipeline that does not number its sources yet fills the column with zeros.
-    id_name = next(
-        (
-            name
-            for name in names_of(columns.source_id)
-            if (values_N := column(name, needed=False)) is not None
-            and (n == 1 or columns.number is None or (values_N != 0).any())
-        ),
-        None,
+def _check_unique(id_N: NDArray[np.int64], list_N: NDArray[np.int64], files: list[AnyPath]) -> None:
+    """Check that no identifier is there twice: one sorted copy, 8 bytes a source."""
+    sorted_N = np.sort(id_N)
+    twice_N = sorted_N[1:] == sorted_N[:-1]
+    if not twice_N.any():
+        return
+    repeated = sorted_N[1:][np.argmax(twice_N)]
+    row_M = np.flatnonzero(id_N == repeated)
+    where = dict.fromkeys(str(files[index]) for index in list_N[row_M])
+    raise SourceListError(
+        f"{' and '.join(list(where)[:2])}: source_id {repeated} stands {len(row_M)} times in the "
+        f"source list ({np.count_nonzero(twice_N)} rows too many in all); every source needs an "
+        "identifier of its own"
     )
-    if id_name is None and columns.number is not None and columns.number.lower() in names:
-        id_name = columns.number
-    if id_name is None and not number_rows:
-        column(names_of(columns.source_id)[0], needed=True)
-    id_N = column(id_name, needed=False)
-    id_N = np.arange(n) if id_N is None else id_N
-    if not np.issubdtype(id_N.dtype, np.integer):
-        raise SourceListError(
-            f"{path}: column '{id_name}' must hold integers, it holds {id_N.dtype}"
-        )
-    if len(id_N) and id_N.max() > np.iinfo(np.int64).max:
-        raise SourceListError(
-            f"{path}: column '{id_name}' holds {id_N.max()}, which is more than an int64 "
-            "can; number the sources anew"
-        )
-    id_N = id_N.astype(np.int64)
-    if id_name is not None and id_name == columns.number:
-        id_N = _identifiers(path, id_name, id_N, list_name)
 
-    def numbers(wanted: str | None, needed: bool = False) -> NDArray[np.float64] | None:
-        values_N = column(wanted, needed)
-        try:
-            if values_N is not None and values_N.dtype.kind not in "iufOSU":
-                raise TypeError  # NumPy makes numbers of dates, and real ones of complex ones
-            return None if values_N is None else np.asarray(values_N, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise SourceListError(f"{path}: column '{wanted}' does not hold numbers") from None
 
-    ra_N, dec_N = numbers(columns.ra, needed=True), numbers(columns.dec, needed=True)
-    # Catalogues write 'no redshift' as -99, -1 or 0 as often as NaN; a galaxy's is positive.
-    # Beyond the range of float32 it is none either.
-    limits = np.finfo(np.float32)
-    z_spec_N, labels = np.full(n, np.nan), {}
-    for z_name in names_of(columns.z_spec):
-        z_N = numbers(z_name)
-        if z_N is not None:
-            new_N = np.isnan(z_spec_N) & (z_N >= limits.tiny) & (z_N <= limits.max)
+def _sources_of(
+    table: TableFile,
+    columns: SourceColumns,
+    id_N: NDArray[np.int64],
+    z_spec_max: float,
+    remarks: Remarks,
+    labels: dict[str, int],
+) -> Sources:
+    """Return the sources of a list; count in `labels` how many are from which column."""
+    n = len(id_N)
+    ra_N, dec_N = _positions(table, columns, remarks)
+    z_spec_N = np.full(n, np.nan)
+    for name in names_of(columns.z_spec):
+        value_N = _numbers(table, name, to_redshifts)
+        if value_N is not None:
+            remedy = "set z_spec_max in the survey's YAML file below it"
+            z_N = usable_redshifts(value_N, name, remarks, z_spec_max, remedy)
+            new_N = np.isnan(z_spec_N) & ~np.isnan(z_N)
             z_spec_N[new_N] = z_N[new_N]
-            labels[z_name] = int(np.count_nonzero(new_N))
-    ebv_N = numbers(columns.ebv)
-    if ebv_N is None and (a_v_N := numbers(columns.a_v)) is not None:
-        ebv_N = a_v_N / A_V_OF_EBV
-    ebv_N = np.full(n, np.nan) if ebv_N is None else ebv_N
-    assert ra_N is not None
-    assert dec_N is not None
-    sources = Sources(
-        source_id_N=id_N,
-        ra_N=ra_N,
-        dec_N=dec_N,
-        z_spec_N=z_spec_N.astype(np.float32),
-        # A map's noise may make it slightly negative; -99 and its like mean 'missing'.
-        ebv_N=np.where((ebv_N >= -0.1) & (ebv_N <= limits.max), ebv_N, np.nan).astype(np.float32),
+            labels[name] += int(np.count_nonzero(new_N))
+    return Sources(id_N, ra_N, dec_N, z_spec_N.astype(np.float32), _ebv(table, columns, n, remarks))
+
+
+def _ebv(table: TableFile, columns: SourceColumns, n: int, remarks: Remarks) -> NDArray[np.float32]:
+    """Return E(B-V), magnitudes; NaN where the list has none, or writes it as missing."""
+    ebv_N = np.full(n, np.nan)
+    names = [name for name in names_of(columns.ebv) if table.find(name) is not None]
+    for name in names or names_of(columns.a_v):
+        value_N = _numbers(table, name, to_magnitudes)
+        if value_N is not None:
+            found_N = usable_ebv(value_N if names else value_N / A_V_OF_EBV, name, remarks)
+            ebv_N = np.where(np.isnan(ebv_N), found_N, ebv_N)
+    return ebv_N.astype(np.float32)
+
+
+def usable_ebv(value_N: NDArray[np.float64], column: str, remarks: Remarks) -> NDArray[np.float64]:
+    # A map's noise may make it slightly negative; -99 and its like mean 'missing'.
+    wrong_N = ~(value_N >= -0.1) | (value_N > EBV_MAX) | is_placeholder(value_N)
+    too_large_N = wrong_N & (value_N > 0)
+    remarks.add(
+        int(np.count_nonzero(too_large_N)),
+        f"values of '{column}' are no E(B-V), and taken for missing",
+        np.unique(value_N[too_large_N])[:6],
     )
-    return sources, labels
+    return np.where(wrong_N, np.nan, value_N)
 
 
-def _identifiers(
-    path: AnyPath, name: str, number_N: NDArray[np.int64], list_name: str
-) -> NDArray[np.int64]:
-    """Make identifiers that are unique over all lists of numbers that are unique in theirs.
+def _positions(
+    table: TableFile, columns: SourceColumns, remarks: Remarks
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return ra_N, dec_N in degrees; NaN where a list writes -99 or its like for 'nowhere'.
 
-    The list's name gives the digits before the last seven (a hash below 9e11, so that 10 000
-    lists are told apart with a probability of 0.99994), the number the last seven.
+    Raises:
+        SourceListError: a column is missing, or of a unit or frame that cannot be read, or a
+            position is not on the sky.
     """
-    if len(number_N) and not 0 <= number_N.min() <= number_N.max() < NUMBERS_PER_LIST:
-        raise SourceListError(
-            f"{path}: column '{name}' must hold 0 to {NUMBERS_PER_LIST - 1}, it holds "
-            f"{number_N.min()} to {number_N.max()}; if it is unique over all lists, name it "
-            "source_id under source_columns"
+    found = []
+    for name, limit, hours in ((columns.ra, 360.0, True), (columns.dec, 90.0, False)):
+        known = _needed(table, name)
+        frame = table.frames.get(known, "")
+        # FK5 of J2000 is ICRS to 0.03 arcsec, and as often as not a word for it.
+        if frame and not _ICRS.fullmatch(frame.strip()):
+            raise SourceListError(
+                f"{table.path}: column '{known}' is in the frame '{frame[:40]}'; give positions in "
+                "ICRS, under other names in source_columns if need be"
+            )
+        remarks.add(
+            len(table.columns[known]) * bool(frame and "fk5" in frame.lower()),
+            f"values of '{known}' are FK5 of J2000, and taken as ICRS (0.03 arcsec at most)",
         )
-    digest = hashlib.sha256(list_name.lower().encode()).digest()
-    return (int.from_bytes(digest[:8], "big") % 900_000_000_000) * NUMBERS_PER_LIST + number_N
+        unit = table.units.get(known, "")
+        if table.columns[known].dtype == np.float16:
+            raise SourceListError(
+                f"{table.path}: column '{known}' holds numbers of 16 bits, which are no positions"
+            )
+        value_N = _numbers(table, name, partial(to_degrees, hours=hours))
+        assert value_N is not None
+        if not is_degrees(unit):
+            remarks.add(len(value_N), f"values of '{known}' converted from {unit} to degrees")
+        off_N = np.abs(value_N) > limit * (1 + 1e-9)
+        if off_N.any():
+            raw_N = _numbers(table, name, lambda it, unit: it)
+            assert raw_N is not None
+            lost_N = off_N & is_placeholder(raw_N)
+            if (off_N & ~lost_N).any():
+                worst = value_N[np.argmax(off_N & ~lost_N)]
+                raise SourceListError(
+                    f"{table.path}: column '{known}' holds {worst:.6g} degrees, which is not on "
+                    f"the sky; positions are degrees, unless the table states another unit"
+                )
+            remarks.add(
+                int(np.count_nonzero(lost_N)),
+                f"values of '{known}' are no positions, and taken for missing",
+                np.unique(raw_N[lost_N])[:6],
+            )
+            value_N = np.where(lost_N, np.nan, value_N)
+        if table.columns[known].dtype == np.float32 and len(value_N):
+            step = np.spacing(np.nanmax(np.abs(table.columns[known]), initial=0.0))
+            step_arcsec = float(to_degrees(np.full(1, 3600.0 * step), unit, hours=hours)[0])
+            remarks.add(
+                len(value_N),
+                f"values of '{known}' are numbers of 32 bits: positions in steps of "
+                f"{step_arcsec:.2g} arcsec; write them as float64",
+            )
+        found.append(value_N)
+    return found[0], found[1]
+
+
+_ICRS = re.compile(r"icrs( .*)?|(eq_)?fk5( J?2000(\.0*)?)?", re.IGNORECASE)
+
+
+def _needed(table: TableFile, name: str) -> str:
+    known = table.find(name)
+    if known is None:
+        raise SourceListError(
+            f"{table.path}: the source list has no column '{name}'"
+            f"{did_you_mean(name, table.names)}; name it under source_columns in the "
+            f"survey's YAML file"
+        )
+    return known
+
+
+def _numbers(
+    table: TableFile, wanted: str, in_unit: Callable[[NDArray[np.float64], str], Any]
+) -> NDArray[np.float64] | None:
+    """Return the numbers of a column, in the unit that is needed; None: there is no such column.
+
+    Args:
+        in_unit: given numbers and the unit that the table states; raises ValueError, where it
+            cannot be.
+    """
+    name = table.find(wanted)
+    if name is None:
+        return None
+    values = table.columns[name]
+    if values.ndim != 1:
+        raise SourceListError(
+            f"{table.path}: column '{wanted}' must hold one value a row, it holds "
+            f"{values.shape[1:]}; split it"
+        )
+    try:
+        if values.dtype.kind not in "iufOSU":
+            # NumPy makes numbers of dates, and real ones of complex ones.
+            raise TypeError(str(values.dtype))
+        if values.dtype.kind in "OSU":
+            values = np.array([_number_in(value) for value in values.tolist()])
+        value_N = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SourceListError(
+            f"{table.path}: column '{wanted}' does not hold numbers ({str(error)[:80]})"
+        ) from None
+    unit = table.units.get(name, "")
+    try:
+        return in_unit(value_N, unit)
+    except ValueError as error:
+        raise SourceListError(f"{table.path}: column '{name}': {error}; convert it") from None
+
+
+def _number_in(value: Any) -> float:
+    """Read a number that is written as text; NaN for what stands for 'missing'.
+
+    Raises:
+        TypeError, ValueError: it is none, such as 10:00:28.6 for degrees.
+    """
+    if value is None:
+        return np.nan
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if not isinstance(value, str):
+        return float(value)
+    if value.strip().lower() in _TEXT_FOR_NOTHING:
+        return np.nan
+    if "_" in value or ":" in value:  # digits that Python groups; hours, minutes and seconds
+        raise ValueError(f"{value!r}; angles are decimal degrees")
+    if "," in value:
+        raise ValueError(f"{value!r}; write a decimal point")
+    return float(value)

@@ -71,6 +71,7 @@ class Evaluation:
         gaussian, shifted_gaussian: the widths and shift of best CRPS on this very sample.
         groups: by "overall", "magnitude", "redshift", "flags" and "ood"; those with fewer than
             20 sources are merged with a neighbour or left out, as `notes` say.
+        truth_notes: those of the notes that are on the truth.
     """
 
     catalog: Path
@@ -89,6 +90,7 @@ class Evaluation:
     notes: list[str]
     n_resamples: int
     seed: int
+    truth_notes: tuple[str, ...] = ()
 
     @property
     def has_intervals(self) -> bool:
@@ -143,7 +145,7 @@ def evaluate(
     ]
     scores = _Scores.of(matched, gaussians, judged_N)
     rng = np.random.default_rng(seed)
-    notes: list[str] = []
+    notes = list(known.notes)
     groups: dict[str, list[Group]] = {}
     for kind, cuts in _cuts(matched, found.band).items():
         groups[kind] = []
@@ -173,6 +175,7 @@ def evaluate(
         notes=notes,
         n_resamples=n_resamples,
         seed=seed,
+        truth_notes=known.notes,
     )
 
 

@@ -132,7 +132,7 @@ def _read_columns(path: AnyPath) -> pd.DataFrame:
     """Read what is wanted of a table that `read_truth` could read."""
     if path.is_dir():  # a store: it has neither
         return pd.DataFrame({"source_id": np.empty(0, np.int64)})
-    return pd.DataFrame(read_columns(path, "truth table", _WANTED.__contains__)[0])
+    return pd.DataFrame(read_columns(path, "truth table", _WANTED.__contains__).columns)
 
 
 def _names(checkpoints: Sequence[str | Path]) -> list[str]:

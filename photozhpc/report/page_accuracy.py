@@ -92,6 +92,7 @@ def _has_labels(store: CutoutStore) -> bool:
 
 
 def _told(evaluation: Evaluation, reference: str, note: str) -> Accuracy:
+    note = " ".join(filter(None, (note, *(f"Note: {it}." for it in evaluation.truth_notes))))
     return Accuracy(evaluation, reference, note, _plots(evaluation), _rows(evaluation))
 
 

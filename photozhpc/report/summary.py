@@ -35,7 +35,7 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
     else:
         known, reference = store_labels(run.store_path), LABELS
     matched = match(run.path, known).matched if len(known.source_id_N) else None
-    document = _document(run)
+    document = {**_document(run), "notes": list(known.notes)}
     counts = run.counts
     lines = [
         f"rows       {counts.rows} ({counts.flagged} flagged, "
@@ -63,6 +63,7 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
             f"{100 * metrics.outlier_fraction:.2f} %, of {metrics.n} sources with {reference}",
             f"figure     {path}",
         ]
+    lines += [f"note: {note}" for note in known.notes]
     write_durably(run.path / "summary.json", json.dumps(document, indent=2).encode())
     return "\n".join(lines)
 

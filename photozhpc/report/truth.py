@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean
+from photozhpc.mosaic.redshifts import Remarks, is_placeholder, usable_redshifts
+from photozhpc.mosaic.sky_units import to_redshifts
 from photozhpc.mosaic.table_file import read_columns
 from photozhpc.object_storage import AnyPath, ObjectPath, location
 from photozhpc.store import CutoutStore
@@ -28,12 +30,14 @@ class Truth:
         z_kind: what z_ref is, for people: "true", "spectroscopic", or "reference" for both.
         magnitudes: AB magnitudes (N,) by band, in lower case, of the bands of which every table
             has a column mag_{band}.
+        notes: lines on what was taken for missing.
     """
 
     source_id_N: NDArray[np.int64]
     z_ref_N: NDArray[np.float64]
     z_kind: str
     magnitudes: dict[str, NDArray[np.float64]]
+    notes: tuple[str, ...] = ()
 
 
 def truth_tables(paths: Sequence[str | AnyPath]) -> list[AnyPath]:
@@ -48,18 +52,19 @@ def truth_tables(paths: Sequence[str | AnyPath]) -> list[AnyPath]:
 
 
 def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
-    """Read the galaxies with a redshift of truth tables: Parquet, FITS, ECSV or CSV.
+    """Read the galaxies with a redshift of truth tables, of any kind that source lists have.
 
     Args:
         paths: tables, or globs of them, with source_id and z_true (or z_spec), or with galaxy_id
-            and redshift, and, if they like, is_star (not 0: left out) and mag_{band}, where a
-            redshift at or below 0 is none; or stores, whose labels are taken.
+            and redshift, and, if they like, is_star (not 0: left out) and mag_{band}; or stores,
+            whose labels are taken. What is a redshift, `usable_redshifts` says.
 
     Raises:
         SourceListError: missing, damaged, without source_id and z_true (or z_spec), or with one
             source_id twice.
     """
-    tables = [_read_one(path) for path in truth_tables(paths)]
+    remarks = Remarks()
+    tables = [_read_one(path, remarks) for path in truth_tables(paths)]
     bands = set.intersection(*(set(table.magnitudes) for table in tables))
     kinds = {table.z_kind for table in tables}
     truth = Truth(
@@ -67,6 +72,7 @@ def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
         np.concatenate([table.z_ref_N for table in tables]),
         kinds.pop() if len(kinds) == 1 else "reference",
         {band: np.concatenate([table.magnitudes[band] for table in tables]) for band in bands},
+        (*(note for table in tables for note in table.notes), *remarks.lines()),
     )
     truth = _rows(truth, np.argsort(truth.source_id_N, kind="stable"))
     twice_N = truth.source_id_N[1:] == truth.source_id_N[:-1]
@@ -91,7 +97,11 @@ def store_labels(store_path: str | AnyPath) -> Truth:
         labelled_N = np.isfinite(sources.z_spec_N)
         ids.append(sources.source_id_N[labelled_N])
         labels.append(sources.z_spec_N[labelled_N].astype(np.float64))
-    truth = Truth(np.concatenate(ids), np.concatenate(labels), "spectroscopic", {})
+    remarks = Remarks()
+    z_ref_N = usable_redshifts(np.concatenate(labels), "z_spec", remarks)
+    known_N = np.isfinite(z_ref_N)
+    notes = tuple(remarks.lines())
+    truth = Truth(np.concatenate(ids)[known_N], z_ref_N[known_N], "spectroscopic", {}, notes)
     return _rows(truth, np.argsort(truth.source_id_N, kind="stable"))
 
 
@@ -105,14 +115,16 @@ def _rows(truth: Truth, row_N: NDArray[np.intp]) -> Truth:
         truth.z_ref_N[row_N],
         truth.z_kind,
         {band: mag_N[row_N] for band, mag_N in truth.magnitudes.items()},
+        truth.notes,
     )
 
 
-def _read_one(path: AnyPath) -> Truth:
+def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
     """Read every row of a table, in its order; z_ref is NaN where there is none."""
     if path.is_dir():
         return store_labels(path)
-    columns, names = read_columns(path, "truth table", _matters)
+    table = read_columns(path, "truth table", _matters)
+    columns, names = dict(table.columns), table.names
     id_name = next((name for name in _ID_NAMES if name in columns), "source_id")
     if id_name == "source_id":
         columns.pop("redshift", None)  # which of its redshifts that is, only OpenUniverse says
@@ -128,17 +140,25 @@ def _read_one(path: AnyPath) -> Truth:
                 f"{path}: column '{name}' of the truth table does not hold one "
                 f"{'identifier' if name in _ID_NAMES else 'number'} a row ({column.dtype})"
             )
-    z_ref_N = columns[z_name].astype(np.float64)
-    none_N = ~(np.isfinite(z_ref_N) & (z_ref_N > 0))
+    for name in columns:
+        table.find(name)  # which of two columns of one name is meant?
+    try:
+        z_ref_N = to_redshifts(columns[z_name].astype(np.float64), table.units.get(z_name, ""))
+    except ValueError as error:
+        raise SourceListError(f"{path}: column '{z_name}': {error}; convert it") from None
     if "is_star" in columns:
-        none_N |= columns["is_star"].astype(bool)
-    z_ref_N[none_N] = np.nan
+        z_ref_N[columns["is_star"].astype(bool)] = np.nan
+    z_ref_N = usable_redshifts(z_ref_N, z_name, remarks)
     magnitudes = {
-        name.removeprefix(_MAGNITUDE_PREFIX).lower(): column.astype(np.float64)
+        name.removeprefix(_MAGNITUDE_PREFIX).lower(): np.where(
+            is_placeholder(column), np.nan, column.astype(np.float64)
+        )
         for name, column in columns.items()
         if name.startswith(_MAGNITUDE_PREFIX)
     }
-    return Truth(columns[id_name].astype(np.int64), z_ref_N, _Z_NAMES[z_name], magnitudes)
+    return Truth(
+        columns[id_name].astype(np.int64), z_ref_N, _Z_NAMES[z_name], magnitudes, tuple(table.notes)
+    )
 
 
 def _matters(name: str) -> bool:

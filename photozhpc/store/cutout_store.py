@@ -319,6 +319,14 @@ class CutoutStore:
         names = ("source_id", "ra", "dec", "z_spec", "ebv")
         return Sources(*(self._read_column(key, name) for name in names))
 
+    def read_source_ids(self, key: ShardKey) -> NDArray[np.int64]:
+        """Return the identifiers of a shard.
+
+        Raises:
+            StoreError: the tile is missing or damaged.
+        """
+        return self._read_column(key, "source_id")
+
     def read_measurements(self, key: ShardKey) -> Measurements:
         """Return pixel positions and photometry of a shard.
 

@@ -242,7 +242,7 @@ def _join(
     keep_N = _kept_once(ra_N, dec_N, tile_N, footprints, survey.pixel_scale_arcsec)
     columns = survey.source_columns
     named = {
-        names_of(columns.source_id)[0]: id_T[tile_N] + number_N,
+        (names_of(columns.source_id) or ("source_id",))[0]: id_T[tile_N] + number_N,
         columns.ra: ra_N,
         columns.dec: dec_N,
     }

@@ -27,7 +27,8 @@ from photozhpc.disk import read_fault, remove_stale_partials
 from photozhpc.errors import StoreError
 from photozhpc.mosaic.measure import Photometry, forced_photometry
 from photozhpc.mosaic.photometry import PhotFlag
-from photozhpc.mosaic.sources import Sources
+from photozhpc.mosaic.redshifts import Remarks, usable_redshifts
+from photozhpc.mosaic.sources import Sources, usable_ebv
 from photozhpc.mosaic.tile import Tile
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.pita_z_units import NJY_PER_UJY, FluxFeatures, njy_per_count
@@ -185,7 +186,7 @@ def _read_catalogue(
     notes = []
     redshift_N = _column(path, file, "redshifts", (n,))
     ebv_N = _column(path, file, "ebvs", (n,))
-    label_N = redshift_N > 0
+    label_N = np.ones(n, bool)
     flag = next((k for k in (f"use_redshift_{label_f}", "use_redshift") if k in file), None)
     flags = sorted(name for name in file if name.startswith("use_redshift"))
     if flag is None or (flag == "use_redshift" and label_f != 1):
@@ -207,12 +208,17 @@ def _read_catalogue(
     positions = [_column(path, file, k, (n,)) if k in file else nowhere_N for k in ("ra", "dec")]
     if positions[0] is nowhere_N:
         notes.append("no positions: ra and dec are NaN")
+    remarks = Remarks()
+    z_spec_N = np.where(label_N, redshift_N, np.nan)
+    z_spec_N = usable_redshifts(z_spec_N, "redshifts", remarks, survey.z_spec_max)
+    ebv_N = np.nan_to_num(usable_ebv(ebv_N, "ebvs", remarks))
+    notes += remarks.lines()
     sources = Sources(
         source_id_N=id_N.astype(np.int64),
         ra_N=positions[0].astype(np.float64),
         dec_N=positions[1].astype(np.float64),
-        z_spec_N=np.where(label_N, redshift_N, np.nan).astype(np.float32),
-        ebv_N=np.where(np.isfinite(ebv_N) & (ebv_N >= -0.1), ebv_N, 0).astype(np.float32),
+        z_spec_N=z_spec_N.astype(np.float32),
+        ebv_N=ebv_N.astype(np.float32),
     )
     flux_NC, note = _catalogue_flux(path, file, survey, sources.ebv_N, features)
     return _Catalogue(sources, flux_NC, (*notes, note))

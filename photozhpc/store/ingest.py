@@ -174,6 +174,7 @@ def extract(
     found = find_mosaics(mosaics, survey, notes)
     lists = list(source_lists) or find_source_lists(mosaics, survey, notes)
     joined = read_survey_lists(lists, survey)
+    notes += joined.notes
     footprints = read_footprints(found, survey)
     tile_N = assign_tiles(joined.sources, list(footprints.values()))
     kept_N = sources_to_measure(joined, lists, tile_N, list(found), survey, notes)

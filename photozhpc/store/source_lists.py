@@ -119,7 +119,7 @@ def read_survey_lists(lists: Sequence[str | AnyPath], survey: Survey) -> JoinedL
         match = survey.match_source_list(path.name)
         return path.stem if match is None or match[1] is None else match[1]
 
-    return read_source_lists(lists, survey.source_columns, name)
+    return read_source_lists(lists, survey.source_columns, name, survey.z_spec_max)
 
 
 def sources_to_measure(
