@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from photozhpc.disk import write_durably
+from photozhpc.disk import disk_error, write_durably
 from photozhpc.logs import LOG
 
 
@@ -40,9 +40,16 @@ class TrainLog:
             self._print(f"step {step}/{self._total_steps}", step)
 
     def epoch(self, record: dict[str, Any], text: str) -> None:
-        """Add the record of a finished epoch."""
-        with open(self._path, "a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
+        """Add the record of a finished epoch.
+
+        Raises:
+            RunError: the disk is full, or cannot be written.
+        """
+        try:
+            with open(self._path, "a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise disk_error(self._path, error) from error
         if self._writer is not None:
             for name, value in record.items():
                 if isinstance(value, float):
