@@ -22,7 +22,7 @@ from test_train import TINY
 
 from photozhpc.config import to_mapping
 from photozhpc.errors import CheckpointError, RunError, StoreError
-from photozhpc.lock import locked
+from photozhpc.lock import is_held, locked
 from photozhpc.model import load_checkpoint
 from photozhpc.model import train as train_module
 from photozhpc.model.ranks import Ranks
@@ -424,7 +424,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("free_kib", [0, 1, 9_000, 30_000, 60_000, 100_000])
+@pytest.mark.parametrize("free_kib", [0, 1, 9_000, 60_000, 85_000])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     one_epoch: TrainConfig, small_disk: Path, free_kib: int
 ) -> None:
@@ -440,26 +440,21 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     assert load_checkpoint(small_disk / "run" / "model.safetensors").sha256
 
 
-def test_killing_torchrun_ends_its_ranks_and_the_run_can_be_taken_up_at_once(
-    config: TrainConfig, tmp_path: Path
-) -> None:
-    mine = replace(config, out=str(tmp_path / "run"), checkpoint_minutes=0.0, epochs=1000)
-    command = write_config(mine, tmp_path)
+@pytest.mark.timeout(240)  # three processes that import torch
+def test_killing_torchrun_ends_its_ranks(config: TrainConfig, tmp_path: Path) -> None:
+    mine = replace(config, out=str(tmp_path / "run"), epochs=1000)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launcher = subprocess.Popen(
-        [sys.executable, *torchrun, *command], env=ENVIRONMENT, start_new_session=True
+        [sys.executable, *torchrun, *write_config(mine, tmp_path)],
+        env=ENVIRONMENT,
+        start_new_session=True,
     )
     wait_for_epochs(launcher, tmp_path / "run", 1)
     ranks = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(ranks) == 2
+    assert is_held(tmp_path / "run" / ".lock")
     launcher.kill()
     launcher.wait()
     _, alive = psutil.wait_procs(ranks, timeout=20)
     assert alive == []
-    reached = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"]
-    (process,) = start([*command, "--resume"])
-    while process.poll() is None:
-        if torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] > reached:
-            process.send_signal(signal.SIGTERM)
-            break
-        time.sleep(0.1)
-    assert [code for code, _ in end([process])] == [75]
+    assert not is_held(tmp_path / "run" / ".lock")

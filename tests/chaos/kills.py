@@ -197,7 +197,9 @@ def remains(run: Run) -> list[str]:
     for process in left:
         process.kill()
     hidden = [path for path in run.work.rglob(".*") if path.suffix in (".partial", ".lock")]
-    return problems + [f"left behind: {path}" for path in [*hidden, *run.temporary.iterdir()]]
+    # torchrun leaves an empty folder behind, however it ends.
+    temporary = [path for path in run.temporary.iterdir() if "torchelastic" not in path.name]
+    return problems + [f"left behind: {path}" for path in [*hidden, *temporary]]
 
 
 def differences(site: Site, kind: str, run: Run) -> list[str]:
