@@ -50,7 +50,11 @@ class Lock:
 
 @contextmanager
 def locked(
-    path: Path, command: str, error: type[PhotozError] = RunError, place: Path | None = None
+    path: Path,
+    command: str,
+    error: type[PhotozError] = RunError,
+    place: Path | None = None,
+    keep: bool = False,
 ) -> Iterator[Lock]:
     """Hold the lock file `path` in a folder that is there; it goes when the block ends.
 
@@ -58,6 +62,7 @@ def locked(
         command: what is done meanwhile, for those who are refused.
         error: what they get.
         place: what they are told to be in use; default: the folder.
+        keep: leave the file behind, empty.
 
     Raises:
         PhotozError: another process holds it (`error`).
@@ -75,7 +80,9 @@ def locked(
         yield lock
     finally:
         with suppress(OSError):
-            if _holder(path).get("token") in (lock.token, None):
+            if keep:
+                os.ftruncate(handle, 0)
+            elif _holder(path).get("token") in (lock.token, None):
                 path.unlink()
         os.close(handle)
 

@@ -256,7 +256,7 @@ def test_the_same_calibration_is_the_same_file_in_every_process(
     program = (
         "import sys; from photozhpc.model import load_checkpoint, save_checkpoint\n"
         "found = load_checkpoint(sys.argv[1])\n"
-        "for n in range(12):\n"
+        "for n in range(8):\n"
         "    save_checkpoint(f'{sys.argv[2]}/{n}', found.model, found.survey, found.training)\n"
     )
     again = [sys.executable, "-c", program, checkpoint, tmp_path]

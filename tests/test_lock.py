@@ -105,3 +105,10 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be written"), locked(tmp_path / ".lock", "mine"):
         pass
     assert precious.read_text() == "kept"
+
+
+def test_a_file_that_is_kept_names_nobody_any_more(tmp_path: Path) -> None:
+    with locked(tmp_path / ".lock", "mine", keep=True):
+        assert is_held(tmp_path / ".lock")
+    assert (tmp_path / ".lock").read_bytes() == b""
+    assert not is_held(tmp_path / ".lock")

@@ -253,7 +253,7 @@ class RunFolder:
         except OSError as error:
             raise disk_error(self.path, error) from error
         try:
-            with locked(self.path / ".lock", "photozhpc infer", CatalogError):
+            with locked(self.path / ".lock", "photozhpc infer", CatalogError, keep=True):
                 try:
                     yield
                 finally:
@@ -262,6 +262,7 @@ class RunFolder:
                             if self.pdf_form is not None:
                                 self.pdf.rmdir()
                             self.catalog.rmdir()
+                            (self.path / ".lock").unlink()
         finally:
             if not self._has_begun:
                 with suppress(OSError):
