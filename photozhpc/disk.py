@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,17 +35,21 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path, sync_rename: bool = True) -> Iterator[Path]:
+def replacing(
+    path: Path, sync_rename: bool = True, check: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """Give a temporary path to write a file at; if the block ends well, fsync it and rename it.
 
     Args:
         sync_rename: make the rename outlast a power cut too; else `sync_folder` has to, later.
+        check: called before the rename, which is not made if it raises.
     """
     partial = partial_path(path)
     try:
         yield partial
         with open(partial, "rb") as stream:
             os.fsync(stream.fileno())
+        check()
         os.replace(partial, path)
     finally:
         with suppress(OSError):
@@ -54,17 +58,22 @@ def replacing(path: Path, sync_rename: bool = True) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
-def write_durably(path: Path, content: bytes | memoryview, sync_rename: bool = True) -> None:
+def write_durably(
+    path: Path,
+    content: bytes | memoryview,
+    sync_rename: bool = True,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Write a file so that it is there whole or not at all, even if the machine loses power.
 
     Args:
-        sync_rename: see `replacing`.
+        sync_rename, check: see `replacing`.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
     try:
-        with replacing(path, sync_rename) as partial:
+        with replacing(path, sync_rename, check) as partial:
             partial.write_bytes(content)
     except OSError as error:
         raise disk_error(path, error) from error
@@ -191,27 +200,31 @@ def read_fault(path: object, error: BaseException) -> str | None:
     return None
 
 
-def remove_stale_partials(folder: Path, name: str | None = None) -> None:
+def remove_stale_partials(
+    folder: Path, name: str | None = None, foreign_seconds: float = _FOREIGN_PARTIAL_SECONDS
+) -> None:
     """Delete what writers that are dead left half-written: this host's, and others' if old.
 
     Args:
         name: of the file that they were to write; None, where all files are photozhpc's: of any.
+        foreign_seconds: age from which another host's are old; 0 for who has locked them out.
     """
     host = socket.gethostname()
     for path in folder.glob(".*.partial" if name is None else f".{glob.escape(name)}.*.partial"):
         owner, _, pid = path.name.removesuffix(".partial").rpartition(".")
         with suppress(OSError):
             if owner.endswith(f".{host}") and pid.isdigit():
-                stale = not _is_alive(int(pid))
+                stale = not is_alive(int(pid))
             else:
-                stale = time.time() - path.stat().st_mtime > _FOREIGN_PARTIAL_SECONDS
+                stale = time.time() - path.stat().st_mtime > foreign_seconds
             if stale and path.is_dir():
                 shutil.rmtree(path)
             elif stale:
                 path.unlink()
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine has this number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,13 +1,19 @@
 """Calibrating a network on stores: who is used for what, files, refusals, unusual images."""
 
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from photozhpc.errors import CheckpointError, StoreError
+from photozhpc.lock import locked
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model import calibrate as calibrate_module
 from photozhpc.model.calibrate import Roles, calibrate, fit_uncertainty, with_density_heads
@@ -241,3 +247,39 @@ def test_unusual_images_stand_out_from_usual_ones(other_store: CutoutStore) -> N
     assert np.median(unseen) < 1.5
     for name, images in kinds.items():
         assert auc(score(images), unseen) > 0.8, name
+
+
+def test_the_same_calibration_is_the_same_file_in_every_process(
+    checkpoint: Path, small_store: CutoutStore, tmp_path: Path
+) -> None:
+    """safetensors writes the two keys of its metadata in an order of its own."""
+    program = (
+        "import sys; from photozhpc.model import load_checkpoint, save_checkpoint\n"
+        "found = load_checkpoint(sys.argv[1])\n"
+        "for n in range(8):\n"
+        "    save_checkpoint(f'{sys.argv[2]}/{n}', found.model, found.survey, found.training)\n"
+    )
+    again = [sys.executable, "-c", program, checkpoint, tmp_path]
+    subprocess.run(again, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {checkpoint.read_bytes()}
+    with safe_open(checkpoint, framework="pt") as file:
+        theirs = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    mine = load_checkpoint(checkpoint).model.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine | theirs)
+
+
+def test_calibrate_is_refused_where_somebody_writes(
+    checkpoint: Path, small_store: CutoutStore, tmp_path: Path
+) -> None:
+    out = tmp_path / "c.safetensors"
+    for lock in (tmp_path / ".c.safetensors.lock", tmp_path / ".lock"):
+        with (
+            locked(lock, "photozhpc train"),
+            pytest.raises(CheckpointError, match=r"writing there now \(photozhpc train, process"),
+        ):
+            calibrate(checkpoint, small_store, out)
+    half = tmp_path / f".c.safetensors.{socket.gethostname()}.{2**22 + 1}.partial"
+    half.write_bytes(b"half")
+    with locked(tmp_path / ".d.safetensors.lock", "photozhpc calibrate"):  # another file
+        calibrate(checkpoint, small_store, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]

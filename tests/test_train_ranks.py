@@ -8,17 +8,23 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
 from test_train import TINY
 
 from photozhpc.config import to_mapping
-from photozhpc.errors import RunError, StoreError
+from photozhpc.errors import CheckpointError, RunError, StoreError
+from photozhpc.lock import is_held, locked
+from photozhpc.model import load_checkpoint
+from photozhpc.model import train as train_module
 from photozhpc.model.ranks import Ranks
 from photozhpc.model.train import train
 from photozhpc.model.train_config import TrainConfig
@@ -64,8 +70,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(command: list[str], world: int = 1) -> list[subprocess.Popen]:
-    """Start a command as so many ranks."""
+def start(command: list[str], world: int = 1, heed_ctrl_c: bool = False) -> list[subprocess.Popen]:
+    """Start a command as so many ranks.
+
+    Args:
+        heed_ctrl_c: as at a terminal; a shell's background jobs, and tests in one, ignore it.
+    """
     shared = {
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
@@ -77,9 +87,14 @@ def start(command: list[str], world: int = 1) -> list[subprocess.Popen]:
             env={**ENVIRONMENT, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_heed_ctrl_c if heed_ctrl_c else None,
         )
         for rank in range(world)
     ]
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end(processes: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str]]:
@@ -262,3 +277,184 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     with pytest.raises(RunError, match="not finite any more"):
         trainer.save_state(tmp_path / "state.pt")
     assert not (tmp_path / "state.pt").exists()
+
+
+@pytest.fixture(scope="module")
+def one_epoch(config: TrainConfig) -> TrainConfig:
+    return replace(config, epochs=1, batch_size=64, device="cpu")
+
+
+def test_a_second_training_in_a_folder_is_told_who_is_there(
+    one_epoch: TrainConfig, tmp_path: Path
+) -> None:
+    mine = replace(one_epoch, out=str(tmp_path / "run"))
+    with (
+        locked_folder(tmp_path / "run"),
+        pytest.raises(CheckpointError, match=r"writing there now \(photozhpc train, process \d+ "),
+    ):
+        train(mine, resume=True)
+    train(mine)
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    other = replace(mine, method="photometry-mlp")
+    with pytest.raises(CheckpointError, match="another method"):
+        train(other, resume=True)
+    train(replace(other, out=str(tmp_path / "mlp")))
+    with pytest.raises(CheckpointError, match=r"no state\.pt"):
+        train(replace(mine, out=str(tmp_path / "mlp")), resume=True)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(replace(other, out=str(tmp_path / "mlp"), seed=5), resume=True)
+    train(replace(other, out=str(tmp_path / "mlp")), resume=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob("*/.lock"))
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    with locked(folder / ".lock", "photozhpc train"):
+        yield
+
+
+def test_a_run_whose_folder_was_taken_over_replaces_nothing_more(
+    one_epoch: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system without locks: another one wrote its word into the file."""
+    out = tmp_path / "run"
+    save_state = Trainer.save_state
+
+    def taken_over(self: Trainer, *arguments: object) -> None:
+        (out / ".lock").write_text('{"token": "another", "pid": 1}')
+        (out / "state.pt").write_bytes(b"the other's")
+        save_state(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "save_state", taken_over)
+    with pytest.raises(RunError, match="another run has taken over"):
+        train(replace(one_epoch, out=str(out)))
+    assert (out / "state.pt").read_bytes() == b"the other's"
+    assert (out / ".lock").exists()
+    assert not list(out.glob("*.partial"))
+
+
+def test_what_dead_processes_left_half_written_is_cleared(
+    one_epoch: TrainConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    dead = (f".state.pt.{socket.gethostname()}.{2**22 + 1}.partial", ".best.x.elsewhere.7.partial")
+    for name in dead:
+        (out / name).write_bytes(b"half")
+    (out / ".lock").write_text('{"pid": 1, "host": "elsewhere", "token": "x"}')
+    train(replace(one_epoch, out=str(out)))
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_while_heads_are_refitted_stops_within_seconds(
+    one_epoch: TrainConfig, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The refit would take hours; with few steps, what is taken up again ends as undisturbed."""
+    slow = replace(one_epoch, out=str(tmp_path / "run"), refit_steps=10**7)
+    (process,) = start(write_config(slow, tmp_path), heed_ctrl_c=True)
+    wait_for_epochs(process, tmp_path / "run", 1)
+    time.sleep(0.5)
+    process.send_signal(number)
+    time.sleep(0.1)
+    process.send_signal(number)  # the second one does no harm
+    sent = time.monotonic()
+    ((code, said),) = end([process])
+    assert code == (130 if number == signal.SIGINT else 75), said
+    assert time.monotonic() - sent < 20
+    assert "Traceback" not in said
+    assert "run the same command again" in said or "--resume" in said
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def wait_for_epochs(process: subprocess.Popen, out: Path, n: int) -> None:
+    """Until the state of so many epochs is saved."""
+    while process.poll() is None:
+        log = out / "log.jsonl"
+        if log.exists() and log.read_text().count("\n") >= n and (out / "state.pt").exists():
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("stage", ["heads", "densities"])
+def test_a_run_stopped_after_its_last_epoch_ends_with_the_same_bytes(
+    one_epoch: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    model = replace(TINY.model, density_bins=16, density_z_max=3.5)
+    whole = replace(one_epoch, out="run", refit_steps=50, density_steps=50, model=model)
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    train(whole)
+    monkeypatch.chdir(tmp_path / "broken")
+    what = "refit_redshift_heads" if stage == "heads" else "fit_uncertainty"
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, what, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(whole)
+    assert not Path("run/model.safetensors").exists()
+    train(whole, resume=True)
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / name / "run").glob("*.*")}
+        for name in ("whole", "broken")
+    ]
+    assert set(files[0]) == {
+        "log.jsonl",
+        "state.pt",
+        *(f"{x}.safetensors" for x in ("best", "last", "model")),
+    }
+    assert files[0] == files[1]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=150m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("free_kib", [0, 1, 9_000, 60_000, 85_000])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    one_epoch: TrainConfig, small_disk: Path, free_kib: int
+) -> None:
+    mine = replace(one_epoch, out=str(small_disk / "run"))
+    ballast = small_disk / "ballast"
+    with open(ballast, "wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, (150 * 1024 - free_kib) * 1024)
+    with pytest.raises(RunError, match=r"disk is full .* run the same command again"):
+        train(mine)
+    assert not list(small_disk.glob("run/.*"))
+    ballast.unlink()
+    train(mine, resume=True)
+    assert load_checkpoint(small_disk / "run" / "model.safetensors").sha256
+
+
+@pytest.mark.timeout(240)  # three processes that import torch
+def test_killing_torchrun_ends_its_ranks(config: TrainConfig, tmp_path: Path) -> None:
+    mine = replace(config, out=str(tmp_path / "run"), epochs=1000)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = subprocess.Popen(
+        [sys.executable, *torchrun, *write_config(mine, tmp_path)],
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
+    wait_for_epochs(launcher, tmp_path / "run", 1)
+    ranks = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(ranks) == 2
+    assert is_held(tmp_path / "run" / ".lock")
+    launcher.kill()
+    launcher.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    assert alive == []
+    assert not is_held(tmp_path / "run" / ".lock")

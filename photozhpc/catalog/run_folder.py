@@ -8,8 +8,6 @@ OUT/events.jsonl    a line for every start and end of `infer`, lost worker, and 
 OUT/.lock           held by the process that writes here; free again when that dies
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -33,6 +31,7 @@ from photozhpc.catalog.pdf import pdf_folder
 from photozhpc.catalog.photoz_catalog import SCHEMA_VERSION
 from photozhpc.disk import disk_error, read_fault, read_json, remove_stale_partials, write_durably
 from photozhpc.errors import CatalogError, CheckpointError
+from photozhpc.lock import locked
 from photozhpc.store import ShardKey
 
 # What makes two runs the same run, and how to call a difference.
@@ -45,7 +44,6 @@ _IDENTITY = {
     "pdf": "p(z) in another form, or none: see --pdf",
 }
 EVENTS_FILE = "events.jsonl"
-_LOCK_TRIES = 5
 _MIN_ROWS_PER_PART = 1024
 _MAX_ROWS_PER_PART = 32768
 _WANTED_PARTS = 512
@@ -240,33 +238,27 @@ class RunFolder:
             self.catalog.mkdir(parents=True, exist_ok=True)
             if self.pdf_form is not None:
                 self.pdf.mkdir(exist_ok=True)
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise disk_error(self.path, error) from error
-        for attempt in range(_LOCK_TRIES):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    break  # a file system without locks
-                if attempt == _LOCK_TRIES - 1:
-                    os.close(handle)
-                    raise CatalogError(
-                        f"{self.path}: another run is writing there now; wait for it or stop it"
-                    ) from error
-                time.sleep(0.1)  # 'photozhpc status' looks whether the lock is free
         try:
-            yield
+            with locked(self.path / ".lock", "photozhpc infer", CatalogError, keep=True):
+                try:
+                    yield
+                finally:
+                    if not self._has_begun:  # leave nothing
+                        with suppress(OSError):
+                            if self.pdf_form is not None:
+                                self.pdf.rmdir()
+                            self.catalog.rmdir()
+                            (self.path / ".lock").unlink()
         finally:
-            if not (self.path / "run.json").exists():  # nothing was begun: leave nothing
+            if not self._has_begun:
                 with suppress(OSError):
-                    if self.pdf_form is not None:
-                        self.pdf.rmdir()
-                    self.catalog.rmdir()
-                    (self.path / ".lock").unlink()
                     self.path.rmdir()
-            os.close(handle)
+
+    @property
+    def _has_begun(self) -> bool:
+        return (self.path / "run.json").exists()
 
 
 def file_sha256(path: str | Path) -> str:

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ from photozhpc.object_storage import AnyPath, location
 # Where colorama is installed, Numba has it write an escape at exit, whatever NO_COLOR says.
 os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_DEAF = (signal.SIGINT, signal.SIG_IGN)
+_PATIENCE_SECONDS = 5.0
+
 
 class Group(click.Group):
     """Shows a PhotozError, and a fault of the file system, as one line.
@@ -35,6 +40,14 @@ class Group(click.Group):
     SIGTERM and SIGUSR1, with which Slurm asks a job to stop, stop it as Ctrl-C does, but with
     the exit code on which the job scripts requeue.
     """
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        """Be the program: when it has ended, Python's own end is not disturbed by Ctrl-C."""
+        try:
+            return self.main(*args, **settings)
+        finally:
+            for number in _STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
 
     def main(self, *args: Any, **settings: Any) -> Any:
         _open_standard_streams()
@@ -72,14 +85,26 @@ class Group(click.Group):
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
+    """Stop the command once; the second Ctrl-C does not cut short what is left to do for that.
+
+    One that comes when this takes too long does: what is written is whole or absent in any case.
+    """
     received: list[int] = []
+    first = 0.0
 
     def stop(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        if len(received) == 1:
+        nonlocal first
+        if not first:
+            first = time.monotonic()
+            if number != signal.SIGINT:
+                received.append(number)
             raise KeyboardInterrupt
+        if number == signal.SIGINT and time.monotonic() - first > _PATIENCE_SECONDS:
+            os._exit(130)
 
-    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    # A shell's background jobs ignore Ctrl-C, and go on doing so.
+    heard = [n for n in _STOP_SIGNALS if (n, signal.getsignal(n)) != _DEAF]
+    before = {n: signal.signal(n, stop) for n in heard}
     try:
         yield received
     finally:

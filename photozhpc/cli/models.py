@@ -24,6 +24,7 @@ def train(config: str, store: Path | None, out: Path | None, resume: bool, as_js
 
     from photozhpc.config import from_mapping, load_yaml
     from photozhpc.info.configs import recipe_path
+    from photozhpc.model.launch import Launch
     from photozhpc.model.train import train as run
     from photozhpc.model.train_config import TrainConfig
 
@@ -36,7 +37,7 @@ def train(config: str, store: Path | None, out: Path | None, resume: bool, as_js
     if not settings.store:
         raise click.UsageError(f"{config} names no store; pass --store PATH")
     model_file = run(settings, resume)
-    if os.environ.get("RANK", "0") == "0":
+    if Launch.of(os.environ).rank == 0:
         _say_model(model_file, as_json)
 
 

@@ -7,7 +7,8 @@ source has two of these roles. The images, labelled or not, tell how the labels 
 what is usual in latent space.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from photozhpc.disk import disk_error, remove_stale_partials
 from photozhpc.errors import CheckpointError, StoreError
+from photozhpc.lock import is_held, locked
 from photozhpc.model.augment import calibrate as calibrate_image
 from photozhpc.model.augment import prepare, random_view, stretch
-from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
+from photozhpc.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.conformal import Labels, effective_number, level_table
 from photozhpc.model.density import LEVEL_Q, N_KNOTS, Uncertainty
 from photozhpc.model.density_fit import fit_distance, fit_heads, selection_weights
@@ -29,6 +32,7 @@ from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Block, label_split, read_labelled
 
 N_VIEWS = 4
+_COMMAND = "photozhpc calibrate"
 BATCH_SIZE = 256
 # A fair sample of so many images stands for the survey.
 MAX_IMAGES = 50_000
@@ -122,8 +126,10 @@ def calibrate(
     and the calibration split, as training does. `compact` as `save_checkpoint` takes it.
 
     Raises:
-        CheckpointError: the model has no density heads, or does not fit the store.
+        CheckpointError: the model has no density heads, or does not fit the store; another process
+            is writing to `out`, or to its folder if that is of a training.
         StoreError: too few labels.
+        RunError: the disk is full, or cannot be written.
     """
     checkpoint = load_checkpoint(checkpoint_path)
     checkpoint.check_store(store.survey, store.cutout_size)
@@ -133,6 +139,18 @@ def calibrate(
             f"{checkpoint.path}: has no fitted density heads to calibrate; train with "
             f"model.density_bins above 0"
         )
+    with _held(Path(out)) as check:
+        return _calibrate(checkpoint, model, store, Path(out), compact, check)
+
+
+def _calibrate(
+    checkpoint: Checkpoint,
+    model: PITA,
+    store: CutoutStore,
+    out: Path,
+    compact: bool,
+    check: Callable[[], None],
+) -> Path:
     training = checkpoint.training
     seed = training.get("config", {}).get("seed", 0)
     images = _read_images(model, store, seed)
@@ -144,14 +162,31 @@ def calibrate(
     _require(store, shape_N, "validation")
     _require(store, conformal_N, "calibration")
     weight_N = _weights(images, seed)
-    _set_levels(model.uncertainty, images, weight_N, shape_N, conformal_N)
+    _set_levels(_uncertainty(model), images, weight_N, shape_N, conformal_N)
     provenance = {
         "store_sha256": store.fingerprint(),
         "labels": int(conformal_N.sum()),
         "effective_labels": round(effective_number(weight_N[conformal_N]), 1),
     }
     training = {**training, "calibration": provenance}
-    return save_checkpoint(out, model, checkpoint.survey, training, compact=compact)
+    return save_checkpoint(out, model, checkpoint.survey, training, compact=compact, check=check)
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[Callable[[], None]]:
+    """Keep other processes from writing to a model file, and trainings from its folder."""
+    folder = out.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    with ExitStack() as held:
+        if (folder / "log.jsonl").exists() or is_held(folder / ".lock"):
+            held.enter_context(locked(folder / ".lock", _COMMAND, CheckpointError))
+        file = folder / f".{out.name}.lock"
+        lock = held.enter_context(locked(file, _COMMAND, CheckpointError, out))
+        remove_stale_partials(folder, out.name)
+        yield lock.check
 
 
 def with_density_heads(model: PITA, density_bins: int, density_z_max: float) -> PITA:

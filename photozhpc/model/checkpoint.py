@@ -5,17 +5,18 @@ Nothing in it is executed on loading: safetensors holds arrays and JSON text onl
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.disk import read_fault, replacing
+from photozhpc.disk import disk_error, read_fault, write_durably
 from photozhpc.errors import CheckpointError, ConfigError
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita import PITA, PITAConfig
@@ -119,12 +120,19 @@ def save_checkpoint(
     training: dict[str, Any] | None = None,
     *,
     compact: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a model file (temporary name, fsync, rename); return its path.
+
+    The same model gives the same bytes.
 
     Args:
         compact: keep the encoder's matrices and kernels in float16, half as large; inference in
             bfloat16 rounds them further anyway.
+        check: see `disk.replacing`.
+
+    Raises:
+        RunError: the disk is full, or cannot be written.
     """
     path = Path(path)
     header = {
@@ -134,7 +142,6 @@ def save_checkpoint(
         "survey": to_mapping(survey),
         "training": training or {},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
@@ -143,9 +150,28 @@ def save_checkpoint(
             if name.startswith("encoder.") and tensor.ndim > 1:
                 tensors[name] = tensor.half()
     text = json.dumps(header)
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata={_HEADER: text, _DIGEST: _digest(text, tensors)})
+    content = save(tensors, metadata={_HEADER: text, _DIGEST: _digest(text, tensors)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(path.parent, error) from error
+    write_durably(path, _in_order(content), check=check)
     return path
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in alphabetical order.
+
+    safetensors keeps them in a hash table of Rust, which has another order in every process.
+    https://huggingface.co/docs/safetensors/index#format: the length of the header in 8 bytes, the
+    header in JSON, padded with spaces, the arrays.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

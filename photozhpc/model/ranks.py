@@ -1,6 +1,8 @@
-"""The processes of a training run: one, or as many as torchrun started."""
+"""The processes of a training run: one, or as many as torchrun or Slurm started."""
 
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +13,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from photozhpc.errors import ConfigError
+from photozhpc.errors import ConfigError, PhotozError, RunError
+from photozhpc.logs import LOG
+from photozhpc.model.launch import Launch, advice
+from photozhpc.stopping import end_with
 
 _GLOO_SECONDS = 1.0
+# A process that nobody joins is alone: the variables are of another run. One that was joined, or
+# that a launcher surely started, waits for nodes that are slow to import.
+_SAY_AFTER_SECONDS = 5.0
+_ALONE_SECONDS = 60.0
+_JOIN_SECONDS = 600.0
+_CONNECT_SECONDS = 20.0
+_TRY_SECONDS = 0.1
+_SHOWN_RANKS = 5
 
 
 @dataclass(frozen=True)
@@ -56,41 +69,214 @@ class Ranks:
         dist.all_gather_object(parts, part, group=self.control)
         return parts
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let an error that one rank meets in the block be raised on all, at its end.
+
+        What one writes, the others would wait for, and would then only know that it is gone.
+        """
+        met: PhotozError | None = None
+        try:
+            yield
+        except PhotozError as error:
+            met = error
+        for theirs in self.gather_objects(met):
+            if theirs is not None:
+                raise theirs
+
 
 @contextmanager
 def joined_ranks(device: str) -> Iterator[Ranks]:
-    """Join the processes that torchrun started, if it did; leave them at the end.
+    """Join the processes that a launcher started, if it did; leave them at the end.
 
     Args:
-        device: "auto", "cpu" or "cuda". On CUDA each rank takes the GPU of its LOCAL_RANK.
+        device: "auto", "cpu" or "cuda". On CUDA each rank takes the GPU of its LOCAL_RANK, or the
+            only one that it sees.
 
     Raises:
-        ConfigError: CUDA was asked for and is not there.
+        ConfigError: CUDA was asked for and is not there; the variables of the launcher contradict
+            each other; two ranks would share a GPU.
+        RunError: the other processes did not come, or one was lost later.
     """
-    chosen = _device(device)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    launch = Launch.of(os.environ)
+    if launch.by_torchrun:
+        end_with(os.getppid())
+    chosen = _device(device, launch)
+    if launch.world == 1:
         yield Ranks(device=chosen)
         return
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl", device_id=chosen)
-        control = dist.new_group(backend="gloo")
-    else:
-        dist.init_process_group("gloo")
-        control = dist.group.WORLD
     try:
-        yield Ranks(dist.get_rank(), world, chosen, control)
+        with _losses_told():
+            store = _joined_store(launch)
+            if chosen.type == "cuda":
+                _check_gpus(store, launch, chosen)
+                torch.cuda.set_device(chosen)
+                dist.init_process_group(
+                    "nccl",
+                    store=store,
+                    rank=launch.rank,
+                    world_size=launch.world,
+                    device_id=chosen,
+                )
+                control = dist.new_group(backend="gloo")
+            else:
+                dist.init_process_group(
+                    "gloo", store=store, rank=launch.rank, world_size=launch.world
+                )
+                control = dist.group.WORLD
+            yield Ranks(launch.rank, launch.world, chosen, control)
     finally:
-        # To free the tensors of the last sum gloo's threads need the GIL, and the destructor of
-        # their group holds it while it waits for them: let them finish first.
-        time.sleep(_GLOO_SECONDS)
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            # To free the tensors of the last sum gloo's threads need the GIL, and the destructor
+            # of their group holds it while it waits for them: let them finish first.
+            time.sleep(_GLOO_SECONDS)
+            dist.destroy_process_group()
 
 
-def _device(device: str) -> torch.device:
+@contextmanager
+def _losses_told() -> Iterator[None]:
+    """Say in a line that another rank was lost: gloo and NCCL only know that a socket closed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        LOG.debug("train: %s", " ".join(str(error).split())[:500])
+        raise RunError(
+            "another process of this training has ended or cannot be reached; what it said last "
+            "tells why; run the same command again with --resume"
+        ) from error
+
+
+def _joined_store(launch: Launch) -> dist.Store:
+    """Return the store through which ranks find each other, once all are there.
+
+    It is asked again and again, so that Ctrl-C and signals are heard, and the user is told.
+
+    Raises:
+        RunError: they did not come in time, or another process has this rank.
+    """
+    started = time.monotonic()
+    missing = [rank for rank in range(launch.world) if rank != launch.rank]
+    server = launch.rank == 0 and not launch.met_by_torchrun
+    store: dist.Store | None = None
+    said = False
+    while missing:
+        if store is None and (server or _answers(launch)):
+            store = _entered_store(launch, server)
+        if store is not None:
+            missing = [r for r in range(launch.world) if not store.check([f"joined/{r}"])]
+        waited = time.monotonic() - started
+        met = (
+            launch.by_slurm or (store is not None and not server) or len(missing) < launch.world - 1
+        )
+        limit = _JOIN_SECONDS if met else _ALONE_SECONDS
+        who = (
+            f"rank {_few(missing)} of {launch.world}" if store else "rank 0 (nobody answers there)"
+        )
+        if missing and waited > limit:
+            raise RunError(
+                f"{who} did not come in {limit:.0f} s; this is {launch}; {advice(os.environ)}"
+            )
+        if missing and waited > _SAY_AFTER_SECONDS and not said:
+            said = True
+            LOG.warning(
+                "train: waiting for %s, for %.0f s at most; this is %s; %s",
+                who,
+                limit,
+                launch,
+                advice(os.environ),
+            )
+        if missing:
+            time.sleep(_TRY_SECONDS)
+    assert store is not None
+    return store
+
+
+def _answers(launch: Launch) -> bool:
+    """Return whether something listens where the ranks meet: PyTorch asks with much noise."""
+    try:
+        socket.create_connection((launch.address, launch.port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _entered_store(launch: Launch, server: bool) -> dist.Store:
+    """Open the store, or serve it, and enter this rank there.
+
+    Raises:
+        RunError: the port is taken, something else answers there, or this rank was entered.
+    """
+    opened: list[dist.Store | RuntimeError] = []
+
+    def connect() -> None:
+        host = "127.0.0.1" if server else launch.address
+        try:
+            opened.append(
+                dist.TCPStore(host, launch.port, launch.world, server, wait_for_workers=False)
+            )
+        except RuntimeError as error:
+            opened.append(error)
+
+    # In a thread: of a program that listens and never answers PyTorch waits for an answer for ever.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    end = time.monotonic() + _CONNECT_SECONDS
+    while thread.is_alive() and time.monotonic() < end:
+        thread.join(_TRY_SECONDS)
+    found = opened[0] if opened else RuntimeError("it does not answer")
+    if isinstance(found, RuntimeError):
+        reason = str(found).split("\n", 1)[0][:200]
+        raise RunError(
+            f"the processes of the training cannot meet at port {launch.port}: another program "
+            f"has it, or another training ({reason}); choose another MASTER_PORT; this is "
+            f"{launch}; {advice(os.environ)}"
+        )
+    store = dist.PrefixStore(f"photozhpc/{launch.attempt}", found)
+    if store.add(f"joined/{launch.rank}", 1) != 1:
+        raise RunError(
+            f"another process is rank {launch.rank} of the training that meets there; this is "
+            f"{launch}; {advice(os.environ)}"
+        )
+    return store
+
+
+def _few(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:_SHOWN_RANKS]))
+    return f"{shown} and {len(ranks) - _SHOWN_RANKS} more" if len(ranks) > _SHOWN_RANKS else shown
+
+
+def _check_gpus(store: dist.Store, launch: Launch, device: torch.device) -> None:
+    """Make sure that no two ranks have the same GPU, at which NCCL fails or waits.
+
+    Raises:
+        ConfigError: two have.
+    """
+    gpu = f"{torch.cuda.get_device_properties(device).uuid}"
+    store.set(f"gpu/{launch.rank}", f"{socket.gethostname()} {gpu}")
+    owners: dict[str, int] = {}
+    for rank in range(launch.world):
+        place = store.get(f"gpu/{rank}").decode()  # waits for it
+        first = owners.setdefault(place, rank)
+        if first != rank:
+            raise ConfigError(
+                f"ranks {first} and {rank} have the same GPU ({place}); start at most one process "
+                f"a GPU, or give each its own (torchrun --nproc-per-node, srun --gpus-per-task)"
+            )
+
+
+def _device(device: str, launch: Launch) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    n_gpus = torch.cuda.device_count()
+    if n_gpus == 1:  # Slurm may show each of its tasks a single one
+        return torch.device("cuda", 0)
+    if launch.local_rank >= n_gpus:
+        raise ConfigError(
+            f"there are more processes than GPUs on this machine (LOCAL_RANK is "
+            f"{launch.local_rank}, of {n_gpus} GPUs); start at most one process a GPU"
+        )
+    return torch.device("cuda", launch.local_rank)

@@ -2,19 +2,22 @@
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from photozhpc import __version__
 from photozhpc.config import to_mapping
+from photozhpc.disk import disk_error, remove_stale_partials
 from photozhpc.errors import CheckpointError, Preempted
+from photozhpc.lock import locked
 from photozhpc.logs import LOG
+from photozhpc.metrics import PointMetrics
 from photozhpc.model.calibrate import fit_uncertainty
 from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
-from photozhpc.model.ranks import joined_ranks
+from photozhpc.model.ranks import Ranks, joined_ranks
 from photozhpc.model.refit import refit_redshift_heads
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.model.train_log import TrainLog
@@ -22,6 +25,8 @@ from photozhpc.model.train_photometry import train_photometry_mlp
 from photozhpc.model.trainer import Trainer
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Block, read_labelled
+
+Check = Callable[[], None]
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -33,51 +38,112 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     its redshift heads refitted and its uncertainty fitted, as configured. A photometry-MLP leaves
     model.safetensors alone.
 
-    Started by torchrun, every rank calls it. On SIGTERM or SIGUSR1 all ranks finish the step,
-    save the state, and raise Preempted.
+    Started by torchrun, every rank calls it. One training at a time writes into the folder. On
+    SIGTERM or SIGUSR1 all ranks finish the step, save the state, and raise Preempted.
 
     Raises:
         Preempted: it was asked to stop, and saved its state.
-        PhotozError: a fault in the store, the configuration, or the state to resume from.
+        PhotozError: a fault in the store, the configuration, or the state to resume from; the
+            folder is in use; the disk is full.
     """
     store = CutoutStore.open(config.store)
     store.check_complete()
-    if config.method == "photometry-mlp":
-        return train_photometry_mlp(config, store, resume)
     out = Path(config.out)
+    without_images = config.method == "photometry-mlp"
+    with (
+        joined_ranks("cpu" if without_images else config.device) as ranks,
+        _folder_held(out, ranks) as check,
+    ):
+        if without_images:
+            with ranks.together():
+                if ranks.is_first:
+                    train_photometry_mlp(config, store, resume, check)
+        else:
+            _train(Trainer(config, store, ranks), out, resume, check)
+    return out / "model.safetensors"
+
+
+def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
+    config, store, ranks = trainer.config, trainer.store, trainer.ranks
     state = out / "state.pt"
-    if state.exists() and not resume:
-        raise CheckpointError(f"{out}: holds a run already; pass --resume or choose another 'out'")
-    out.mkdir(parents=True, exist_ok=True)
-    with joined_ranks(config.device) as ranks, _stop_signals() as stop:
-        trainer = Trainer(config, store, ranks)
-        LOG.debug("train: rank %d of %d, %d sources", ranks.rank, ranks.world, len(store))
-        validation = None
-        if config.redshift_weight > 0:
-            validation = read_labelled(store, "validation", config.seed, trainer.aperture)
-        if resume and state.exists():
-            trainer.load_state(state)
-            if trainer.epoch >= config.epochs and (out / "model.safetensors").exists():
-                return out / "model.safetensors"  # a catalogue may have been begun with it
-        log = TrainLog(out, trainer.step, trainer.total_steps) if ranks.is_first else None
+    LOG.debug("train: rank %d of %d, %d sources", ranks.rank, ranks.world, len(store))
+    with ranks.together():
+        if ranks.is_first:
+            _check_unused(out, resume)
+    validation = None
+    if config.redshift_weight > 0:
+        validation = read_labelled(store, "validation", config.seed, trainer.aperture)
+    if state.exists():
+        trainer.load_state(state)
+        if trainer.epoch >= config.epochs and (out / "model.safetensors").exists():
+            return  # a catalogue may have been begun with it
+    log = None
+    with ranks.together():
+        if ranks.is_first:
+            log = TrainLog(out, trainer.step, trainer.total_steps)
+    with _stop_signals() as stop:
         while trainer.epoch < config.epochs:
-            stopped = _train_epoch(trainer, log, stop, state)
+            stopped = _train_epoch(trainer, log, stop, state, check)
             if trainer.at_epoch_end:
-                _end_epoch(trainer, validation, log, out)
-            trainer.save_state(state)
+                _end_epoch(trainer, validation, log, out, check)
+            with ranks.together():
+                trainer.save_state(state, check)
             if stopped and trainer.epoch < config.epochs:
                 raise Preempted(
                     f"stopped at step {trainer.step} of {trainer.total_steps}; the state is in "
                     f"{state}: go on with --resume"
                 )
-        if log is not None:
-            log.close()
-        if ranks.is_first:
-            _finish(trainer, validation, out)
-        return out / "model.safetensors"
+    if log is None:
+        return
+    log.close()
+    if stop:
+        raise Preempted(f"stopped before the end; the state is in {state}: go on with --resume")
+    # From here on a signal stops the process at once, as Ctrl-C does: nothing new is to be saved.
+    _finish(trainer, validation, out, check)
 
 
-def _train_epoch(trainer: Trainer, log: TrainLog | None, stop: list[int], state: Path) -> bool:
+@contextmanager
+def _folder_held(out: Path, ranks: Ranks) -> Iterator[Check]:
+    """Have the first rank hold the folder, and clear what killed runs left half-written there.
+
+    Raises:
+        CheckpointError: another process is writing there.
+        RunError: the folder cannot be made.
+    """
+    with ExitStack() as held:
+        check: Check = lambda: None  # noqa: E731
+        with ranks.together():
+            if ranks.is_first:
+                try:
+                    out.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise disk_error(out, error) from error
+                held.callback(_remove_if_empty, out)
+                lock = held.enter_context(locked(out / ".lock", "photozhpc train", CheckpointError))
+                check = lock.check
+                remove_stale_partials(out, foreign_seconds=0)
+        yield check
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _check_unused(out: Path, resume: bool) -> None:
+    has_state = (out / "state.pt").exists()
+    if has_state and not resume:
+        raise CheckpointError(f"{out}: holds a run already; pass --resume or choose another 'out'")
+    if not has_state and (out / "model.safetensors").exists():
+        raise CheckpointError(
+            f"{out}: holds a model.safetensors, but no state.pt of the run that made it; choose "
+            f"another 'out', or move that file away"
+        )
+
+
+def _train_epoch(
+    trainer: Trainer, log: TrainLog | None, stop: list[int], state: Path, check: Check
+) -> bool:
     """Make the steps that are left of the epoch, saving the state now and then; return whether
     it was told to stop, on any rank."""
     ranks = trainer.ranks
@@ -93,20 +159,35 @@ def _train_epoch(trainer: Trainer, log: TrainLog | None, stop: list[int], state:
         if n_stop:
             return True
         if n_due and not trainer.at_epoch_end:
-            trainer.save_state(state)
+            with ranks.together():
+                trainer.save_state(state, check)
             saved = time.monotonic()
     return False
 
 
-def _end_epoch(trainer: Trainer, validation: Block | None, log: TrainLog | None, out: Path) -> None:
+def _end_epoch(
+    trainer: Trainer, validation: Block | None, log: TrainLog | None, out: Path, check: Check
+) -> None:
     """Validate, write the log and the model files."""
     metrics = None if validation is None else trainer.validate(validation)
     losses = trainer.mean_losses()
     is_best = metrics is None or metrics.nmad < trainer.best_nmad
     if metrics is not None and is_best:
         trainer.best_nmad = metrics.nmad
-    if log is None:
-        return
+    with trainer.ranks.together():
+        if log is not None:
+            _write_epoch(trainer, losses, metrics, is_best, log, out, check)
+
+
+def _write_epoch(
+    trainer: Trainer,
+    losses: dict[str, float],
+    metrics: PointMetrics | None,
+    is_best: bool,
+    log: TrainLog,
+    out: Path,
+    check: Check,
+) -> None:
     record: dict[str, Any] = {
         "epoch": trainer.epoch,
         "step": trainer.step,
@@ -124,13 +205,12 @@ def _end_epoch(trainer: Trainer, validation: Block | None, log: TrainLog | None,
         "last_epoch": record,
     }
     for name in ("last", "best") if is_best else ("last",):
-        save_checkpoint(
-            out / f"{name}.safetensors", trainer.result(), trainer.store.survey, training
-        )
+        path = out / f"{name}.safetensors"
+        save_checkpoint(path, trainer.result(), trainer.store.survey, training, check=check)
     log.epoch(record, text)
 
 
-def _finish(trainer: Trainer, validation: Block | None, out: Path) -> None:
+def _finish(trainer: Trainer, validation: Block | None, out: Path, check: Check) -> None:
     """Make the model file of the best epoch: refit its heads, fit its uncertainty, write it."""
     config, store = trainer.config, trainer.store
     checkpoint = load_checkpoint(out / "best.safetensors")
@@ -151,7 +231,7 @@ def _finish(trainer: Trainer, validation: Block | None, out: Path) -> None:
             config.density_steps,
             config.label_fraction,
         )
-    save_checkpoint(out / "model.safetensors", model, store.survey, training)
+    save_checkpoint(out / "model.safetensors", model, store.survey, training, check=check)
 
 
 @contextmanager

@@ -1,10 +1,14 @@
 """What a training run is made of. The defaults are the paper's (arXiv 2602.10207, section 3)."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from photozhpc.config import to_mapping
 from photozhpc.model.pita import PITAConfig
 
+# Settings that do not change what a run computes.
+_INCIDENTAL = {"out": "", "store": "", "checkpoint_minutes": 0.0, "device": "auto"}
 Method = Literal["pita", "supervised", "self-supervised", "fine-tuned", "photometry-mlp"]
 
 
@@ -149,6 +153,10 @@ class TrainConfig:
             raise ValueError(
                 "initial_checkpoint: method 'fine-tuned' needs it, and no other method takes it"
             )
+
+    def identity(self) -> str:
+        """Return what makes two runs the same run, as text."""
+        return json.dumps(to_mapping(replace(self, **_INCIDENTAL)))  # type: ignore[arg-type]
 
     @property
     def labelled_only(self) -> bool:

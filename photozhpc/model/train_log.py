@@ -3,10 +3,12 @@
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from photozhpc.disk import write_durably
+from photozhpc.disk import disk_error, write_durably
 from photozhpc.logs import LOG
 
 
@@ -31,7 +33,11 @@ class TrainLog:
         except ImportError:
             self._writer = None
         else:
-            self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+            # Its thread would flush too, and show a traceback on a full disk: we do, every epoch.
+            with _disk_errors(out / "tensorboard"):
+                self._writer = SummaryWriter(
+                    str(out / "tensorboard"), purge_step=step, flush_secs=2**31
+                )
 
     def progress(self, step: int, images: int) -> None:
         """Note a step and how many images it saw."""
@@ -40,19 +46,25 @@ class TrainLog:
             self._print(f"step {step}/{self._total_steps}", step)
 
     def epoch(self, record: dict[str, Any], text: str) -> None:
-        """Add the record of a finished epoch."""
-        with open(self._path, "a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
-        if self._writer is not None:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(name.replace("_", "/", 1), value, record["step"])
-            self._writer.flush()
+        """Add the record of a finished epoch.
+
+        Raises:
+            RunError: the disk is full, or cannot be written.
+        """
+        with _disk_errors(self._path):
+            with open(self._path, "a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+            if self._writer is not None:
+                for name, value in record.items():
+                    if isinstance(value, float):
+                        self._writer.add_scalar(name.replace("_", "/", 1), value, record["step"])
+                self._writer.flush()
         self._print(text, record["step"])
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with _disk_errors(self._path):
+                self._writer.close()
 
     def _lines(self) -> list[str]:
         if not self._path.exists():
@@ -67,6 +79,14 @@ class TrainLog:
         left = elapsed / max(step - self._first_step, 1) * (self._total_steps - step)
         rate = self._images / elapsed
         LOG.info("%s  %.0f images/s  %.1f min left", text, rate, left / 60)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def _step_of(line: str) -> float:

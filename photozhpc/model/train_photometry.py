@@ -1,6 +1,6 @@
 """Training of the photometry-MLP on a store: minutes, in one process, without the images."""
 
-import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from photozhpc import __version__
-from photozhpc.config import to_mapping
+from photozhpc.config import from_mapping, to_mapping
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
 from photozhpc.logs import LOG
 from photozhpc.metrics import point_metrics
-from photozhpc.model.checkpoint import save_checkpoint
+from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
 from photozhpc.model.photometry_mlp import (
     MLPFitConfig,
     PhotometryMLP,
@@ -25,7 +25,12 @@ from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Split, read_labels, typical_noise
 
 
-def train_photometry_mlp(config: TrainConfig, store: CutoutStore, resume: bool = False) -> Path:
+def train_photometry_mlp(
+    config: TrainConfig,
+    store: CutoutStore,
+    resume: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> Path:
     """Fit the networks to the training labels; return the path of config.out/model.safetensors.
 
     Of the settings it uses method, out, epochs, batch_size, seed, label_fraction,
@@ -33,20 +38,16 @@ def train_photometry_mlp(config: TrainConfig, store: CutoutStore, resume: bool =
     model.{redshift_mlp, redshift_heads, redshift_scale}.
 
     Args:
-        resume: make a model file that is there anew, in place of an error.
+        resume: make a model file of the same configuration anew, in place of an error.
+        check: see `disk.replacing`.
 
     Raises:
-        CheckpointError: there is a model file.
+        CheckpointError: there is a model file, or a run of another method.
         ConfigError: the store has no such aperture.
         StoreError: too few labels.
     """
     path = Path(config.out) / "model.safetensors"
-    if os.environ.get("RANK", "0") != "0":  # of torchrun's ranks the first is enough
-        return path
-    if path.exists() and not resume:
-        raise CheckpointError(
-            f"{config.out}: holds a run already; pass --resume or choose another 'out'"
-        )
+    _check_unused(path, config, resume)
     if not len(store):
         raise StoreError(f"{store.path}: holds no sources; run 'photozhpc extract' first")
     aperture = aperture_index(config, store)
@@ -64,9 +65,9 @@ def train_photometry_mlp(config: TrainConfig, store: CutoutStore, resume: bool =
     model.extinction_r_C.copy_(torch.tensor([band.extinction_r for band in survey.bands]))
     labels = _read_labelled_fluxes(store, aperture)
     fit = labels.of_split(store, "train", config.seed, config.label_fraction)
-    check = labels.of_split(store, "validation", config.seed)
-    _fit(model, fit, check, config)
-    metrics = point_metrics(check.z_spec_N, model.predict(check.flux_NC, check.ebv_N))
+    known = labels.of_split(store, "validation", config.seed)
+    _fit(model, fit, known, config)
+    metrics = point_metrics(known.z_spec_N, model.predict(known.flux_NC, known.ebv_N))
     training = {
         "photozhpc": __version__,
         "config": to_mapping(config),
@@ -74,12 +75,26 @@ def train_photometry_mlp(config: TrainConfig, store: CutoutStore, resume: bool =
         "labels": len(fit.z_spec_N),
         "validation": asdict(metrics),
     }
-    save_checkpoint(path, model, survey, training)
+    save_checkpoint(path, model, survey, training, check=check)
     LOG.info(
         f"{config.model.redshift_heads} networks, {len(fit.z_spec_N)} labels  "
         f"validation NMAD {metrics.nmad:.4f}  outliers {metrics.outlier_fraction:.3f}"
     )
     return path
+
+
+def _check_unused(path: Path, config: TrainConfig, resume: bool) -> None:
+    other = "choose another 'out'"
+    if path.with_name("state.pt").exists():
+        raise CheckpointError(f"{config.out}: holds a run of another method; {other}")
+    if not path.exists():
+        return
+    if not resume:
+        raise CheckpointError(f"{config.out}: holds a run already; pass --resume or {other}")
+    document = load_checkpoint(path).training.get("config")
+    made_by = from_mapping(TrainConfig, document or {"out": ""}, f"{path}: config")
+    if made_by.identity() != config.identity():
+        raise CheckpointError(f"{path}: belongs to a run with another configuration; {other}")
 
 
 def aperture_index(config: TrainConfig, store: CutoutStore) -> int:

@@ -4,19 +4,18 @@ Random views, shuffling and drop-path are functions of seed, epoch, step and lan
 random state to save, and a run does not depend on the number of ranks.
 """
 
-import json
+import io
 import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from photozhpc.config import to_mapping
-from photozhpc.disk import read_fault, replacing
+from photozhpc.disk import read_fault, write_durably
 from photozhpc.errors import CheckpointError, ConfigError, RunError
 from photozhpc.memory import keep_freed_memory
 from photozhpc.metrics import PointMetrics, point_metrics
@@ -34,8 +33,6 @@ from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Block, TrainingLoader, typical_noise
 
 LOSSES = ("total", "contrastive", "colour", "redshift")
-# Settings that do not change what a run computes.
-_INCIDENTAL = {"out": "", "store": "", "checkpoint_minutes": 0.0, "device": "auto"}
 
 
 class Trainer:
@@ -286,27 +283,35 @@ class Trainer:
         pairs = self.ranks.gather_objects((mine.z_spec_N, z_phot_N))
         return point_metrics(*(np.concatenate(column) for column in zip(*pairs, strict=True)))
 
-    def save_state(self, path: Path) -> None:
+    def save_state(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         """Write everything that a resumed run needs (temporary name, fsync, rename).
 
         All ranks call it; the first one writes: they differ in nothing but their losses.
+
+        Args:
+            check: see `disk.replacing`.
+
+        Raises:
+            RunError: the disk is full, or cannot be written.
         """
         self.mean_losses()  # a state that is not finite must not replace one that is
-        sums = self.ranks.sum(self.loss_sums.tolist())
+        sums = self.ranks.gather_objects(self.loss_sums.tolist())
         if not self.ranks.is_first:
             return
         state = {
-            "config": self._identity(),
+            "config": self.config.identity(),
             "store": self.store.fingerprint(),
             "model": self.model.state_dict(),
             "keys": self.keys.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
-            "loss_sums": [total / self.ranks.world for total in sums],
+            "loss_sums": sums,
             "best_nmad": self.best_nmad,
         }
-        with replacing(path) as partial:
-            torch.save(state, partial)
+        # PyTorch's own writer of files says of a full disk that a file has an unexpected position.
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_durably(path, content.getbuffer(), check=check)
 
     def load_state(self, path: Path) -> None:
         """Take a run up where it was saved.
@@ -320,7 +325,7 @@ class Trainer:
             config, store = state["config"], state["store"]
         except Exception as error:  # PyTorch's reader of pickles raises whatever it runs into
             raise CheckpointError(read_fault(path, error) or damaged) from error
-        if config != self._identity():
+        if config != self.config.identity():
             raise CheckpointError(
                 f"{path}: belongs to a run with another configuration; choose another 'out'"
             )
@@ -332,7 +337,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.keys.load_state_dict(state["keys"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.loss_sums.copy_(torch.tensor(state["loss_sums"]))
+            self.loss_sums.copy_(self._mine(state["loss_sums"]))
             self.step, self.best_nmad = state["step"], float(state["best_nmad"])
         except (
             ArithmeticError,
@@ -346,8 +351,12 @@ class Trainer:
         if type(self.step) is not int or not 0 <= self.step <= self.total_steps:
             raise CheckpointError(damaged)
 
-    def _identity(self) -> str:
-        return json.dumps(to_mapping(replace(self.config, **_INCIDENTAL)))  # type: ignore[arg-type]
+    def _mine(self, loss_sums: list[Any]) -> Tensor:
+        """Return this rank's part of the sums of losses; with other ranks than then, the mean."""
+        sums_RL = torch.tensor(loss_sums, dtype=torch.float64).reshape(-1, len(LOSSES))
+        if len(sums_RL) == self.ranks.world:
+            return sums_RL[self.ranks.rank]
+        return sums_RL.mean(dim=0)
 
 
 def _check_fit(config: TrainConfig, store: CutoutStore) -> int:

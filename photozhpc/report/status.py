@@ -1,8 +1,5 @@
 """How far a run is, from the files that it leaves: `photozhpc status`."""
 
-import errno
-import fcntl
-import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -12,6 +9,7 @@ from photozhpc.catalog.notes import NOTES_FOLDER, PART_FOLDER, part_name, read_l
 from photozhpc.catalog.run_folder import EVENTS_FILE
 from photozhpc.disk import is_count
 from photozhpc.errors import PhotozError
+from photozhpc.lock import is_held
 from photozhpc.store import CutoutStore
 
 # A rate is of this last stretch of a run.
@@ -30,10 +28,10 @@ def status_of(path: str | Path, now: float | None = None) -> dict[str, Any]:
     path, now = Path(path), time.time() if now is None else now
     if (path / "run.json").is_file():
         return _catalog_status(path, now)
-    if (path / EVENTS_FILE).is_file() or (path / ".lock").is_file():
-        return {"kind": "catalogue", "path": str(path), "state": _state(path, False)}
     if (path / "log.jsonl").is_file():
         return _training_status(path)
+    if (path / EVENTS_FILE).is_file() or (path / ".lock").is_file():
+        return {"kind": "catalogue", "path": str(path), "state": _state(path, False)}
     if (path / "plan.json").is_file():
         return _store_status(path)
     raise PhotozError(f"{path}: no run of photozhpc is there")
@@ -61,7 +59,7 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
     notes = {part: line for part, line in notes.items() if part not in lost}
     rows_done = sum(note["rows"] for note in notes.values())
     finished = len(notes) >= n_parts
-    running = _is_locked(path)
+    running = is_held(path / ".lock")
     last_at = max((_number(note, "at") for note in notes.values()), default=begun_at)
     end = now if running else last_at
     start = max(begun_at, end - _WINDOW_SECONDS)
@@ -151,24 +149,9 @@ def _store_status(path: Path) -> dict[str, Any]:
 
 
 def _state(path: Path, finished: bool) -> str:
-    if _is_locked(path):
+    if is_held(path / ".lock"):
         return "running"
     return "finished" if finished else "stopped"
-
-
-def _is_locked(path: Path) -> bool:
-    """Return whether a process holds the folder's lock, which dies with it."""
-    try:
-        handle = os.open(path / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-    finally:
-        os.close(handle)
-    return False
 
 
 def describe(found: dict[str, Any]) -> str:

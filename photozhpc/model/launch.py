@@ -1,0 +1,96 @@
+"""What a launcher says of this process: the variables that torchrun and jobs/train.slurm set.
+
+They are read once, and believed only if they agree: a shell inside a job, or one in which they
+were exported, hands them on to programs that nobody launched.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from photozhpc.errors import ConfigError
+
+NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_MAX_WORLD = 1 << 20
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those of a training.
+
+    Attributes:
+        rank, world: which of how many it is.
+        local_rank: which it is on its machine.
+        address, port: where the ranks meet; of no meaning for one alone.
+        attempt: how often torchrun has started them anew.
+        by_torchrun: torchrun started it, as a child.
+        met_by_torchrun: torchrun, and not rank 0, answers at the address.
+        by_slurm: the variables are those of this very step of Slurm.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    address: str = ""
+    port: int = 0
+    attempt: str = "0"
+    by_torchrun: bool = False
+    met_by_torchrun: bool = False
+    by_slurm: bool = False
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> "Launch":
+        """Read the variables; without WORLD_SIZE it is one process, whatever else is set.
+
+        Raises:
+            ConfigError: they contradict each other, or one is missing.
+        """
+        by_torchrun = "TORCHELASTIC_RUN_ID" in environment
+        world = _number(environment, "WORLD_SIZE", "1", 1, _MAX_WORLD)
+        if not environment.get("WORLD_SIZE"):
+            return cls(by_torchrun=by_torchrun)
+        rank = _number(environment, "RANK", "0" if world == 1 else "", 0, world - 1)
+        if world == 1:
+            return cls(by_torchrun=by_torchrun)
+        if not environment.get("MASTER_ADDR"):
+            raise ConfigError(_contradiction(environment, "MASTER_ADDR is missing"))
+        return cls(
+            rank,
+            world,
+            _number(environment, "LOCAL_RANK", "0", 0, world - 1),
+            environment["MASTER_ADDR"],
+            _number(environment, "MASTER_PORT", "", 1, 65535),
+            environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            by_torchrun,
+            environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            "SLURM_STEP_ID" in environment
+            and environment.get("SLURM_PROCID") == str(rank)
+            and environment.get("SLURM_NTASKS") == str(world),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.rank} of {self.world}, as WORLD_SIZE={self.world}, RANK={self.rank}, "
+            f"MASTER_ADDR={self.address} and MASTER_PORT={self.port} say"
+        )
+
+
+def advice(environment: Mapping[str, str]) -> str:
+    """Return what to do where the variables may be left over from something else."""
+    found = " ".join(name for name in NAMES if name in environment)
+    return f"to train in one process, 'unset {found}'; for several, start them with torchrun"
+
+
+def _number(environment: Mapping[str, str], name: str, default: str, least: int, most: int) -> int:
+    text = environment.get(name) or default
+    if not text:
+        raise ConfigError(_contradiction(environment, f"{name} is missing"))
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+        raise ConfigError(
+            _contradiction(environment, f"{name} is {text!r}, not one of {least} to {most}")
+        )
+    return int(text)
+
+
+def _contradiction(environment: Mapping[str, str], what: str) -> str:
+    found = ", ".join(f"{name}={environment[name]}" for name in NAMES if name in environment)
+    return f"{what}, while the environment has {found}; {advice(environment)}"
