@@ -1,11 +1,13 @@
 """Files that are there whole or not at all."""
 
 import errno
+import fcntl
 import glob
 import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ from photozhpc.errors import RunError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FOREIGN_PARTIAL_SECONDS = 24 * 3600
+_LOCK = ".lock"  # of a temporary folder, held as long as its process lives
 
 
 def partial_path(path: Path) -> Path:
@@ -143,6 +146,39 @@ def remove_stale_partials(folder: Path, name: str | None = None) -> None:
                 shutil.rmtree(path)
             elif stale:
                 path.unlink()
+
+
+@contextmanager
+def temporary_folder(name: str, parent: Path | None = None) -> Iterator[Path]:
+    """Give a new folder that none but the user can enter; delete it at the end.
+
+    What processes that were killed left is deleted first: nobody holds its lock any more.
+
+    Args:
+        name: of a kind of folder; what follows it cannot be guessed.
+        parent: default: TMPDIR.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    for left in parent.glob(f"{glob.escape(name)}-????????"):
+        with suppress(OSError):
+            if left.lstat().st_uid == os.getuid() and _is_left(left / _LOCK):
+                shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))  # of mode 0700
+    try:
+        with open(folder / f"{_LOCK}.new", "w") as lock:
+            with suppress(OSError):  # a file system without locks: left-overs stay
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                os.rename(lock.name, folder / _LOCK)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(lock: Path) -> bool:
+    """Raises OSError where somebody holds the lock, or none can be had."""
+    with open(lock) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
 
 
 def _is_alive(pid: int) -> bool:

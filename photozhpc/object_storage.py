@@ -9,15 +9,14 @@ import fnmatch
 import io
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from photozhpc.disk import partial_path, remove_stale_partials
+from photozhpc.disk import temporary_folder
 from photozhpc.errors import StorageError
 from photozhpc.object_requests import (
     TRIES,
@@ -167,8 +166,8 @@ class ObjectPath:
         """
         known = self if self.size is not None else self.described()
         size = _known(self, known.size)
-        with _temporary_folder() as folder:
-            copy = Path(folder) / self.name
+        with temporary_folder("photozhpc-fetched") as folder:
+            copy = folder / self.name
             step = _PIECE_BYTES * _PIECES_AT_A_TIME
             try:
                 with open(copy, "wb") as out:
@@ -192,20 +191,6 @@ class ObjectPath:
     def _pieces(self, start: int, stop: int) -> list[bytes]:
         edges = range(start, stop, _PIECE_BYTES)
         return read_ranges([(self, at, min(at + _PIECE_BYTES, stop)) for at in edges])
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[str]:
-    """Give a folder in TMPDIR; those of processes that were killed are deleted first."""
-    own = partial_path(Path(tempfile.gettempdir()) / "photozhpc-fetched")
-    remove_stale_partials(own.parent, "photozhpc-fetched")
-    own.mkdir(exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=own) as folder:
-            yield folder
-    finally:
-        with suppress(OSError):
-            own.rmdir()  # the last one out
 
 
 AnyPath = Path | ObjectPath

@@ -3,6 +3,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from photozhpc.cluster import (
     Device,
     import_early,
 )
+from photozhpc.code_cache import code_cache
 from photozhpc.disk import remove_stale_partials, sync_folder
 from photozhpc.errors import (
     CatalogError,
@@ -143,6 +145,9 @@ def run_inference(
     rows_per_part = default_rows_per_part(n_rows) if rows_per_part is None else rows_per_part
     parts = plan_parts(index.shard_lengths(), rows_per_part)
     compiled = n_rows >= COMPILE_FROM_ROWS if compiled is None else compiled
+    if compiled and crew.is_local:
+        with suppress(OSError):  # of which the workers tell
+            code_cache()  # one for all of them
     job = Job(
         store,
         Path(checkpoint_path),

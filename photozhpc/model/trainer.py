@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from photozhpc.code_cache import keep_torch_code
 from photozhpc.config import to_mapping
 from photozhpc.disk import replacing
 from photozhpc.errors import CheckpointError, ConfigError, RunError
@@ -80,6 +81,7 @@ class Trainer:
             "bfloat16": torch.bfloat16,
         }[config.precision]
         if config.compile:
+            keep_torch_code()
             self.model.encoder.compile()
             self.keys.model.encoder.compile()
         elif self.device.type == "cuda":
