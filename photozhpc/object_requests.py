@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from photozhpc.errors import StorageError
+from photozhpc.printable import printable
 
 TRIES = 4  # of what fsspec does not try again itself; the waits double from the first
 _FIRST_WAIT_SECONDS = 0.5
@@ -123,14 +124,14 @@ def _unreached(error: BaseException) -> BaseException | None:
 
 
 def missing(url: str) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, "no such object, folder or bucket", url)
+    return FileNotFoundError(errno.ENOENT, "no such object, folder or bucket", printable(url))
 
 
 def _line(url: str, error: BaseException) -> str:
     import aiohttp
     import botocore.exceptions as boto
 
-    detail = " ".join(str(error).split())[:200] or type(error).__name__
+    detail = printable(" ".join(str(error).split()))[:200] or type(error).__name__
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError | boto.NoCredentialsError) or status in (401, 403):
         who = "credentials that are set up" if has_credentials() else "anonymous requests"

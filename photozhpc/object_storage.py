@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from photozhpc.disk import temporary_folder
 from photozhpc.errors import StorageError
@@ -27,17 +28,21 @@ from photozhpc.object_requests import (
     tried,
     wait_seconds,
 )
+from photozhpc.printable import printable
 
 PROTOCOLS = ("s3", "https", "http")
 HEAD_BYTES = 1 << 18  # holds the header of most mosaics; a request costs about as much as this
 _PIECE_BYTES = 8 << 20  # of an object that is read whole; that many at a time
 _PIECES_AT_A_TIME = 4
+_FILE_NAME = re.compile(r"[^/]+\.(asdf|fits?|parquet|csv|ecsv)(\.gz|\.fz)?", re.IGNORECASE)
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, repr=False)
 class ObjectPath:
     """The address of an object, or of a folder of such; does what is needed of a `Path`.
+
+    As text it is without passwords, tokens and signatures; `url` is what is asked for.
 
     Attributes:
         size, etag: what a listing said of the object; None: not known.
@@ -48,14 +53,30 @@ class ObjectPath:
     etag: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return self.url
+        return printable(self.url)
+
+    def __repr__(self) -> str:
+        return f"ObjectPath({str(self)!r})"
 
     def __truediv__(self, name: str | Path) -> "ObjectPath":
-        return ObjectPath(f"{self.url.rstrip('/')}/{name}")
+        place, query = self._parts
+        return ObjectPath(f"{place}/{name}{query}")
+
+    @property
+    def _parts(self) -> tuple[str, str]:
+        """Address and query; a key of S3 may have a question mark."""
+        place, mark, query = self.url.partition("?" if self.url.startswith("http") else "\0")
+        return place.rstrip("/"), mark + query
 
     @property
     def name(self) -> str:
-        return self.url.rstrip("/").rpartition("/")[2]
+        """Its file's; where the address has none, that in the query: "get?file=a.fits"."""
+        place, query = self._parts
+        name = place.rpartition("/")[2]
+        if query and not Path(name).suffix:
+            asked = [Path(value).name for _, value in parse_qsl(query[1:])]
+            return next(filter(_FILE_NAME.fullmatch, asked), name)
+        return name
 
     @property
     def stem(self) -> str:
@@ -67,8 +88,9 @@ class ObjectPath:
 
     @property
     def parent(self) -> "ObjectPath":
-        folder = self.url.rstrip("/").rpartition("/")[0]
-        return self if folder.endswith("/") else ObjectPath(folder)
+        place, query = self._parts
+        folder = place.rpartition("/")[0]
+        return self if folder.endswith("/") else ObjectPath(folder + query)
 
     def with_name(self, name: str) -> "ObjectPath":
         return self.parent / name
@@ -77,7 +99,7 @@ class ObjectPath:
         return self
 
     def relative_to(self, folder: "ObjectPath") -> Path:
-        return Path(self.url.removeprefix(f"{folder.url.rstrip('/')}/"))
+        return Path(self._parts[0].removeprefix(f"{folder._parts[0]}/"))
 
     def exists(self) -> bool:
         return self.is_file() or self.is_dir()
@@ -219,8 +241,10 @@ def location(where: str | os.PathLike[str] | ObjectPath) -> AnyPath:
 
 def is_glob(where: AnyPath) -> bool:
     """Whether a location has wildcards; a question mark in the URL of a web server is none."""
-    is_web = isinstance(where, ObjectPath) and where.url.startswith("http")
-    return any(letter in str(where) for letter in ("*[" if is_web else "*?["))
+    if isinstance(where, ObjectPath):
+        place, _ = where._parts
+        return any(letter in place for letter in ("*[" if place.startswith("http") else "*?["))
+    return any(letter in str(where) for letter in "*?[")
 
 
 def list_objects(where: ObjectPath) -> list[ObjectPath]:

@@ -37,6 +37,7 @@ from photozhpc.errors import (
 )
 from photozhpc.logs import LOG
 from photozhpc.object_storage import AnyPath, location
+from photozhpc.printable import printable
 from photozhpc.site import Site
 from photozhpc.store import CutoutStore
 from photozhpc.survey import Survey
@@ -295,7 +296,7 @@ def _about(job: Job, n_parts: int, n_rows: int) -> dict[str, Any]:
         "store": str(job.store.path.absolute()),
         "checkpoint": str(job.checkpoint_path.absolute()),
         "device": job.device,
-        "command": job.command,
+        "command": printable(job.command),
     }
 
 

@@ -24,6 +24,7 @@ from photozhpc import __version__
 from photozhpc.errors import PhotozError, Preempted
 from photozhpc.logs import LOG, is_quiet, is_verbose, set_verbosity, verbosity_kept
 from photozhpc.object_storage import AnyPath, location
+from photozhpc.printable import printable
 
 # Where colorama is installed, Numba has it write an escape at exit, whatever NO_COLOR says.
 os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
@@ -62,6 +63,8 @@ class Group(click.Group):
             raise shown(str(error)) from error
         except OSError as error:
             raise _of_file_system(error) from error
+        except click.UsageError as error:  # it repeats what was typed
+            raise click.UsageError(printable(error.format_message()), error.ctx) from error
         except KeyboardInterrupt:
             if received:
                 name = signal.Signals(received[0]).name
@@ -102,7 +105,7 @@ def colour() -> bool | None:
 
 class _OneLine(click.ClickException):
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
 
     def show(self, file: IO[Any] | None = None) -> None:
         error = click.style("Error:", fg="red", bold=True)
