@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ def partial_path(path: Path) -> Path:
 def replacing(path: Path, sync_rename: bool = True) -> Iterator[Path]:
     """Give a temporary path to write a file at; if the block ends well, fsync it and rename it.
 
+    Its mode is that of the umask, whatever wrote it: safetensors makes files of mode 0600.
+
     Args:
         sync_rename: make the rename outlast a power cut too; else `sync_folder` has to, later.
     """
@@ -37,6 +40,8 @@ def replacing(path: Path, sync_rename: bool = True) -> Iterator[Path]:
     try:
         yield partial
         with open(partial, "rb") as stream:
+            if stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == 0o600:
+                os.fchmod(stream.fileno(), _usual_mode(partial))
             os.fsync(stream.fileno())
         os.replace(partial, path)
     finally:
@@ -44,6 +49,16 @@ def replacing(path: Path, sync_rename: bool = True) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
     if sync_rename:
         sync_folder(path.parent)
+
+
+def _usual_mode(beside: Path) -> int:
+    """Return the mode of a new file there: the umask cannot be asked for without setting it."""
+    probe = partial_path(beside)
+    try:
+        with open(probe, "xb") as stream:
+            return stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def write_durably(path: Path, content: bytes | memoryview, sync_rename: bool = True) -> None:

@@ -108,7 +108,7 @@ def telling(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         unreached = _unreached(error) if url.startswith("http") else None
-        if unreached is not None:  # fsspec says the same of a server that is not there
+        if unreached is not None:  # fsspec says the same of a server that is not there or refuses
             raise StorageError(_line(url, unreached)) from error
         raise missing(url) from error
     except _faults() as error:
@@ -119,8 +119,11 @@ def _unreached(error: BaseException) -> BaseException | None:
     import aiohttp
 
     cause = error.__cause__ or error.__context__
-    reached = FileNotFoundError | aiohttp.ClientResponseError
-    return cause if isinstance(cause, _faults()) and not isinstance(cause, reached) else None
+    if isinstance(cause, aiohttp.ClientResponseError):
+        # 403 is also what those say who do not tell what is there.
+        return cause if cause.status in (401, 429) or cause.status >= 500 else None
+    is_other = isinstance(cause, _faults()) and not isinstance(cause, FileNotFoundError)
+    return cause if is_other else None
 
 
 def missing(url: str) -> FileNotFoundError:

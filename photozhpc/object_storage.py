@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from photozhpc.disk import temporary_folder
 from photozhpc.errors import StorageError
@@ -35,6 +35,7 @@ HEAD_BYTES = 1 << 18  # holds the header of most mosaics; a request costs about 
 _PIECE_BYTES = 8 << 20  # of an object that is read whole; that many at a time
 _PIECES_AT_A_TIME = 4
 _FILE_NAME = re.compile(r"[^/]+\.(asdf|fits?|parquet|csv|ecsv)(\.gz|\.fz)?", re.IGNORECASE)
+_WITHOUT_RANGES: set[str] = set()  # servers that send whole files only
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 
@@ -70,9 +71,11 @@ class ObjectPath:
 
     @property
     def name(self) -> str:
-        """Its file's; where the address has none, that in the query: "get?file=a.fits"."""
+        """Its file's, as on a disk; if the address has none, the query's: "get?file=a.fits"."""
         place, query = self._parts
         name = place.rpartition("/")[2]
+        if place.startswith("http"):  # index pages have "a%20b.fits"
+            name = Path(unquote(name)).name
         if query and not Path(name).suffix:
             asked = [Path(value).name for _, value in parse_qsl(query[1:])]
             return next(filter(_FILE_NAME.fullmatch, asked), name)
@@ -194,6 +197,9 @@ class ObjectPath:
             try:
                 with open(copy, "wb") as out:
                     for at in range(0, size, step):
+                        if _server(self.url) in _WITHOUT_RANGES:
+                            self._fetch_whole(copy, size)
+                            break
                         out.writelines(self._pieces(at, min(at + step, size)))
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -209,6 +215,13 @@ class ObjectPath:
                     f"now {now.size} bytes, ETag {now.etag}); run the same command again"
                 )
             yield copy
+
+    def _fetch_whole(self, copy: Path, size: int) -> None:
+        system = file_system(self.url)
+        with telling(self.url):
+            tried(self.url, lambda: system.get_file(self.url, str(copy)))
+            if copy.stat().st_size != size:
+                raise EOFError(f"{copy.stat().st_size} bytes came for {size}")
 
     def _pieces(self, start: int, stop: int) -> list[bytes]:
         edges = range(start, stop, _PIECE_BYTES)
@@ -269,18 +282,24 @@ def list_objects(where: ObjectPath) -> list[ObjectPath]:
     return sorted(path for path in listed if path.name)
 
 
-def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int]]) -> list[bytes]:
+def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int | None]]) -> list[bytes]:
     """Read bytes [start, stop) of objects of one server, all at a time, one request each.
+
+    Without `stop` it is all from `start` on. Of a server that sends whole files whatever is asked
+    for, as Python's own does, each is fetched once.
 
     Raises:
         FileNotFoundError: one of the objects is not there.
         StorageError: the server cannot be reached or refuses, or sends fewer bytes, or more.
     """
     read: dict[int, bytes] = {}
-    due = [n for n, (_, start, stop) in enumerate(ranges) if stop > start]
+    due = [n for n, (_, start, stop) in enumerate(ranges) if stop is None or stop > start]
     if not due:
         return [b""] * len(ranges)
     url = ranges[0][0].url
+    if _server(url) in _WITHOUT_RANGES:
+        whole = {path: replace(path, size=None).read_bytes() for path, _, _ in ranges}
+        return [whole[path][start:stop] for path, start, stop in ranges]
     system = file_system(url)
     for attempt in range(TRIES):
         if attempt:
@@ -294,13 +313,16 @@ def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int]]) -> list[bytes]:
             )
         failures: dict[int, BaseException] = {}
         for n, answer in zip(due, answers, strict=True):
-            _, start, stop = ranges[n]
+            path, start, stop = ranges[n]
             if isinstance(answer, BaseException):
                 failures[n] = answer
-            elif len(answer) != stop - start:
-                failures[n] = EOFError(f"{len(answer)} bytes came for {stop - start}")
-            else:
+            elif stop is None or len(answer) == stop - start:
                 read[n] = answer
+            elif len(answer) > stop - start and len(answer) == _size(path):
+                _WITHOUT_RANGES.add(_server(url))
+                read[n] = answer[start:stop]
+            else:
+                failures[n] = EOFError(f"{len(answer)} bytes came for {stop - start}")
         if not failures:
             return [read.get(n, b"") for n in range(len(ranges))]
         due = list(failures)
@@ -313,12 +335,12 @@ def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int]]) -> list[bytes]:
 
 
 def read_heads(paths: Iterable[ObjectPath]) -> dict[ObjectPath, bytes]:
-    """Read the first HEAD_BYTES of objects whose size is known, all at a time.
+    """Read the first HEAD_BYTES of objects, all at a time.
 
     Raises:
         FileNotFoundError, StorageError: as `read_ranges`.
     """
-    ranges = [(path, 0, min(path.size or 0, HEAD_BYTES)) for path in paths]
+    ranges = [(path, 0, min(_size(path), HEAD_BYTES)) for path in paths]
     return dict(zip((path for path, _, _ in ranges), read_ranges(ranges), strict=True))
 
 
@@ -377,6 +399,16 @@ def _known(path: ObjectPath, size: int | None) -> int:
     if size is None:
         raise StorageError(f"{path}: the server does not say how long it is; download it first")
     return size
+
+
+def _size(path: ObjectPath) -> int:
+    """Return the size, which the index page of a web server does not say."""
+    known = path if path.size is not None else path.described()
+    return _known(known, known.size)
+
+
+def _server(url: str) -> str:
+    return urlsplit(url).netloc
 
 
 def _is_web_file(system: Any, url: str) -> bool:

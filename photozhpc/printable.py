@@ -3,7 +3,8 @@
 import re
 from urllib.parse import unquote
 
-_URL = re.compile(r"((?:https?|s3|ftp)://)([^\s\"<>]*)", re.IGNORECASE)
+# Without the punctuation that follows it in a sentence.
+_URL = re.compile(r"((?:https?|s3|ftp)://)([^\s\"<>]*(?:[^\s\"<>:;,.)'\]]|\.{3}))", re.I)
 # user:password@, also where the password holds a '/' that ought to be %2F.
 _USER = re.compile(r"^(?:[^/?#]*@|[^/?#:@]+:(?!\d*(?:[/?#]|$))[^@]*@)")
 # What a query may say is shown if it is a number or the name of a file, and not called a secret.
