@@ -163,8 +163,7 @@ def test_an_error_is_one_line_of_a_length_that_can_be_read() -> None:
 
 
 SURVEY_YAML = (
-    "pixel_scale_arcsec: 0.1\n"
-    "bands: [{name: g, psf_fwhm_arcsec: 0.1, extinction_r: 3.0}]\n"
+    "pixel_scale_arcsec: 0.1\nbands: [{name: g, psf_fwhm_arcsec: 0.1, extinction_r: 3.0}]\n"
 )
 
 
@@ -187,7 +186,8 @@ def test_usual_names_of_surveys(tmp_path, name) -> None:
 
 
 @pytest.mark.parametrize(
-    "regex", ["(a+)+", "(a|aa)*", "((a)+)+", "(?:a*)*", "(a?b)+", "(?P<x>a+)*b", "((a+))+", "(.*a)*"]
+    "regex",
+    ["(a+)+", "(a|aa)*", "((a)+)+", "(?:a*)*", "(a?b)+", "(?P<x>a+)*b", "((a+))+", "(.*a)*"],
 )
 def test_a_regex_that_never_ends_is_refused(tmp_path, regex) -> None:
     path = tmp_path / "s.yaml"

@@ -236,7 +236,8 @@ def load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
     """
     # OpenMP keeps a number for every thread that calls it, and begins with that of a process
     # which was there before this worker's environment: two threads would want all cores each.
-    if threads := os.environ.get("OMP_NUM_THREADS"):
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2" for nested loops
+    if threads.isdecimal() and int(threads):
         import torch
 
         torch.set_num_threads(int(threads))
