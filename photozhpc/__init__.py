@@ -1,3 +1,7 @@
 """photozhpc: survey mosaics in, photometric-redshift catalogues out."""
 
+from photozhpc.code_cache import keep_numba_code
+
 __version__ = "0.1.0"
+
+keep_numba_code()  # before any module imports Numba

@@ -1,5 +1,6 @@
-"""Dask on this machine: one worker process a device, reachable over the loopback only."""
+"""Dask on this machine: one worker process a device, out of reach of its other users."""
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -8,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from importlib.util import find_spec
 from multiprocessing import forkserver
 from pathlib import Path
@@ -23,7 +26,9 @@ from distributed.scheduler import Scheduler
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_mp_context
 
+from photozhpc.disk import temporary_folder
 from photozhpc.errors import ConfigError, RunError
+from photozhpc.local_comm import PROTOCOL, LocalScheduler, LocalWorker
 from photozhpc.logs import is_verbose
 from photozhpc.memory import WORKER_ENVIRONMENT
 from photozhpc.stopping import signals_held_back
@@ -56,7 +61,18 @@ CONFIG: dict[str, Any] = {
     "distributed.admin.tick.limit": "30s",
     "distributed.admin.system-monitor.interval": "10s",
     "distributed.worker.memory.monitor-interval": "1s",
+    # Not its pages, which tell every user of the machine what runs here.
+    "distributed.scheduler.http.routes": [
+        "distributed.http.scheduler.prometheus",
+        "distributed.http.health",
+    ],
+    "distributed.worker.http.routes": [
+        "distributed.http.worker.prometheus",
+        "distributed.http.health",
+    ],
 }
+# A socket's path has 107 bytes; the longest name is that of multiprocessing's fork server.
+_MAX_SOCKET_FOLDER = 107 - len("/listener-01234567")
 
 
 def device_list(device: Device, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -127,8 +143,7 @@ def import_early(preload: Sequence[str]) -> None:
 
     That takes seconds, in which the caller can prepare the work. Not for workers with CUDA.
     """
-    method = {"distributed.worker.multiprocessing-method": "forkserver"}
-    with dask.config.set(CONFIG | method), _environment_kept(), _program_hidden():
+    with _local_settings("forkserver"), _environment_kept(), _program_hidden():
         os.environ |= CONFIG["distributed.nanny.pre-spawn-environ"]
         with signals_held_back():
             _set_preload([*preload, "distributed"])
@@ -166,22 +181,24 @@ def local_client(
         devices = device_list(device)
     environments = worker_environments(workers, devices)
     # Whether an import of torch touches CUDA, after which no fork can use it, is not ours to say.
-    method = {"distributed.worker.multiprocessing-method": "spawn" if devices else "forkserver"}
+    method = "spawn" if devices else "forkserver"
     options = {
         "nthreads": tasks_per_worker,
-        "host": "127.0.0.1",
+        "host": str(own_folder()),
+        "protocol": PROTOCOL,
+        "worker_class": LocalWorker,
         "memory_limit": MEMORY_LIMIT // len(environments),
         "dashboard": False,
-        "dashboard_address": LOOPBACK_HTTP,
         "silence_logs": _dask_level(),
     }
-    # The process that workers are forked from may be older than these settings of s3fs.
-    object_storage = {name: value for name, value in os.environ.items() if name[:4] == "AWS_"}
+    # The process that workers are forked from may be older than these settings of s3fs and ours.
+    later = ("AWS_", "PHOTOZHPC_CACHE")
+    settings = {name: value for name, value in os.environ.items() if name.startswith(later)}
     specs = {
-        name: {"cls": Nanny, "options": {**options, "env": {**object_storage, **environment}}}
+        name: {"cls": Nanny, "options": {**options, "env": {**settings, **environment}}}
         for name, environment in enumerate(environments)
     }
-    with dask.config.set(CONFIG | method), quiet_logs(), _environment_kept(), _program_hidden():
+    with _local_settings(method), quiet_logs(), _environment_kept(), _program_hidden():
         losses = LostWorkers(on_worker_lost)
         cluster: SpecCluster | None = None
         completed = False
@@ -208,6 +225,48 @@ def local_client(
                     cluster.close(timeout=20)
 
 
+@cache
+def own_folder() -> Path:
+    """Return the folder of this process's sockets and scratch, which is deleted at its end.
+
+    It is the user's alone. Dask's own, dask-scratch-space in TMPDIR, may be somebody else's, and
+    it goes on Python's search path.
+
+    Raises:
+        RunError: there is no place for it.
+    """
+    for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
+        with suppress(OSError), ExitStack() as stack:
+            folder = stack.enter_context(temporary_folder("photozhpc-dask", Path(parent)))
+            if ":" in parent or len(os.fsencode(folder)) > _MAX_SOCKET_FOLDER:
+                continue
+            atexit.register(stack.pop_all().close)
+            # What multiprocessing makes in TMPDIR itself stays there if we are killed.
+            multiprocessing.current_process()._config.setdefault("tempdir", str(folder))  # type: ignore[attr-defined]
+            return folder
+    raise RunError(
+        f"the sockets of the worker processes need a folder with a short name, and none can be "
+        f"made in {tempfile.gettempdir()} or /tmp; set TMPDIR to a folder that you can write to"
+    )
+
+
+@contextmanager
+def _local_settings(method: str) -> Iterator[None]:
+    """Have Dask as it comes, but for what is set here: not as files and DASK_* of the user say.
+
+    Those are of another cluster, or left over from one.
+    """
+    settings = {
+        "distributed": dask.config.merge(*dask.config.defaults)["distributed"],
+        **CONFIG,
+        "distributed.worker.multiprocessing-method": method,
+        "temporary-directory": str(own_folder()),
+        "scheduler-address": None,
+    }
+    with dask.config.set(settings):
+        yield
+
+
 def _set_preload(modules: list[str]) -> None:
     """Name the modules of the fork server; one that runs already is left as it is."""
     get_mp_context()  # sets Dask's own list, the first time only
@@ -225,7 +284,8 @@ def kill_workers(cluster: SpecCluster) -> None:
 
 def _start(specs: dict[int, dict[str, Any]], losses: SchedulerPlugin) -> SpecCluster:
     scheduler_options = {
-        "host": "127.0.0.1",
+        "host": str(own_folder()),
+        "protocol": PROTOCOL,
         "port": 0,
         "dashboard": False,
         "dashboard_address": LOOPBACK_HTTP,
@@ -236,14 +296,14 @@ def _start(specs: dict[int, dict[str, Any]], losses: SchedulerPlugin) -> SpecClu
     try:
         return SpecCluster(
             workers=specs,
-            scheduler={"cls": Scheduler, "options": scheduler_options},
+            scheduler={"cls": LocalScheduler, "options": scheduler_options},
             silence_logs=_dask_level(),
         )
     except (OSError, RuntimeError, TimeoutError) as error:
         first = " ".join(str(error).split())[:200]
         raise RunError(
             f"the worker processes did not start ({first}); try fewer --workers, and see that "
-            f"there is room in {dask.config.get('temporary-directory') or '/tmp'}"
+            f"there is room in {own_folder().parent}"
         ) from error
 
 

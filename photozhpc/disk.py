@@ -1,12 +1,15 @@
 """Files that are there whole or not at all."""
 
 import errno
+import fcntl
 import glob
 import json
 import os
 import re
 import shutil
 import socket
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +30,7 @@ _FAULTS = frozenset(
     )
 )
 _FOREIGN_PARTIAL_SECONDS = 24 * 3600
+_LOCK = ".lock"  # of a temporary folder, held as long as its process lives
 
 
 def partial_path(path: Path) -> Path:
@@ -40,6 +44,8 @@ def replacing(
 ) -> Iterator[Path]:
     """Give a temporary path to write a file at; if the block ends well, fsync it and rename it.
 
+    Its mode is that of the umask, whatever wrote it: safetensors makes files of mode 0600.
+
     Args:
         sync_rename: make the rename outlast a power cut too; else `sync_folder` has to, later.
         check: called before the rename, which is not made if it raises.
@@ -48,6 +54,8 @@ def replacing(
     try:
         yield partial
         with open(partial, "rb") as stream:
+            if stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == 0o600:
+                os.fchmod(stream.fileno(), _usual_mode(partial))
             os.fsync(stream.fileno())
         check()
         os.replace(partial, path)
@@ -56,6 +64,16 @@ def replacing(
             partial.unlink(missing_ok=True)
     if sync_rename:
         sync_folder(path.parent)
+
+
+def _usual_mode(beside: Path) -> int:
+    """Return the mode of a new file there: the umask cannot be asked for without setting it."""
+    probe = partial_path(beside)
+    try:
+        with open(probe, "xb") as stream:
+            return stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def write_durably(
@@ -221,6 +239,39 @@ def remove_stale_partials(
                 shutil.rmtree(path)
             elif stale:
                 path.unlink()
+
+
+@contextmanager
+def temporary_folder(name: str, parent: Path | None = None) -> Iterator[Path]:
+    """Give a new folder that none but the user can enter; delete it at the end.
+
+    What processes that were killed left is deleted first: nobody holds its lock any more.
+
+    Args:
+        name: of a kind of folder; what follows it cannot be guessed.
+        parent: default: TMPDIR.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    for left in parent.glob(f"{glob.escape(name)}-????????"):
+        with suppress(OSError):
+            if left.lstat().st_uid == os.getuid() and _is_left(left / _LOCK):
+                shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))  # of mode 0700
+    try:
+        with open(folder / f"{_LOCK}.new", "w") as lock:
+            with suppress(OSError):  # a file system without locks: left-overs stay
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                os.rename(lock.name, folder / _LOCK)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(lock: Path) -> bool:
+    """Raises OSError where somebody holds the lock, or none can be had."""
+    with open(lock) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
 
 
 def is_alive(pid: int) -> bool:

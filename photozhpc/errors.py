@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+from photozhpc.printable import printable
+
 _MAX_LENGTH = 1500
 
 
@@ -10,11 +12,11 @@ class PhotozError(Exception):
     """Base class: the message says what is wrong and what to do next, in one line.
 
     Names and values from damaged files stand in it: what a terminal would obey, or a log would
-    take for another line, is left out; of a very long one the middle.
+    take for another line, is left out; of a very long one the middle; of a URL what is secret.
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.splitlines())
+        line = printable(" ".join(message.splitlines()))
         if len(line) > _MAX_LENGTH:
             line = f"{line[: _MAX_LENGTH * 2 // 3]} ... {line[-_MAX_LENGTH // 3 :]}"
         super().__init__("".join(letter if letter.isprintable() else "?" for letter in line))

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, TextIO
 
+from photozhpc.printable import printable
+
 VARIABLE = "PHOTOZHPC_LOG"
 Verbosity = Literal["quiet", "normal", "verbose"]
 
@@ -20,8 +22,17 @@ LOG = logging.getLogger("photozhpc")
 _LEVELS = {"quiet": logging.ERROR, "normal": logging.INFO, "verbose": logging.DEBUG}
 # Those whose news --verbose shows too. Dask's own are at WARNING, or a run would drown in them.
 _OTHERS = ("distributed", "dask_jobqueue", "py.warnings")
-_PLAIN = logging.Formatter("%(message)s")
-_STAMPED = logging.Formatter("%(asctime)s %(name)s[%(process)d] %(levelname)s: %(message)s")
+
+
+class _Formatter(logging.Formatter):
+    """Leaves out what is secret of URLs, also in tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+_PLAIN = _Formatter("%(message)s")
+_STAMPED = _Formatter("%(asctime)s %(name)s[%(process)d] %(levelname)s: %(message)s")
 
 
 class _Stderr(logging.StreamHandler):

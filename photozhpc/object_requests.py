@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from photozhpc.errors import StorageError
+from photozhpc.printable import printable
 
 TRIES = 4  # of what fsspec does not try again itself; the waits double from the first
 _FIRST_WAIT_SECONDS = 0.5
@@ -107,7 +108,7 @@ def telling(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         unreached = _unreached(error) if url.startswith("http") else None
-        if unreached is not None:  # fsspec says the same of a server that is not there
+        if unreached is not None:  # fsspec says the same of a server that is not there or refuses
             raise StorageError(_line(url, unreached)) from error
         raise missing(url) from error
     except _faults() as error:
@@ -118,19 +119,22 @@ def _unreached(error: BaseException) -> BaseException | None:
     import aiohttp
 
     cause = error.__cause__ or error.__context__
-    reached = FileNotFoundError | aiohttp.ClientResponseError
-    return cause if isinstance(cause, _faults()) and not isinstance(cause, reached) else None
+    if isinstance(cause, aiohttp.ClientResponseError):
+        # 403 is also what those say who do not tell what is there.
+        return cause if cause.status in (401, 429) or cause.status >= 500 else None
+    is_other = isinstance(cause, _faults()) and not isinstance(cause, FileNotFoundError)
+    return cause if is_other else None
 
 
 def missing(url: str) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, "no such object, folder or bucket", url)
+    return FileNotFoundError(errno.ENOENT, "no such object, folder or bucket", printable(url))
 
 
 def _line(url: str, error: BaseException) -> str:
     import aiohttp
     import botocore.exceptions as boto
 
-    detail = " ".join(str(error).split())[:200] or type(error).__name__
+    detail = printable(" ".join(str(error).split()))[:200] or type(error).__name__
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError | boto.NoCredentialsError) or status in (401, 403):
         who = "credentials that are set up" if has_credentials() else "anonymous requests"

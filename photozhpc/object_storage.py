@@ -9,15 +9,15 @@ import fnmatch
 import io
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from photozhpc.disk import partial_path, remove_stale_partials
+from photozhpc.disk import temporary_folder
 from photozhpc.errors import StorageError
 from photozhpc.object_requests import (
     TRIES,
@@ -28,17 +28,22 @@ from photozhpc.object_requests import (
     tried,
     wait_seconds,
 )
+from photozhpc.printable import printable
 
 PROTOCOLS = ("s3", "https", "http")
 HEAD_BYTES = 1 << 18  # holds the header of most mosaics; a request costs about as much as this
 _PIECE_BYTES = 8 << 20  # of an object that is read whole; that many at a time
 _PIECES_AT_A_TIME = 4
+_FILE_NAME = re.compile(r"[^/]+\.(asdf|fits?|parquet|csv|ecsv)(\.gz|\.fz)?", re.IGNORECASE)
+_WITHOUT_RANGES: set[str] = set()  # servers that send whole files only
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, repr=False)
 class ObjectPath:
     """The address of an object, or of a folder of such; does what is needed of a `Path`.
+
+    As text it is without passwords, tokens and signatures; `url` is what is asked for.
 
     Attributes:
         size, etag: what a listing said of the object; None: not known.
@@ -49,14 +54,32 @@ class ObjectPath:
     etag: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return self.url
+        return printable(self.url)
+
+    def __repr__(self) -> str:
+        return f"ObjectPath({str(self)!r})"
 
     def __truediv__(self, name: str | Path) -> "ObjectPath":
-        return ObjectPath(f"{self.url.rstrip('/')}/{name}")
+        place, query = self._parts
+        return ObjectPath(f"{place}/{name}{query}")
+
+    @property
+    def _parts(self) -> tuple[str, str]:
+        """Address and query; a key of S3 may have a question mark."""
+        place, mark, query = self.url.partition("?" if self.url.startswith("http") else "\0")
+        return place.rstrip("/"), mark + query
 
     @property
     def name(self) -> str:
-        return self.url.rstrip("/").rpartition("/")[2]
+        """Its file's, as on a disk; if the address has none, the query's: "get?file=a.fits"."""
+        place, query = self._parts
+        name = place.rpartition("/")[2]
+        if place.startswith("http"):  # index pages have "a%20b.fits"
+            name = Path(unquote(name)).name
+        if query and not Path(name).suffix:
+            asked = [Path(value).name for _, value in parse_qsl(query[1:])]
+            return next(filter(_FILE_NAME.fullmatch, asked), name)
+        return name
 
     @property
     def stem(self) -> str:
@@ -68,8 +91,9 @@ class ObjectPath:
 
     @property
     def parent(self) -> "ObjectPath":
-        folder = self.url.rstrip("/").rpartition("/")[0]
-        return self if folder.endswith("/") else ObjectPath(folder)
+        place, query = self._parts
+        folder = place.rpartition("/")[0]
+        return self if folder.endswith("/") else ObjectPath(folder + query)
 
     def with_name(self, name: str) -> "ObjectPath":
         return self.parent / name
@@ -78,7 +102,7 @@ class ObjectPath:
         return self
 
     def relative_to(self, folder: "ObjectPath") -> Path:
-        return Path(self.url.removeprefix(f"{folder.url.rstrip('/')}/"))
+        return Path(self._parts[0].removeprefix(f"{folder._parts[0]}/"))
 
     def exists(self) -> bool:
         return self.is_file() or self.is_dir()
@@ -167,12 +191,15 @@ class ObjectPath:
         """
         known = self if self.size is not None else self.described()
         size = _known(self, known.size)
-        with _temporary_folder() as folder:
-            copy = Path(folder) / self.name
+        with temporary_folder("photozhpc-fetched") as folder:
+            copy = folder / self.name
             step = _PIECE_BYTES * _PIECES_AT_A_TIME
             try:
                 with open(copy, "wb") as out:
                     for at in range(0, size, step):
+                        if _server(self.url) in _WITHOUT_RANGES:
+                            self._fetch_whole(copy, size)
+                            break
                         out.writelines(self._pieces(at, min(at + step, size)))
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -189,23 +216,16 @@ class ObjectPath:
                 )
             yield copy
 
+    def _fetch_whole(self, copy: Path, size: int) -> None:
+        system = file_system(self.url)
+        with telling(self.url):
+            tried(self.url, lambda: system.get_file(self.url, str(copy)))
+            if copy.stat().st_size != size:
+                raise EOFError(f"{copy.stat().st_size} bytes came for {size}")
+
     def _pieces(self, start: int, stop: int) -> list[bytes]:
         edges = range(start, stop, _PIECE_BYTES)
         return read_ranges([(self, at, min(at + _PIECE_BYTES, stop)) for at in edges])
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[str]:
-    """Give a folder in TMPDIR; those of processes that were killed are deleted first."""
-    own = partial_path(Path(tempfile.gettempdir()) / "photozhpc-fetched")
-    remove_stale_partials(own.parent, "photozhpc-fetched")
-    own.mkdir(exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=own) as folder:
-            yield folder
-    finally:
-        with suppress(OSError):
-            own.rmdir()  # the last one out
 
 
 AnyPath = Path | ObjectPath
@@ -234,8 +254,10 @@ def location(where: str | os.PathLike[str] | ObjectPath) -> AnyPath:
 
 def is_glob(where: AnyPath) -> bool:
     """Whether a location has wildcards; a question mark in the URL of a web server is none."""
-    is_web = isinstance(where, ObjectPath) and where.url.startswith("http")
-    return any(letter in str(where) for letter in ("*[" if is_web else "*?["))
+    if isinstance(where, ObjectPath):
+        place, _ = where._parts
+        return any(letter in place for letter in ("*[" if place.startswith("http") else "*?["))
+    return any(letter in str(where) for letter in "*?[")
 
 
 def list_objects(where: ObjectPath) -> list[ObjectPath]:
@@ -260,18 +282,24 @@ def list_objects(where: ObjectPath) -> list[ObjectPath]:
     return sorted(path for path in listed if path.name)
 
 
-def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int]]) -> list[bytes]:
+def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int | None]]) -> list[bytes]:
     """Read bytes [start, stop) of objects of one server, all at a time, one request each.
+
+    Without `stop` it is all from `start` on. Of a server that sends whole files whatever is asked
+    for, as Python's own does, each is fetched once.
 
     Raises:
         FileNotFoundError: one of the objects is not there.
         StorageError: the server cannot be reached or refuses, or sends fewer bytes, or more.
     """
     read: dict[int, bytes] = {}
-    due = [n for n, (_, start, stop) in enumerate(ranges) if stop > start]
+    due = [n for n, (_, start, stop) in enumerate(ranges) if stop is None or stop > start]
     if not due:
         return [b""] * len(ranges)
     url = ranges[0][0].url
+    if _server(url) in _WITHOUT_RANGES:
+        whole = {path: replace(path, size=None).read_bytes() for path, _, _ in ranges}
+        return [whole[path][start:stop] for path, start, stop in ranges]
     system = file_system(url)
     for attempt in range(TRIES):
         if attempt:
@@ -285,13 +313,16 @@ def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int]]) -> list[bytes]:
             )
         failures: dict[int, BaseException] = {}
         for n, answer in zip(due, answers, strict=True):
-            _, start, stop = ranges[n]
+            path, start, stop = ranges[n]
             if isinstance(answer, BaseException):
                 failures[n] = answer
-            elif len(answer) != stop - start:
-                failures[n] = EOFError(f"{len(answer)} bytes came for {stop - start}")
-            else:
+            elif stop is None or len(answer) == stop - start:
                 read[n] = answer
+            elif len(answer) > stop - start and len(answer) == _size(path):
+                _WITHOUT_RANGES.add(_server(url))
+                read[n] = answer[start:stop]
+            else:
+                failures[n] = EOFError(f"{len(answer)} bytes came for {stop - start}")
         if not failures:
             return [read.get(n, b"") for n in range(len(ranges))]
         due = list(failures)
@@ -304,12 +335,12 @@ def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int]]) -> list[bytes]:
 
 
 def read_heads(paths: Iterable[ObjectPath]) -> dict[ObjectPath, bytes]:
-    """Read the first HEAD_BYTES of objects whose size is known, all at a time.
+    """Read the first HEAD_BYTES of objects, all at a time.
 
     Raises:
         FileNotFoundError, StorageError: as `read_ranges`.
     """
-    ranges = [(path, 0, min(path.size or 0, HEAD_BYTES)) for path in paths]
+    ranges = [(path, 0, min(_size(path), HEAD_BYTES)) for path in paths]
     return dict(zip((path for path, _, _ in ranges), read_ranges(ranges), strict=True))
 
 
@@ -368,6 +399,16 @@ def _known(path: ObjectPath, size: int | None) -> int:
     if size is None:
         raise StorageError(f"{path}: the server does not say how long it is; download it first")
     return size
+
+
+def _size(path: ObjectPath) -> int:
+    """Return the size, which the index page of a web server does not say."""
+    known = path if path.size is not None else path.described()
+    return _known(known, known.size)
+
+
+def _server(url: str) -> str:
+    return urlsplit(url).netloc
 
 
 def _is_web_file(system: Any, url: str) -> bool:

@@ -25,6 +25,7 @@ from photozhpc.cluster import (
     LOOPBACK_HTTP,
     WORKER_TTL_SECONDS,
     LostWorkers,
+    own_folder,
     quiet_logs,
 )
 from photozhpc.errors import ConfigError, RunError
@@ -76,9 +77,18 @@ def slurm_client(
         **_dask_environment(CONFIG),
         WORKERS_VARIABLE: str(n_workers),
     }
-    prologue = [*site.setup, *(f"export {k}='{v}'" for k, v in environment.items())]
+    prologue = [
+        *site.setup,
+        *(f"export {k}='{v}'" for k, v in environment.items()),
+        # Dask's scratch folder goes on Python's search path; its own may be somebody else's.
+        "export DASK_TEMPORARY_DIRECTORY=$(mktemp -d)",
+        "trap 'rm -rf \"$DASK_TEMPORARY_DIRECTORY\"' EXIT",
+    ]
     losses = LostWorkers(on_worker_lost)
-    config = {"distributed.scheduler.no-workers-timeout": None}  # Slurm's queue takes its time
+    config = {
+        "distributed.scheduler.no-workers-timeout": None,  # Slurm's queue takes its time
+        "temporary-directory": str(own_folder()),
+    }
     with dask.config.set(CONFIG | config), quiet_logs(), _credentials(folder) as security:
         try:
             cluster = cluster_class(

@@ -11,6 +11,7 @@ from photozhpc.errors import ConfigError, did_you_mean
 
 SURVEY_DIR = Path(__file__).parent / "configs" / "surveys"
 
+_NAME = re.compile(r"[^\W_][\w .+-]{0,99}")
 _PLACEHOLDERS = re.compile(r"\{tile(?::[^{}]*)?\}|\{band\}")
 MAX_CUTOUT_PIX = 2048
 AB_ZERO_POINT_NJY = 31.4  # m_AB = 31.4 - 2.5 log10(flux / nJy)
@@ -96,14 +97,15 @@ class Survey:
     """A survey: its bands in channel order, its grid, and where its files keep things.
 
     Attributes:
-        name: as in files, checkpoints and messages.
+        name: as in files, checkpoints and messages: letters, digits, spaces, . _ + and -.
         bands: in the order of the network's channels.
         pixel_scale_arcsec: side of a pixel of the mosaics.
         description: one line for people.
         mosaic_pattern: file name of one band of one tile, with {tile} and {band}, and * for
             whatever differs; matched without regard to case. {band} is the band's name or one
-            of `band_aliases`; {tile:REGEX} narrows down what a tile may be called. Of several
-            patterns the first that fits a name is used.
+            of `band_aliases`; {tile:REGEX} narrows down what a tile may be called: a group may
+            only be repeated if nothing in it is, nor has alternatives. Of several patterns the
+            first that fits a name is used.
         skip_mosaics: globs of names of mosaics that are passed over.
         prefer_mosaics: globs of names, the best first: of several mosaics of one band of one
             tile the best is used, among equals the one of the longest exposure, then the last
@@ -150,6 +152,11 @@ class Survey:
     cutout_size: int = 64
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name must be letters, digits, spaces, . _ + or -, up to 100, and begin with a "
+                f"letter or digit (folders are called by it), got {self.name[:120]!r}"
+            )
         if not self.bands:
             raise ValueError("a survey needs at least one band")
         names = [band.name for band in self.bands]
@@ -256,11 +263,31 @@ def _check_patterns(key: str, patterns: tuple[str, ...]) -> None:
             raise ValueError(
                 f"{key} '{pattern[:80]}': what follows 'tile:' is no regular expression ({error})"
             ) from None
+        for regex in _PLACEHOLDERS.findall(pattern):
+            if _may_never_end(regex[6:-1]):
+                raise ValueError(
+                    f"{key} '{pattern[:80]}': matching {regex[:80]} can take for ever; do not "
+                    f"repeat a group in which something is repeated or has alternatives"
+                )
         if re.search(r"[{}]", _PLACEHOLDERS.sub("", pattern)):
             raise ValueError(
                 f"{key} '{pattern[:80]}' has a brace that belongs to neither {{tile}}, "
                 "{tile:REGEX} (without braces in it) nor {band}"
             )
+
+
+def _may_never_end(regex: str) -> bool:
+    """Whether a group with + or * holds + or * or ? or | itself, as in (a+)+: Python's matching
+    then may try every way to share out a name, of which there are exponentially many.
+    """
+    rest = re.sub(r"\\.", "a", regex)
+    rest = re.sub(r"\[\^?\]?[^\]]*\]", "a", rest)
+    rest = re.sub(r"\(\?(?:P<\w+>|P[=>]\w+|<?[=!]|[>:]|[a-zA-Z-]+:?)", "(", rest)
+    while group := re.search(r"\(([^()]*)\)([*+]?)", rest):
+        if group[2] and re.search(r"[*+?|]", group[1]):
+            return True
+        rest = rest[: group.start()] + (group[1] or "a") + group[2] + rest[group.end() :]
+    return False
 
 
 def _fits(file_name: str, globs: tuple[str, ...]) -> int | None:
@@ -273,7 +300,7 @@ def _match(pattern: str, band: str, file_name: str) -> dict[str, str] | None:
     """Match a name with {tile}, {tile:REGEX}, {band} and *; None where it does not fit."""
     seen: set[str] = set()
     regex = ""
-    for part in re.split(rf"({_PLACEHOLDERS.pattern}|\*)", pattern):
+    for part in re.split(rf"({_PLACEHOLDERS.pattern}|\*+)", pattern):
         name = part[1:5] if part.startswith(("{tile", "{band}")) else ""
         if name in seen:
             regex += f"(?P={name})"
@@ -282,7 +309,7 @@ def _match(pattern: str, band: str, file_name: str) -> dict[str, str] | None:
         elif name == "band":
             regex += band
         else:
-            regex += ".*?" if part == "*" else re.escape(part)
+            regex += ".*?" if part.startswith("*") else re.escape(part)
         seen |= {name} - {""}
     match = re.fullmatch(regex + r"(\.gz|\.fz)?", file_name, re.IGNORECASE)
     return None if match is None else match.groupdict()

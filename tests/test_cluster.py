@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 
 from photozhpc import cluster
@@ -83,8 +82,6 @@ def test_a_killed_worker_is_replaced_on_its_device_and_its_task_done_again():
     before = dict(os.environ)
     lost: list[str] = []
     with local_client(2, devices=["5", "7"], on_worker_lost=lost.append) as client:
-        addresses = [w["host"] for w in client.scheduler_info()["workers"].values()]
-        assert addresses == ["127.0.0.1", "127.0.0.1"]
         pids = dict(client.run(environment).values())
         assert sorted(pids.values()) == ["5", "7"]
         future = client.submit(sleep_then_pid, 1.5, pure=False)
@@ -143,16 +140,3 @@ def test_workers_of_a_start_that_was_stopped_are_not_reported_as_lost(monkeypatc
         pytest.fail("it went on")
     assert begun[0].status.name == "closed"
     assert lost == []
-
-
-def test_nothing_listens_beyond_the_loopback():
-    with local_client(2, "cpu") as client:
-        pids = [os.getpid(), *client.run(os.getpid).values(), *client.run(os.getppid).values()]
-        listening = {
-            connection.laddr
-            for pid in set(pids)
-            for connection in psutil.Process(pid).net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN
-        }
-    assert listening
-    assert {address.ip for address in listening} == {"127.0.0.1"}

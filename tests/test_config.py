@@ -1,5 +1,6 @@
 """Strict configuration: every fault is named, with the nearest valid key."""
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -159,3 +160,61 @@ def test_an_error_is_one_line_of_a_length_that_can_be_read() -> None:
     assert len(line) < 1600
     assert line.startswith("a.yaml: 'x y?zzz")
     assert line.endswith("zzz'; do this")
+
+
+SURVEY_YAML = (
+    "pixel_scale_arcsec: 0.1\nbands: [{name: g, psf_fwhm_arcsec: 0.1, extinction_r: 3.0}]\n"
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x", "..", ".hidden", "a/b", "/etc", "a\\b", "a\nb", "a\0b", "", "-x", "a" * 101, " a"],
+)
+def test_a_survey_is_called_like_a_folder(tmp_path, name) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(f"name: {json.dumps(name)}\n{SURVEY_YAML}")
+    with pytest.raises(ConfigError, match=r"s.yaml: .*name must be letters, digits"):
+        load_survey(path)
+
+
+@pytest.mark.parametrize("name", ["roman-sim", "HSC PDR3", "v1.2_a+b", "Ångström", "4XMM"])
+def test_usual_names_of_surveys(tmp_path, name) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(f"name: {name}\n{SURVEY_YAML}")
+    assert load_survey(path).name == name
+
+
+@pytest.mark.parametrize(
+    "regex",
+    ["(a+)+", "(a|aa)*", "((a)+)+", "(?:a*)*", "(a?b)+", "(?P<x>a+)*b", "((a+))+", "(.*a)*"],
+)
+def test_a_regex_that_never_ends_is_refused(tmp_path, regex) -> None:
+    path = tmp_path / "s.yaml"
+    for key in ("mosaic_pattern", "source_pattern"):
+        path.write_text(f"name: s\n{SURVEY_YAML}{key}: '{{tile:{regex}}}_{{band}}.fits'\n")
+        with pytest.raises(ConfigError, match="can take for ever"):
+            load_survey(path)
+
+
+@pytest.mark.parametrize(
+    ("regex", "tile"),
+    [
+        ("[0-9]+_[0-9]+", "12_3"),
+        ("r?[0-9]+d?[pm][0-9]+", "r270p65"),
+        ("cosmos|egs", "egs"),
+        ("(ab)+", "abab"),
+        ("(?:cosmos|egs)[0-9]*", "egs2"),
+        (r"\(a+\)+", "(aa)"),
+        ("[+*(]+", "+("),
+        ("(a+)?b", "aab"),
+    ],
+)
+def test_a_regex_that_ends_is_taken(tmp_path, regex, tile) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(f"name: s\n{SURVEY_YAML}mosaic_pattern: '{{tile:{regex}}}_**{{band}}.fits'\n")
+    survey = load_survey(path)
+    found = survey.match_mosaic(f"{tile}_x_g.fits")
+    assert found is not None
+    assert found[0] == tile
+    assert survey.match_mosaic("a" * 200) is None

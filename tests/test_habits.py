@@ -338,3 +338,59 @@ def test_an_unknown_shell_is_named() -> None:
     done = run("completion", "tcsh")
     assert done.exit_code == 2
     assert "tcsh" in done.stderr
+
+
+LEFT_OVER = {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # of a Jupyter kernel
+    "NUMBA_THREADING_LAYER": "tbb",
+    "NUMBA_DISABLE_JIT": "1",
+    "NUMBA_NUM_THREADS": "0",
+    "OMP_NUM_THREADS": "2,1",
+    "LC_ALL": "C",
+    "PYTHONIOENCODING": "ascii",
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "False",
+}
+
+
+def test_what_a_notebook_or_site_left_in_the_environment_does_no_harm(
+    run_folder: Path, small_sky: Path, tmp_path: Path
+) -> None:
+    """Figures are drawn, and kernels are compiled."""
+    environment = {**os.environ, **LEFT_OVER}
+    words = ("evaluate", run_folder / "out", "--out", tmp_path / "e", "--json", "-q",
+             "--truth", f"{small_sky}/*_truth.parquet")  # fmt: skip
+    done = photozhpc(*words, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / "e").glob("*.png"))
+    done = photozhpc(*extract(small_sky, tmp_path / "s"), "-q", "--json", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_two_workers_take_the_threads_that_numba_lets_them_have(
+    small_sky: Path, tmp_path: Path
+) -> None:
+    """NUMBA_NUM_THREADS=1 on a machine of eight cores, which two workers would share out."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nos.sched_getaffinity = lambda pid: set(range(8))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_NUM_THREADS": "1"}
+    words = extract(small_sky, tmp_path / "s")
+    done = photozhpc(*words[:-1], 2, "-q", "--json", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("text", ["distributed: [unclosed\n", "- a list\n"])
+def test_a_broken_file_of_dask_is_named_before_any_work(
+    run_folder: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "dask.yaml").write_text(text)
+    done = photozhpc(
+        "infer", "--survey", "roman-sim", "--store", tmp_path / "none", "--out", tmp_path / "o",
+        env={**os.environ, "DASK_CONFIG": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"{tmp_path}/dask.yaml" in done.stderr
+    assert "DASK_CONFIG" in done.stderr

@@ -28,6 +28,7 @@ from photozhpc.catalog.photoz_catalog import (
 from photozhpc.catalog.run_folder import Part, file_sha256, note_part
 from photozhpc.errors import CatalogError, CheckpointError, StoreError
 from photozhpc.logs import LOG
+from photozhpc.object_storage import AnyPath
 from photozhpc.store import CutoutStore
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class ModelKey:
         pdf: the form in which p(z) is written beside the catalogue; None: it is not.
     """
 
-    store_path: str
+    store_path: AnyPath
     checkpoint_path: str
     checkpoint_sha256: str
     device: str
@@ -222,7 +223,7 @@ def _concatenated(parts: list[T]) -> T:
 
 
 @lru_cache(maxsize=4)
-def _open_store(path: str) -> CutoutStore:
+def _open_store(path: AnyPath) -> CutoutStore:
     return CutoutStore.open(path)
 
 
@@ -235,7 +236,8 @@ def load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
     """
     # OpenMP keeps a number for every thread that calls it, and begins with that of a process
     # which was there before this worker's environment: two threads would want all cores each.
-    if threads := os.environ.get("OMP_NUM_THREADS"):
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2" for nested loops
+    if threads.isdecimal() and int(threads):
         import torch
 
         torch.set_num_threads(int(threads))

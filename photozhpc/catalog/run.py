@@ -3,6 +3,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from photozhpc.cluster import (
     Device,
     import_early,
 )
+from photozhpc.code_cache import code_cache
 from photozhpc.disk import remove_stale_partials, sync_folder
 from photozhpc.errors import (
     CatalogError,
@@ -36,6 +38,7 @@ from photozhpc.errors import (
 )
 from photozhpc.logs import LOG
 from photozhpc.object_storage import AnyPath, location
+from photozhpc.printable import printable
 from photozhpc.site import Site
 from photozhpc.store import CutoutStore
 from photozhpc.store.unique import check_unique
@@ -144,6 +147,9 @@ def run_inference(
     rows_per_part = default_rows_per_part(n_rows) if rows_per_part is None else rows_per_part
     parts = plan_parts(index.shard_lengths(), rows_per_part)
     compiled = n_rows >= COMPILE_FROM_ROWS if compiled is None else compiled
+    if compiled and crew.is_local:
+        with suppress(OSError):  # of which the workers tell
+            code_cache()  # one for all of them
     job = Job(
         store,
         Path(checkpoint_path),
@@ -296,7 +302,7 @@ def _about(job: Job, n_parts: int, n_rows: int) -> dict[str, Any]:
         "store": str(job.store.path.absolute()),
         "checkpoint": str(job.checkpoint_path.absolute()),
         "device": job.device,
-        "command": job.command,
+        "command": printable(job.command),
     }
 
 

@@ -14,6 +14,7 @@ from photozhpc.catalog.crew import Crew
 from photozhpc.catalog.predict import ModelKey, check_fit, predict_part
 from photozhpc.catalog.run_folder import Part, RunFolder
 from photozhpc.errors import CheckpointError, ConfigError, PhotozError, RunError
+from photozhpc.printable import printable
 from photozhpc.store import CutoutStore
 
 _AHEAD_SECONDS = 0.1
@@ -36,7 +37,7 @@ class Job:
     def model(self) -> ModelKey:
         identity = self.folder.identity
         return ModelKey(
-            str(self.store.path),
+            self.store.path,
             str(self.checkpoint_path),
             identity["checkpoint_sha256"],
             self.device,
@@ -165,4 +166,4 @@ def reason_of(error: BaseException) -> str:
         return str(error)
     if isinstance(error, KilledWorker):
         return "every worker that tried it died (out of memory, or killed)"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return printable(f"{type(error).__name__}: {' '.join(str(error).split())}")[:240]

@@ -14,6 +14,7 @@ from photozhpc.disk import read_json
 from photozhpc.errors import PhotozError
 from photozhpc.logs import LOG
 from photozhpc.object_storage import AnyPath
+from photozhpc.printable import printable
 from photozhpc.survey import load_survey
 
 # The sky that `photozhpc infer --survey roman-sim` makes for itself. No model that comes with
@@ -121,7 +122,7 @@ def infer(
         site=load_site(site) if site else None,
         jobs=jobs,
         scheduler=scheduler,
-        command=shlex.join(["photozhpc", *sys.argv[1:]]),
+        command=shlex.join(["photozhpc", *map(printable, sys.argv[1:])]),
     )
     from photozhpc.report.summary import summarise  # a second, that the workers need not wait
 

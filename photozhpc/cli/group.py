@@ -4,9 +4,11 @@ Heavy packages are imported inside the commands, so that --help answers at once.
 """
 
 import errno
+import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -25,9 +27,21 @@ from photozhpc import __version__
 from photozhpc.errors import PhotozError, Preempted
 from photozhpc.logs import LOG, is_quiet, is_verbose, set_verbosity, verbosity_kept
 from photozhpc.object_storage import AnyPath, location
+from photozhpc.printable import printable
 
 # Where colorama is installed, Numba has it write an escape at exit, whatever NO_COLOR says.
 os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
+# Left over from a notebook or a site. Figures are drawn to files, never shown; no kernel runs on
+# Numba's own threads, of which a layer is named that may not be installed; uncompiled they take
+# hours.
+os.environ["MPLBACKEND"] = "agg"
+for _name in ("NUMBA_THREADING_LAYER", "NUMBA_DISABLE_JIT"):
+    os.environ.pop(_name, None)
+# Of other than a number Numba and numexpr make tracebacks; "4,2" is for nested loops of OpenMP.
+for _name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+    _first = os.environ.pop(_name, "").partition(",")[0].strip()
+    if re.fullmatch("0*[1-9][0-9]*", _first):
+        os.environ[_name] = _first
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _DEAF = (signal.SIGINT, signal.SIG_IGN)
@@ -75,6 +89,13 @@ class Group(click.Group):
             raise shown(str(error)) from error
         except OSError as error:
             raise _of_file_system(error) from error
+        except ValueError as error:
+            if not str(error).startswith("A dask config file at"):
+                raise
+            # As it is when Dask is imported: before any work.
+            raise _OneLine(f"{error}; mend or move it (see DASK_CONFIG)") from error
+        except click.UsageError as error:  # it repeats what was typed
+            raise click.UsageError(printable(error.format_message()), error.ctx) from error
         except KeyboardInterrupt:
             if received:
                 name = signal.Signals(received[0]).name
@@ -127,7 +148,7 @@ def colour() -> bool | None:
 
 class _OneLine(click.ClickException):
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
 
     def show(self, file: IO[Any] | None = None) -> None:
         error = click.style("Error:", fg="red", bold=True)
@@ -156,6 +177,8 @@ def _open_standard_streams() -> None:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+        if name != "stdin" and isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="backslashreplace")  # LC_ALL=C has no letter mu
 
 
 class _Requeue(_OneLine):

@@ -4,9 +4,7 @@ torch exports the forward pass and AOTInductor turns it into a shared library, i
 its own; every later worker and run loads that in milliseconds. A library is of one model, torch,
 processor or GPU, number of threads and batch: all of these stand in its name.
 
-    ~/.cache/photozhpc/compiled/KEY.pt2     PHOTOZHPC_CACHE names another folder
-
-What is loaded is machine code: the folder must be the user's own, and closed to others.
+    compiled/KEY.pt2     in the folder of photozhpc/code_cache.py, which is the user's alone
 """
 
 import fcntl
@@ -14,7 +12,6 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -28,6 +25,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from photozhpc.code_cache import keep_torch_code, own
 from photozhpc.disk import replacing
 from photozhpc.errors import CheckpointError
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
@@ -74,19 +72,8 @@ def compiled_forward(
 
 
 def _cache_folder() -> Path:
-    """Return the folder of compiled code, made if need be.
-
-    Raises:
-        PermissionError: it belongs to someone else, or others may write to it.
-        OSError: it cannot be made.
-    """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "photozhpc"
-    folder = Path(os.environ.get("PHOTOZHPC_CACHE") or default) / "compiled"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"{folder} is not yours alone to write to")
-    return folder
+    """Raises OSError: there is no folder that is the user's own."""
+    return own(keep_torch_code() / "compiled")
 
 
 def _make(path: Path, what: list[str]) -> None:
@@ -148,6 +135,7 @@ def _compile(
     if checkpoint.sha256 != sha256:
         raise CheckpointError(f"{path}: was changed in the meantime")
     model = checkpoint.pita
+    keep_torch_code()
     dtype = getattr(torch, precision.removeprefix("torch."))
     shape = (int(batch_size), model.config.n_bands, model.config.crop, model.config.crop)
     example = (torch.zeros(shape, device=device), torch.zeros(shape[0], device=device))

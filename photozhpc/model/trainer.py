@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from photozhpc.code_cache import keep_torch_code
 from photozhpc.disk import read_fault, write_durably
 from photozhpc.errors import CheckpointError, ConfigError, RunError
 from photozhpc.memory import keep_freed_memory
@@ -77,6 +78,7 @@ class Trainer:
             "bfloat16": torch.bfloat16,
         }[config.precision]
         if config.compile:
+            keep_torch_code()
             self.model.encoder.compile()
             self.keys.model.encoder.compile()
         elif self.device.type == "cuda":

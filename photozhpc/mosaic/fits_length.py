@@ -37,7 +37,7 @@ def unzipped(path: AnyPath, shown: AnyPath | None = None) -> Iterator[Path]:
             with path.fetched() as copy, unzipped(copy, path) as plain:
                 yield plain
         except FileNotFoundError as error:
-            if error.filename != path.url:
+            if error.filename != str(path):
                 raise
             raise MosaicError(f"{path}: no such object") from error
         return

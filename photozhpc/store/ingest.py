@@ -306,7 +306,8 @@ def round_pixels(cutout_NCSS: NDArray[np.float32], step_C: NDArray[np.float32]) 
 
 def _begin_worker(threads: int) -> None:
     die_with_parent()
-    numba.set_num_threads(threads)
+    # As many as NUMBA_NUM_THREADS lets it have.
+    numba.set_num_threads(min(threads, numba.get_num_threads()))
 
 
 def _ingest_tile(

@@ -129,7 +129,7 @@ def read_manifests(folder: AnyPath) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for start in range(0, len(paths), _AT_A_TIME):
         some = paths[start : start + _AT_A_TIME]
-        contents = read_ranges([(path, 0, path.size or 0) for path in some])
+        contents = read_ranges([(path, 0, path.size) for path in some])
         found += [(p.stem, _checked(p, c)) for p, c in zip(some, contents, strict=True)]
     return found
 

@@ -1,0 +1,41 @@
+"""URLs as they may be shown and written down: without passwords, tokens and signatures."""
+
+import re
+from urllib.parse import unquote
+
+# Without the punctuation that follows it in a sentence.
+_URL = re.compile(r"((?:https?|s3|ftp)://)([^\s\"<>]*(?:[^\s\"<>:;,.)'\]]|\.{3}))", re.I)
+# user:password@, also where the password holds a '/' that ought to be %2F.
+_USER = re.compile(r"^(?:[^/?#]*@|[^/?#:@]+:(?!\d*(?:[/?#]|$))[^@]*@)")
+# What a query may say is shown if it is a number or the name of a file, and not called a secret.
+_HARMLESS = re.compile(
+    r"\d{1,12}|[\w.+:/ -]+\.(?:asdf|fits?|fz|gz|parquet|csv|ecsv|txt|cat|json|zarr)", re.IGNORECASE
+)
+_SECRET_NAME = re.compile(r"sig|tok|key|pass|pw|pin|auth|cred|secret|sess|code|x-", re.IGNORECASE)
+
+
+def printable(text: str) -> str:
+    """Return a text in which URLs are without what lets someone in.
+
+    Left out are user and password, and of a query's values all but numbers and names of files:
+    signed URLs and tokens have many names. "https://u:pw@host/t.fits?id=3&sig=abc" becomes
+    "https://host/t.fits?id=3&sig=...".
+    """
+    if "://" not in text:
+        return text
+    return _URL.sub(lambda found: found[1] + _without_secrets(found[2]), text)
+
+
+def _without_secrets(address: str) -> str:
+    address = _USER.sub("", address, count=1)
+    address, hash_, _ = address.partition("#")
+    path, mark, query = address.partition("?")
+    return path + mark + "&".join(map(_shown, query.split("&"))) + (hash_ and "#...")
+
+
+def _shown(parameter: str) -> str:
+    name, equals, value = parameter.partition("=")
+    if not equals:
+        return name and "..."
+    is_harmless = _HARMLESS.fullmatch(unquote(value)) and not _SECRET_NAME.search(name)
+    return f"{name}={value if is_harmless else '...'}"
