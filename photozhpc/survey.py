@@ -108,6 +108,8 @@ class Survey:
             by name. Empty: several are an error.
         layer: the science image is this layer of the first image of a FITS file, and the file's
             other layers and extensions are not used. None: extensions are told by their names.
+        zero_is_blank: whether exact zeros are pixels without data, where no error, weight or mask
+            tells; null: the image itself tells.
         band_aliases: what file names have in place of a band's name, and that name.
         source_pattern: globs of names of source lists beside the mosaics. With {tile} a list is
             of one tile: it gives the sources that are measured on that tile, and of several
@@ -132,6 +134,7 @@ class Survey:
     skip_mosaics: tuple[str, ...] = ()
     prefer_mosaics: tuple[str, ...] = ()
     layer: int | None = None
+    zero_is_blank: bool | None = None
     source_pattern: str | tuple[str, ...] = "*cat.parquet"
     keep_off_tile: bool = True
     source_columns: SourceColumns = SourceColumns()

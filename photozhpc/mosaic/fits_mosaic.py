@@ -15,6 +15,7 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
+from photozhpc.mosaic.blank import noise_of
 from photozhpc.mosaic.calibration import njy_per_unit
 from photozhpc.mosaic.fits_length import check_length, unzipped
 from photozhpc.mosaic.grid import check_frame, pixel_area_arcsec2
@@ -31,6 +32,7 @@ from photozhpc.object_storage import AnyPath
 from photozhpc.survey import Band, Survey
 
 _DO_NOT_USE = 1  # bit 0 of DQ
+_SPARSE = 0.8  # of the exposed pixels have light: fewer, and their zeros are data
 
 # Words of EXTNAME -> what the plane is. Words that are not here and are no band name a plane
 # that is not needed (context map, segmentation, PSF).
@@ -396,7 +398,8 @@ def _band_plane(
             raise _damaged(path, error) from error
         return rows, err, bad
 
-    return BandPlane(path, band.name, image.shape, wcs, scale, read_rows, tuple(notes))
+    one_error = factor if noise is None else None
+    return BandPlane(path, band.name, image.shape, wcs, scale, read_rows, tuple(notes), one_error)
 
 
 def _sigma(
@@ -437,11 +440,15 @@ def _noise_scale(image: _Plane, weight: _Plane | None) -> float:
     sample = np.stack([image.rows(i, i + 1)[0] for i in rows]).astype(np.float64)
     if weight is None:
         return robust_sigma(sample)
-    blank = sample == 0
     root = np.sqrt(np.stack([np.maximum(weight.rows(i, i + 1)[0], 0) for i in rows]))
-    seen = sample[~blank & (root > 0) & np.isfinite(sample)]
-    sky = np.median(seen) if seen.size else 0.0
-    return robust_sigma((sample - sky) * root)
+    seen = (root > 0) & np.isfinite(sample)
+    light = sample[seen & (sample != 0)]
+    sky = np.median(light) if light.size else 0.0
+    sigma = robust_sigma((sample - sky) * root)
+    photons = light.size < _SPARSE * np.count_nonzero(seen) and light.min(initial=0) >= 0
+    if photons or not sigma > 0:
+        return noise_of(sample[seen] * root[seen])  # photons: exposed pixels without one count too
+    return sigma
 
 
 def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
