@@ -1,8 +1,7 @@
 """Blank pixels that no plane of a file tells of, and the noise of an image without an error plane.
 
-SWarp, Montage, reproject and drizzle fill what was not observed with exact zeros, fpack keeps
-them (ZDITHER with SUBTRACTIVE_DITHER_2, https://heasarc.gsfc.nasa.gov/fitsio/fpack/). But zeros
-are data in images of sparse photons (GALEX, X-rays), in integers, and where a sky was clipped.
+SWarp, Montage, reproject and drizzle fill what was not observed with exact zeros, and
+compression may keep them (SUBTRACTIVE_DITHER_2, FITS standard 4.0, section 10.2.1). But zeros are data in images of sparse photons (GALEX, X-rays), in integers, and where a sky was clipped.
 The image itself tells which: see `zeros_mean`.
 """
 
@@ -55,7 +54,7 @@ def mark_blank(
         for rows in sections(image_HW.shape):
             err_HW[rows][np.isin(image_HW[rows], np.array(fills, image_HW.dtype))] = np.nan
         n_blank += _lose(image_HW, err_HW)
-    n_zeros = sum(np.count_nonzero(image_HW[rows] == 0) for rows in sections(image_HW.shape))
+    n_zeros = sum(int((image_HW[rows] == 0).sum()) for rows in sections(image_HW.shape))
     if not n_zeros:
         return n_blank, 0, None
     if zero_is_blank is None:
@@ -78,7 +77,7 @@ def _lose(image_HW: NDArray[np.float32], err_HW: NDArray[np.float32]) -> int:
     for rows in sections(image_HW.shape):
         lost = np.isnan(err_HW[rows]) & ~np.isnan(image_HW[rows])
         image_HW[rows][lost] = np.nan
-        count += np.count_nonzero(lost)
+        count += int(lost.sum())
     return count
 
 
@@ -278,13 +277,13 @@ def _least_area(image_HW: NDArray[np.float32]) -> int:
     empty = ((n_zeros == n_pixels) & (n_pixels > 0)).view(np.uint8)
     n_data, data = 0, np.ones_like(empty, np.bool_)
     area = 1
-    while np.count_nonzero(data) != n_data:
-        n_data = np.count_nonzero(data)
+    while int(data.sum()) != n_data:
+        n_data = int(data.sum())
         if not n_data or not n_pixels[data].sum():
             break
-        lit = 1 - n_zeros[data].sum() / n_pixels[data].sum()
+        lit = 1 - float(n_zeros[data].sum() / n_pixels[data].sum())
         if (1 - lit) ** _CELL**2 > _EMPTY:  # the light may be in sources: how much is elsewhere?
-            n_empty = max(1, np.count_nonzero(empty[data]))
+            n_empty = max(1, int(empty[data].sum()))
             lit = min(lit, math.log(n_data / n_empty) / _CELL**2)
         trials = 3 * image_HW.size / _CHANCE
         area = math.ceil(math.log(trials) / -math.log1p(-max(lit, 1e-9) / _FAINTEST))
