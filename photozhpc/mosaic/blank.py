@@ -1,7 +1,8 @@
 """Blank pixels that no plane of a file tells of, and the noise of an image without an error plane.
 
 SWarp, Montage, reproject and drizzle fill what was not observed with exact zeros, and
-compression may keep them (SUBTRACTIVE_DITHER_2, FITS standard 4.0, section 10.2.1). But zeros are data in images of sparse photons (GALEX, X-rays), in integers, and where a sky was clipped.
+compression may keep them (SUBTRACTIVE_DITHER_2, FITS standard 4.0, section 10.2.1). But zeros
+are data in images of sparse photons (GALEX, X-rays), in integers, and where a sky was clipped.
 The image itself tells which: see `zeros_mean`.
 """
 
