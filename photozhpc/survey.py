@@ -115,6 +115,8 @@ class Survey:
         bad_mask_bits: bits of a mask or DQ plane that make a pixel bad, by the names in its header
             (MP_BAD: BAD) or by number from 0; []: masks are passed over. None: by what is known
             of the telescope's bits, else any.
+        zero_is_blank: whether exact zeros are pixels without data, where no error, weight or mask
+            tells; null: the image itself tells.
         band_aliases: what file names have in place of a band's name, and that name.
         source_pattern: globs of names of source lists beside the mosaics. With {tile} a list is
             of one tile: it gives the sources that are measured on that tile, and of several
@@ -142,6 +144,7 @@ class Survey:
     prefer_mosaics: tuple[str, ...] = ()
     layer: int | None = None
     bad_mask_bits: tuple[str | int, ...] | None = None
+    zero_is_blank: bool | None = None
     source_pattern: str | tuple[str, ...] = "*cat.parquet"
     keep_off_tile: bool = True
     source_columns: SourceColumns = SourceColumns()

@@ -269,7 +269,8 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
             raise _damaged(path, error) from error
         return image, err, bad
 
-    return BandPlane(path, band.name, (height, width), wcs, scale, read_rows, notes)
+    one_error = constant if notes else None
+    return BandPlane(path, band.name, (height, width), wcs, scale, read_rows, notes, one_error)
 
 
 def _array(node: Any) -> tuple[Any, str | None]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from photozhpc.disk import read_fault
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.mosaic.bad_bits import bad_bits
+from photozhpc.mosaic.blank import noise_of
 from photozhpc.mosaic.calibration import njy_per_unit, number
 from photozhpc.mosaic.fits_length import check_length, unzipped
 from photozhpc.mosaic.fits_roles import (
@@ -47,6 +48,7 @@ _ASINH_MAG = 2.5 * math.log10(math.e)  # of a step of e in flux: pixels of Pan-S
 _MAX_SCATTER = 10.0  # of pixels, in the sigma that weights say, before it is told
 _MIN_UNPACKED_PIXELS = 1 << 17  # of a compressed plane
 _MAX_KEPT_BYTES = 16 << 20  # of the tiles of a compressed plane that was read to its end
+_SPARSE = 0.8  # of the exposed pixels have light: fewer, and their zeros are data
 
 
 @dataclass
@@ -497,7 +499,8 @@ def _band_plane(
             raise _damaged(path, error) from error
         return rows, err, bad
 
-    return BandPlane(path, band.name, image.shape, wcs, scale, read_rows, tuple(notes))
+    one_error = factor if noise is None else None
+    return BandPlane(path, band.name, image.shape, wcs, scale, read_rows, tuple(notes), one_error)
 
 
 def _asinh_scale(path: AnyPath, headers: Sequence[fits.Header]) -> tuple[float, float] | None:
@@ -574,11 +577,15 @@ def _noise_scale(image: _Plane, weight: _Plane | None) -> float:
     sample = np.stack([image.rows(i, i + 1)[0] for i in rows]).astype(np.float64)
     if weight is None:
         return robust_sigma(sample)
-    blank = sample == 0
     root = np.sqrt(np.stack([np.maximum(weight.rows(i, i + 1)[0], 0) for i in rows]))
-    seen = sample[~blank & (root > 0) & np.isfinite(sample)]
-    sky = np.median(seen) if seen.size else 0.0
-    return robust_sigma((sample - sky) * root)
+    seen = (root > 0) & np.isfinite(sample)
+    light = sample[seen & (sample != 0)]
+    sky = np.median(light) if light.size else 0.0
+    sigma = robust_sigma((sample - sky) * root)
+    photons = light.size < _SPARSE * np.count_nonzero(seen) and light.min(initial=0) >= 0
+    if photons or not sigma > 0:
+        return noise_of(sample[seen] * root[seen])  # photons: exposed pixels without one count too
+    return sigma
 
 
 def _damaged(path: AnyPath, error: BaseException) -> MosaicError:

@@ -56,6 +56,8 @@ class BandPlane:
         read_rows: (first, last + 1) -> image and 1-sigma error in the file's unit and bad
             pixels; None for what the file does not have.
         notes: what a user should know: an estimated error, a skipped plane.
+        one_error: the error, where it is one number estimated from a part of the image (not
+            above 0: that failed); None where the file has errors.
     """
 
     path: AnyPath
@@ -65,6 +67,7 @@ class BandPlane:
     njy_per_unit: float
     read_rows: Callable[[int, int], Rows]
     notes: tuple[str, ...] = ()
+    one_error: float | None = None
 
 
 @contextlib.contextmanager

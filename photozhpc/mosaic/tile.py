@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from photozhpc.errors import MosaicError
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import open_asdf
+from photozhpc.mosaic.blank import BLANK, mark_blank, noise, sections
 from photozhpc.mosaic.fits_length import unzipped
 from photozhpc.mosaic.fits_mosaic import open_fits
 from photozhpc.mosaic.fits_siblings import without_siblings
@@ -28,6 +29,8 @@ from photozhpc.survey import Band, Survey
 MAX_MEMORY_BYTES = 512 << 20  # larger tiles live in a scratch file
 _SECTION_PIXELS = 4_000_000
 _MAX_GRID_OFFSET_PIX = 0.05
+_MANY_ZEROS = 0.1  # of the pixels: said, where zeros are data
+_SAME_ERROR = 0.01  # an estimate that moves by less stays as it was
 
 PathLike = str | os.PathLike[str] | ObjectPath
 
@@ -215,6 +218,7 @@ def _fill(planes: dict[str, BandPlane], survey: Survey, tile_id: str) -> Tile:
     shape = (len(survey.bands), height, width)
     image_CHW, err_CHW, mask_HW = _allocate(shape)
     step = max(1, _SECTION_PIXELS // width)
+    notes: list[str] = []
     for c, name in enumerate(survey.band_names):
         for i0 in range(0, height, step):
             section = slice(i0, min(i0 + step, height))
@@ -223,6 +227,9 @@ def _fill(planes: dict[str, BandPlane], survey: Survey, tile_id: str) -> Tile:
             else:
                 image_CHW[c, section] = np.nan
                 err_CHW[c, section] = np.nan
+        if name in planes:
+            notes += planes[name].notes
+            notes += _blank(planes[name], image_CHW[c], err_CHW[c], mask_HW, survey.zero_is_blank)
     area_arcsec2 = survey.pixel_scale_arcsec**2
     if first.wcs is not None:
         area_arcsec2 = grid.pixel_area_arcsec2(first.wcs, first.shape_HW)
@@ -235,7 +242,7 @@ def _fill(planes: dict[str, BandPlane], survey: Survey, tile_id: str) -> Tile:
         wcs=first.wcs,
         pixel_area_arcsec2=area_arcsec2,
         missing_bands=tuple(name for name in survey.band_names if name not in planes),
-        notes=tuple(note for plane in planes.values() for note in plane.notes),
+        notes=tuple(notes),
     )
 
 
@@ -255,6 +262,8 @@ def _fill_rows(
             sigma[:] = np.nan
         else:
             np.multiply(err, scale, out=sigma, casting="unsafe")
+    if plane.one_error is not None and not plane.one_error > 0:
+        sigma[:] = 1  # until `_blank` measures it
     # An error of zero is how files write 'no data'; as a weight it would outdo all the others.
     lost = ~(np.isfinite(image) & np.isfinite(sigma) & (sigma > 0))
     if bad is not None:
@@ -262,6 +271,49 @@ def _fill_rows(
     image[lost] = np.nan
     sigma[lost] = np.nan
     mask_HW[section] |= lost
+
+
+def _blank(
+    plane: BandPlane,
+    image_HW: NDArray[np.float32],
+    err_HW: NDArray[np.float32],
+    mask_HW: NDArray[np.bool_],
+    zero_is_blank: bool | None,
+) -> list[str]:
+    """Take out blank pixels; measure an estimated error again that missed them; return notes."""
+    step = max(1, min(err_HW.shape) // 256)
+    sample = err_HW[::step, ::step]
+    sample = sample[np.isfinite(sample)]
+    constant = plane.one_error is not None or not sample.size or sample.min() == sample.max()
+    n_blank, n_zeros, zeros = mark_blank(image_HW, err_HW, constant, zero_is_blank)
+    notes = []
+    if n_blank:
+        for rows in sections(image_HW.shape):
+            mask_HW[rows] |= np.isnan(image_HW[rows])
+        notes.append(
+            f"{plane.band}: {100 * n_blank / image_HW.size:.3g}% of the pixels are blank, by their "
+            "value (zero_is_blank in the survey's YAML file says what zeros are)"
+        )
+    if n_zeros > _MANY_ZEROS * image_HW.size and zero_is_blank is None:
+        notes.append(
+            f"{plane.band}: {100 * n_zeros / image_HW.size:.3g}% of the pixels are exact zeros and "
+            "taken as data, as of sparse photons or without noise; if they are blank, set "
+            "zero_is_blank: true in the survey's YAML file"
+        )
+    if plane.one_error is None or (plane.one_error > 0 and zeros in (None, BLANK)):
+        return notes
+    sigma = noise(image_HW)
+    before = plane.one_error * plane.njy_per_unit
+    if before > 0 and abs(sigma - before) < _SAME_ERROR * before:
+        return notes
+    for rows in sections(image_HW.shape):
+        err_HW[rows][np.isfinite(image_HW[rows])] = sigma
+    if sigma > 0:
+        notes.append(
+            f"{plane.band}: values repeat, or most are 0, so that their MAD is no noise: one error "
+            f"of {sigma:.3g} nJy for all pixels, from their clipped standard deviation"
+        )
+    return notes
 
 
 def _allocate(
