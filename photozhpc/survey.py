@@ -112,9 +112,11 @@ class Survey:
             by name. Empty: several are an error.
         layer: the science image is this layer of the first image of a FITS file, and the file's
             other layers and extensions are not used. None: extensions are told by their names.
+        image_extension: name, or number as a text ("0": the first), of the FITS extension that is
+            the science image. None: names of extensions tell.
         bad_mask_bits: bits of a mask or DQ plane that make a pixel bad, by the names in its header
-            (MP_BAD: BAD) or by number from 0; []: masks are passed over. None: by what is known
-            of the telescope's bits, else any.
+            (MP_BAD: BAD) or by number from 0, or ZERO, where 0 is bad; []: no mask is used. None:
+            by what is known of the header's or the telescope's bits, else any.
         zero_is_blank: whether exact zeros are pixels without data, where no error, weight or mask
             tells; null: the image itself tells.
         band_aliases: what file names have in place of a band's name, and that name.
@@ -143,6 +145,7 @@ class Survey:
     skip_mosaics: tuple[str, ...] = ()
     prefer_mosaics: tuple[str, ...] = ()
     layer: int | None = None
+    image_extension: str | None = None
     bad_mask_bits: tuple[str | int, ...] | None = None
     zero_is_blank: bool | None = None
     source_pattern: str | tuple[str, ...] = "*cat.parquet"

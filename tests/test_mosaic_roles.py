@@ -237,7 +237,7 @@ def test_bad_pixels_of_pan_starrs(tmp_path: Path) -> None:
     assert bad_of(tile) == [(1, 2)]
 
 
-@pytest.mark.parametrize("other", ["model", "chi2", "exp", "mask", "psf"])
+@pytest.mark.parametrize("other", ["model", "chi2", "exp", "psf"])
 def test_what_is_no_noise_is_not_taken_for_it(tmp_path: Path, other: str) -> None:
     for name in ("t-g.fits", f"t-g.{other}.fits"):
         fits.PrimaryHDU(NOISE).writeto(tmp_path / name)

@@ -80,7 +80,7 @@ def test_every_key_is_explained_and_no_other() -> None:
     explained = set(re.findall(r"`([a-z_]+)`", " ".join(re.findall(r"(?m)^\| `.*?\|", PAGE))))
     explained |= set(re.findall(r"`source_columns: ([a-z_]+)`", PAGE))
     assert explained == keys - {"bands", "source_columns"}
-    special = {"layer", "bad_mask_bits", "zero_is_blank"}
+    special = {"layer", "image_extension", "bad_mask_bits", "zero_is_blank"}
     shown = set(yaml.safe_load(_blocks()[1]))
     assert shown == {f.name for f in dataclasses.fields(Survey)} - special
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from photozhpc.disk import read_fault
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
-from photozhpc.mosaic.bad_bits import DO_NOT_USE, BadBits, bits_of_numbers
+from photozhpc.mosaic.bad_bits import DO_NOT_USE, BadBits, bits_of_roman
 from photozhpc.mosaic.calibration import is_count_rate, njy_per_unit, number
 from photozhpc.mosaic.grid import check_frame, check_square, pixel_area_arcsec2
 from photozhpc.mosaic.plane import (
@@ -245,7 +245,7 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
         notes = (f"{band.name}: no error plane; one error for all pixels, from the clipped MAD",)
 
     wanted = survey.bad_mask_bits
-    bad_bits = BadBits(DO_NOT_USE if wanted is None else bits_of_numbers(wanted, path))
+    bad_bits = BadBits(DO_NOT_USE if wanted is None else bits_of_roman(wanted, path))
 
     def read_rows(i0: int, i1: int) -> Rows:
         try:

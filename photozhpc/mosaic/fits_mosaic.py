@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from photozhpc.disk import read_fault
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
-from photozhpc.mosaic.bad_bits import bad_bits
+from photozhpc.mosaic.bad_bits import bad_bits, known_bits
 from photozhpc.mosaic.blank import noise_of
 from photozhpc.mosaic.calibration import njy_per_unit, number
 from photozhpc.mosaic.fits_length import check_length, unzipped
@@ -119,7 +119,8 @@ def open_fits(
         try:
             groups = _groups(path, hdus, survey, band)
             if len(groups) == 1:
-                _add_siblings(path, next(iter(groups.values())), stack)
+                ((name, planes_of_one),) = groups.items()
+                _add_siblings(path, name, planes_of_one, survey, stack)
             planes = [
                 _band_plane(path, hdus, survey, survey.band(name), planes)
                 for name, planes in groups.items()
@@ -160,19 +161,35 @@ def _open(path: AnyPath, plain: Path, stack: contextlib.ExitStack) -> Any:
     return hdus
 
 
-def _add_siblings(path: AnyPath, planes: dict[str, _Plane], stack: contextlib.ExitStack) -> None:
+def _add_siblings(
+    path: AnyPath,
+    band: str,
+    planes: dict[str, _Plane],
+    survey: Survey,
+    stack: contextlib.ExitStack,
+) -> None:
     """Take noise and mask from files beside the mosaic, where it has none of its own."""
-    needed = [role for role in (*NOISE_ROLES, *MASK_ROLES) if role not in planes]
-    if _noise_role(planes) is not None:
-        needed = [role for role in needed if role not in NOISE_ROLES]
-    if not needed:
+    has_mask = bool(set(MASK_ROLES) & set(planes))
+    if _noise_role(planes) is not None and has_mask:
         return
-    for role, sibling in sibling_paths(path).items():
-        if role in needed and (role in MASK_ROLES or _noise_role(planes) is None):
-            plain = stack.enter_context(unzipped(sibling))
-            images = [hdu for hdu in _open(sibling, plain, stack) if is_image(hdu)]
-            if images:
-                planes[role] = _flat(sibling, images[0])
+    for role, sibling in sibling_paths(path, survey).items():
+        if has_mask if role == "mask" else _noise_role(planes) is not None:
+            continue
+        plain = stack.enter_context(unzipped(sibling))
+        hdus = _open(sibling, plain, stack)
+        images = [hdu for hdu in hdus if is_image(hdu)]
+        if not images:
+            continue
+        if role == "mask":
+            headers = (images[0].header, hdus[0].header, planes["image"].hdu.header)
+            if known_bits(sibling, role, headers, band, survey.bad_mask_bits) is None:
+                planes["image"].note = "; ".join(
+                    [*filter(None, [planes["image"].note]),
+                     f"{sibling.name} is not used: nothing says which of its values are bad "
+                     "(bad_mask_bits)"]
+                )  # fmt: skip
+                continue
+        planes[role] = _flat(sibling, images[0])
 
 
 def _noise_role(planes: dict[str, _Plane]) -> str | None:
@@ -190,7 +207,7 @@ def _groups(
         raise MosaicError(f"{path}: holds no image")
     if survey.layer is not None:
         return _layer(path, hdus, images[0], survey, band)
-    groups, passed_over = sort_planes(path, images, survey)
+    groups, passed_over = sort_planes(path, hdus, survey)
     named: dict[str, dict[str, Any]] = {}
     for (name, ver), planes in groups.items():
         if name and "image" in planes:
@@ -477,11 +494,11 @@ def _band_plane(
     elif noise == "weight":
         notes += _note_on_weights(band, _noise_scale(image, planes["weight"]))
     masks = []
-    for role in MASK_ROLES:
-        if role in planes:
-            mask = planes[role]
-            about = (mask.hdu.header, *headers)
-            masks.append((mask, bad_bits(path, mask, role, about, image, survey.bad_mask_bits)))
+    for name, mask in planes.items():
+        role = name.split()[0]
+        if role in MASK_ROLES:
+            about, wanted = (mask.hdu.header, *headers), survey.bad_mask_bits
+            masks.append((mask, bad_bits(path, mask, role, about, image, band.name, wanted)))
     notes += [f"{band.name}: {bits.note}" for _, bits in masks if bits.note]
 
     def read_rows(i0: int, i1: int) -> Rows:

@@ -6,7 +6,6 @@ astropy's CCDData MASK and UNCERT, CEERS SCI_BKSUB beside SCI.
 """
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from astropy.io import fits
@@ -21,18 +20,19 @@ PART_OF_VARIANCE = "variance of "  # VAR_POISSON and its like: they add up
 
 _ROLES = {
     **dict.fromkeys(("SCI", "SCIENCE", "DATA", "IMAGE", "PRIMARY"), "image"),
-    **dict.fromkeys(("ERR", "ERROR", "RMS", "SIGMA", "UNC", "UNCERT", "STD", "STDDEV"), "err"),
+    **dict.fromkeys(("ERR", "ERROR", "ERRORS", "RMS", "SIGMA", "UNC", "UNCERT"), "err"),
+    **dict.fromkeys(("UNCERTAINTY", "STD", "STDDEV", "STDEV"), "err"),
     **dict.fromkeys(("VAR", "VARIANCE", "STAT"), "variance"),
     **dict.fromkeys(("IVM", "IVAR", "INVVAR", "INVVARIANCE"), "inverse_variance"),
-    **dict.fromkeys(("WHT", "WEIGHT", "WT", "WGT"), "weight"),
-    **dict.fromkeys(("MASK", "MSK", "BPM", "FLAG", "FLAGS"), "mask"),
-    "DQ": "dq",
+    **dict.fromkeys(("WHT", "WEIGHT", "WEIGHTS", "WT", "WGT"), "weight"),
+    **dict.fromkeys(("MASK", "MSK", "BPM", "FLAG", "FLAGS", "MASKBITS", "BADPIX"), "mask"),
+    **dict.fromkeys(("DQ", "DQM"), "dq"),
 }
 # What such a word is said of is not the science image, nor its noise or mask.
 _ASIDE_WORDS = (
     "MODEL MOD RESID RESIDUAL RESIDUALS RAW PSF KERNEL SNR S2N BKG BKGD BACKGROUND SKY SEG SEGM "
     "SEGMAP SEGMENTATION CHI CHI2 PREVIEW THUMBNAIL NEXP EXP EXPTIME EXPMAP COV COVERAGE CTX CON "
-    "CONTEXT DEPTH"
+    "CONTEXT DEPTH TEMPLATE THUMB"
 )
 _ASIDE = frozenset(_ASIDE_WORDS.split())
 # astropy's CCDData says of UNCERT what it is.
@@ -48,6 +48,11 @@ _BAND_KEYS = ("PUPIL", "FILTER", "FILTER1", "FILTER2", "FILTNAM1", "FILTNAM2", "
 _NO_FILTER = re.compile(r"CLEAR\w*|N/?A|NONE|OPEN|EMPTY|", re.IGNORECASE)
 FILTER_NAME = re.compile(r"F\d{3,4}(W2|LP|[WMNX])", re.IGNORECASE)  # of HST and JWST
 
+# Of ESO's data products (Science Data Products Standard): HDUCLAS3 of HDUCLAS2 = 'ERROR'.
+_ESO_ERRORS = {"MSE": "variance", "RMSE": "err", "INVMSE": "inverse_variance"}
+# Of whole files: NOIRLab's Community Pipeline (PRODTYPE), ESO (PRODCATG).
+_NO_SCIENCE = re.compile(r"wtmap|dqmask|expmap|ANCILLARY\..*", re.IGNORECASE)
+
 Groups = dict[tuple[str | None, int], dict[str, Any]]
 
 
@@ -57,20 +62,31 @@ def is_image(hdu: Any) -> bool:
     return isinstance(hdu, kinds) and len(hdu.shape) >= 2 and 0 not in hdu.shape
 
 
-def sort_planes(path: AnyPath, images: Sequence[Any], survey: Survey) -> tuple[Groups, str]:
-    """Sort image HDUs: (band or None, EXTVER) -> role -> HDU; and what was passed over, as a note.
+def sort_planes(path: AnyPath, hdus: Any, survey: Survey) -> tuple[Groups, str]:
+    """Sort the image HDUs of a file: (band or None, EXTVER) -> role -> HDU.
+
+    Returns a note on what was passed over, too.
 
     Raises:
         MosaicError: nothing says which of several is the science image.
     """
+    images = [hdu for hdu in hdus if is_image(hdu)]
+    chosen = _chosen(path, hdus, survey)
+    kind = str(hdus[0].header.get("PRODTYPE", hdus[0].header.get("PRODCATG", ""))).strip()
+    if chosen is None and _NO_SCIENCE.fullmatch(kind):
+        raise MosaicError(f"{path}: is no science image, by its header ('{kind}')")
     claims: dict[tuple[str | None, int], dict[str, list[Any]]] = {}
     for hdu in images:
         role, band = _role_and_band(hdu, survey)
+        if chosen is not None and (hdu is chosen or role == "image"):
+            role = "image" if hdu is chosen else None
+            if role is None:
+                continue
         if role is None and len(images) == 1:
             if _ASIDE & set(_words(_label(hdu))):
                 raise MosaicError(
                     f"{path}: its only image is called '{_label(hdu)}', which is no science image; "
-                    "give the mosaic itself, or name the extension SCI"
+                    "give the mosaic itself, or set image_extension in the survey's YAML file"
                 )
             role = "image"
         if role is not None:
@@ -86,7 +102,7 @@ def sort_planes(path: AnyPath, images: Sequence[Any], survey: Survey) -> tuple[G
     for (band, ver), roles in claims.items():
         planes = {role: hdus[0] for role, hdus in roles.items() if role != "image"}
         sciences = roles.get("image", [])
-        if is_said and band is None:
+        if is_said and band is None and chosen is None:
             sciences = [hdu for hdu in sciences if _label(hdu)]
         if sciences:
             planes["image"] = best = _plainest(path, sciences)
@@ -95,6 +111,21 @@ def sort_planes(path: AnyPath, images: Sequence[Any], survey: Survey) -> tuple[G
             groups[band, ver] = planes
     _merge_parts(groups)
     return groups, f"passed over {', '.join(passed_over)} of {path.name}" if passed_over else ""
+
+
+def _chosen(path: AnyPath, hdus: Any, survey: Survey) -> Any:
+    """Return the HDU that the survey says is the science image; None: it says nothing."""
+    wanted = survey.image_extension
+    if wanted is None:
+        return None
+    for index, hdu in enumerate(hdus):
+        if is_image(hdu) and wanted.lower() in (hdu.name.lower(), str(index)):
+            return hdu
+    names = ", ".join(hdu.name or str(index) for index, hdu in enumerate(hdus))
+    raise MosaicError(
+        f"{path}: image_extension of the survey '{survey.name}' is '{wanted}', and the file has "
+        f"{names}"
+    )
 
 
 def _plainest(path: AnyPath, sciences: list[Any]) -> Any:
@@ -108,8 +139,8 @@ def _plainest(path: AnyPath, sciences: list[Any]) -> Any:
     if len(plainest) > 1:
         names = ", ".join(_label(hdu) or "one without a name" for hdu in plainest)
         raise MosaicError(
-            f"{path}: {len(plainest)} images could be the science image ({names}); name the "
-            "extensions by what they are: SCI, ERR, WHT, MASK"
+            f"{path}: {len(plainest)} images could be the science image ({names}); set "
+            "image_extension in the survey's YAML file, or name the extensions SCI, ERR, WHT, MASK"
         )
     return plainest[0]
 
@@ -147,6 +178,8 @@ def header_bands(*headers: Any) -> list[tuple[str, str]]:
 def _role_of(words: list[str]) -> str | None:
     """Return the role that the words of a name say, or None."""
     roles = [_ROLES[word] for word in words if word in _ROLES]
+    if "variance" in roles and {"INV", "INVERSE"} & set(words):
+        return "inverse_variance"
     if words and _ROLES.get(words[0]) == "variance" and len(words) > 1 and len(roles) == 1:
         return PART_OF_VARIANCE + "_".join(words[1:])
     # What is subtracted is no longer in the image: SCI_SKY_SUB.
@@ -166,6 +199,11 @@ def _role_and_band(hdu: Any, survey: Survey) -> tuple[str | None, str | None]:
     for name in dict.fromkeys((_label(hdu), str(hdu.header.get("EXTTYPE", "")) or hdu.name)):
         if role is None and band is None:
             role, band = _of_name(name, hdu, survey)
+    if role is None and hdu.header.get("HDUCLASS") == "ESO":
+        kinds = [str(hdu.header.get(f"HDUCLAS{i}", "")).strip().upper() for i in (2, 3)]
+        role = {"DATA": "image", "QUALITY": "mask"}.get(kinds[0])
+        if kinds[0] == "ERROR":
+            role = _ESO_ERRORS.get(kinds[1])
     if role == "err":
         role = _UTYPES.get(str(hdu.header.get("UTYPE", "")), role)
     return role, band
@@ -198,5 +236,8 @@ def _merge_parts(groups: Groups) -> None:
         same = [k for k in homes if k[1] == key[1]]
         home = same if len(same) == 1 else homes
         if len(home) == 1 and key[0] in (None, home[0][0]):
-            parts = groups.pop(key)
-            groups[home[0]] = {**parts, **groups[home[0]]}
+            planes = groups[home[0]]
+            for role, hdu in groups.pop(key).items():
+                # lsst.images goes on in MASK,2 where MASK,1 has no bits left.
+                more = f"{role} {key[1]}" if role in MASK_ROLES and role in planes else role
+                planes.setdefault(more, hdu)

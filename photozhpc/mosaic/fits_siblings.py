@@ -13,32 +13,39 @@ from contextlib import suppress
 
 from photozhpc.errors import StorageError
 from photozhpc.object_storage import AnyPath, ObjectPath
+from photozhpc.survey import Survey
 
 ASIDE = "aside"  # of the mosaic, but not used: models, exposure maps, other masks
 
 # The words for the image itself.
-_SCIENCE = ("drz", "drc", "sci", "science", "i2d", "img", "image", "int", "ooi", "coadd", "mosaic")
+_SCIENCE = ("drz", "drc", "sci", "science", "i2d", "img", "image", "int", "coadd", "mosaic", "maic")
 _WORDS = {
-    "weight": "wht weight weights wgt wt wei oow",
-    "err": "rms err error sigma unc uncert noise",
+    "weight": "wht weight weights wgt wt wei",
+    "err": "rms err error sig sigma unc uncert uncertainty noise munc",
     "inverse_variance": "ivm ivar invvar",
     "variance": "var variance",
-    "mask": "ood",
-    ASIDE: "mask msk flag flags bpm dq dqm maskbits model mod resid residual chi chi2 psf psfsize "
+    "mask": "mask msk flag flags flg bpm dq dqm dqmask maskbits badpix",
+    ASIDE: "blobmodel mcov mcvg num model mod resid residual chi chi2 psf psfsize "
     "snr exp exptime expmap nexp cov coverage ctx con context conf depth galdepth seg segm segmap "
     "segmentation bkg bkgd background std raw preview",
 }
 _ROLES = {word: role for role, words in _WORDS.items() for word in words.split()}
-_PAN_STARRS = {"wt": "variance", "mask": "mask"}
+_PAN_STARRS = {"wt": "variance"}
+# NOIRLab's Community Pipeline: ooi is an image, oow its weight, ood its data quality; osi a stack.
+_PIPELINE = re.compile(r"o([ops])([dwe])")
+_PIPELINE_ROLES = {"d": "mask", "w": "weight", "e": ASIDE}
 _FITS = re.compile(r"\.fits?(\.gz|\.fz)?", re.IGNORECASE)
 # Where a server lists no folders, these names are asked for.
 _ASKED_FOR = ("wht", "weight", "rms", "err", "ivm", "ivar")
 
 
-def sibling_paths(path: AnyPath) -> dict[str, AnyPath]:
+def sibling_paths(path: AnyPath, survey: Survey | None = None) -> dict[str, AnyPath]:
     """Return the files beside a mosaic that tell its noise or its bad pixels, by role.
 
     Of two files in one role, the one that is packed as the mosaic is.
+
+    Args:
+        survey: words of names that are its bands are no roles.
     """
     end = _end(path.name)
     words = _words(path.name)
@@ -47,34 +54,38 @@ def sibling_paths(path: AnyPath) -> dict[str, AnyPath]:
     named: dict[str, list[str]] = {}
     for name in _names_beside(path):
         if _end(name) is not None and name != path.name:
-            for role, science in _owners(_words(name)):
+            for role, science in _owners(_words(name), survey):
                 if science == words:
                     named.setdefault(role, []).append(name)
     return {
-        role: path.with_name(min(named[role], key=lambda name: (_end(name) != end, name)))
+        role: path.with_name(
+            min(named[role], key=lambda name: (_end(name) != end, "rms" not in name, name))
+        )
         for role in _WORDS
         if role in named and role != ASIDE
     }
 
 
-def without_siblings(paths: Iterable[AnyPath]) -> list[AnyPath]:
+def without_siblings(paths: Iterable[AnyPath], survey: Survey | None = None) -> list[AnyPath]:
     """Return the paths less those that belong to another of them: weights, masks, models."""
     paths = list(paths)
     known = {(str(path.parent), _words(path.name)) for path in paths if _end(path.name) is not None}
-    return [
-        path
-        for path in paths
-        if _end(path.name) is None
-        or not any((str(path.parent), words) in known for _, words in _owners(_words(path.name)))
-    ]
+
+    def is_owned(path: AnyPath) -> bool:
+        owners = _owners(_words(path.name), survey) if _end(path.name) is not None else ()
+        return any((str(path.parent), words) in known for _, words in owners)
+
+    return [path for path in paths if not is_owned(path)]
 
 
-def _owners(words: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _owners(words: tuple[str, ...], survey: Survey | None) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield (role, words of the mosaic's name) of the mosaics that a file may belong to."""
-    roles = _ROLES | _PAN_STARRS if "skycell" in words else _ROLES
+    roles = _ROLES | _PAN_STARRS if {"skycell", "unconv"} & set(words) else _ROLES
     for index, word in enumerate(words):
-        if word in roles:
-            before, after = words[:index], words[index + 1 :]
+        before, after = words[:index], words[index + 1 :]
+        if pipeline := _PIPELINE.fullmatch(word):
+            yield _PIPELINE_ROLES[pipeline[2]], (*before, f"o{pipeline[1]}i", *after)
+        elif word in roles and (survey is None or survey.find_band(word) is None):
             if before or after:
                 yield roles[word], (*before, *after)
             for science in _SCIENCE:

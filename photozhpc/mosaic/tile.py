@@ -155,7 +155,7 @@ def _files(
         if isinstance(paths, str | os.PathLike | ObjectPath):
             paths = [paths]
         listed = [location(path) for path in paths]
-        files = [(path, None) for path in without_siblings(listed)]
+        files = [(path, None) for path in without_siblings(listed, survey)]
     if not files:
         raise MosaicError("no mosaic given: read_tile needs at least one path")
     return files

@@ -103,10 +103,16 @@ def find_mosaics(
         except ValueError as error:
             raise MosaicError(f"{where}: not a folder, and not a glob ({error})") from error
     claims: dict[str, dict[str, list[AnyPath]]] = {}
-    for file in without_siblings(f for f in files if survey.match_mosaic(f.name) is not None):
-        match = survey.match_mosaic(file.name)
-        if match is None:
-            continue
+    matches = {file: match for file in files if (match := survey.match_mosaic(file.name))}
+    mosaics = without_siblings(matches, survey)
+    others = sorted(set(matches) - set(mosaics), key=str)
+    if others:
+        notes.append(
+            f"{len(others)} files beside a mosaic passed over (weights, masks, models ...), "
+            f"such as {others[0].name}"
+        )
+    for file in mosaics:
+        match = matches[file]
         if isinstance(file, Path) and not file.is_file():
             if file.is_symlink() and not file.exists():
                 raise MosaicError(f"{file}: a link to what is not there; mend or remove the link")
