@@ -346,3 +346,31 @@ def test_nan_in_the_last_column_of_a_numbered_header(tmp_path: Path) -> None:
     path.write_text(header + "".join(f"{i} {a!r} {d!r}\n" for i, a, d in _ROWS[:1]))
     with pytest.raises(SourceListError):
         read(path)
+
+
+def test_of_several_tables_of_hdf5_none_is_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "t.h5"
+    rows = Table({"source_id": ID, "ra": RA, "dec": DEC})
+    Table({"x": RA}).write(path, path="a/first")
+    rows.write(path, path="a/second", append=True)
+    is_right(read(path))
+    rows.write(path, path="third", append=True)
+    with pytest.raises(SourceListError, match=r"which of its .* tables is meant"):
+        read(path)
+
+
+@pytest.mark.parametrize("separator", [",", " "])
+def test_a_header_without_an_end_is_no_name_of_a_file(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(separator.join(("source_id", "ra", "dec")))
+    assert len(read(path).columns["ra"]) == 0
+    (tmp_path / "other.csv").write_text(CSV)
+    path.write_text(str(tmp_path / "other.csv"))
+    assert not read(path).columns
+
+
+def test_blank_lines_below_a_machine_readable_table_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    Table({"source_id": ID, "ra": RA, "dec": DEC}).write(path, format="ascii.mrt")
+    path.write_text(path.read_text() + "\n  \n\n")
+    is_right(read(path))

@@ -341,11 +341,30 @@ def _choose(tables: dict[int, tuple[str, int]], path: Path) -> tuple[int, list[s
 
 
 def _read_hdf5(path: Path, wanted: Callable[[str], bool]) -> _Found:
+    import h5py
     from astropy.table import Table
+
+    names: list[str] = []
+
+    def note(name: str, it: Any) -> None:
+        is_table = isinstance(it, h5py.Dataset) and it.dtype.names is not None
+        if is_table and not name.endswith("__table_column_meta__"):
+            names.append(name)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is wrong is in the error
-        return _of_table(Table.read(path, format="hdf5"), wanted)
+        with h5py.File(path) as file:
+            file.visititems(note)
+            counts = {
+                i: (f"'{name}'", sum(map(wanted, file[name].dtype.names)))
+                for i, name in enumerate(names)
+            }
+        if not names:
+            raise ValueError("it holds no table of rows; write one with astropy, or as Parquet")
+        best, notes = _choose(counts, path)
+        found = _of_table(Table.read(path, format="hdf5", path=names[best]), wanted)
+        found.notes.extend(notes)
+        return found
 
 
 def _read_votable(path: Path, wanted: Callable[[str], bool]) -> _Found:

@@ -135,7 +135,8 @@ def read_text(text: str, layout: Layout) -> Any:
     else:
         about["format"] = "basic" if layout.separator == " " else "csv"
         about |= {"header_start": 0, "data_start": 1 + layout.n_below} if layout.n_below else {}
-    return astropy_ascii.read(text, **about)
+    # astropy takes a line without an end for the name, or the URL, of another file.
+    return astropy_ascii.read(text + "\n", **about)
 
 
 def _is_cut(text: str, separator: str) -> bool:
@@ -157,7 +158,7 @@ def read_described(text: str) -> Any | None:
     if _is_ipac(text[: 1 << 16].splitlines()[:_HEAD]):
         return astropy_ascii.read(text, format="ipac", guess=False)
     if re.search(r"^Byte-by-byte Description of file", text[: 1 << 18], re.MULTILINE):
-        return astropy_ascii.read(text, format="mrt", guess=False)
+        return astropy_ascii.read(text.rstrip(), format="mrt", guess=False)
     return None
 
 
