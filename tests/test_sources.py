@@ -323,3 +323,11 @@ def test_another_frame_is_refused(tmp_path: Path) -> None:
     QTable({"source_id": [1], "sky": SkyCoord([1.0], [2.0], unit="deg", frame="fk4")}).write(path)
     with pytest.raises(SourceListError, match=r"'sky\.ra' is in the frame 'fk4 B1950"):
         _read(path, ra="sky.ra", dec="sky.dec")
+
+
+def test_a_position_of_which_half_is_missing_is_none(tmp_path: Path) -> None:
+    # -99 is on the sky as a right ascension: at 261 degrees.
+    path = _written(tmp_path / "list.fits", ra=[150.1, -99.0, 150.3], dec=[2.1, -99.0, 2.3])
+    sources, _ = _read(path)
+    np.testing.assert_array_equal(sources.ra_N, [150.1, np.nan, 150.3])
+    np.testing.assert_array_equal(sources.dec_N, [2.1, np.nan, 2.3])

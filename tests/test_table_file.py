@@ -277,3 +277,100 @@ def test_what_cannot_be_read_says_what_to_do(tmp_path: Path, content: bytes, wor
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(SourceListError, match=words):
         read(tmp_path / "t.csv")
+
+
+def test_a_scaled_null_of_fits_is_missing(tmp_path: Path) -> None:
+    columns = [
+        fits.Column("ra", "J", array=np.where(MASK, -999, np.round(RA * 1e6)).astype(np.int32)),
+        fits.Column("z_spec", "J", array=np.where(MASK, 12, np.arange(N) + 20)),
+    ]
+    table = fits.BinTableHDU.from_columns(columns)
+    table.header.update(TSCAL1=1e-6, TNULL1=-999, TSCAL2=0.1, TZERO2=0.2, TNULL2=12)
+    table.writeto(tmp_path / "t.fits")
+    found = read(tmp_path / "t.fits").columns
+    np.testing.assert_allclose(found["ra"], np.where(MASK, np.nan, np.round(RA, 6)), rtol=1e-14)
+    expected = np.where(MASK, np.nan, 0.1 * (np.arange(N) + 20) + 0.2)
+    np.testing.assert_allclose(found["z_spec"], expected)
+
+
+def test_the_frame_of_an_old_fits_table_is_told(tmp_path: Path) -> None:
+    table = fits.BinTableHDU.from_columns([fits.Column("ra", "D", array=RA)])
+    table.header.update(RADESYS="FK4", EQUINOX=1950.0)
+    table.writeto(tmp_path / "t.fits")
+    assert read(tmp_path / "t.fits").frames == {"ra": "FK4 1950.0"}
+
+
+def test_columns_of_a_votable_are_known_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.xml"
+    Table({"source_id": ID, "ra": RA, "dec": DEC}).write(path, format="votable")
+    text = path.read_text()
+    for i, name in enumerate(("source_id", "ra", "dec")):  # as NED writes them
+        assert f'ID="{name}"' in text
+        text = text.replace(f'ID="{name}"', f'ID="main_col{i + 1}"')
+    path.write_text(text)
+    is_right(read(path))
+    path.write_text(text.replace('ID="main_col2"', 'ID="ra"').replace('name="ra"', 'name="RA deg"'))
+    is_right(read(path))
+
+
+def test_an_index_of_pandas_that_is_a_range_is_a_column(tmp_path: Path) -> None:
+    index = pd.RangeIndex(101, 101 + N, name="source_id")
+    pd.DataFrame({"ra": RA, "dec": DEC}, index=index).to_parquet(tmp_path / "t.parquet")
+    is_right(read(tmp_path / "t.parquet"))
+
+
+def test_units_of_parquet_in_any_case(tmp_path: Path) -> None:
+    field = pa.field("ra", pa.float64(), metadata={"Unit": "rad"})
+    pq.write_table(pa.table([pa.array(RA)], schema=pa.schema([field])), tmp_path / "t.parquet")
+    assert read(tmp_path / "t.parquet").units == {"ra": "rad"}
+
+
+def test_remarks_with_quotes_of_windows(tmp_path: Path) -> None:
+    rows = [f"{line},it\u2019s \u2013 so" for line in CSV.splitlines()]
+    (tmp_path / "t.csv").write_bytes("\r\n".join(rows).encode("cp1252"))
+    is_right(read(tmp_path / "t.csv"))
+
+
+def test_a_last_row_that_is_cut_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(CSV.rstrip("\n").rpartition(",")[0])
+    with pytest.raises(SourceListError, match="last row is cut short"):
+        read(path)
+
+
+def test_nan_in_the_last_column_of_a_numbered_header(tmp_path: Path) -> None:
+    path, header = tmp_path / "t.cat", "# 1 source_id\n# 2 ra\n# 3 dec\n# 4 z_spec\n"
+    path.write_text(header + "".join(f"{i} {a!r} {d!r} nan\n" for i, a, d in _ROWS))
+    is_right(read(path))
+    assert np.isnan(read(path).columns["z_spec"]).all()
+    path.write_text(header + "".join(f"{i} {a!r} {d!r}\n" for i, a, d in _ROWS[:1]))
+    with pytest.raises(SourceListError):
+        read(path)
+
+
+def test_of_several_tables_of_hdf5_none_is_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "t.h5"
+    rows = Table({"source_id": ID, "ra": RA, "dec": DEC})
+    Table({"x": RA}).write(path, path="a/first")
+    rows.write(path, path="a/second", append=True)
+    is_right(read(path))
+    rows.write(path, path="third", append=True)
+    with pytest.raises(SourceListError, match=r"which of its .* tables is meant"):
+        read(path)
+
+
+@pytest.mark.parametrize("separator", [",", " "])
+def test_a_header_without_an_end_is_no_name_of_a_file(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(separator.join(("source_id", "ra", "dec")))
+    assert len(read(path).columns["ra"]) == 0
+    (tmp_path / "other.csv").write_text(CSV)
+    path.write_text(str(tmp_path / "other.csv"))
+    assert not read(path).columns
+
+
+def test_blank_lines_below_a_machine_readable_table_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    Table({"source_id": ID, "ra": RA, "dec": DEC}).write(path, format="ascii.mrt")
+    path.write_text(path.read_text() + "\n  \n\n")
+    is_right(read(path))

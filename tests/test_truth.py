@@ -80,3 +80,25 @@ def test_one_name_twice_is_refused_and_a_byte_order_mark_is_none(tmp_path: Path)
     csv.write_bytes(b"\xef\xbb\xbfsource_id,z_true,Z_TRUE\n5,0.5,0.9\n")
     truth = read_truth([csv])
     assert (truth.source_id_N.tolist(), truth.z_ref_N.tolist()) == ([5], [0.5])
+
+
+def test_a_null_class_is_left_out_and_said(tmp_path: Path) -> None:
+    is_star = pa.array([False, None, True, False])
+    rows = pa.table({"source_id": [4, 3, 2, 1], "z_true": Z, "is_star": is_star})
+    pq.write_table(rows, tmp_path / "t.parquet")
+    truth = read_truth([tmp_path / "t.parquet"])
+    assert truth.source_id_N.tolist() == [1, 4]
+    assert truth.notes == ("1 values of 'is_star' are missing, and their rows left out",)
+
+
+@pytest.mark.parametrize("word", ["null", "N/A", "-", "<NA>", ""])
+def test_truth_reads_text_and_case_as_source_lists_do(tmp_path: Path, word: str) -> None:
+    (tmp_path / "t.csv").write_text(f"SOURCE_ID,Z_Spec\n3,0.5\n2,{word}\n1,1.25\n")
+    truth = read_truth([tmp_path / "t.csv"])
+    assert (truth.source_id_N.tolist(), truth.z_ref_N.tolist()) == ([1, 3], [1.25, 0.5])
+
+
+def test_identifiers_beyond_int64_are_not_wrapped(tmp_path: Path) -> None:
+    path = _written(tmp_path / "t.parquet", source_id=np.array([1, 2, 3, 2**63 + 9], np.uint64))
+    with pytest.raises(SourceListError, match="more than an int64 can"):
+        read_truth([path])

@@ -72,6 +72,7 @@ def read_identifiers(
         raise SourceListError(
             f"{table.path}: column '{name}' must hold integers, it holds {id_N.dtype} such as "
             f"{id_N.tolist()[0]!r:.40}"
+            "; write them as integers"
             + ("; numbers of float64 are not exact from 2^53 on" if id_N.dtype.kind == "f" else "")
         )
     if len(id_N) and id_N.max() > np.iinfo(np.int64).max:

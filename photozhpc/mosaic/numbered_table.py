@@ -82,6 +82,9 @@ def read_numbered(text: str, names: list[str], wanted: Callable[[str], bool]) ->
     rows = pd.read_csv(io.StringIO(text), sep=r"\s+", comment="#", header=None)
     if rows.shape[1] != len(names):
         raise ValueError(f"rows of {rows.shape[1]} values, and a header of {len(names)} columns")
-    if rows[len(names) - 1].isna().any():
+    # What is NaN there is so written, or is not there.
+    if rows[len(names) - 1].isna().any() and any(
+        0 < len(line.partition("#")[0].split()) < len(names) for line in io.StringIO(text)
+    ):
         raise ValueError(f"a row has fewer than {len(names)} values")
     return {name: rows[i].to_numpy() for i, name in enumerate(names) if wanted(name)}

@@ -13,7 +13,7 @@ from photozhpc.errors import SourceListError, did_you_mean
 from photozhpc.mosaic.identifiers import read_identifiers
 from photozhpc.mosaic.redshifts import Z_SPEC_MAX, Remarks, is_placeholder, usable_redshifts
 from photozhpc.mosaic.sky_units import is_degrees, to_degrees, to_magnitudes, to_redshifts
-from photozhpc.mosaic.table_file import TableFile, read_columns
+from photozhpc.mosaic.table_file import TableFile, as_floats, read_columns
 from photozhpc.object_storage import AnyPath, location
 from photozhpc.survey import SourceColumns, names_of
 
@@ -22,7 +22,6 @@ from photozhpc.survey import SourceColumns, names_of
 A_V_OF_EBV = 2.742
 # Beyond, no galaxy is seen.
 EBV_MAX = 20.0
-_TEXT_FOR_NOTHING = ("", "-", "--", "na", "n/a", "nan", "null", "none", "\\n")
 
 
 @dataclass(frozen=True)
@@ -254,7 +253,8 @@ def _positions(
                 f"{step_arcsec:.2g} arcsec; write them as float64",
             )
         found.append(value_N)
-    return found[0], found[1]
+    nowhere_N = np.isnan(found[0]) | np.isnan(found[1])  # -99 is on the sky as a right ascension
+    return np.where(nowhere_N, np.nan, found[0]), np.where(nowhere_N, np.nan, found[1])
 
 
 _ICRS = re.compile(r"icrs( .*)?|(eq_)?fk5( J?2000(\.0*)?)?", re.IGNORECASE)
@@ -290,12 +290,7 @@ def _numbers(
             f"{values.shape[1:]}; split it"
         )
     try:
-        if values.dtype.kind not in "iufOSU":
-            # NumPy makes numbers of dates, and real ones of complex ones.
-            raise TypeError(str(values.dtype))
-        if values.dtype.kind in "OSU":
-            values = np.array([_number_in(value) for value in values.tolist()])
-        value_N = np.asarray(values, dtype=np.float64)
+        value_N = as_floats(values)
     except (TypeError, ValueError) as error:
         raise SourceListError(
             f"{table.path}: column '{wanted}' does not hold numbers ({str(error)[:80]})"
@@ -305,24 +300,3 @@ def _numbers(
         return in_unit(value_N, unit)
     except ValueError as error:
         raise SourceListError(f"{table.path}: column '{name}': {error}; convert it") from None
-
-
-def _number_in(value: Any) -> float:
-    """Read a number that is written as text; NaN for what stands for 'missing'.
-
-    Raises:
-        TypeError, ValueError: it is none, such as 10:00:28.6 for degrees.
-    """
-    if value is None:
-        return np.nan
-    if isinstance(value, bytes):
-        value = value.decode("latin-1")
-    if not isinstance(value, str):
-        return float(value)
-    if value.strip().lower() in _TEXT_FOR_NOTHING:
-        return np.nan
-    if "_" in value or ":" in value:  # digits that Python groups; hours, minutes and seconds
-        raise ValueError(f"{value!r}; angles are decimal degrees")
-    if "," in value:
-        raise ValueError(f"{value!r}; write a decimal point")
-    return float(value)

@@ -23,6 +23,7 @@ _PACKED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x28\xb5\
 _MASK = ".mask"  # what astropy calls the column that holds the mask of another
 _VOTABLE_KEY = b"IVOA.VOTable-Parquet.content"
 _ASTROPY_KEY = b"table_meta_yaml"
+_TEXT_FOR_NOTHING = ("", "-", "--", "na", "n/a", "<na>", "nan", "null", "none", "masked", "\\n")
 _LDAC_HEADER = "LDAC_IMHEAD"  # of FITS_LDAC: the image's header, as a table of one row
 
 
@@ -179,8 +180,20 @@ def _read_parquet(path: Path, wanted: Callable[[str], bool]) -> _Found:
         name: table.column(i).to_numpy(zero_copy_only=False)
         for i, name in enumerate(table.column_names)
     }
+    index = {name: it for name, it in _range_index(schema, len(table)).items() if wanted(name)}
     units, frames = _said_of_parquet(schema)
-    return _Found(columns, schema.names, units, frames)
+    return _Found(columns | index, [*schema.names, *index], units, frames)
+
+
+def _range_index(schema: pa.Schema, n: int) -> dict[str, NDArray]:
+    """Return the index of a table of pandas that is a range, which has no column in the file."""
+    index: dict[str, NDArray] = {}
+    for it in (schema.pandas_metadata or {}).get("index_columns", ()):
+        if isinstance(it, dict) and it.get("kind") == "range" and isinstance(it.get("name"), str):
+            values_N = np.arange(it["start"], it["stop"], it["step"])
+            if len(values_N) == n and it["name"] not in schema.names:
+                index[it["name"]] = values_N
+    return index
 
 
 def _said_of_parquet(schema: pa.Schema) -> tuple[dict[str, str], dict[str, str]]:
@@ -211,7 +224,7 @@ def _said_of_parquet(schema: pa.Schema) -> tuple[dict[str, str], dict[str, str]]
             if it.get("ref") in systems:
                 frames[it["name"]] = systems[it["ref"]]
     for one in schema:
-        said = one.metadata or {}
+        said = {key.lower(): value for key, value in (one.metadata or {}).items()}
         unit = said.get(b"unit") or said.get(b"units")
         if unit:
             units[one.name] = unit.decode(errors="replace")
@@ -268,10 +281,38 @@ def _read_fits(path: Path, wanted: Callable[[str], bool]) -> _Found:
                 if isinstance(hdu, fits.BinTableHDU | fits.TableHDU) and hdu.name != _LDAC_HEADER:
                     n_wanted = sum(wanted(name) for name in hdu.columns.names)
                     tables[index] = (f"{index} '{hdu.name}'" if hdu.name else f"{index}", n_wanted)
-        best, note = _choose(tables, path)
+            best, note = _choose(tables, path)
+            nulls = _scaled_nulls(hdus[best], wanted)
+            frame = _fits_frame(hdus[best].header)
         found = _of_table(Table.read(path, format="fits", hdu=best), wanted)
+        for name, null_N in nulls.items():
+            found.columns[name] = _blanked(found.columns[name], null_N)
+        found.frames.update(dict.fromkeys(found.names, frame) if frame else {})
         found.notes.extend(note)
         return found
+
+
+def _scaled_nulls(hdu: Any, wanted: Callable[[str], bool]) -> dict[str, NDArray[np.bool_]]:
+    """Return where columns with TSCAL or TZERO are null, by name.
+
+    TNULL is the integer in the file (FITS 4.0, section 7.3.2); astropy compares it with the
+    number that is made of it.
+    """
+    nulls = {}
+    for it in hdu.columns:
+        is_scaled = it.bscale not in (None, "", 1) or it.bzero not in (None, "", 0)
+        if is_scaled and isinstance(it.null, int) and wanted(it.name):
+            raw_N = hdu.data.view(np.ndarray)[it.name]
+            nulls[it.name] = raw_N == it.null
+    return nulls
+
+
+def _fits_frame(header: Any) -> str:
+    """Return the frame of B1950 that a table's header states; "": none, or one of J2000."""
+    system = str(header.get("RADESYS", header.get("RADECSYS", ""))).strip()
+    equinox = header.get("EQUINOX", "")
+    is_old = system.upper().startswith("FK4") or (not system and equinox in (1950, 1950.0))
+    return _frame(system or "FK4", str(equinox)) if is_old else ""
 
 
 def _choose(tables: dict[int, tuple[str, int]], path: Path) -> tuple[int, list[str]]:
@@ -300,11 +341,30 @@ def _choose(tables: dict[int, tuple[str, int]], path: Path) -> tuple[int, list[s
 
 
 def _read_hdf5(path: Path, wanted: Callable[[str], bool]) -> _Found:
+    import h5py
     from astropy.table import Table
+
+    names: list[str] = []
+
+    def note(name: str, it: Any) -> None:
+        is_table = isinstance(it, h5py.Dataset) and it.dtype.names is not None
+        if is_table and not name.endswith("__table_column_meta__"):
+            names.append(name)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is wrong is in the error
-        return _of_table(Table.read(path, format="hdf5"), wanted)
+        with h5py.File(path) as file:
+            file.visititems(note)
+            counts = {
+                i: (f"'{name}'", sum(map(wanted, file[name].dtype.names)))
+                for i, name in enumerate(names)
+            }
+        if not names:
+            raise ValueError("it holds no table of rows; write one with astropy, or as Parquet")
+        best, notes = _choose(counts, path)
+        found = _of_table(Table.read(path, format="hdf5", path=names[best]), wanted)
+        found.notes.extend(notes)
+        return found
 
 
 def _read_votable(path: Path, wanted: Callable[[str], bool]) -> _Found:
@@ -317,17 +377,33 @@ def _read_votable(path: Path, wanted: Callable[[str], bool]) -> _Found:
         counts = {
             index: (
                 f"'{table.ID or table.name or index}'",
-                sum(wanted(it.ID) for it in table.fields),
+                sum(map(wanted, _called(table.fields, wanted).values())),
             )
             for index, table in enumerate(tables)
         }
         best, note = _choose(counts, path)
-        found = _of_table(tables[best].to_table(), wanted)
-        found.notes.extend(note)
+        called = _called(tables[best].fields, wanted)
+        found = _of_table(tables[best].to_table(), lambda it: wanted(called[it]))
         systems = {it.ID: _frame(it.system, it.equinox) for it in file.iter_coosys()}
-        frames = {it.ID: systems[it.ref] for it in tables[best].fields if it.ref in systems}
-        found.frames.update(frames)
-        return found
+        return _Found(
+            {called[known]: values for known, values in found.columns.items()},
+            [called[known] for known in found.names],
+            {called[known]: unit for known, unit in found.units.items()},
+            {called[it.ID]: systems[it.ref] for it in tables[best].fields if it.ref in systems},
+            note,
+        )
+
+
+def _called(fields: Any, wanted: Callable[[str], bool]) -> dict[str, str]:
+    """Return what the columns of a VOTable are called, by ID.
+
+    By name (NED's IDs are main_col1, ...), or by ID where only that is wanted.
+    """
+    names = {it.name.lower() for it in fields if it.name}
+    return {
+        it.ID: it.ID if not it.name or (wanted(it.ID) and it.ID.lower() not in names) else it.name
+        for it in fields
+    }
 
 
 def _of_table(table: Any, wanted: Callable[[str], bool]) -> _Found:
@@ -362,6 +438,36 @@ def _blanked(values_N: NDArray, mask_N: NDArray[np.bool_]) -> NDArray:
     blanked_N = values_N.astype(np.float64 if is_number else object)
     blanked_N[mask_N] = np.nan if is_number else None
     return blanked_N
+
+
+def as_floats(values_N: NDArray) -> NDArray[np.float64]:
+    """Return the numbers of a column, also those written as text; NaN for what says 'missing'.
+
+    Raises:
+        TypeError, ValueError: they are no numbers, such as dates, or 10:00:28.6 for degrees.
+    """
+    if values_N.dtype.kind not in "iufOSU":
+        # NumPy makes numbers of dates, and real ones of complex ones.
+        raise TypeError(str(values_N.dtype))
+    if values_N.dtype.kind in "OSU":
+        values_N = np.array([_number_in(value) for value in values_N.tolist()])
+    return np.asarray(values_N, dtype=np.float64)
+
+
+def _number_in(value: Any) -> float:
+    if value is None:
+        return np.nan
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if not isinstance(value, str):
+        return float(value)
+    if value.strip().lower() in _TEXT_FOR_NOTHING:
+        return np.nan
+    if "_" in value or ":" in value:  # digits that Python groups; hours, minutes and seconds
+        raise ValueError(f"{value!r}; angles are decimal degrees")
+    if "," in value:
+        raise ValueError(f"{value!r}; write a decimal point")
+    return float(value)
 
 
 def _as_mask(values_N: NDArray) -> NDArray[np.bool_]:

@@ -20,7 +20,7 @@ _HEAD = 200  # lines
 
 
 def decoded(content: bytes) -> str | None:
-    """Return the text that a file holds, in UTF-8, UTF-16, UTF-32 or Latin-1; None: no text."""
+    """Return the text that a file holds, in Unicode or Windows-1252; None: it is no text."""
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             return content.decode(encoding)
@@ -29,9 +29,14 @@ def decoded(content: bytes) -> str | None:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
-        # Programs of before UTF-8 write degree signs and names of people in their remarks.
-        text = content.decode("latin-1")
-        return None if re.search("[\x00-\x08\x0e-\x1f\x7f-\x9f]", text) else text
+        pass
+    # Programs of before UTF-8 write degree signs and names of people in their remarks, and
+    # spreadsheets of Windows quotes and dashes, which Latin-1 has not.
+    try:
+        text = content.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    return None if re.search("[\x00-\x08\x0e-\x1f\x7f]", text) else text
 
 
 @dataclass(frozen=True)
@@ -122,13 +127,23 @@ def read_text(text: str, layout: Layout) -> Any:
     """
     from astropy.io import ascii as astropy_ascii
 
+    if layout.separator != " " and _is_cut(text, layout.separator):
+        raise ValueError("its last row is cut short; copy or make it again")
     about: dict[str, Any] = {"guess": False, "comment": "#", "delimiter": layout.separator}
     if layout.names is not None:
         about |= {"format": "no_header", "names": layout.names}
     else:
         about["format"] = "basic" if layout.separator == " " else "csv"
         about |= {"header_start": 0, "data_start": 1 + layout.n_below} if layout.n_below else {}
-    return astropy_ascii.read(text, **about)
+    # astropy takes a line without an end for the name, or the URL, of another file.
+    return astropy_ascii.read(text + "\n", **about)
+
+
+def _is_cut(text: str, separator: str) -> bool:
+    """Say whether the last line has no end, and fewer values than the line before it."""
+    before, last = ["", *text[-(1 << 20) :].splitlines()][-2:]
+    is_whole = text.endswith(("\n", "\r")) or before.startswith("#")
+    return not is_whole and bool(last.strip()) and last.count(separator) < before.count(separator)
 
 
 def read_described(text: str) -> Any | None:
@@ -143,7 +158,7 @@ def read_described(text: str) -> Any | None:
     if _is_ipac(text[: 1 << 16].splitlines()[:_HEAD]):
         return astropy_ascii.read(text, format="ipac", guess=False)
     if re.search(r"^Byte-by-byte Description of file", text[: 1 << 18], re.MULTILINE):
-        return astropy_ascii.read(text, format="mrt", guess=False)
+        return astropy_ascii.read(text.rstrip(), format="mrt", guess=False)
     return None
 
 

@@ -11,14 +11,19 @@ from numpy.typing import NDArray
 from photozhpc.errors import SourceListError, did_you_mean
 from photozhpc.mosaic.redshifts import Remarks, is_placeholder, usable_redshifts
 from photozhpc.mosaic.sky_units import to_redshifts
-from photozhpc.mosaic.table_file import read_columns
+from photozhpc.mosaic.table_file import as_floats, read_columns
 from photozhpc.object_storage import AnyPath, ObjectPath, location
 from photozhpc.store import CutoutStore
 
 # The first that a table has; galaxy_id and redshift are those of OpenUniverse2024.
 _Z_NAMES = {"z_true": "true", "z_spec": "spectroscopic", "redshift": "true"}
 _ID_NAMES = ("source_id", "galaxy_id")
-_KINDS = {**dict.fromkeys(_ID_NAMES, "iu"), "is_star": "biuf"}  # NumPy's; of all others: numbers
+# NumPy's; of all others: numbers
+_KINDS = {
+    **dict.fromkeys(_ID_NAMES, "iu"),
+    **dict.fromkeys(_Z_NAMES, "iufOSU"),
+    "is_star": "biufO",
+}
 _MAGNITUDE_PREFIX = "mag_"
 
 
@@ -124,7 +129,12 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
     if path.is_dir():
         return store_labels(path)
     table = read_columns(path, "truth table", _matters)
-    columns, names = dict(table.columns), table.names
+    found = {name: table.find(name) for name in (*_ID_NAMES, "is_star", *_Z_NAMES)}
+    columns = {name: table.columns[known] for name, known in found.items() if known is not None}
+    columns |= {
+        name: values for name, values in table.columns.items() if name.startswith(_MAGNITUDE_PREFIX)
+    }
+    names = table.names
     id_name = next((name for name in _ID_NAMES if name in columns), "source_id")
     if id_name == "source_id":
         columns.pop("redshift", None)  # which of its redshifts that is, only OpenUniverse says
@@ -142,12 +152,21 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
             )
     for name in columns:
         table.find(name)  # which of two columns of one name is meant?
+    id_N = columns[id_name]
+    if len(id_N) and id_N.max() > np.iinfo(np.int64).max:
+        raise SourceListError(
+            f"{path}: column '{id_name}' holds {id_N.max()}, which is more than an int64 can; "
+            "give the identifiers of the catalogue"
+        )
+    z_unit = table.units.get(found[z_name] or "", "")
     try:
-        z_ref_N = to_redshifts(columns[z_name].astype(np.float64), table.units.get(z_name, ""))
-    except ValueError as error:
-        raise SourceListError(f"{path}: column '{z_name}': {error}; convert it") from None
+        z_ref_N = np.array(to_redshifts(as_floats(columns[z_name]), z_unit))
+    except (TypeError, ValueError) as error:
+        raise SourceListError(
+            f"{path}: column '{z_name}' of the truth table: {str(error)[:80]}; convert it"
+        ) from None
     if "is_star" in columns:
-        z_ref_N[columns["is_star"].astype(bool)] = np.nan
+        z_ref_N[_is_star(path, columns["is_star"], remarks)] = np.nan
     z_ref_N = usable_redshifts(z_ref_N, z_name, remarks)
     magnitudes = {
         name.removeprefix(_MAGNITUDE_PREFIX).lower(): np.where(
@@ -156,10 +175,23 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
         for name, column in columns.items()
         if name.startswith(_MAGNITUDE_PREFIX)
     }
-    return Truth(
-        columns[id_name].astype(np.int64), z_ref_N, _Z_NAMES[z_name], magnitudes, tuple(table.notes)
+    return Truth(id_N.astype(np.int64), z_ref_N, _Z_NAMES[z_name], magnitudes, tuple(table.notes))
+
+
+def _is_star(path: AnyPath, values_N: NDArray, remarks: Remarks) -> NDArray[np.bool_]:
+    """Say which rows are no galaxies: stars, and those of which it is masked or null."""
+    try:
+        star_N = as_floats(values_N.astype(np.int8) if values_N.dtype.kind == "b" else values_N)
+    except (TypeError, ValueError) as error:
+        raise SourceListError(
+            f"{path}: column 'is_star' of the truth table: {str(error)[:80]}; write 0 and 1"
+        ) from None
+    remarks.add(
+        int(np.count_nonzero(np.isnan(star_N))),
+        "values of 'is_star' are missing, and their rows left out",
     )
+    return star_N != 0
 
 
 def _matters(name: str) -> bool:
-    return name in (*_ID_NAMES, "is_star", *_Z_NAMES) or name.startswith(_MAGNITUDE_PREFIX)
+    return name.lower() in (*_ID_NAMES, "is_star", *_Z_NAMES) or name.startswith(_MAGNITUDE_PREFIX)

@@ -204,6 +204,11 @@ def _read_catalogue(
         raise StoreError(
             f"{path}: '{id_name}' holds an identifier twice; every source needs its own"
         )
+    if id_N.max() > np.iinfo(np.int64).max:
+        raise StoreError(
+            f"{path}: '{id_name}' holds {id_N.max()}, which is more than an int64 can; number "
+            "the sources anew"
+        )
     nowhere_N = np.full(n, np.nan)
     positions = [_column(path, file, k, (n,)) if k in file else nowhere_N for k in ("ra", "dec")]
     if positions[0] is nowhere_N:
