@@ -319,7 +319,8 @@ def _cube(
     axis = str(next((h["CTYPE3"] for h in headers if h.get("CTYPE3")), ""))
     if re.match(r"STOKES|V(ELO|RAD|OPT|ELO-)|TIME|UTC|TAI", axis, re.IGNORECASE):
         raise MosaicError(f"{path}: CTYPE3 is '{axis}', so its layers are no bands; {advice}")
-    stated = [b.name for _, text in header_bands(*headers) if (b := survey.find_band(text))]
+    bands = (survey.find_band(text) for _, text in header_bands(*headers))
+    stated = dict.fromkeys(band.name for band in bands if band is not None)
     if set(stated) - {survey.bands[0].name}:  # a stack of images has the header of the first
         raise MosaicError(
             f"{path}: has {n_layers} layers, and its header says {', '.join(stated)}; {advice}"

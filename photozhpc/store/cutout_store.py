@@ -378,7 +378,7 @@ class CutoutStore:
             writer = TileWriter(arrays, n_sources, self.shard_len)
             yield writer
             writer.finish()
-            crc32c, made_for = self._crc32c(partial), (self.sha256, self.plan_sha256())
+            crc32c, made_for = self.chunk_checksums(partial), (self.sha256, self.plan_sha256())
             manifest = make_manifest(partial, tile_id, n_sources, crc32c, *made_for)
             if self.has_tile(tile_id):
                 return  # a twin, whose job Slurm took for dead, was quicker
@@ -424,7 +424,7 @@ class CutoutStore:
         present = {path.stem for path in (self.path / ".manifests").glob("*.json")}
         return sorted(set(self._plan() or ()) - present)
 
-    def _crc32c(self, folder: Path) -> dict[str, bytes]:
+    def chunk_checksums(self, folder: AnyPath) -> dict[str, bytes]:
         """Return the CRC32C of the chunks of each file of a tile's arrays, by the file's name."""
         found = {}
         for name, (dtype, _) in {"cutout": ("float32", "CSS"), **COLUMNS}.items():

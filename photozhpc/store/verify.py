@@ -68,7 +68,21 @@ def _file_problems(store: CutoutStore, manifest: dict[str, Any]) -> list[str]:
         present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
         for name in sorted(present - set(files)):
             problems.append(f"{_describe(tile_id, name)}: not in the manifest")
-    return problems
+    return problems or _checksum_problems(store, manifest)
+
+
+def _checksum_problems(store: CutoutStore, manifest: dict[str, Any]) -> list[str]:
+    """Return lines on files, sound in themselves, whose chunks are not those of the manifest."""
+    tile_id, files = manifest["tile_id"], manifest["files"]
+    try:
+        found = store.chunk_checksums(store.path / tile_id)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        return [f"tile {tile_id}: {error}"]
+    return [
+        f"{_describe(tile_id, name)}: the manifest has other checksums of its chunks"
+        for name, about in files.items()
+        if "crc32c" in about and about["crc32c"] != found.get(name, b"").hex()
+    ]
 
 
 def _miscounted(store: CutoutStore, manifest: dict[str, Any]) -> str | None:

@@ -124,6 +124,9 @@ class FitsMosaic(_Mosaics):
         packed = fits.CompImageHDU(image, header, compression_type="RICE_1", name="SCI")
         fits.HDUList([fits.PrimaryHDU(), packed]).writeto(self.folder / "c_f814w_drz.fits.fz")
         cube = fits.PrimaryHDU(np.stack([image] * len(HST.bands)), header)
+        del cube.header["FILTER"]
+        for number, band in enumerate(HST.band_names):
+            cube.header[f"BAND{number}"] = band
         cube.writeto(self.folder / "d_cube_drz.fits")
         plain = (self.folder / "b_f160w_drz.fits").read_bytes()
         (self.folder / "e_f160w_drz.fits.gz").write_bytes(gzip.compress(plain, 1, mtime=0))
