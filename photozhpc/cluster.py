@@ -320,8 +320,12 @@ class LostWorkers(SchedulerPlugin):
 
 @contextmanager
 def _environment_kept() -> Iterator[None]:
-    """Take back what Dask puts into this process's environment for its workers."""
+    """Take back what Dask puts into this process's environment for its workers, and we do.
+
+    They look for no module in the working folder, which may be anybody's.
+    """
     before = dict(os.environ)
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         yield
     finally:

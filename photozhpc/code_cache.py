@@ -107,7 +107,7 @@ def keep_torch_code() -> Path:
     folder = code_cache()
     for name in _TORCH:
         if not _is_own(os.environ.get(name)):
-            os.environ[name] = str(folder / name.split("_")[0].lower())
+            os.environ[name] = str(own(folder / name.split("_")[0].lower()))
     return folder
 
 

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -34,8 +35,12 @@ _LOCK = ".lock"  # of a temporary folder, held as long as its process lives
 
 
 def partial_path(path: Path) -> Path:
-    """Return the hidden name under which this process writes what will be renamed to `path`."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    """Return a hidden name under which this process can write what will be renamed to `path`.
+
+    It cannot be guessed: who else may write to the folder would put a link there.
+    """
+    token = secrets.token_hex(4)
+    return path.with_name(f".{path.name}.{token}.{socket.gethostname()}.{os.getpid()}.partial")
 
 
 @contextmanager
@@ -91,8 +96,9 @@ def write_durably(
         RunError: the disk is full, or the folder cannot be written.
     """
     try:
-        with replacing(path, sync_rename, check) as partial:
-            partial.write_bytes(content)
+        # "x" follows no link.
+        with replacing(path, sync_rename, check) as partial, open(partial, "xb") as stream:
+            stream.write(content)
     except OSError as error:
         raise disk_error(path, error) from error
 

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -90,7 +91,7 @@ def locked(
 def is_held(path: Path) -> bool:
     """Return whether a process holds a lock file."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe: is not waited for
     except OSError:
         return False
     try:
@@ -108,6 +109,9 @@ def _taken(path: Path, error: type[PhotozError], place: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         free = False
         try:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # others may have put it
+                raise disk_error(path, OSError("it is no file of its own; delete it"))
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The one before may have deleted the file that was opened here.
             free = _is_same_file(handle, path)

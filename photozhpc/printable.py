@@ -3,8 +3,13 @@
 import re
 from urllib.parse import unquote
 
-# Without the punctuation that follows it in a sentence.
-_URL = re.compile(r"((?:https?|s3|ftp)://)([^\s\"<>]*(?:[^\s\"<>:;,.)'\]]|\.{3}))", re.I)
+# Of any scheme; a path of Python's has one slash. A password may hold quotes and brackets. Without
+# the punctuation that follows it in a sentence.
+_URL = re.compile(
+    r"([a-z][a-z0-9+.-]{0,30}://|(?:https?|s3|gs|ftp):/)"
+    r"((?:[^\s/@:,]*:[^\s/@]*@)?[^\s\"<>]*(?:[^\s\"<>:;,.)'\]]|\.{3}))",
+    re.IGNORECASE,
+)
 # user:password@, also where the password holds a '/' that ought to be %2F.
 _USER = re.compile(r"^(?:[^/?#]*@|[^/?#:@]+:(?!\d*(?:[/?#]|$))[^@]*@)")
 # What a query may say is shown if it is a number or the name of a file, and not called a secret.
@@ -21,7 +26,7 @@ def printable(text: str) -> str:
     signed URLs and tokens have many names. "https://u:pw@host/t.fits?id=3&sig=abc" becomes
     "https://host/t.fits?id=3&sig=...".
     """
-    if "://" not in text:
+    if ":/" not in text:
         return text
     return _URL.sub(lambda found: found[1] + _without_secrets(found[2]), text)
 
@@ -30,6 +35,7 @@ def _without_secrets(address: str) -> str:
     address = _USER.sub("", address, count=1)
     address, hash_, _ = address.partition("#")
     path, mark, query = address.partition("?")
+    path = re.sub(r";([^=;/]*)=[^;/]*", r";\1=...", printable(path))
     return path + mark + "&".join(map(_shown, query.split("&"))) + (hash_ and "#...")
 
 

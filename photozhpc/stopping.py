@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -71,13 +71,15 @@ def _start_resource_tracker() -> None:
 
     It frees what killed processes leave behind, and would say so on the terminal.
     """
-    before = os.environ.get("PYTHONWARNINGS")
+    before = {name: os.environ.get(name) for name in ("PYTHONWARNINGS", "PYTHONSAFEPATH")}
     quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
-    os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
+    said = before["PYTHONWARNINGS"]
+    os.environ["PYTHONWARNINGS"] = f"{said},{quiet}" if said else quiet
+    os.environ["PYTHONSAFEPATH"] = "1"  # the working folder may be anybody's
     try:
         resource_tracker.ensure_running()
     finally:
-        with suppress(KeyError):
-            del os.environ["PYTHONWARNINGS"]
-        if before is not None:
-            os.environ["PYTHONWARNINGS"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

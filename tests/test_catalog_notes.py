@@ -1,6 +1,7 @@
 """Parts that are whole, and not what their run made under their name, are not read."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -256,3 +257,10 @@ def test_status_does_not_count_parts_that_are_gone_or_of_another_size(run: Path)
     assert (status["parts_done"], status["parts_lost"]) == (1, [0, 1])
     assert "2 parts that were finished are gone or altered" in describe(status)
     assert status["state"] == "stopped"
+
+
+def test_a_pipe_among_the_notes_is_not_waited_for(tmp_path: Path) -> None:
+    out = make_run(tmp_path / "out")
+    noted = read_notes(out)
+    os.mkfifo(out / "notes" / "another.jsonl")
+    assert read_notes(out) == noted

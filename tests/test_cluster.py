@@ -140,3 +140,25 @@ def test_workers_of_a_start_that_was_stopped_are_not_reported_as_lost(monkeypatc
         pytest.fail("it went on")
     assert begun[0].status.name == "closed"
     assert lost == []
+
+
+def test_workers_take_no_module_from_the_working_folder(tmp_path):
+    """Its name is all that who can write there needs to have code run as the user."""
+    marker, folder = tmp_path / "ran", tmp_path / "shared"
+    folder.mkdir()
+    for name in ("multiprocessing", "selectors", "numpy", "photozhpc"):
+        (folder / f"{name}.py").write_text(f"open({str(marker)!r}, 'a').write('{name} ')\n")
+    script = tmp_path / "own" / "script.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import os\nfrom photozhpc.cluster import local_client\n"
+        "with local_client(1, 'cpu') as client:\n"
+        "    client.submit(os.getpid).result()\n"
+        "assert 'PYTHONSAFEPATH' not in os.environ\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not marker.exists(), marker.read_text()

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from photozhpc import disk
 from photozhpc.catalog.photoz_catalog import read_run
+from photozhpc.catalog.run_folder import append_line
 from photozhpc.disk import files_below, read_fault, replacing, temporary_folder
-from photozhpc.errors import CatalogError, MosaicError, StoreError
+from photozhpc.errors import CatalogError, MosaicError, RunError, StoreError
 from photozhpc.mosaic.repeats import exposure_time_s
 from photozhpc.mosaic.tile import read_tile
 from photozhpc.store.cutout_store import CutoutStore
@@ -147,3 +149,26 @@ def test_a_temporary_folder_is_private_and_what_is_in_use_stays(tmp_path: Path) 
     with temporary_folder("t", tmp_path):
         assert not left.exists()
         assert other.exists()
+
+
+def test_a_link_under_the_hidden_name_is_not_followed(tmp_path, monkeypatch):
+    """In a folder of a group another user may have guessed it."""
+    precious, path = tmp_path / "precious", tmp_path / "out" / "a.json"
+    path.parent.mkdir()
+    precious.write_bytes(b"mine")
+    assert disk.partial_path(path) != disk.partial_path(path)
+    monkeypatch.setattr(disk.secrets, "token_hex", lambda n: "0" * n)
+    disk.partial_path(path).symlink_to(precious)
+    with pytest.raises(RunError, match="cannot be written"):
+        disk.write_durably(path, b"{}")
+    assert precious.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_lines_are_added_to_no_link_or_pipe(tmp_path, kind):
+    precious, file = tmp_path / "precious", tmp_path / "events.jsonl"
+    precious.write_bytes(b"mine")
+    file.symlink_to(precious) if kind == "link" else os.mkfifo(file)
+    with pytest.raises(OSError, match=r"symbolic links|No such device"):
+        append_line(file, {"at": 1})
+    assert precious.read_bytes() == b"mine"

@@ -112,3 +112,19 @@ def test_a_file_that_is_kept_names_nobody_any_more(tmp_path: Path) -> None:
         assert is_held(tmp_path / ".lock")
     assert (tmp_path / ".lock").read_bytes() == b""
     assert not is_held(tmp_path / ".lock")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "another name of a file"])
+def test_a_lock_file_that_others_put_there_is_refused(tmp_path, kind):
+    precious, path = tmp_path / "precious", tmp_path / ".lock"
+    precious.write_bytes(b"mine")
+    if kind == "link":
+        path.symlink_to(precious)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.hardlink_to(precious)
+    with pytest.raises(RunError, match=r"\.lock: cannot be written"), locked(path, "test"):
+        pass
+    assert precious.read_bytes() == b"mine"
+    assert not is_held(path)

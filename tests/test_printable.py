@@ -21,6 +21,7 @@ from photozhpc.cli import main
 from photozhpc.errors import StorageError
 from photozhpc.logs import LOG
 from photozhpc.model import PITA, PITAConfig, save_checkpoint
+from photozhpc.model.train_config import TrainConfig
 from photozhpc.object_storage import ObjectPath, list_objects, location, read_ranges
 from photozhpc.printable import printable
 from photozhpc.store import CutoutStore
@@ -35,6 +36,12 @@ PASSWORD, SIGNATURE = "pw0rd-9f3c", "c2lnbmF0dXJl71"
         ("https://me:pw@host:8443/a/t.fits", "https://host:8443/a/t.fits"),
         ("https://me:p%40w@host/t.fits", "https://host/t.fits"),
         ("https://me:p/w@host/t.fits", "https://host/t.fits"),  # not quoted as it should be
+        ('https://me:p"<w>@host/t.fits', "https://host/t.fits"),
+        ("gs://me:pw@bucket/t.fits", "gs://bucket/t.fits"),
+        ("tls://me:pw@node1:8786", "tls://node1:8786"),
+        ("https:/me:pw@host/t.fits", "https:/host/t.fits"),  # as a Path shows it
+        ("https://a:pw@h/x,https://b:pw@h/y", "https://h/x,https://h/y"),
+        ("https://h/x;jsessionid=f00d", "https://h/x;jsessionid=..."),
         ("HTTPS://ghp_token@host/t.fits", "HTTPS://host/t.fits"),
         ("https://host:8443/me@home/t.fits", "https://host:8443/me@home/t.fits"),
         (
@@ -229,3 +236,9 @@ def test_a_password_is_in_nothing_that_a_run_writes(
     assert len(written) > 10
     for secret in (PASSWORD, SIGNATURE):
         assert [name for name, content in written.items() if secret.encode() in content] == []
+
+
+def test_a_model_file_does_not_name_the_password_of_its_store() -> None:
+    config = TrainConfig(out="run", store="https://me:pw@host/s.zarr")
+    assert config.noted()["store"] == "https://host/s.zarr"
+    assert config.store == "https://me:pw@host/s.zarr"

@@ -126,6 +126,8 @@ def read_notes(out: Path) -> dict[int, PartNote]:
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file of JSON lines; what was cut short or damaged is passed over."""
+    if not file.is_file():  # of a pipe nobody may write to
+        return
     with suppress(OSError), open(file, encoding="utf-8", errors="replace") as stream:
         for text in stream:
             with suppress(ValueError, RecursionError):

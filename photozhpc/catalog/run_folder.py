@@ -308,8 +308,13 @@ def note_part(part_path: Path, part: Part, note: PartNote, seconds: float) -> No
 
 
 def append_line(file: Path, line: dict[str, Any]) -> None:
-    """Add a line of JSON to a file, at one go, so that writers do not cut each other short."""
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    """Add a line of JSON to a file, at one go, so that writers do not cut each other short.
+
+    Raises:
+        OSError: it cannot be written, or is a link or a pipe, which others may have put there.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    handle = os.open(file, flags, 0o666)
     try:
         os.write(handle, json.dumps(line).encode() + b"\n")
     finally:

@@ -35,6 +35,8 @@ os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
 # Numba's own threads, of which a layer is named that may not be installed; uncompiled they take
 # hours.
 os.environ["MPLBACKEND"] = "agg"
+# Processes that Python starts look for modules in the working folder first: it may be anybody's.
+os.environ["PYTHONSAFEPATH"] = "1"
 for _name in ("NUMBA_THREADING_LAYER", "NUMBA_DISABLE_JIT"):
     os.environ.pop(_name, None)
 # Of other than a number Numba and numexpr make tracebacks; "4,2" is for nested loops of OpenMP.

@@ -91,7 +91,11 @@ def _make(path: Path, what: list[str]) -> None:
             with replacing(path) as partial:
                 subprocess.run(
                     [sys.executable, "-m", "photozhpc.model.compiled", *what, str(partial)],
-                    env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+                    env={
+                        **os.environ,
+                        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+                        "PYTHONSAFEPATH": "1",  # -m looks in the working folder, which is anybody's
+                    },
                     check=True,
                     capture_output=True,
                     text=True,

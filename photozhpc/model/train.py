@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from photozhpc import __version__
-from photozhpc.config import to_mapping
 from photozhpc.disk import disk_error, remove_stale_partials
 from photozhpc.errors import CheckpointError, Preempted
 from photozhpc.lock import locked
@@ -200,7 +199,7 @@ def _write_epoch(
         text += f"  validation NMAD {metrics.nmad:.4f}  outliers {metrics.outlier_fraction:.3f}"
     training = {
         "photozhpc": __version__,
-        "config": to_mapping(trainer.config),
+        "config": trainer.config.noted(),
         "store_sha256": trainer.store.fingerprint(),
         "last_epoch": record,
     }

@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from photozhpc.config import to_mapping
 from photozhpc.model.pita import PITAConfig
+from photozhpc.printable import printable
 
 # Settings that do not change what a run computes.
 _INCIDENTAL = {"out": "", "store": "", "checkpoint_minutes": 0.0, "device": "auto"}
@@ -157,6 +158,10 @@ class TrainConfig:
     def identity(self) -> str:
         """Return what makes two runs the same run, as text."""
         return json.dumps(to_mapping(replace(self, **_INCIDENTAL)))  # type: ignore[arg-type]
+
+    def noted(self) -> dict[str, Any]:
+        """Return what a model file says of the configuration: no passwords of the store's URL."""
+        return {**to_mapping(self), "store": printable(self.store)}
 
     @property
     def labelled_only(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from photozhpc import __version__
-from photozhpc.config import from_mapping, to_mapping
+from photozhpc.config import from_mapping
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
 from photozhpc.logs import LOG
 from photozhpc.metrics import point_metrics
@@ -70,7 +70,7 @@ def train_photometry_mlp(
     metrics = point_metrics(known.z_spec_N, model.predict(known.flux_NC, known.ebv_N))
     training = {
         "photozhpc": __version__,
-        "config": to_mapping(config),
+        "config": config.noted(),
         "store_sha256": store.fingerprint(),
         "labels": len(fit.z_spec_N),
         "validation": asdict(metrics),

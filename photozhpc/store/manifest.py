@@ -174,7 +174,7 @@ def _damaged(path: AnyPath, error: Exception) -> StoreError:
     return StoreError(
         read_fault(path, error)
         or f"{path}: the tile's manifest is damaged ({type(error).__name__}: "
-        f"{' '.join(str(error).split())[:160]})"
+        f"{' '.join(str(error).split())[:160]}); delete it and extract the tile again"
     )
 
 
