@@ -1,5 +1,6 @@
 """The processes of a training run: one, or as many as torchrun or Slurm started."""
 
+import json
 import os
 import socket
 import threading
@@ -61,13 +62,25 @@ class Ranks:
         dist.all_gather(parts, part.contiguous())
         return torch.cat(parts)
 
-    def gather_objects(self, part: Any) -> list[Any]:
-        """Return what every rank gave, in rank order."""
+    def gather_plain(self, part: Any) -> list[Any]:
+        """Return what every rank gave, in rank order: numbers, texts, lists, None.
+
+        As JSON, whose numbers come back to the last bit. PyTorch's own would unpickle what it
+        received, and whoever reaches a rank's port could have it run code.
+        """
         if self.world == 1:
             return [part]
-        parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, part, group=self.control)
-        return parts
+        mine = torch.frombuffer(bytearray(json.dumps(part).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.control)
+        longest = max(int(length) for length in lengths)
+        texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.world)]
+        padded = torch.nn.functional.pad(mine, (0, longest - len(mine)))
+        dist.all_gather(texts, padded, group=self.control)
+        return [
+            json.loads(bytes(text[: int(length)].numpy()))
+            for text, length in zip(texts, lengths, strict=True)
+        ]
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -80,9 +93,12 @@ class Ranks:
             yield
         except PhotozError as error:
             met = error
-        for theirs in self.gather_objects(met):
+        if met is not None and self.world == 1:
+            raise met
+        kinds = {kind.__name__: kind for kind in (PhotozError, *PhotozError.__subclasses__())}
+        for theirs in self.gather_plain(None if met is None else [type(met).__name__, str(met)]):
             if theirs is not None:
-                raise theirs
+                raise kinds.get(theirs[0], PhotozError)(theirs[1]) from met
 
 
 @contextmanager

@@ -282,8 +282,10 @@ class Trainer:
         engine = Engine(checkpoint, str(self.device))
         mine = block.take(slice(self.ranks.rank, None, self.ranks.world))
         z_phot_N = engine.predict(mine.cutout_NCSS, mine.ebv_N).z_phot_N
-        pairs = self.ranks.gather_objects((mine.z_spec_N, z_phot_N))
-        return point_metrics(*(np.concatenate(column) for column in zip(*pairs, strict=True)))
+        pairs = self.ranks.gather_plain([mine.z_spec_N.tolist(), z_phot_N.tolist()])
+        columns = zip((mine.z_spec_N, z_phot_N), zip(*pairs, strict=True), strict=True)
+        joined = (np.concatenate(parts).astype(own.dtype) for own, parts in columns)
+        return point_metrics(*joined)
 
     def save_state(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         """Write everything that a resumed run needs (temporary name, fsync, rename).
@@ -297,7 +299,7 @@ class Trainer:
             RunError: the disk is full, or cannot be written.
         """
         self.mean_losses()  # a state that is not finite must not replace one that is
-        sums = self.ranks.gather_objects(self.loss_sums.tolist())
+        sums = self.ranks.gather_plain(self.loss_sums.tolist())
         if not self.ranks.is_first:
             return
         state = {
