@@ -95,7 +95,9 @@ class Ranks:
             met = error
         if met is not None and self.world == 1:
             raise met
-        kinds = {kind.__name__: kind for kind in (PhotozError, *PhotozError.__subclasses__())}
+        kinds: dict[str, type[PhotozError]] = {
+            kind.__name__: kind for kind in PhotozError.__subclasses__()
+        }
         for theirs in self.gather_plain(None if met is None else [type(met).__name__, str(met)]):
             if theirs is not None:
                 raise kinds.get(theirs[0], PhotozError)(theirs[1]) from met
