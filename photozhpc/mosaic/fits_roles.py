@@ -192,7 +192,10 @@ def _of_name(name: str, hdu: Any, survey: Survey) -> tuple[str | None, str | Non
 
 
 def _merge_parts(groups: Groups) -> None:
-    """Give error planes without a band of their own to the science image they belong to."""
+    """Give error planes without a band of their own to the science image they belong to.
+
+    A mask without a band is of all of them.
+    """
     for key in [key for key, planes in groups.items() if "image" not in planes]:
         homes = [k for k, planes in groups.items() if "image" in planes]
         same = [k for k in homes if k[1] == key[1]]
@@ -200,3 +203,7 @@ def _merge_parts(groups: Groups) -> None:
         if len(home) == 1 and key[0] in (None, home[0][0]):
             parts = groups.pop(key)
             groups[home[0]] = {**parts, **groups[home[0]]}
+        elif key[0] is None and all(k[0] is not None for k in homes):
+            masks = {role: hdu for role, hdu in groups[key].items() if role in MASK_ROLES}
+            for k in homes:
+                groups[k] = {**masks, **groups[k]}

@@ -25,8 +25,8 @@ _WORDS = {
     "variance": "var variance",
     "mask": "ood",
     ASIDE: "mask msk flag flags bpm dq dqm maskbits model mod resid residual chi chi2 psf psfsize "
-    "snr exp exptime expmap nexp cov coverage ctx con context conf depth galdepth seg segm segmap "
-    "segmentation bkg bkgd background std raw preview",
+    "snr exp exptime expmap expwt nexp num nobs area cov coverage ctx con context conf depth "
+    "galdepth seg segm segmap segmentation bkg bkgd background std raw preview",
 }
 _ROLES = {word: role for role, words in _WORDS.items() for word in words.split()}
 _PAN_STARRS = {"wt": "variance", "mask": "mask"}
