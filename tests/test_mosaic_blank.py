@@ -278,7 +278,8 @@ def test_photons_have_the_flux_of_photutils_and_the_noise_of_their_number(mean, 
 
 
 @pytest.mark.parametrize(
-    ("level", "sigma"), [(100, 0.1), (100, 0.2), (100, 0.5), (0, 0.2), (0, 0.3), (0, 1), (0, 2)]
+    ("level", "sigma"),
+    [(100, 0.1), (100, 0.2), (100, 0.5), (100, 1), (100, 2), (0, 0.2), (0, 0.3), (0, 1), (0, 2)],
 )
 def test_integers_of_low_noise_have_the_noise_of_their_rounding_at_least(level, sigma, tmp_path):
     image = np.rint(sigma * NOISE + LIGHT + level)

@@ -237,7 +237,7 @@ def test_bad_pixels_of_pan_starrs(tmp_path: Path) -> None:
     assert bad_of(tile) == [(1, 2)]
 
 
-@pytest.mark.parametrize("other", ["model", "chi2", "exp", "psf"])
+@pytest.mark.parametrize("other", ["model", "chi2", "exp", "psf", "area", "num"])
 def test_what_is_no_noise_is_not_taken_for_it(tmp_path: Path, other: str) -> None:
     for name in ("t-g.fits", f"t-g.{other}.fits"):
         fits.PrimaryHDU(NOISE).writeto(tmp_path / name)
@@ -256,8 +256,44 @@ def test_a_weight_map_that_fits_the_pattern_is_no_mosaic(tmp_path: Path) -> None
 
 
 def test_weights_that_are_not_of_the_scale_of_the_noise_are_told_of(tmp_path: Path) -> None:
-    for index, (factor, said) in enumerate([(1, False), (400, True), (1 / 400, True)]):
+    factors = [(1, False), (8, True), (400, True), (1 / 5, False), (1 / 400, True)]
+    for index, (factor, said) in enumerate(factors):
         tile = tile_of(
             tmp_path, plane(NOISE, "SCI"), plane(factor * ONE / 9, "WHT"), file=f"t{index}-g.fits"
         )
         assert any("scale them if they are relative" in note for note in tile.notes) == said
+
+
+def test_weights_of_0_and_1_are_of_the_scale_of_the_noise(tmp_path: Path) -> None:
+    weights = np.where(np.arange(50) < 9, 0, ONE).astype(np.uint8)
+    tile = tile_of(tmp_path, plane(NOISE, "SCI"), plane(weights, "WHT"))
+    np.testing.assert_array_equal(tile.mask_HW, weights == 0)
+    assert np.nanmedian(tile.err_CHW) == pytest.approx(3, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "unit"),
+    [("ERR", 3000, "nJy"), ("ERR", 3, "uJy"), ("VARIANCE", 9e6, "nJy2"), ("VAR", 9, "uJy^2"),
+     ("IVAR", 1 / 9e6, "nJy-2"), ("IVAR", 1 / 9, ""), ("ERR", 3, "ct"), ("WHT", 1 / 9, "uJy")],
+)  # fmt: skip
+def test_errors_in_another_unit_than_the_image(tmp_path: Path, name, value, unit) -> None:
+    tile = tile_of(tmp_path, plane(NOISE, "SCI", BUNIT="uJy"), plane(value * ONE, name, BUNIT=unit))
+    np.testing.assert_allclose(tile.image_CHW[0], 1000 * NOISE, rtol=1e-6)
+    np.testing.assert_allclose(tile.err_CHW[0], 3000, rtol=1e-6)
+
+
+def test_a_mask_without_a_band_is_of_all_bands(tmp_path: Path) -> None:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[3] = 1
+    hdus = [fits.PrimaryHDU(), plane(NOISE, "G"), plane(NOISE, "R"), plane(mask, "MASK")]
+    fits.HDUList(hdus).writeto(tmp_path / "t.fits")
+    tile = read_tile(tmp_path / "t.fits", survey("g", "r"))
+    for image in tile.image_CHW:
+        np.testing.assert_array_equal(np.isnan(image), mask == 1)
+
+
+def test_a_weight_map_of_another_shape_is_named(tmp_path: Path) -> None:
+    fits.PrimaryHDU(NOISE).writeto(tmp_path / "t-g.fits")
+    fits.PrimaryHDU(ONE[1:]).writeto(tmp_path / "t-g.weight.fits")
+    with pytest.raises(MosaicError, match=r"t-g\.weight\.fits: has shape .* resample it"):
+        read_tile(tmp_path / "t-g.fits", survey())

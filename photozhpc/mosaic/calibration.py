@@ -108,6 +108,16 @@ def njy_per_unit(
     return _from_header(headers, band)
 
 
+def njy_of_noise(unit: str | None, power: float, pixel_area_arcsec2: float) -> float | None:
+    """Return the nJy per pixel of an error whose plane is in `unit`; None of no flux density.
+
+    Args:
+        power: that the plane has of the error: 1, 2 (variance) or -2 (inverse variance).
+    """
+    parsed = _parse(unit)
+    return None if parsed is None else _absolute(parsed ** (1 / power), pixel_area_arcsec2)
+
+
 def is_count_rate(unit: str | None) -> bool:
     """Whether a unit is one count, electron or DN per second, in any spelling."""
     return _is_one(_parse(unit), u.ct / u.s)

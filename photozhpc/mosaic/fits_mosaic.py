@@ -18,7 +18,7 @@ from photozhpc.disk import read_fault
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.mosaic.bad_bits import bad_bits, known_bits
 from photozhpc.mosaic.blank import noise_of
-from photozhpc.mosaic.calibration import njy_per_unit, number
+from photozhpc.mosaic.calibration import njy_of_noise, njy_per_unit, number
 from photozhpc.mosaic.fits_length import check_length, unzipped
 from photozhpc.mosaic.fits_roles import (
     FILTER_NAME,
@@ -45,7 +45,9 @@ from photozhpc.survey import Band, Survey
 
 _DISTORTED = ("-TPV", "-TNX", "-ZPX", "-TPD", "-TPU")  # projections of polynomials
 _ASINH_MAG = 2.5 * math.log10(math.e)  # of a step of e in flux: pixels of Pan-STARRS' stacks
-_MAX_SCATTER = 10.0  # of pixels, in the sigma that weights say, before it is told
+# The scatter of pixels, in the sigma that weights say: outside it is told. Resampling makes the
+# scatter up to 3 times smaller (drizzle: Casertano et al. 2000, appendix A).
+_SCATTER_RANGE = (0.2, 2.5)
 _MIN_UNPACKED_PIXELS = 1 << 17  # of a compressed plane
 _MAX_KEPT_BYTES = 16 << 20  # of the tiles of a compressed plane that was read to its end
 _SPARSE = 0.8  # of the exposed pixels have light: fewer, and their zeros are data
@@ -190,6 +192,11 @@ def _add_siblings(
                 )  # fmt: skip
                 continue
         planes[role] = _flat(sibling, images[0])
+        if planes[role].shape != planes["image"].shape:
+            raise MosaicError(
+                f"{sibling}: has shape {planes[role].shape}, the mosaic {path.name} "
+                f"{planes['image'].shape}; resample it to the mosaic, or move it elsewhere"
+            )
 
 
 def _noise_role(planes: dict[str, _Plane]) -> str | None:
@@ -492,8 +499,11 @@ def _band_plane(
         factor = _noise_scale(image, planes.get("weight"))
         what = "no error plane: one error for all pixels" if noise is None else "exposure weights"
         notes.append(f"{band.name}: {what}; scaled to the clipped MAD of the image")
-    elif noise == "weight":
-        notes += _note_on_weights(band, _noise_scale(image, planes["weight"]))
+    else:
+        factor = _noise_unit(noise, noise_planes[0], unit, area_arcsec2)
+        if noise == "weight":
+            scatter = _noise_scale(image, planes["weight"]) / factor
+            notes += _note_on_weights(band, scatter)
     masks = []
     for name, mask in planes.items():
         role = name.split()[0]
@@ -548,11 +558,21 @@ def _sigma(
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """1-sigma error and bad pixels of a noise plane."""
     with np.errstate(all="ignore"):
-        if role == "err":
-            return values, ~(values > 0)
-        if role == "variance":
-            return np.sqrt(values), ~(values > 0)
+        if role in ("err", "variance"):
+            sigma = values if role == "err" else np.sqrt(values)
+            return sigma if factor == 1 else sigma * factor, ~(values > 0)
     return sigma_from_weight(values, factor), ~(values > 0)
+
+
+def _noise_unit(role: str, plane: _Plane, unit: Any, pixel_area_arcsec2: float) -> float:
+    """Units of the image per unit of its error, where both planes state a flux density."""
+    power = {"err": 1.0, "variance": 2.0}.get(role, -2.0)
+    stated = plane.hdu.header.get("BUNIT")
+    of_noise = njy_of_noise(str(stated or ""), power, pixel_area_arcsec2)
+    of_image = njy_of_noise(str(unit or ""), 1.0, pixel_area_arcsec2)
+    if of_noise is None or of_image is None or math.isclose(of_noise, of_image, rel_tol=1e-6):
+        return 1.0
+    return of_noise / of_image
 
 
 def _note_on_weights(band: Band, scatter: float) -> list[str]:
@@ -561,7 +581,8 @@ def _note_on_weights(band: Band, scatter: float) -> list[str]:
     Args:
         scatter: of the image times the root of the weights, which should be 1.
     """
-    if not 0 < scatter < math.inf or 1 / _MAX_SCATTER < scatter < _MAX_SCATTER:
+    low, high = _SCATTER_RANGE
+    if not 0 < scatter < math.inf or low < scatter < high:
         return []
     return [
         f"{band.name}: the weights, taken as 1 / sigma^2, say an error {1 / scatter:.2g} times the "
@@ -573,7 +594,7 @@ def _is_exposure(weight: _Plane, lookup: Any) -> bool:
     """Whether a weight map is exposure time and not inverse variance.
 
     The header decides if it says (WHTTYPE, or seconds as BUNIT); else a map whose typical
-    weight is within a factor 3 of EXPTIME is taken for exposure time.
+    weight is within a factor 3 of EXPTIME is taken for exposure time, and one of 0 and 1 too.
     """
     header = weight.hdu.header
     stated = str(header.get("WHTTYPE") or header.get("WHT_TYPE") or lookup("WHTTYPE") or "")
@@ -584,6 +605,8 @@ def _is_exposure(weight: _Plane, lookup: Any) -> bool:
     seconds = number(lookup("EXPTIME"))
     values = np.concatenate([weight.rows(i, i + 1)[0] for i in sample_rows(*weight.shape)])
     values = values[values > 0]
+    if values.size and (values == 1).all():
+        return True
     if seconds is None or not values.size:
         return False
     return bool(1 / 3 < np.median(values) / seconds < 3)

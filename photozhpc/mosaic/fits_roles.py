@@ -230,7 +230,10 @@ def _of_name(name: str, hdu: Any, survey: Survey) -> tuple[str | None, str | Non
 
 
 def _merge_parts(groups: Groups) -> None:
-    """Give error planes without a band of their own to the science image they belong to."""
+    """Give error planes without a band of their own to the science image they belong to.
+
+    A mask without a band is of all of them.
+    """
     for key in [key for key, planes in groups.items() if "image" not in planes]:
         homes = [k for k, planes in groups.items() if "image" in planes]
         same = [k for k in homes if k[1] == key[1]]
@@ -241,3 +244,7 @@ def _merge_parts(groups: Groups) -> None:
                 # lsst.images goes on in MASK,2 where MASK,1 has no bits left.
                 more = f"{role} {key[1]}" if role in MASK_ROLES and role in planes else role
                 planes.setdefault(more, hdu)
+        elif key[0] is None and all(k[0] is not None for k in homes):
+            masks = {role: hdu for role, hdu in groups[key].items() if role in MASK_ROLES}
+            for k in homes:
+                groups[k] = {**masks, **groups[k]}

@@ -25,9 +25,9 @@ _WORDS = {
     "inverse_variance": "ivm ivar invvar",
     "variance": "var variance",
     "mask": "mask msk flag flags flg bpm dq dqm dqmask maskbits badpix",
-    ASIDE: "blobmodel mcov mcvg num model mod resid residual chi chi2 psf psfsize "
-    "snr exp exptime expmap nexp cov coverage ctx con context conf depth galdepth seg segm segmap "
-    "segmentation bkg bkgd background std raw preview",
+    ASIDE: "blobmodel mcov mcvg num nobs area expwt model mod resid residual chi chi2 psf "
+    "psfsize snr exp exptime expmap nexp cov coverage ctx con context conf depth galdepth seg segm "
+    "segmap segmentation bkg bkgd background std raw preview",
 }
 _ROLES = {word: role for role, words in _WORDS.items() for word in words.split()}
 _PAN_STARRS = {"wt": "variance"}

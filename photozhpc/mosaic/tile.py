@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from photozhpc.errors import MosaicError
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import open_asdf
-from photozhpc.mosaic.blank import BLANK, mark_blank, noise, sections
+from photozhpc.mosaic.blank import BLANK, mark_blank, noise, quantum, sections
 from photozhpc.mosaic.fits_length import unzipped
 from photozhpc.mosaic.fits_mosaic import open_fits
 from photozhpc.mosaic.fits_siblings import without_siblings
@@ -30,6 +30,7 @@ MAX_MEMORY_BYTES = 512 << 20  # larger tiles live in a scratch file
 _SECTION_PIXELS = 4_000_000
 _MAX_GRID_OFFSET_PIX = 0.05
 _MANY_ZEROS = 0.1  # of the pixels: said, where zeros are data
+_COARSE = 3.0  # steps between values that repeat: a MAD below it is a rounded one
 _SAME_ERROR = 0.01  # an estimate that moves by less stays as it was
 
 PathLike = str | os.PathLike[str] | ObjectPath
@@ -300,10 +301,14 @@ def _blank(
             "taken as data, as of sparse photons or without noise; if they are blank, set "
             "zero_is_blank: true in the survey's YAML file"
         )
-    if plane.one_error is None or (plane.one_error > 0 and zeros in (None, BLANK)):
+    if plane.one_error is None:
         return notes
-    sigma = noise(image_HW)
     before = plane.one_error * plane.njy_per_unit
+    if before > 0 and zeros in (None, BLANK):
+        sample = image_HW[::step, ::step]
+        if before > _COARSE * quantum(sample[np.isfinite(sample)]):
+            return notes
+    sigma = noise(image_HW)
     if before > 0 and abs(sigma - before) < _SAME_ERROR * before:
         return notes
     for rows in sections(image_HW.shape):
