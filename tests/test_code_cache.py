@@ -159,7 +159,7 @@ def test_a_pickle_in_a_shared_folder_of_numba_is_not_loaded(tmp_path: Path) -> N
     shared.mkdir()
     shared.chmod(0o1777)
     (tmp_path / "kernel.py").write_text(KERNEL)
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(shared)}
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(shared), "PYTHONPATH": str(tmp_path)}
 
     def python(program: str, *arguments: object) -> str:
         command = [sys.executable, "-c", program, *map(str, arguments)]
