@@ -156,9 +156,9 @@ def known_bits(
         return BadBits(0, True)
     if _first(headers, "PRODTYPE") == "DQMASK":
         return BadBits(None)
-    if named and not bad:
+    if names and not bad:
         raise MosaicError(
-            f"{path}: none of its mask's bits ({', '.join(named)}) is known to be bad; set "
+            f"{path}: none of its mask's bits ({', '.join(names)}) is known to be bad; set "
             "bad_mask_bits in the survey's YAML file"
         )
     good = [name for name, value in named.items() if not value & bad and "." not in name]
