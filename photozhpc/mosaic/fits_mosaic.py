@@ -59,7 +59,7 @@ class _Plane:
 
     hdu: Any
     layer: tuple[int, ...] = ()
-    note: str = ""
+    notes: list[str] = field(default_factory=list)
     asinh: tuple[float, float] | None = None  # BSOFTEN, BOFFSET; None: pixels are linear
     _first: int = field(default=0, init=False)
     _unpacked: NDArray[Any] | None = field(default=None, init=False, repr=False)
@@ -185,11 +185,10 @@ def _add_siblings(
         if role == "mask":
             headers = (images[0].header, hdus[0].header, planes["image"].hdu.header)
             if known_bits(sibling, role, headers, band, survey.bad_mask_bits) is None:
-                planes["image"].note = "; ".join(
-                    [*filter(None, [planes["image"].note]),
-                     f"{sibling.name} is not used: nothing says which of its values are bad "
-                     "(bad_mask_bits)"]
-                )  # fmt: skip
+                planes["image"].notes.append(
+                    f"{sibling.name} is not used: nothing says which of its values are bad "
+                    "(bad_mask_bits)"
+                )
                 continue
         planes[role] = _flat(sibling, images[0])
         if planes[role].shape != planes["image"].shape:
@@ -251,7 +250,7 @@ def _groups(
                 raise MosaicError(f"{path}: has no {band.name}; it has {', '.join(layers)}")
             return {
                 name: {
-                    role: _Plane(hdu, (*(0,) * (len(shape) - 3), c), note)
+                    role: _Plane(hdu, (*(0,) * (len(shape) - 3), c), [note] if note else [])
                     for role, hdu in unnamed[0].items()
                     if tuple(hdu.shape) == shape
                 }
@@ -271,7 +270,7 @@ def _groups(
         for name, planes in named.items()
     }
     for planes in found.values():
-        planes["image"].note = passed_over
+        planes["image"].notes += [passed_over] if passed_over else []
     return found
 
 
@@ -492,7 +491,7 @@ def _band_plane(
     if noise == "variance" and not noise_planes:
         noise_planes = [p for role, p in planes.items() if role.startswith(PART_OF_VARIANCE)]
     factor = 1.0
-    notes = [f"{band.name}: {image.note}"] if image.note else []
+    notes = [f"{band.name}: {note}" for note in image.notes]
     if image.asinh is not None:
         notes.append(f"{band.name}: pixels on an asinh scale (BSOFTEN, BOFFSET) made linear")
     if noise is None or (noise == "weight" and _is_exposure(planes["weight"], lookup)):
