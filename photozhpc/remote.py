@@ -6,6 +6,7 @@ so with TLS, and takes none but those who hold the credentials that were made fo
 
 import ipaddress
 import os
+import shlex
 import shutil
 import subprocess
 import warnings
@@ -79,7 +80,7 @@ def slurm_client(
     }
     prologue = [
         *site.setup,
-        *(f"export {k}='{v}'" for k, v in environment.items()),
+        *(f"export {k}={shlex.quote(v)}" for k, v in environment.items()),
         # Dask's scratch folder goes on Python's search path; its own may be somebody else's.
         "export DASK_TEMPORARY_DIRECTORY=$(mktemp -d)",
         "trap 'rm -rf \"$DASK_TEMPORARY_DIRECTORY\"' EXIT",
