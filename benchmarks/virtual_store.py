@@ -33,6 +33,9 @@ class VirtualStore(CutoutStore):
     def _lengths(self, tile_id):
         yield json.loads((self.path / ".manifests" / f"{tile_id}.json").read_bytes())["n_sources"]
 
+    def read_source_ids(self, key):
+        return self._ids(key)
+
     def read_sources(self, key):
         ids = self._ids(key)
         nothing = np.zeros(len(ids), np.float32)
@@ -70,11 +73,12 @@ def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutS
     for tile, first in enumerate(range(0, n_sources, tile_len)):
         n = min(tile_len, n_sources - first)
         shards = [f"cutout/c/{number}/0/0/0" for number in range(-(-n // shard_len))]
-        columns = [f"column{number}/c/0" for number in range(_FILES - len(shards))]
+        columns = [f"column{number}/c/0" for number in range(_FILES - len(shards) - 1)]
+        ids = {"source_id/c/0": {**file, "sha256": f"{tile:064x}"}}
         manifest = {
             "tile_id": f"tile{tile:06d}",
             "n_sources": n,
-            "files": dict.fromkeys([*shards, *columns], file),
+            "files": dict.fromkeys([*shards, *columns], file) | ids,
         }
         manifest["sha256"] = own_digest(manifest)
         (path / ".manifests" / f"tile{tile:06d}.json").write_text(json.dumps(manifest))

@@ -1,14 +1,18 @@
-"""A store of made-up cutouts, as large as wanted: one tile is written, the others are links."""
+"""A store of made-up cutouts, as large as wanted: one tile is written, the others link to it."""
 
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import zarr
 
 from photozhpc.mosaic.sources import Sources
 from photozhpc.store import CutoutStore, Measurements
+from photozhpc.store.chunks import read_layout
 from photozhpc.store.ingest import round_pixels, rounding_step
 from photozhpc.store.manifest import own_digest
 from photozhpc.survey import Survey
@@ -25,8 +29,8 @@ def make_store(
     an extraction rounds.
 
     Args:
-        linked: all tiles are the same files, which stay in memory once they were read; else
-            copies, which take the room of a real store.
+        linked: all tiles are the same files, but for their identifiers, and stay in memory once
+            they were read; else copies, which take the room of a real store.
     """
     rng = np.random.default_rng(0)
     shutil.rmtree(path, ignore_errors=True)
@@ -67,13 +71,32 @@ def make_store(
                     (6 + 0.01 * flux_NC).astype(np.float32),
                 ),
             )
-    manifest = json.loads((path / ".manifests" / "tile00000.json").read_bytes())
-    del manifest["sha256"]
+    first = json.loads((path / ".manifests" / "tile00000.json").read_bytes())
     copy = os.link if linked else shutil.copyfile
     for number in range(1, -(-n // TILE_LEN)):
-        name = f"tile{number:05d}"
-        shutil.copytree(path / "tile00000", path / name, copy_function=copy)
-        copied = {**manifest, "tile_id": name}
-        copied["sha256"] = own_digest(copied)
-        (path / ".manifests" / f"{name}.json").write_text(json.dumps(copied))
+        folder = path / f"tile{number:05d}"
+        shutil.copytree(path / "tile00000", folder, copy_function=copy)
+        note = {**first, "tile_id": folder.name, "files": {**first["files"]}}
+        note["files"] |= _number_anew(folder, number * TILE_LEN)
+        note["sha256"] = own_digest(note)
+        (path / ".manifests" / f"{folder.name}.json").write_text(json.dumps(note))
     return store
+
+
+def _number_anew(tile: Path, first_id: int) -> dict[str, dict[str, Any]]:
+    """Give the sources of a copied tile identifiers of their own; return the manifest's notes."""
+    folder = tile / "source_id"
+    shutil.rmtree(folder)
+    shutil.copytree(tile.with_name("tile00000") / "source_id", folder)
+    array = zarr.open_array(folder, mode="r+")
+    array[:] = np.arange(first_id, first_id + array.shape[0])
+    layout = read_layout(folder, "int64")
+    name = layout.file_name(0)
+    content = (folder / name).read_bytes()
+    return {
+        f"source_id/{name}": {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "crc32c": layout.crc32c(0).hex(),
+        }
+    }

@@ -13,7 +13,8 @@ _THREADS = 4
 
 
 def check_unique(store: CutoutStore) -> None:
-    """Check it: a millisecond a shard, 16 bytes a source. Of a store behind a URL it is not done.
+    """Check it: half a millisecond a shard, 8 bytes a source. Of a store behind a URL it is not
+    done.
 
     What is damaged is passed over: whoever reads it says so.
 
@@ -22,9 +23,14 @@ def check_unique(store: CutoutStore) -> None:
     """
     if isinstance(store.path, ObjectPath):
         return
+    lengths = store.shard_lengths()
+    id_N = np.empty(sum(lengths.values()), np.int64)
+    n = 0
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(lambda key: _ids(store, key), store.shards()))
-    id_N = np.concatenate([np.empty(0, np.int64), *parts])
+        for part_M in pool.map(lambda key: _ids(store, key), lengths):
+            id_N[n : n + len(part_M)] = part_M
+            n += len(part_M)
+    id_N = id_N[:n]
     id_N.sort()
     twice_N = id_N[1:] == id_N[:-1]
     if twice_N.any():
