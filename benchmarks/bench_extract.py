@@ -28,8 +28,8 @@ from astropy.wcs import WCS
 from side_by_side import about, alternate, finish, parser, ratio
 
 from photozhpc.config import from_mapping
+from photozhpc.extract.extract import extract
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import extract
 from photozhpc.survey import Survey
 
 CORES = len(os.sched_getaffinity(0))

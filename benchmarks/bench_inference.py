@@ -32,13 +32,13 @@ import psutil
 import torch
 from side_by_side import RESULTS, about, alternate, finish, parser, profile, ratio
 
+from photozhpc.bench.bench import from_disk, images_of, in_memory, store_bytes
+from photozhpc.bench.synthetic_store import make_store
 from photozhpc.catalog import read_catalog
 from photozhpc.model import bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.augment import prepare
 from photozhpc.model.engine import Engine
-from photozhpc.model.pita_z import import_checkpoint
-from photozhpc.report.bench import from_disk, images_of, in_memory, store_bytes
-from photozhpc.report.synthetic_store import make_store
+from photozhpc.pita_z.checkpoint import import_checkpoint
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
 

@@ -20,10 +20,10 @@ import torch
 from reference import pita_module
 from side_by_side import about, alternate, finish, parser, profile, ratio
 
+from photozhpc.bench.synthetic_store import make_store
 from photozhpc.config import from_mapping, load_yaml
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.model.trainer import Trainer
-from photozhpc.report.synthetic_store import make_store
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
 

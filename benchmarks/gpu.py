@@ -29,14 +29,14 @@ import numpy as np
 import torch
 from side_by_side import about
 
+from photozhpc.bench.bench import bench_infer
+from photozhpc.bench.synthetic_store import make_store
 from photozhpc.config import from_mapping, load_yaml
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.engine import GPU_BATCH_SIZE, Engine
 from photozhpc.model.ranks import Ranks
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.model.trainer import Trainer
-from photozhpc.report.bench import bench_infer
-from photozhpc.report.synthetic_store import make_store
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
 

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from photozhpc.report.scaling import plot_learning_curves, plot_scaling, scaling_table
+from photozhpc.figures.scaling import plot_learning_curves, plot_scaling, scaling_table
 from photozhpc.store.schema import COLUMNS
 
 HERE = Path(__file__).parent

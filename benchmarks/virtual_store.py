@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from photozhpc.catalog import predict, run, stream
+from photozhpc.catalog import dispatch, predict, run
 from photozhpc.model.density import LEVEL_Q
-from photozhpc.mosaic.sources import Sources
+from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore
 from photozhpc.store.manifest import own_digest
 from photozhpc.store.schema import Measurements
@@ -88,8 +88,8 @@ def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutS
 def install() -> None:
     """Let `run_inference` run over virtual stores, with an engine that is free."""
     run.CutoutStore = VirtualStore
-    stream.predict_part = virtual_part
-    stream.check_fit = lambda model: None
+    dispatch.predict_part = virtual_part
+    dispatch.check_fit = lambda model: None
 
 
 def virtual_part(model, part, *rest):

@@ -19,9 +19,9 @@ from photozhpc.catalog.photoz_catalog import PhotozFlag, catalog_schema
 from photozhpc.cli import main
 from photozhpc.config import to_mapping
 from photozhpc.model.train_config import TrainConfig
-from photozhpc.site import Site
 from photozhpc.sky.sky_config import SkyConfig
 from photozhpc.survey import Survey, load_survey, survey_names
+from photozhpc.workers.site import Site
 
 # What a user writes in YAML: class, its heading, where such a file is given.
 CONFIGS: tuple[tuple[type, str, str], ...] = (
@@ -53,7 +53,7 @@ PYTHON: dict[str, tuple[str, ...]] = {
         "photozhpc.store.CutoutStore.fingerprint",
         "photozhpc.store.CutoutStore.verify",
         "photozhpc.store.ShardKey",
-        "photozhpc.mosaic.sources.Sources",
+        "photozhpc.sources.read.Sources",
         "photozhpc.store.Measurements",
     ),
     "Models": (

@@ -1,6 +1,6 @@
 """photozhpc: survey mosaics in, photometric-redshift catalogues out."""
 
-from photozhpc.code_cache import keep_numba_code
+from photozhpc.files.code_cache import keep_numba_code
 
 __version__ = "0.1.0"
 

@@ -29,10 +29,10 @@ except ImportError as error:
         "photozhpc.rail needs RAIL, which is not installed; pip install 'photozhpc[rail]'"
     ) from error
 
-from photozhpc.catalog.export_qp import ensemble_of
 from photozhpc.catalog.pdf import PdfPart
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.catalog.predict import photoz_flags
+from photozhpc.export.qp import ensemble_of
 from photozhpc.model import load_checkpoint
 from photozhpc.model.engine import Engine
 from photozhpc.store import CutoutStore, ShardKey

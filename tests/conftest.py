@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from photozhpc.extract.extract import extract
 from photozhpc.sky import load_sky_config, simulate_sky
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import extract
 from photozhpc.survey import load_survey
 
 

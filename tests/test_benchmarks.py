@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from photozhpc.bench.bench import describe
+from photozhpc.bench.synthetic_store import TILE_LEN, make_store
 from photozhpc.cli import main
-from photozhpc.report.bench import describe
-from photozhpc.report.synthetic_store import TILE_LEN, make_store
 from photozhpc.survey import load_survey
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from photozhpc.errors import CheckpointError
+from photozhpc.extract.extract import extract
 from photozhpc.metrics import point_metrics
 from photozhpc.model import bundled_checkpoint, load_checkpoint
 from photozhpc.model.engine import Engine
 from photozhpc.sky import simulate_sky
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import extract
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")

@@ -13,14 +13,14 @@ import torch
 from safetensors import safe_open
 
 from photozhpc.errors import CheckpointError, StoreError
-from photozhpc.lock import locked
+from photozhpc.extract.extract import extract
+from photozhpc.files.lock import locked
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model import calibrate as calibrate_module
 from photozhpc.model.calibrate import Roles, calibrate, fit_uncertainty, with_density_heads
 from photozhpc.model.density_fit import fit_distance
 from photozhpc.model.engine import Engine, Prediction
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import extract
 from photozhpc.store.loader import label_split, typical_noise
 from photozhpc.survey import load_survey
 

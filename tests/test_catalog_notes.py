@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from photozhpc.catalog import read_catalog, read_pdf
-from photozhpc.catalog.export import export
 from photozhpc.catalog.notes import read_notes
 from photozhpc.catalog.pdf import make_pdf_table, write_pdf_part
 from photozhpc.catalog.photoz_catalog import make_table, write_part
 from photozhpc.catalog.run_folder import Part, RunFolder, note_part
+from photozhpc.catalog.status import describe, status_of
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.errors import CatalogError
+from photozhpc.evaluation.match import match
+from photozhpc.evaluation.truth import Truth
+from photozhpc.export.export import export
 from photozhpc.report.catalog_scan import scan_catalog
-from photozhpc.report.match import match
-from photozhpc.report.status import describe, status_of
-from photozhpc.report.truth import Truth
 from photozhpc.store import ShardKey
 from photozhpc.survey import load_survey
 

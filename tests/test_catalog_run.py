@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from photozhpc.catalog import PhotozFlag, read_catalog, stream
+from photozhpc.catalog import PhotozFlag, dispatch, read_catalog
 from photozhpc.catalog import run as run_module
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.catalog.predict import (
@@ -32,7 +32,7 @@ from photozhpc.catalog.run_folder import default_rows_per_part, file_sha256, pla
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.errors import CatalogError, CheckpointError, ConfigError, RunError, StoreError
 from photozhpc.mosaic.photometry import PhotFlag
-from photozhpc.mosaic.sources import Sources
+from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore, Measurements
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import load_survey
@@ -350,7 +350,7 @@ def poisoned(model, part, *rest):
 
 
 def test_a_part_that_kills_its_workers_is_set_aside(store, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "predict_part", poisoned)
+    monkeypatch.setattr(dispatch, "predict_part", poisoned)
     with pytest.raises(RunError, match=r"1 of 10 parts .*part-000004.*every worker .* died"):
         run_inference(store.path, checkpoint, tmp_path / "out", **SMALL)
     assert len(part_stats(tmp_path / "out")) == 9
@@ -366,7 +366,7 @@ def late_first(model, part, *rest):
 def test_rows_are_in_the_order_of_the_store_however_parts_finish(
     store, checkpoint, undisturbed, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(stream, "predict_part", late_first)
+    monkeypatch.setattr(dispatch, "predict_part", late_first)
     run_inference(store.path, checkpoint, tmp_path / "out", **SMALL)
     assert read_catalog(tmp_path / "out").equals(read_catalog(undisturbed))
 

@@ -24,8 +24,8 @@ from photozhpc.catalog.photoz_catalog import (
     write_part,
 )
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.disk import remove_stale_partials, write_durably
 from photozhpc.errors import CatalogError, RunError
+from photozhpc.files.disk import remove_stale_partials, write_durably
 from photozhpc.model.density import LEVEL_Q
 from photozhpc.survey import Survey, load_survey
 
@@ -244,7 +244,7 @@ def test_a_part_that_cannot_be_written_leaves_nothing(tmp_path):
 
 def write_full():
     """Raise what a full disk gives, from the device that is always full."""
-    from photozhpc.disk import disk_error
+    from photozhpc.files.disk import disk_error
 
     try:
         with open("/dev/full", "wb") as stream:

@@ -8,15 +8,15 @@ import time
 
 import pytest
 
-from photozhpc import cluster
-from photozhpc.cluster import device_list, local_client, worker_environments
 from photozhpc.errors import ConfigError
+from photozhpc.workers import local
+from photozhpc.workers.local import device_list, local_client, worker_environments
 
 GB = 1 << 30
 
 
 def test_no_cuda_devices_without_a_cuda_build_of_torch(monkeypatch):
-    monkeypatch.setattr(cluster, "_torch_has_cuda", lambda: False)
+    monkeypatch.setattr(local, "_torch_has_cuda", lambda: False)
     assert device_list("auto", {"CUDA_VISIBLE_DEVICES": "0,1"}) == []
     with pytest.raises(ConfigError, match="CPU build; use --device cpu"):
         device_list("cuda", {"CUDA_VISIBLE_DEVICES": "0,1"})
@@ -34,7 +34,7 @@ def test_no_cuda_devices_without_a_cuda_build_of_torch(monkeypatch):
     ],
 )
 def test_devices_are_those_that_cuda_would_see(monkeypatch, visible, expected):
-    monkeypatch.setattr(cluster, "_torch_has_cuda", lambda: True)
+    monkeypatch.setattr(local, "_torch_has_cuda", lambda: True)
     assert device_list("auto", {"CUDA_VISIBLE_DEVICES": visible}) == expected
     assert device_list("cpu", {"CUDA_VISIBLE_DEVICES": visible}) == []
     if not expected:
@@ -107,7 +107,7 @@ def test_a_killed_worker_is_replaced_on_its_device_and_its_task_done_again():
 def test_a_program_without_a_main_guard_can_start_workers(tmp_path, source):
     program = (
         "import os\n"
-        "from photozhpc.cluster import local_client\n"
+        "from photozhpc.workers.local import local_client\n"
         "with local_client(1, 'cpu') as client:\n"
         "    print(client.submit(os.getpid).result(timeout=60) != os.getpid())\n"
     )
@@ -125,14 +125,14 @@ def test_a_program_without_a_main_guard_can_start_workers(tmp_path, source):
 
 def test_workers_of_a_start_that_was_stopped_are_not_reported_as_lost(monkeypatch):
     """Ctrl-C while they start: they are stopped, which is no news."""
-    start, begun, lost = cluster._start, [], []
+    start, begun, lost = local._start, [], []
 
     def stopped(*arguments):
         begun.append(start(*arguments))
         signal.raise_signal(signal.SIGINT)
         return begun[0]
 
-    monkeypatch.setattr(cluster, "_start", stopped)
+    monkeypatch.setattr(local, "_start", stopped)
     with (
         pytest.raises(KeyboardInterrupt),
         local_client(1, "cpu", on_worker_lost=lost.append),
@@ -151,7 +151,7 @@ def test_workers_take_no_module_from_the_working_folder(tmp_path):
     script = tmp_path / "own" / "script.py"
     script.parent.mkdir()
     script.write_text(
-        "import os\nfrom photozhpc.cluster import local_client\n"
+        "import os\nfrom photozhpc.workers.local import local_client\n"
         "with local_client(1, 'cpu') as client:\n"
         "    client.submit(os.getpid).result()\n"
         "assert 'PYTHONSAFEPATH' not in os.environ\n"

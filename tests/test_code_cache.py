@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from photozhpc.code_cache import code_cache, keep_torch_code, own
+from photozhpc.files.code_cache import code_cache, keep_torch_code, own
 
 
 def test_a_new_folder_is_the_users_alone(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ __attribute__((constructor)) static void planted(void) { mkdir("%s", 0700); }
 USE_INDUCTOR = """
 import os, sys
 if sys.argv[1] == "kept":
-    from photozhpc.code_cache import keep_torch_code
+    from photozhpc.files.code_cache import keep_torch_code
     keep_torch_code()
 from torch._inductor.cpu_vec_isa import VecAVX2
 bool(VecAVX2())  # compiles a few lines, loads them, and so on for every processor

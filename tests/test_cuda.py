@@ -20,6 +20,7 @@ from test_train_ranks import free_port, write_config
 from photozhpc.catalog import read_catalog, read_pdf
 from photozhpc.catalog.run import run_inference
 from photozhpc.config import to_mapping
+from photozhpc.extract.extract import extract
 from photozhpc.metrics import point_metrics
 from photozhpc.model import bundled_checkpoint, load_checkpoint
 from photozhpc.model.engine import Engine
@@ -27,7 +28,6 @@ from photozhpc.model.ranks import Ranks
 from photozhpc.model.train import train
 from photozhpc.model.trainer import Trainer
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import extract
 from photozhpc.survey import load_survey
 
 pytestmark = pytest.mark.skipif(

@@ -16,12 +16,13 @@ from scipy.spatial import cKDTree
 
 from photozhpc.cli import main
 from photozhpc.errors import ConfigError, MosaicError, SourceListError
+from photozhpc.extract import detect as extract_detect
+from photozhpc.extract.detect import check_names, make_source_list, tile_number
+from photozhpc.extract.extract import extract, find_mosaics
 from photozhpc.mosaic import detect
 from photozhpc.mosaic.detect import detect_sources, first_sightings
 from photozhpc.mosaic.tile import read_tile
-from photozhpc.store import CutoutStore, detection
-from photozhpc.store.detection import check_names, make_source_list, tile_number
-from photozhpc.store.ingest import extract, find_mosaics
+from photozhpc.store import CutoutStore
 from photozhpc.survey import Band, Survey, load_survey
 
 DATA = Path(__file__).parent / "data"
@@ -287,15 +288,15 @@ def test_of_two_runs_at_once_one_may_be_done_first(
     quadrants: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "list.parquet"
-    detect_tile = detection._detect_tile
+    detect_tile = extract_detect._detect_tile
 
     def overtaken(*job: Any) -> list[str]:
         if not out.exists():
-            monkeypatch.setattr(detection, "_detect_tile", detect_tile)
+            monkeypatch.setattr(extract_detect, "_detect_tile", detect_tile)
             make_source_list(ONE_FILE, quadrants, out, workers=1)
         return detect_tile(*job)
 
-    monkeypatch.setattr(detection, "_detect_tile", overtaken)
+    monkeypatch.setattr(extract_detect, "_detect_tile", overtaken)
     summary = make_source_list(ONE_FILE, quadrants, out, workers=1)
     assert summary.present
     assert summary.sources == len(pq.read_table(out)) > 0
@@ -351,6 +352,6 @@ def test_faults_are_one_line(quadrants: Path, tile, tmp_path: Path) -> None:
 
 
 def test_tiles_whose_names_share_a_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("photozhpc.store.detection.tile_number", len)
+    monkeypatch.setattr("photozhpc.extract.detect.tile_number", len)
     with pytest.raises(SourceListError, match="tiles 'aa' and 'bb' give the same identifiers"):
         check_names({"aa": {}, "b": {}, "bb": {}})

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from photozhpc import disk
 from photozhpc.catalog.photoz_catalog import read_run
 from photozhpc.catalog.run_folder import append_line
-from photozhpc.disk import files_below, read_fault, replacing, temporary_folder
 from photozhpc.errors import CatalogError, MosaicError, RunError, StoreError
-from photozhpc.mosaic.repeats import exposure_time_s
+from photozhpc.files import disk
+from photozhpc.files.disk import files_below, read_fault, replacing, temporary_folder
+from photozhpc.mosaic.duplicates import exposure_time_s
 from photozhpc.mosaic.tile import read_tile
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.manifest import read_manifest

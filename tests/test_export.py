@@ -24,12 +24,13 @@ from click.testing import CliRunner
 from hats.catalog import TableProperties
 from hats.catalog.dataset.collection_properties import CollectionProperties
 
-from photozhpc.catalog import export_hats, read_catalog
-from photozhpc.catalog.dialects import find_dialect, translated_schema
-from photozhpc.catalog.export import export
+from photozhpc.catalog import read_catalog
 from photozhpc.catalog.photoz_catalog import catalog_schema, make_table, write_part
 from photozhpc.cli import main
 from photozhpc.errors import CatalogError, ConfigError, RunError
+from photozhpc.export import hats
+from photozhpc.export.dialects import find_dialect, translated_schema
+from photozhpc.export.export import export
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
@@ -92,8 +93,8 @@ def hats_folder(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("exported") / "Npix=5" / "roman"  # as a partition is called
     out.parent.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_hats, "PARTITION_LEN", 500)
-        patch.setattr(export_hats, "CHUNK_LEN", 300)
+        patch.setattr(hats, "PARTITION_LEN", 500)
+        patch.setattr(hats, "CHUNK_LEN", 300)
         done = export(catalogue, "hats", out)
     assert (done.rows, done.left_out) == (N_PARTS * PART_LEN - NOWHERE, NOWHERE)
     assert not list(out.parent.glob(".*.partial"))
@@ -256,10 +257,10 @@ def test_a_partition_of_hats_is_no_catalogue_to_make_hats_of(hats_folder, tmp_pa
 
 
 def test_faults_of_hats_and_duckdb_are_one_line(catalogue, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_hats, "PARTITION_LEN", 2)
+    monkeypatch.setattr(hats, "PARTITION_LEN", 2)
     with pytest.raises(RunError, match=r"not be written \(single pixel row count \d+ exceeds thr"):
         export(catalogue, "hats", tmp_path / "out")
-    monkeypatch.setattr(export_hats, "_write_collection", lambda *_: duckdb.sql("SELECT nothing"))
+    monkeypatch.setattr(hats, "_write_collection", lambda *_: duckdb.sql("SELECT nothing"))
     with pytest.raises(RunError, match=r"HATS could not be written \(Binder Error"):
         export(catalogue, "hats", tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -513,7 +514,7 @@ def test_infer_exports_what_it_made(small_store, tmp_path):
     assert told.exit_code == 2
     assert "--export qp needs --pdf" in told.stderr
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("photozhpc.catalog.export.find_spec", lambda name: None)
+        patch.setattr("photozhpc.export.export.find_spec", lambda name: None)
         told = CliRunner().invoke(main, [*words, "--export", "fits", "--export", "hats"])
     assert told.exit_code == 1
     assert "format hats needs hats_import, which is not installed; pip" in told.stderr
@@ -562,7 +563,7 @@ def test_the_memory_of_an_export_does_not_grow_with_the_rows(tmp_path):
     """Peak memory, in a process of its own, of a FITS export of 4 and of 40 equal parts."""
     one = write_catalogue(tmp_path / "one") / "catalog" / "part-000000.parquet"
     program = (
-        "import resource, sys; from photozhpc.catalog.export import export; "
+        "import resource, sys; from photozhpc.export.export import export; "
         "export(sys.argv[1], sys.argv[2], sys.argv[3]); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

@@ -11,11 +11,11 @@ import qp
 from test_catalog_run import make_store
 from test_pdf import FORMS, SMALL, calibrated_checkpoint
 
-from photozhpc.catalog import export_qp as export_module
 from photozhpc.catalog import read_catalog, read_pdf
-from photozhpc.catalog.export_qp import export_qp
 from photozhpc.catalog.run import run_inference
 from photozhpc.errors import CatalogError, ConfigError
+from photozhpc.export import qp as export_module
+from photozhpc.export.qp import export_qp
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ import pytest
 from photozhpc.errors import StoreError
 from photozhpc.model.colours import colour_features
 from photozhpc.mosaic.photometry import PhotFlag, sum_circles
-from photozhpc.store import CutoutStore, ShardKey, hdf5_catalogue
-from photozhpc.store.hdf5_catalogue import import_hdf5
+from photozhpc.pita_z import hdf5
+from photozhpc.pita_z.hdf5 import import_hdf5
+from photozhpc.pita_z.units import FluxFeatures, njy_per_count
+from photozhpc.store import CutoutStore, ShardKey
 from photozhpc.store.loader import typical_noise
-from photozhpc.store.pita_z_units import FluxFeatures, njy_per_count
 from photozhpc.survey import load_survey
 
 h5py = pytest.importorskip("h5py")
@@ -165,7 +166,7 @@ def test_without_fluxes_the_cutouts_are_measured(tmp_path: Path) -> None:
 
 
 def test_a_stopped_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hdf5_catalogue, "SHARDS_A_TILE", 2)
+    monkeypatch.setattr(hdf5, "SHARDS_A_TILE", 2)
     path = write(tmp_path / "a b.hdf5", catalogue())
 
     def stop(done: int, total: int) -> None:
@@ -191,7 +192,7 @@ def test_a_stopped_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_only_a_block_of_images_is_read_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hdf5_catalogue, "_BLOCK_LEN", 4)
+    monkeypatch.setattr(hdf5, "_BLOCK_LEN", 4)
     seen: list[int] = []
     whole = h5py.Dataset.__getitem__
 

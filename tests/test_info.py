@@ -26,10 +26,10 @@ from photozhpc.info.describe import about
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.mosaic.tile import read_tile
-from photozhpc.site import load_site, site_names
 from photozhpc.sky import load_sky_config
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey, survey_names
+from photozhpc.workers.site import load_site, site_names
 
 
 def run(*arguments: object) -> Result:

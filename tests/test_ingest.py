@@ -12,18 +12,17 @@ import pytest
 from astropy.io import fits
 
 from photozhpc.errors import MosaicError, SourceListError, StoreError
-from photozhpc.mosaic.photometry import PhotFlag
-from photozhpc.mosaic.tile import read_tile
-from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import (
+from photozhpc.extract.extract import (
     OFF_TILE_ID,
     extract,
     find_mosaics,
     find_source_lists,
-    round_pixels,
-    rounding_step,
 )
-from photozhpc.store.source_lists import read_survey_lists, sources_to_measure
+from photozhpc.mosaic.photometry import PhotFlag
+from photozhpc.mosaic.tile import read_tile
+from photozhpc.sources.find import read_survey_lists, sources_to_measure
+from photozhpc.store import CutoutStore
+from photozhpc.store.rounding import round_pixels, rounding_step
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")

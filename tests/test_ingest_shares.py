@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from photozhpc.cli import main
+from photozhpc.extract.extract import extract
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import extract
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")

@@ -11,16 +11,16 @@ import torch
 from astropy.table import Table
 from matplotlib.image import imread
 
-import photozhpc.report.latents as latents_module
-import photozhpc.report.latents_report as report_module
+import photozhpc.figures.latents as latents_module
+import photozhpc.figures.latents_report as report_module
 from photozhpc.errors import ConfigError, SourceListError
+from photozhpc.figures.latents import Latents, concentration, magnitudes, read_latents
+from photozhpc.figures.latents_figure import LatentMap, nearest_to_cells, plot_latents
+from photozhpc.figures.latents_report import map_latents, report_latents
+from photozhpc.figures.latents_smoothness import embed, smoothness, standardise
 from photozhpc.model import PITA, PITAConfig, load_checkpoint, save_checkpoint
 from photozhpc.model.augment import prepare
 from photozhpc.model.engine import native_precision
-from photozhpc.report.latents import Latents, concentration, magnitudes, read_latents
-from photozhpc.report.latents_figure import LatentMap, nearest_to_cells, plot_latents
-from photozhpc.report.latents_report import map_latents, report_latents
-from photozhpc.report.latents_smoothness import embed, smoothness, standardise
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
 

@@ -18,10 +18,10 @@ import torch
 from distributed import Worker
 
 from photozhpc.catalog import read_catalog
-from photozhpc.cluster import local_client, own_folder
 from photozhpc.model import PITA, PITAConfig, save_checkpoint
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
+from photozhpc.workers.local import local_client, own_folder
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
@@ -220,7 +220,7 @@ def test_workers_start_whatever_the_environment_says(tmp_path: Path, tmpdir: str
         folder.mkdir()
     program = (
         "import os\n"
-        "from photozhpc.cluster import local_client\n"
+        "from photozhpc.workers.local import local_client\n"
         "with local_client(1, 'cpu') as client:\n"
         "    print(client.submit(os.getpid).result(timeout=60) != os.getpid())\n"
     )
@@ -238,7 +238,7 @@ def test_a_killed_run_leaves_nothing_that_the_next_one_does_not_delete() -> None
     """SIGKILL leaves sockets, and what multiprocessing made."""
     program = (
         "import os, signal\n"
-        "from photozhpc.cluster import local_client\n"
+        "from photozhpc.workers.local import local_client\n"
         "with local_client(1, 'cpu') as client:\n"
         "    client.submit(os.getpid).result(timeout=60)\n"
         "    if os.environ['KILL']:\n"

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from photozhpc import lock as lock_module
 from photozhpc.errors import CatalogError, RunError
-from photozhpc.lock import is_held, locked
+from photozhpc.files import lock as lock_module
+from photozhpc.files.lock import is_held, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from photozhpc.lock import locked
+from photozhpc.files.lock import locked
 with locked(Path(sys.argv[1]), "photozhpc train"):
     print("held", flush=True)
     time.sleep(60)

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from photutils.aperture import EllipticalAperture, aperture_photometry
 
 from photozhpc.errors import StoreError
+from photozhpc.extract.extract import find_mosaics
 from photozhpc.mosaic.ellipses import sum_ellipses
 from photozhpc.mosaic.kron import kron_apertures
 from photozhpc.mosaic.measure import forced_photometry, noise_weights
 from photozhpc.mosaic.photometry import PhotFlag, local_sky, sum_circles
 from photozhpc.mosaic.tile import read_tile
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import find_mosaics
 from photozhpc.store.manifest import own_digest
 from photozhpc.survey import load_survey
 

@@ -8,9 +8,9 @@ from astropy.io import fits
 
 from photozhpc.config import from_mapping
 from photozhpc.errors import ConfigError, MosaicError
+from photozhpc.extract.extract import find_mosaics
 from photozhpc.mosaic.fits_siblings import sibling_paths, without_siblings
 from photozhpc.mosaic.tile import Tile, read_tile
-from photozhpc.store.ingest import find_mosaics
 from photozhpc.survey import Band, Survey
 
 SHAPE = (40, 50)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from photozhpc.extract.extract import find_mosaics
 from photozhpc.mosaic.measure import forced_photometry, noise_weights
 from photozhpc.mosaic.photometry import PhotFlag, sum_circles
 from photozhpc.mosaic.tile import read_tile
 from photozhpc.sky import load_sky_config, simulate_sky
-from photozhpc.store.ingest import find_mosaics
 from photozhpc.survey import load_survey
 
 SEXTRACTOR = shutil.which("source-extractor") or shutil.which("sex")

@@ -5,9 +5,9 @@ import pytest
 from astropy.io import fits
 
 from photozhpc.errors import MosaicError
+from photozhpc.extract.extract import find_mosaics
 from photozhpc.mosaic.fits_siblings import sibling_paths, without_siblings
 from photozhpc.mosaic.tile import read_tile
-from photozhpc.store.ingest import find_mosaics
 from photozhpc.survey import Band, Survey
 
 H, W = 40, 50

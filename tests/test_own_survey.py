@@ -14,8 +14,8 @@ from astropy.wcs import WCS
 from click.testing import CliRunner
 
 from photozhpc.cli import main
+from photozhpc.extract.extract import extract
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import extract
 from photozhpc.survey import Band, SourceColumns, Survey, load_survey
 
 PAGE = (Path(__file__).parents[1] / "docs/own_survey.md").read_text()

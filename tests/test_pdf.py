@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from test_catalog_run import SURVEY, make_checkpoint, make_store
 
-from photozhpc.catalog import predict, read_catalog, read_pdf, stream
+from photozhpc.catalog import dispatch, predict, read_catalog, read_pdf
 from photozhpc.catalog import run as run_module
 from photozhpc.catalog.pdf import make_pdf_table, read_pdf_part
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
@@ -287,7 +287,7 @@ def killed_between(model, part, part_path, *rest):
 def test_a_worker_that_dies_between_the_two_files_costs_nothing(
     store, checkpoint, runs, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(stream, "predict_part", killed_between)
+    monkeypatch.setattr(dispatch, "predict_part", killed_between)
     out = tmp_path / "out"
     run_inference(store.path, checkpoint, out, **SMALL, pdf="grid")
     assert (out / "killed").exists()

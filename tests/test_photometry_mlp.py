@@ -14,6 +14,7 @@ from photozhpc.catalog.predict import ModelKey, predict_part
 from photozhpc.catalog.run_folder import file_sha256, plan_parts
 from photozhpc.config import from_mapping, load_yaml
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
+from photozhpc.figures.latents import read_latents
 from photozhpc.metrics import point_metrics
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.calibrate import calibrate
@@ -23,8 +24,7 @@ from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.train import train
 from photozhpc.model.train_config import OptimiserConfig, TrainConfig
 from photozhpc.mosaic.photometry import PhotFlag
-from photozhpc.mosaic.sources import Sources
-from photozhpc.report.latents import read_latents
+from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore, Measurements
 from photozhpc.store.loader import read_labelled, typical_noise
 

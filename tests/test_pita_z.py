@@ -15,10 +15,10 @@ from torch import nn
 from photozhpc.errors import CheckpointError, StoreError
 from photozhpc.model import PITA, load_checkpoint, save_checkpoint
 from photozhpc.model.augment import prepare
-from photozhpc.model.pita_z import import_checkpoint
+from photozhpc.pita_z.checkpoint import import_checkpoint
+from photozhpc.pita_z.hdf5 import import_hdf5
+from photozhpc.pita_z.units import njy_per_count
 from photozhpc.store import CutoutStore
-from photozhpc.store.hdf5_catalogue import import_hdf5
-from photozhpc.store.pita_z_units import njy_per_count
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("candels")

@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from photozhpc.catalog import read_catalog
 from photozhpc.cli import main
 from photozhpc.errors import StorageError
+from photozhpc.files.objects import ObjectPath, list_objects, location, read_ranges
 from photozhpc.logs import LOG
 from photozhpc.model import PITA, PITAConfig, save_checkpoint
 from photozhpc.model.train_config import TrainConfig
-from photozhpc.object_storage import ObjectPath, list_objects, location, read_ranges
 from photozhpc.printable import printable
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey

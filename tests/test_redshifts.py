@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from photozhpc.mosaic.redshifts import Remarks, is_placeholder, usable_redshifts
+from photozhpc.sources.redshifts import Remarks, is_placeholder, usable_redshifts
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

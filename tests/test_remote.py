@@ -21,7 +21,7 @@ from test_catalog_run import make_checkpoint, make_store
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.run import run_inference
 from photozhpc.errors import ConfigError, RunError
-from photozhpc.remote import check_address
+from photozhpc.workers.slurm import check_address
 
 ROWS = 120 * 64
 

@@ -29,18 +29,19 @@ from astropy.wcs import WCS
 from botocore.config import Config
 from click.testing import CliRunner
 
-from photozhpc import object_requests, object_storage
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.run import run_inference
 from photozhpc.cli import main
 from photozhpc.errors import MosaicError, SourceListError, StorageError, StoreError
+from photozhpc.extract.extract import extract, find_mosaics
+from photozhpc.files import objects
+from photozhpc.files import requests as object_requests
+from photozhpc.files.objects import ObjectPath, list_objects, location, read_ranges
 from photozhpc.model import bundled_checkpoint
 from photozhpc.mosaic.footprint import read_footprint
-from photozhpc.mosaic.sources import Sources
-from photozhpc.object_storage import ObjectPath, list_objects, location, read_ranges
 from photozhpc.report.page import write_report
+from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore, Measurements
-from photozhpc.store.ingest import extract, find_mosaics
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
@@ -211,7 +212,7 @@ def test_a_fits_mosaic_and_its_weight_on_s3(server: Server, tmp_path: Path) -> N
     ((tile_id, bands),) = found.items()
     server.requests()
     there = read_footprint(bands, survey)
-    assert requested_bytes(server.requests()) <= object_storage.HEAD_BYTES
+    assert requested_bytes(server.requests()) <= objects.HEAD_BYTES
     here = read_footprint(find_mosaics(tmp_path, survey)[tile_id], survey)
     assert there.shape_HW == here.shape_HW == (600, 600)
     np.testing.assert_array_equal(there.pixel_to_sky(3, 5), here.pixel_to_sky(3, 5))
@@ -449,7 +450,7 @@ def test_copies_of_processes_that_were_killed_are_cleared_away(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     program = (
         "import os, signal\n"
-        "from photozhpc.object_storage import list_objects, location\n"
+        "from photozhpc.files.objects import list_objects, location\n"
         f"with min(list_objects(location({mosaics!r}))).fetched() as copy:\n"
         "    assert copy.stat().st_size > 0\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -13,10 +13,10 @@ from matplotlib.image import imread
 from photozhpc.catalog.photoz_catalog import Counts, make_table, write_part
 from photozhpc.catalog.run import RunSummary
 from photozhpc.errors import RunError, SourceListError
+from photozhpc.evaluation import plot_zz, save_figure, summarise
+from photozhpc.evaluation.truth import read_truth, store_labels
 from photozhpc.metrics import point_metrics
-from photozhpc.mosaic.sources import Sources
-from photozhpc.report import plot_zz, save_figure, summarise
-from photozhpc.report.truth import read_truth, store_labels
+from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore, Measurements
 from photozhpc.survey import load_survey
 

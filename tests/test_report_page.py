@@ -19,14 +19,14 @@ from PIL import Image
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, PhotozFlag
 from photozhpc.catalog.run import run_inference
 from photozhpc.cli import main
+from photozhpc.evaluation.evaluate import Estimate
+from photozhpc.evaluation.truth import Truth
 from photozhpc.model import bundled_checkpoint
 from photozhpc.report import catalog_scan, page_accuracy
 from photozhpc.report.catalog_scan import TopRows, scan_catalog
 from photozhpc.report.cutout_gallery import make_gallery
-from photozhpc.report.evaluate import Estimate
 from photozhpc.report.page import write_report
 from photozhpc.report.page_figures import redshift_bins, stacked_nz
-from photozhpc.report.truth import Truth
 from photozhpc.store import CutoutStore
 
 TILE_ARCMIN = 700 * 0.055 / 60

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.wcs import WCS
 
-from photozhpc.report.look import DARK, PAPER
+from photozhpc.catalog.throughput import read_throughput
+from photozhpc.evaluation.figure_style import DARK, PAPER
+from photozhpc.extract.extract import wcs_text
 from photozhpc.report.sky_fields import MAX_FIELDS, map_sky
 from photozhpc.report.sky_figures import Coverage, area_arcmin2, coverage_of, density_map, plot_sky
-from photozhpc.report.throughput import read_throughput
 from photozhpc.report.tile_outlines import tile_outlines
-from photozhpc.store.ingest import wcs_text
 
 NOTHING = Coverage({}, None)
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from photozhpc.errors import ConfigError
-from photozhpc.report.scaling import (
+from photozhpc.figures.scaling import (
     plot_learning_curves,
     plot_scaling,
     read_results,

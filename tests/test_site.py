@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from photozhpc.cli import main
 from photozhpc.errors import ConfigError, RunError
-from photozhpc.site import JOBS_DIR, SITE_DIR, STAGES, load_site, make_job
+from photozhpc.workers.site import JOBS_DIR, SITE_DIR, STAGES, load_site, make_job
 
 SITES = sorted(path.stem for path in SITE_DIR.glob("*.yaml"))
 CUSTOM = """

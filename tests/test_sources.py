@@ -10,7 +10,7 @@ from astropy.io import fits
 from astropy.table import MaskedColumn, QTable, Table
 
 from photozhpc.errors import SourceListError
-from photozhpc.mosaic.sources import Sources, read_source_lists, read_sources
+from photozhpc.sources.read import Sources, read_source_lists, read_sources
 from photozhpc.survey import SourceColumns
 
 

@@ -15,13 +15,13 @@ from click.testing import CliRunner
 from test_catalog_run import SMALL, TILES, late_first, poisoned
 
 from photozhpc import __version__
-from photozhpc.catalog import stream
+from photozhpc.catalog import dispatch
 from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY
 from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.run_folder import RunFolder
+from photozhpc.catalog.status import describe, status_of
 from photozhpc.cli import main
 from photozhpc.errors import PhotozError, RunError
-from photozhpc.report.status import describe, status_of
 
 # The fixtures of test_catalog_run.
 from test_catalog_run import checkpoint, finished, store, undisturbed  # isort: skip # noqa: F401
@@ -50,7 +50,7 @@ def test_while_it_runs_and_it_does_not_disturb(
     tmp_path,
     monkeypatch,
 ):
-    monkeypatch.setattr(stream, "predict_part", late_first)
+    monkeypatch.setattr(dispatch, "predict_part", late_first)
     out = tmp_path / "out"
     thread = threading.Thread(
         target=run_inference, args=(store.path, checkpoint, out), kwargs=SMALL
@@ -82,7 +82,7 @@ def test_parts_set_aside_are_named_until_they_are_made(
 ):
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "predict_part", poisoned)
+        patch.setattr(dispatch, "predict_part", poisoned)
         with pytest.raises(RunError):
             run_inference(store.path, checkpoint, out, **SMALL)
     found = status_of(out)

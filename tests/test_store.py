@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from photozhpc.errors import StoreError
-from photozhpc.mosaic.sources import Sources
+from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore, Measurements, ShardKey
 from photozhpc.store.manifest import own_digest
 from photozhpc.survey import load_survey

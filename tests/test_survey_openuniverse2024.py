@@ -25,12 +25,12 @@ from photozhpc.catalog.photoz_catalog import (
     write_part,
 )
 from photozhpc.errors import MosaicError
+from photozhpc.evaluation import evaluate
+from photozhpc.extract.extract import assign_tiles, extract, find_mosaics
 from photozhpc.mosaic.footprint import read_footprint
 from photozhpc.mosaic.tile import read_tile
-from photozhpc.report import evaluate
+from photozhpc.sources.find import find_source_lists, read_survey_lists
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import assign_tiles, extract, find_mosaics
-from photozhpc.store.source_lists import find_source_lists, read_survey_lists
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("openuniverse2024")

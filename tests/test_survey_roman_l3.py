@@ -18,12 +18,12 @@ import pytest
 import yaml
 
 from photozhpc.errors import ConfigError, MosaicError, SourceListError
-from photozhpc.mosaic.repeats import exposure_time_s
+from photozhpc.extract.extract import extract, find_mosaics
+from photozhpc.mosaic.duplicates import exposure_time_s
 from photozhpc.sky.l3_file import tile_wcs, write_mosaic
 from photozhpc.sky.observe import Observed
+from photozhpc.sources.find import find_source_lists, read_survey_lists
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import extract, find_mosaics
-from photozhpc.store.source_lists import find_source_lists, read_survey_lists
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-l3")

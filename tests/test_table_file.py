@@ -16,7 +16,7 @@ from astropy.table import MaskedColumn, QTable, Table
 from astropy.utils.masked import Masked
 
 from photozhpc.errors import SourceListError
-from photozhpc.mosaic.table_file import TableFile, read_columns
+from photozhpc.sources.table_file import TableFile, read_columns
 
 N = 12
 ID = np.arange(101, 101 + N)

@@ -22,7 +22,8 @@ from test_train import TINY
 
 from photozhpc.config import to_mapping
 from photozhpc.errors import CheckpointError, RunError, StoreError
-from photozhpc.lock import is_held, locked
+from photozhpc.extract.extract import extract
+from photozhpc.files.lock import is_held, locked
 from photozhpc.model import load_checkpoint
 from photozhpc.model import train as train_module
 from photozhpc.model.ranks import Ranks
@@ -30,7 +31,6 @@ from photozhpc.model.train import train
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.model.trainer import Trainer
 from photozhpc.store import CutoutStore
-from photozhpc.store.ingest import extract
 from photozhpc.survey import load_survey
 
 # One thread: a second one must not change the order of a sum.

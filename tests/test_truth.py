@@ -10,7 +10,7 @@ import pytest
 from astropy.table import MaskedColumn, Table
 
 from photozhpc.errors import SourceListError
-from photozhpc.report.truth import read_truth
+from photozhpc.evaluation.truth import read_truth
 
 Z = np.array([0.5, 1.5, 0.7, 2.5])
 

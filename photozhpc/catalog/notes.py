@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from photozhpc.disk import is_count, read_fault, read_json
 from photozhpc.errors import CatalogError
+from photozhpc.files.disk import is_count, read_fault, read_json
 
 PART_FOLDER = "catalog"
 PDF_FOLDER = "pdf"

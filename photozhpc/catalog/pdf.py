@@ -35,8 +35,8 @@ from photozhpc.catalog.photoz_catalog import (
     part_files,
 )
 from photozhpc.catalog.votable import with_votable
-from photozhpc.disk import read_fault, write_durably
 from photozhpc.errors import CatalogError
+from photozhpc.files.disk import read_fault, write_durably
 from photozhpc.model.redshift_grid import grid_cells
 
 COLUMN_OF_FORM = {"quantiles": "photoz_quantiles", "grid": "photoz_pdf"}

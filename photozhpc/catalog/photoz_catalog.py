@@ -34,8 +34,8 @@ from photozhpc.catalog.notes import (
     read_run,
 )
 from photozhpc.catalog.votable import with_votable
-from photozhpc.disk import read_fault, write_durably
 from photozhpc.errors import CatalogError, did_you_mean
+from photozhpc.files.disk import read_fault, write_durably
 from photozhpc.survey import Survey
 
 SCHEMA_VERSION = 3  # 2: intervals and photoz_ood; 3: Kron fluxes

@@ -27,8 +27,8 @@ from photozhpc.catalog.photoz_catalog import (
 )
 from photozhpc.catalog.run_folder import Part, file_sha256, note_part
 from photozhpc.errors import CatalogError, CheckpointError, StoreError
+from photozhpc.files.objects import AnyPath
 from photozhpc.logs import LOG
-from photozhpc.object_storage import AnyPath
 from photozhpc.store import CutoutStore
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dask.system import CPU_COUNT
 from distributed import KilledWorker
 
 from photozhpc import __version__
-from photozhpc.catalog.crew import PRELOAD, Crew
+from photozhpc.catalog.dispatch import Job, load_model, reason_of, stream_parts
 from photozhpc.catalog.notes import Counts
 from photozhpc.catalog.pdf import check_pdf_part, pdf_path
 from photozhpc.catalog.photoz_catalog import catalog_schema, check_part
@@ -24,25 +24,21 @@ from photozhpc.catalog.run_folder import (
     note_part,
     plan_parts,
 )
-from photozhpc.catalog.stream import Job, load_model, reason_of, stream_parts
-from photozhpc.cluster import (
-    Device,
-    import_early,
-)
-from photozhpc.code_cache import code_cache
-from photozhpc.disk import remove_stale_partials, sync_folder
-from photozhpc.errors import (
-    CatalogError,
-    RunError,
-    StoreError,
-)
+from photozhpc.errors import CatalogError, RunError, StoreError
+from photozhpc.files.code_cache import code_cache
+from photozhpc.files.disk import remove_stale_partials, sync_folder
+from photozhpc.files.objects import AnyPath, location
 from photozhpc.logs import LOG
-from photozhpc.object_storage import AnyPath, location
 from photozhpc.printable import printable
-from photozhpc.site import Site
 from photozhpc.store import CutoutStore
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import Survey
+from photozhpc.workers.crew import PRELOAD, Crew
+from photozhpc.workers.local import (
+    Device,
+    import_early,
+)
+from photozhpc.workers.site import Site
 
 if TYPE_CHECKING:
     from photozhpc.model.pdf import PdfForm

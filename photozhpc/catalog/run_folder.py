@@ -29,9 +29,15 @@ from photozhpc.catalog.notes import (
 )
 from photozhpc.catalog.pdf import pdf_folder
 from photozhpc.catalog.photoz_catalog import SCHEMA_VERSION
-from photozhpc.disk import disk_error, read_fault, read_json, remove_stale_partials, write_durably
 from photozhpc.errors import CatalogError, CheckpointError
-from photozhpc.lock import locked
+from photozhpc.files.disk import (
+    disk_error,
+    read_fault,
+    read_json,
+    remove_stale_partials,
+    write_durably,
+)
+from photozhpc.files.lock import locked
 from photozhpc.store import ShardKey
 
 # What makes two runs the same run, and how to call a difference.

@@ -19,8 +19,8 @@ from photozhpc.catalog.notes import (
 from photozhpc.catalog.pdf import read_pdf_part
 from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY
 from photozhpc.catalog.run_folder import Part, RunFolder, plan_parts
-from photozhpc.disk import read_fault
 from photozhpc.errors import CatalogError
+from photozhpc.files.disk import read_fault
 from photozhpc.store import CutoutStore
 
 _FINGERPRINT = "store_fingerprint"

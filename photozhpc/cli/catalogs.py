@@ -10,10 +10,10 @@ import click
 from photozhpc.cli.exports import EXPORT_NAMES, FORMATS, export_as, sentence
 from photozhpc.cli.group import JSON, LOCAL, Examples, Location, Progress, echo_json, main
 from photozhpc.cli.parameters import SITE, SURVEY
-from photozhpc.disk import read_json
 from photozhpc.errors import PhotozError
+from photozhpc.files.disk import read_json
+from photozhpc.files.objects import AnyPath
 from photozhpc.logs import LOG
-from photozhpc.object_storage import AnyPath
 from photozhpc.printable import printable
 from photozhpc.survey import load_survey
 
@@ -91,10 +91,10 @@ def infer(
     Without --store, and for survey roman-sim, it first makes a small simulated sky and its
     store inside the output folder.
     """
-    from photozhpc.catalog.export import check_format, check_target
     from photozhpc.catalog.run import run_inference
+    from photozhpc.export.export import check_format, check_target
     from photozhpc.model import bundled_checkpoint
-    from photozhpc.site import load_site
+    from photozhpc.workers.site import load_site
 
     if "qp" in formats and pdf is None:
         raise click.UsageError("--export qp needs --pdf quantiles or --pdf grid")
@@ -107,7 +107,7 @@ def infer(
     if store is None:
         store, truth = _own_sky(wanted.name, out, truth, workers)
     if truth:
-        from photozhpc.report.truth import read_truth
+        from photozhpc.evaluation.truth import read_truth
 
         read_truth(truth)  # a fault in it should not wait for the end of the run
     summary = run_inference(
@@ -124,7 +124,7 @@ def infer(
         scheduler=scheduler,
         command=shlex.join(["photozhpc", *map(printable, sys.argv[1:])]),
     )
-    from photozhpc.report.summary import summarise  # a second, that the workers need not wait
+    from photozhpc.evaluation.summary import summarise  # a second, that the workers need not wait
 
     text = summarise(summary, truth or None)
     if not as_json:
@@ -146,8 +146,8 @@ def _own_sky(
             f"no store was given; make one with 'photozhpc extract --survey {survey_name} "
             f"--mosaics DIR --store PATH' and pass --store PATH"
         )
+    from photozhpc.extract.extract import extract as run
     from photozhpc.sky import load_sky_config, simulate_sky
-    from photozhpc.store.ingest import extract as run
 
     survey = load_survey(survey_name)
     sky, store = out / "sky", out / "store"
@@ -176,8 +176,8 @@ def _own_sky(
 @JSON
 def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_json: bool) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
-    from photozhpc.report import evaluate as run
-    from photozhpc.report import evaluation_table, write_evaluation
+    from photozhpc.evaluation import evaluate as run
+    from photozhpc.evaluation import evaluation_table, write_evaluation
 
     evaluation = run(catalog, truth)
     files = write_evaluation(evaluation, out)
@@ -247,13 +247,13 @@ def figures(
     if not checkpoints and scaling is None:
         raise click.UsageError("nothing to report; pass --latents CHECKPOINT or --scaling FILE")
     if checkpoints:
-        from photozhpc.report.latents_report import report_latents
+        from photozhpc.figures.latents_report import report_latents
 
         if store is None:
             raise click.UsageError("--latents needs --store PATH")
         click.echo(report_latents(checkpoints, store, out, truth))
     if scaling is not None:
-        from photozhpc.report.scaling import report_scaling
+        from photozhpc.figures.scaling import report_scaling
 
         click.echo(report_scaling(scaling, out))
 

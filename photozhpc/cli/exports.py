@@ -52,7 +52,7 @@ def export_as(
     catalog: Path, to: str, out: Path, columns: str = "roman", workers: int | None = None
 ) -> dict[str, Any]:
     """Export, and return what there is to say of it."""
-    from photozhpc.catalog.export import export as run
+    from photozhpc.export.export import export as run
 
     done = run(catalog, to, out, columns, workers, Progress("sources"))
     return {

@@ -25,8 +25,8 @@ from click.shell_completion import CompletionItem
 
 from photozhpc import __version__
 from photozhpc.errors import PhotozError, Preempted
+from photozhpc.files.objects import AnyPath, location
 from photozhpc.logs import LOG, is_quiet, is_verbose, set_verbosity, verbosity_kept
-from photozhpc.object_storage import AnyPath, location
 from photozhpc.printable import printable
 
 # Where colorama is installed, Numba has it write an escape at exit, whatever NO_COLOR says.

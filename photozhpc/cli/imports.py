@@ -36,7 +36,7 @@ def import_checkpoint(
 ) -> None:
     """Turn a Lightning checkpoint of pita-z into a model; nothing in it is executed."""
     from photozhpc.model import save_checkpoint
-    from photozhpc.model.pita_z import import_checkpoint as run
+    from photozhpc.pita_z.checkpoint import import_checkpoint as run
 
     wanted = load_survey(survey)
     model, notes = run(path, wanted, zero_point or None, crop)
@@ -85,8 +85,8 @@ def import_hdf5(
     flux_band: str | None,
 ) -> None:
     """Copy an HDF5 catalogue of pita-z into a store; run again to continue."""
-    from photozhpc.store.hdf5_catalogue import import_hdf5 as run
-    from photozhpc.store.pita_z_units import FluxFeatures
+    from photozhpc.pita_z.hdf5 import import_hdf5 as run
+    from photozhpc.pita_z.units import FluxFeatures
 
     wanted = load_survey(survey)
     features = None

@@ -35,7 +35,7 @@ def submit(
     dry_run: bool,
 ) -> None:
     """Submit a stage to Slurm, with the arguments after "--"; prints the number of the job."""
-    from photozhpc.site import load_site, make_job
+    from photozhpc.workers.site import load_site, make_job
 
     job = make_job(
         load_site(site),
@@ -64,7 +64,7 @@ def status(path: Path, as_json: bool) -> None:
 
     It reads only files, during the run and afterwards, from any machine that sees them.
     """
-    from photozhpc.report.status import describe, status_of
+    from photozhpc.catalog.status import describe, status_of
 
     found = status_of(path)
     if as_json:
@@ -104,7 +104,7 @@ def bench(
     as_json: bool,
 ) -> None:
     """Measure this machine, and estimate what a survey would take on it."""
-    from photozhpc.report.bench import bench_extract, bench_infer, describe
+    from photozhpc.bench.bench import bench_extract, bench_infer, describe
 
     result: dict[str, Any] = {}
     if stage in ("extract", "all"):

@@ -7,8 +7,8 @@ import click
 
 from photozhpc.cli.group import JSON, LOCAL, Examples, Location, Progress, echo_json, main
 from photozhpc.cli.parameters import SURVEY
+from photozhpc.files.objects import AnyPath
 from photozhpc.logs import LOG
-from photozhpc.object_storage import AnyPath
 from photozhpc.survey import MAX_CUTOUT_PIX, load_survey
 
 
@@ -92,7 +92,7 @@ def detect(
     as_json: bool,
 ) -> None:
     """Find the sources of mosaics that have no catalogue, for extract; run again to continue."""
-    from photozhpc.store.detection import make_source_list
+    from photozhpc.extract.detect import make_source_list
 
     summary = make_source_list(
         load_survey(survey), mosaics, out, threshold, min_area, workers, Progress("tiles")
@@ -148,7 +148,7 @@ def extract(
     as_json: bool,
 ) -> None:
     """Measure sources on mosaics and cut them out into a store; run again to continue."""
-    from photozhpc.store.ingest import extract as run
+    from photozhpc.extract.extract import extract as run
 
     summary = run(
         load_survey(survey),

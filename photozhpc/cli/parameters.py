@@ -11,8 +11,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from photozhpc.info.configs import config_names, recipe_names
-from photozhpc.site import site_names
 from photozhpc.survey import survey_names
+from photozhpc.workers.site import site_names
 
 
 class NameOrYaml(click.ParamType):

@@ -12,8 +12,8 @@ import yaml
 
 from photozhpc.config import from_mapping, load_yaml, to_mapping
 from photozhpc.errors import ConfigError, did_you_mean
-from photozhpc.site import SITE_DIR, Site, load_site, site_names
 from photozhpc.survey import SURVEY_DIR, Survey, load_survey, survey_names
+from photozhpc.workers.site import SITE_DIR, Site, load_site, site_names
 
 TRAIN_DIR = SURVEY_DIR.parent / "train"
 SKY_DIR = SURVEY_DIR.parent / "sky"

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from photozhpc.disk import read_fault, read_json
 from photozhpc.errors import CheckpointError
+from photozhpc.files.disk import read_fault, read_json
 from photozhpc.store import CutoutStore
 
 _MAX_HEADER_BYTES = 100_000_000  # what safetensors itself allows

@@ -11,17 +11,17 @@ from asdf.exceptions import AsdfWarning
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 
-from photozhpc.disk import read_fault
 from photozhpc.errors import MosaicError, PhotozError
+from photozhpc.extract.extract import MAX_SCALE_ERROR
+from photozhpc.files.disk import read_fault
+from photozhpc.files.fits_length import check_length, unzipped
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import opened_tree
-from photozhpc.mosaic.fits_length import check_length, unzipped
+from photozhpc.mosaic.band_image import DAMAGED
 from photozhpc.mosaic.fits_mosaic import celestial_wcs
 from photozhpc.mosaic.fits_roles import header_bands
 from photozhpc.mosaic.fits_siblings import sibling_paths
-from photozhpc.mosaic.plane import DAMAGED
 from photozhpc.mosaic.tile import open_planes
-from photozhpc.store.ingest import MAX_SCALE_ERROR
 from photozhpc.survey import Survey, load_survey, survey_names
 
 _MAX_PACKED_BYTES = 256 << 20  # of gzip, to be unpacked to look into it

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from photozhpc.catalog.notes import PART_FOLDER, read_run
 from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts
-from photozhpc.disk import read_fault, read_json
 from photozhpc.errors import CatalogError, SourceListError
+from photozhpc.files.disk import read_fault, read_json
 
 HATS_FILES = ("hats.properties", "properties", "collection.properties")
 # Of text, rows are counted up to here; of more, they are estimated.

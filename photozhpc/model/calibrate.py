@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from photozhpc.disk import disk_error, remove_stale_partials
 from photozhpc.errors import CheckpointError, StoreError
-from photozhpc.lock import is_held, locked
+from photozhpc.files.disk import disk_error, remove_stale_partials
+from photozhpc.files.lock import is_held, locked
 from photozhpc.model.augment import calibrate as calibrate_image
 from photozhpc.model.augment import prepare, random_view, stretch
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

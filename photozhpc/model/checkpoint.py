@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.disk import disk_error, read_fault, write_durably
 from photozhpc.errors import CheckpointError, ConfigError
+from photozhpc.files.disk import disk_error, read_fault, write_durably
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita import PITA, PITAConfig
 from photozhpc.survey import Survey

@@ -4,7 +4,7 @@ torch exports the forward pass and AOTInductor turns it into a shared library, i
 its own; every later worker and run loads that in milliseconds. A library is of one model, torch,
 processor or GPU, number of threads and batch: all of these stand in its name.
 
-    compiled/KEY.pt2     in the folder of photozhpc/code_cache.py, which is the user's alone
+    compiled/KEY.pt2     in the folder of photozhpc/files/code_cache.py, which is the user's alone
 """
 
 import fcntl
@@ -25,9 +25,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from photozhpc.code_cache import keep_torch_code, own
-from photozhpc.disk import replacing
 from photozhpc.errors import CheckpointError
+from photozhpc.files.code_cache import keep_torch_code, own
+from photozhpc.files.disk import replacing
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
 from photozhpc.model.forward import Forward
 from photozhpc.model.pdf import PdfForm

@@ -17,7 +17,7 @@ from torch import Tensor
 from photozhpc.errors import ConfigError, PhotozError, RunError
 from photozhpc.logs import LOG
 from photozhpc.model.launch import Launch, advice
-from photozhpc.stopping import end_with
+from photozhpc.workers.signals import end_with
 
 _GLOO_SECONDS = 1.0
 # A process that nobody joins is alone: the variables are of another run. One that was joined, or

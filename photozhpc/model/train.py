@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from photozhpc import __version__
-from photozhpc.disk import disk_error, remove_stale_partials
 from photozhpc.errors import CheckpointError, Preempted
-from photozhpc.lock import locked
+from photozhpc.files.disk import disk_error, remove_stale_partials
+from photozhpc.files.lock import locked
 from photozhpc.logs import LOG
 from photozhpc.metrics import PointMetrics
 from photozhpc.model.calibrate import fit_uncertainty

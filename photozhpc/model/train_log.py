@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from photozhpc.disk import disk_error, write_durably
+from photozhpc.files.disk import disk_error, write_durably
 from photozhpc.logs import LOG
 
 

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from photozhpc.code_cache import keep_torch_code
-from photozhpc.disk import read_fault, write_durably
 from photozhpc.errors import CheckpointError, ConfigError, RunError
-from photozhpc.memory import keep_freed_memory
+from photozhpc.files.code_cache import keep_torch_code
+from photozhpc.files.disk import read_fault, write_durably
 from photozhpc.metrics import PointMetrics, point_metrics
 from photozhpc.model.augment import calibrate, random_view, stretch
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
@@ -32,6 +31,7 @@ from photozhpc.model.train_config import OptimiserConfig, TrainConfig
 from photozhpc.model.train_photometry import aperture_index
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Block, TrainingLoader, typical_noise
+from photozhpc.workers.memory import keep_freed_memory
 
 LOSSES = ("total", "contrastive", "colour", "redshift")
 

@@ -17,12 +17,10 @@ from asdf.tags.core.ndarray import NDArrayType
 from asdf.util import load_yaml
 from numpy.typing import NDArray
 
-from photozhpc.disk import read_fault
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
-from photozhpc.mosaic.bad_bits import DO_NOT_USE, BadBits, bits_of_roman
-from photozhpc.mosaic.calibration import is_count_rate, njy_per_unit, number
-from photozhpc.mosaic.grid import check_frame, check_square, pixel_area_arcsec2
-from photozhpc.mosaic.plane import (
+from photozhpc.files.disk import read_fault
+from photozhpc.files.objects import AnyPath
+from photozhpc.mosaic.band_image import (
     DAMAGED,
     BandPlane,
     Rows,
@@ -31,7 +29,9 @@ from photozhpc.mosaic.plane import (
     sample_rows,
     sigma_from_weight,
 )
-from photozhpc.object_storage import AnyPath
+from photozhpc.mosaic.calibration import is_count_rate, njy_per_unit, number
+from photozhpc.mosaic.grid import check_frame, check_square, pixel_area_arcsec2
+from photozhpc.mosaic.mask_bits import DO_NOT_USE, BadBits, bits_of_roman
 from photozhpc.survey import Band, Survey
 
 _BLOCK_MAGIC = b"\xd3BLK"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, maximum_filter1d, minimum_filter, minimum_filter1d
 
-from photozhpc.mosaic.plane import robust_sigma, sample_rows
+from photozhpc.mosaic.band_image import robust_sigma, sample_rows
 
 SECTION_PIXELS = 4_000_000
 BLANK, REGIONS, SKY = "blank", "regions", "sky"

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from photozhpc.mosaic.schedule import positions, run_chunks, visiting_order
+from photozhpc.mosaic.visit_order import positions, run_chunks, visiting_order
 
 
 def extract_cutouts(

@@ -19,7 +19,7 @@ from photozhpc.mosaic.photometry import (
     _first_last,
     _plane,
 )
-from photozhpc.mosaic.schedule import positions, run_chunks, visiting_order
+from photozhpc.mosaic.visit_order import positions, run_chunks, visiting_order
 
 
 def sum_ellipses(

@@ -14,12 +14,21 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from photozhpc.disk import read_fault
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
-from photozhpc.mosaic.bad_bits import bad_bits, known_bits
+from photozhpc.files.disk import read_fault
+from photozhpc.files.fits_length import check_length, unzipped
+from photozhpc.files.objects import AnyPath
+from photozhpc.mosaic.band_image import (
+    DAMAGED,
+    BandPlane,
+    Rows,
+    naming,
+    robust_sigma,
+    sample_rows,
+    sigma_from_weight,
+)
 from photozhpc.mosaic.blank import noise_of
 from photozhpc.mosaic.calibration import njy_of_noise, njy_per_unit, number
-from photozhpc.mosaic.fits_length import check_length, unzipped
 from photozhpc.mosaic.fits_roles import (
     FILTER_NAME,
     MASK_ROLES,
@@ -31,16 +40,7 @@ from photozhpc.mosaic.fits_roles import (
 )
 from photozhpc.mosaic.fits_siblings import sibling_paths
 from photozhpc.mosaic.grid import check_frame, check_square, pixel_area_arcsec2
-from photozhpc.mosaic.plane import (
-    DAMAGED,
-    BandPlane,
-    Rows,
-    naming,
-    robust_sigma,
-    sample_rows,
-    sigma_from_weight,
-)
-from photozhpc.object_storage import AnyPath
+from photozhpc.mosaic.mask_bits import bad_bits, known_bits
 from photozhpc.survey import Band, Survey
 
 _DISTORTED = ("-TPV", "-TNX", "-ZPX", "-TPD", "-TPU")  # projections of polynomials

@@ -11,7 +11,7 @@ from typing import Any
 from astropy.io import fits
 
 from photozhpc.errors import MosaicError
-from photozhpc.object_storage import AnyPath
+from photozhpc.files.objects import AnyPath
 from photozhpc.survey import Survey
 
 NOISE_ROLES = ("err", "variance", "inverse_variance", "weight")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from photozhpc.errors import StorageError
-from photozhpc.object_storage import AnyPath, ObjectPath
+from photozhpc.files.objects import AnyPath, ObjectPath
 from photozhpc.survey import Survey
 
 ASIDE = "aside"  # of the mosaic, but not used: models, exposure maps, other masks

@@ -10,12 +10,12 @@ from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import ArrayLike
 
 from photozhpc.errors import MosaicError
+from photozhpc.files.objects import AnyPath, ObjectPath, read_heads
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import asdf_grid
 from photozhpc.mosaic.fits_mosaic import fits_grid
 from photozhpc.mosaic.grid import FloatN
 from photozhpc.mosaic.tile import open_planes
-from photozhpc.object_storage import AnyPath, ObjectPath, read_heads
 from photozhpc.survey import Survey
 
 _HEADS_AT_A_TIME = 64

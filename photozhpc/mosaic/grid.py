@@ -14,7 +14,7 @@ from astropy.wcs.utils import wcs_to_celestial_frame
 from numpy.typing import ArrayLike, NDArray
 
 from photozhpc.errors import MosaicError
-from photozhpc.mosaic.plane import DAMAGED
+from photozhpc.mosaic.band_image import DAMAGED
 
 FloatN = NDArray[np.float64]
 

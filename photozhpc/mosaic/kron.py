@@ -27,7 +27,7 @@ from photozhpc.mosaic.photometry import (
     OFF_TILE,
     _finite,
 )
-from photozhpc.mosaic.schedule import positions, run_chunks, visiting_order
+from photozhpc.mosaic.visit_order import positions, run_chunks, visiting_order
 
 # SExtractor's PHOT_AUTOPARAMS 2.5, 3.5 and KRON_NSIG 6.
 KRON_FACTOR = 2.5

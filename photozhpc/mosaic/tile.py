@@ -16,14 +16,14 @@ from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import ArrayLike, NDArray
 
 from photozhpc.errors import MosaicError
+from photozhpc.files.fits_length import unzipped
+from photozhpc.files.objects import AnyPath, ObjectPath, location
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import open_asdf
+from photozhpc.mosaic.band_image import BandPlane
 from photozhpc.mosaic.blank import BLANK, mark_blank, noise, quantum, sections
-from photozhpc.mosaic.fits_length import unzipped
 from photozhpc.mosaic.fits_mosaic import open_fits
 from photozhpc.mosaic.fits_siblings import without_siblings
-from photozhpc.mosaic.plane import BandPlane
-from photozhpc.object_storage import AnyPath, ObjectPath, location
 from photozhpc.survey import Band, Survey
 
 MAX_MEMORY_BYTES = 512 << 20  # larger tiles live in a scratch file

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from photozhpc.catalog.notes import Due
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, open_part
-from photozhpc.disk import read_fault
 from photozhpc.errors import CatalogError
+from photozhpc.files.disk import read_fault
 from photozhpc.metrics import pit
 from photozhpc.survey import AB_ZERO_POINT_NJY
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from photozhpc.disk import write_durably
 from photozhpc.errors import CatalogError
-from photozhpc.object_storage import AnyPath
+from photozhpc.files.disk import write_durably
+from photozhpc.files.objects import AnyPath
 from photozhpc.report import page_sections as sections
 from photozhpc.report.catalog_scan import scan_catalog
 from photozhpc.report.page_accuracy import compare

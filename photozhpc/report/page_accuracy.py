@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from photozhpc.disk import read_json
 from photozhpc.errors import PhotozError
-from photozhpc.object_storage import AnyPath, location
-from photozhpc.report.evaluate import Evaluation, evaluate
-from photozhpc.report.evaluation_figures import draw_evaluation
-from photozhpc.report.evaluation_report import JSON_NAME, default_folder
-from photozhpc.report.look import PAPER
+from photozhpc.evaluation.evaluate import Evaluation, evaluate
+from photozhpc.evaluation.figure_style import PAPER
+from photozhpc.evaluation.figures import draw_evaluation
+from photozhpc.evaluation.summary import LABELS
+from photozhpc.evaluation.tables import JSON_NAME, default_folder
+from photozhpc.evaluation.truth import store_labels, truth_tables
+from photozhpc.files.disk import read_json
+from photozhpc.files.objects import AnyPath, location
 from photozhpc.report.page_source import PageSource
 from photozhpc.report.plot import Plot
-from photozhpc.report.summary import LABELS
-from photozhpc.report.truth import store_labels, truth_tables
 from photozhpc.store import CutoutStore
 
 _MAX_ROWS_FOR_LABELS = 10_000_000

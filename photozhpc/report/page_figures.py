@@ -10,6 +10,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from photozhpc.catalog.throughput import Throughput
+from photozhpc.evaluation.figure_style import Look
+from photozhpc.evaluation.zz import new_figure
 from photozhpc.report.catalog_scan import (
     MAG_WIDTH,
     N_SAMPLE,
@@ -17,9 +20,6 @@ from photozhpc.report.catalog_scan import (
     Density,
     floats,
 )
-from photozhpc.report.look import Look
-from photozhpc.report.throughput import Throughput
-from photozhpc.report.zz import new_figure
 
 _WIDE_INCH = 7.1
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from photozhpc import __version__
 from photozhpc.catalog.photoz_catalog import PhotozFlag
+from photozhpc.catalog.throughput import read_throughput
 from photozhpc.errors import StoreError
 from photozhpc.report import page_figures as draw
 from photozhpc.report.catalog_scan import (
@@ -30,7 +31,6 @@ from photozhpc.report.page_source import PageSource
 from photozhpc.report.plot import Plot
 from photozhpc.report.sky_fields import SkyMap, map_sky
 from photozhpc.report.sky_figures import Coverage, area_arcmin2, coverage_of, plot_sky
-from photozhpc.report.throughput import read_throughput
 from photozhpc.report.tile_outlines import MAX_OUTLINES, tile_outlines
 
 _DEG2 = 3600.0  # arcmin^2

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from photozhpc.catalog.notes import PART_FOLDER
 from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts
-from photozhpc.disk import read_fault
+from photozhpc.catalog.status import status_of
 from photozhpc.errors import CatalogError, PhotozError, StoreError
-from photozhpc.object_storage import location
-from photozhpc.report.status import status_of
+from photozhpc.files.disk import read_fault
+from photozhpc.files.objects import location
 from photozhpc.store import CutoutStore
 
 

@@ -10,7 +10,7 @@ import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from photozhpc.report.look import DARK, PAPER, Look
+from photozhpc.evaluation.figure_style import DARK, PAPER, Look
 
 _PICTURE = """<picture>
 <source media="print" srcset="{light}">

@@ -17,8 +17,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from photozhpc.extract.extract import OFF_TILE_ID
 from photozhpc.report.catalog_scan import floats, read_batches
-from photozhpc.store.ingest import OFF_TILE_ID
 
 MAX_FIELDS = 6  # more, or wider ones, are shown on the whole sky
 _GAP_DEG = 0.5

@@ -13,7 +13,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from photozhpc.report.look import Look
+from photozhpc.evaluation.figure_style import Look
 from photozhpc.report.sky_fields import SkyMap
 
 WIDE_INCH = 7.1  # two columns of a journal

@@ -12,8 +12,8 @@ from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from photozhpc.disk import is_count
 from photozhpc.errors import MosaicError, StoreError
+from photozhpc.files.disk import is_count
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import check_outside
 from photozhpc.store import CutoutStore, ShardKey

@@ -27,8 +27,8 @@ from photozhpc.sky.population import Population, SkyPhysics
 from photozhpc.sky.render import Renderer
 from photozhpc.sky.sed import Floats, galsim_band_name
 from photozhpc.sky.sky_config import SkyConfig, load_sky_config
-from photozhpc.stopping import die_with_parent
 from photozhpc.survey import Survey
+from photozhpc.workers.signals import die_with_parent
 
 MANIFEST = "sky.json"
 PHYSICS_VERSION = 2  # raised when the same configuration and seed come to give another sky

@@ -17,8 +17,8 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import DTypeLike, NDArray
 
-from photozhpc.disk import parse_json
-from photozhpc.object_storage import AnyPath, ObjectPath
+from photozhpc.files.disk import parse_json
+from photozhpc.files.objects import AnyPath, ObjectPath
 from photozhpc.store.manifest import FileNote
 from photozhpc.store.shard_file import WHOLE_BYTES, ShardFile, open_shard
 

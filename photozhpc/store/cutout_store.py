@@ -19,10 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.disk import is_count, parse_json, partial_path, read_fault, read_json, write_durably
 from photozhpc.errors import ConfigError, StoreError
-from photozhpc.mosaic.sources import Sources
-from photozhpc.object_storage import AnyPath, ObjectPath, location
+from photozhpc.files.disk import (
+    is_count,
+    parse_json,
+    partial_path,
+    read_fault,
+    read_json,
+    write_durably,
+)
+from photozhpc.files.objects import AnyPath, ObjectPath, location
+from photozhpc.sources.read import Sources
 from photozhpc.store.chunks import ArrayLayout, forget_layouts, read_layout
 from photozhpc.store.manifest import (
     TileNote,
@@ -46,7 +53,7 @@ from photozhpc.store.schema import (
     StoreIndex,
 )
 from photozhpc.store.shard_file import forget_objects
-from photozhpc.store.tile_writer import TileWriter, create_arrays
+from photozhpc.store.writer import TileWriter, create_arrays
 from photozhpc.survey import Survey
 
 _ATTRIBUTES = {"format", "survey", "cutout_size", "shard_len", "sha256"}

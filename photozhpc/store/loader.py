@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, StoreError
-from photozhpc.mosaic.sources import Sources
+from photozhpc.sources.read import Sources
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.schema import Measurements, ShardKey
 

@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from photozhpc.disk import is_count, parse_json, read_fault
 from photozhpc.errors import StoreError
-from photozhpc.object_storage import AnyPath, ObjectPath, read_ranges
+from photozhpc.files.disk import is_count, parse_json, read_fault
+from photozhpc.files.objects import AnyPath, ObjectPath, read_ranges
 
 _AT_A_TIME = 256  # manifests of a remote store
 _CRC32C = re.compile("([0-9a-f]{8})*")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from photozhpc.object_storage import AnyPath, ObjectPath, read_ranges
+from photozhpc.files.objects import AnyPath, ObjectPath, read_ranges
 
 # What is asked for first: of a small object all, of a large one the end, where the index is.
 WHOLE_BYTES = 1 << 20

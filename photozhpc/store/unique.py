@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import StoreError
-from photozhpc.object_storage import ObjectPath
+from photozhpc.files.objects import ObjectPath
 from photozhpc.store import CutoutStore, ShardKey
 
 _THREADS = 4

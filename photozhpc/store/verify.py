@@ -2,18 +2,20 @@
 
 import re
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from photozhpc.errors import StoreError
 from photozhpc.store.chunks import read_layout
-from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.manifest import check_file, copied, not_of_store, plan_problem, read_manifest
 from photozhpc.store.schema import ShardKey
 
+if TYPE_CHECKING:
+    from photozhpc.store.cutout_store import CutoutStore
 
-def verify_store(store: CutoutStore) -> list[str]:
+
+def verify_store(store: "CutoutStore") -> list[str]:
     """Return one line for every missing, truncated, altered, stray or foreign file.
 
     Every file is read whole; of each source, 16 bytes are in memory.
@@ -56,7 +58,7 @@ def verify_store(store: CutoutStore) -> list[str]:
     return problems + _repeated(store, n_sources)
 
 
-def _file_problems(store: CutoutStore, manifest: dict[str, Any]) -> list[str]:
+def _file_problems(store: "CutoutStore", manifest: dict[str, Any]) -> list[str]:
     tile_id, files = manifest["tile_id"], manifest["files"]
     folder = store.path / tile_id
     problems = []
@@ -71,7 +73,7 @@ def _file_problems(store: CutoutStore, manifest: dict[str, Any]) -> list[str]:
     return problems or _checksum_problems(store, manifest)
 
 
-def _checksum_problems(store: CutoutStore, manifest: dict[str, Any]) -> list[str]:
+def _checksum_problems(store: "CutoutStore", manifest: dict[str, Any]) -> list[str]:
     """Return lines on files, sound in themselves, whose chunks are not those of the manifest."""
     tile_id, files = manifest["tile_id"], manifest["files"]
     try:
@@ -85,7 +87,7 @@ def _checksum_problems(store: CutoutStore, manifest: dict[str, Any]) -> list[str
     ]
 
 
-def _miscounted(store: CutoutStore, manifest: dict[str, Any]) -> str | None:
+def _miscounted(store: "CutoutStore", manifest: dict[str, Any]) -> str | None:
     """Return a line if the tile's arrays are longer or shorter than its manifest says."""
     tile_id, n = manifest["tile_id"], manifest["n_sources"]
     try:
@@ -97,7 +99,7 @@ def _miscounted(store: CutoutStore, manifest: dict[str, Any]) -> str | None:
     return f"tile {tile_id}: source_id has the shape {array.shape}, its manifest {n} sources"
 
 
-def _repeated(store: CutoutStore, n_sources: dict[str, int]) -> list[str]:
+def _repeated(store: "CutoutStore", n_sources: dict[str, int]) -> list[str]:
     """Return a line if a source stands in the store twice.
 
     Args:

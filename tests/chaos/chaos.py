@@ -41,11 +41,11 @@ WORKERS = 2
 # `photozhpc infer` with small parts, and a lease after which a frozen worker is given up early.
 PROGRAM = """
 import sys
-from photozhpc import cluster
 from photozhpc.catalog import run
+from photozhpc.workers import local
 from photozhpc.cli import main
 
-cluster.WORKER_TTL_SECONDS = 4
+local.WORKER_TTL_SECONDS = 4
 run.default_rows_per_part = lambda n_rows: 64
 main(prog_name="photozhpc")
 """

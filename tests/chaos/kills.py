@@ -39,9 +39,9 @@ from test_train import TINY  # noqa: E402
 
 from photozhpc.catalog.run import run_inference  # noqa: E402
 from photozhpc.config import to_mapping  # noqa: E402
+from photozhpc.extract.extract import extract  # noqa: E402
 from photozhpc.sky import load_sky_config, simulate_sky  # noqa: E402
 from photozhpc.store import CutoutStore  # noqa: E402
-from photozhpc.store.ingest import extract  # noqa: E402
 from photozhpc.survey import load_survey  # noqa: E402
 
 KINDS = ("train", "train-2", "calibrate", "extract", "export")

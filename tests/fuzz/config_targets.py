@@ -12,9 +12,9 @@ import photozhpc
 from photozhpc.config import from_mapping, load_yaml, to_mapping
 from photozhpc.errors import ConfigError
 from photozhpc.model.train_config import TrainConfig
-from photozhpc.site import STAGES, load_site, make_job
 from photozhpc.sky.sky_config import load_sky_config
 from photozhpc.survey import load_survey
+from photozhpc.workers.site import STAGES, load_site, make_job
 
 CONFIGS = Path(photozhpc.__file__).parent / "configs"
 

@@ -18,12 +18,13 @@ from safetensors.torch import load
 from store_targets import make_store
 from timm.models.convnext import ConvNeXt
 
-from photozhpc.model import PITA, PITAConfig, load_checkpoint, pita_z, save_checkpoint
+from photozhpc.model import PITA, PITAConfig, load_checkpoint, save_checkpoint
 from photozhpc.model.checkpoint import _digest
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
-from photozhpc.model.pita_z import import_checkpoint
 from photozhpc.model.train_config import AugmentConfig, LossConfig, TrainConfig
 from photozhpc.model.trainer import Trainer
+from photozhpc.pita_z import checkpoint as pita_z
+from photozhpc.pita_z.checkpoint import import_checkpoint
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")

@@ -12,9 +12,9 @@ from astropy.wcs import WCS
 from harness import Damage, Target
 from mutate import mangle, mutate_fits, mutate_lines
 
+from photozhpc.extract.extract import wcs_text
 from photozhpc.mosaic.footprint import read_footprint
 from photozhpc.mosaic.tile import Tile, read_tile
-from photozhpc.store.ingest import wcs_text
 from photozhpc.survey import load_survey
 
 DATA = Path(__file__).parent.parent / "data"

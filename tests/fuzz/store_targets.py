@@ -13,10 +13,10 @@ from mutate import mangle, mutate_json, mutate_jsonl
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, make_table, write_part
 from photozhpc.catalog.run_folder import RunFolder, append_line, note_part, plan_parts
+from photozhpc.catalog.status import describe, status_of
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.errors import PhotozError
-from photozhpc.mosaic.sources import Sources
-from photozhpc.report.status import describe, status_of
+from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore, Measurements
 from photozhpc.store.manifest import own_digest
 from photozhpc.survey import load_survey

@@ -14,8 +14,8 @@ from astropy.table import MaskedColumn, Table
 from harness import AS_IT_SAYS, Damage, Target
 from mutate import mangle, mutate_fits, mutate_lines
 
-from photozhpc.mosaic.sources import Sources, read_sources
-from photozhpc.report.truth import Truth, read_truth
+from photozhpc.evaluation.truth import Truth, read_truth
+from photozhpc.sources.read import Sources, read_sources
 from photozhpc.survey import SourceColumns
 
 N = 40

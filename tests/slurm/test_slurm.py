@@ -23,13 +23,13 @@ from test_train import TINY
 
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.run import run_inference
+from photozhpc.catalog.status import status_of
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.config import to_mapping
 from photozhpc.model import load_checkpoint
-from photozhpc.remote import slurm_client
-from photozhpc.report.status import status_of
-from photozhpc.site import load_site, make_job
 from photozhpc.store import CutoutStore
+from photozhpc.workers.site import load_site, make_job
+from photozhpc.workers.slurm import slurm_client
 
 ROWS = 250 * SHARD_LEN
 pytestmark = pytest.mark.timeout(200)

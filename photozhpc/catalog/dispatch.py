@@ -1,0 +1,169 @@
+"""Parts through the workers, few at a time; what fails one part, and what fails them all."""
+
+import time
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from distributed import Client, Future, KilledWorker, as_completed
+from distributed.scheduler import NoWorkerError
+
+from photozhpc.catalog.predict import ModelKey, check_fit, predict_part
+from photozhpc.catalog.run_folder import Part, RunFolder
+from photozhpc.errors import CheckpointError, ConfigError, PhotozError, RunError
+from photozhpc.printable import printable
+from photozhpc.store import CutoutStore
+from photozhpc.workers.crew import Crew
+
+_AHEAD_SECONDS = 0.1
+_POLL_SECONDS = 0.01
+_MAX_AHEAD = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: which store, through which model, into which folder."""
+
+    store: CutoutStore
+    checkpoint_path: Path
+    folder: RunFolder
+    device: str
+    command: str
+    provenance: str = "{}"
+
+    @property
+    def model(self) -> ModelKey:
+        identity = self.folder.identity
+        return ModelKey(
+            self.store.path,
+            str(self.checkpoint_path),
+            identity["checkpoint_sha256"],
+            self.device,
+            identity["compiled"],
+            identity.get("pdf"),
+        )
+
+
+def load_model(client: Client, job: Job) -> None:
+    """Load the model in every worker and check that it fits the store."""
+    futures = [
+        client.submit(
+            check_fit,
+            job.model,
+            key=f"load-{address}",
+            workers=[address],
+            allow_other_workers=True,  # its worker may die and come back under another address
+        )
+        for address in client.scheduler_info(n_workers=-1)["workers"]
+    ]
+    for batch in _batches(client, as_completed(futures, loop=client.loop)):
+        for error in (future.exception() for future in batch):
+            if error is not None:
+                raise _fatal(error) or RunError(f"the model cannot be loaded: {reason_of(error)}")
+
+
+def stream_parts(
+    client: Client,
+    job: Job,
+    parts: list[Part],
+    crew: Crew,
+    made: Callable[[Part], None],
+    alone: bool = False,
+) -> dict[Part, BaseException]:
+    """Run parts through the workers; return the errors of those that were set aside.
+
+    The scheduler knows of few parts at a time: at first one for each worker, so that a result is
+    soon there, then what the workers run at a time, one more for each, and as many as they
+    finish in _AHEAD_SECONDS, which are handed over together. With `alone` it is one part.
+
+    Raises:
+        RunError, CheckpointError: what would fail every part.
+    """
+
+    n_workers, n_tasks = (1, 0) if alone else (crew.n_workers, crew.n_tasks)
+    if crew.scheduler is not None and not alone:
+        n_workers = len(client.nthreads())
+        n_tasks = max(client.nthreads().values())
+
+    def submit(some: list[Part]) -> list[Future]:
+        futures: list[Future] = client.map(
+            predict_part,
+            [job.model] * len(some),
+            some,
+            [str(job.folder.part_path(part)) for part in some],
+            [job.folder.part_identity(part) for part in some],
+            [job.provenance] * len(some),
+            # One name for all, because Dask keeps names for ever.
+            key=[("predict-part", part.index, n_tasks) for part in some],
+        )
+        in_flight.update(zip(futures, some, strict=True))
+        return futures
+
+    in_flight: dict[Future, Part] = {}
+    failures: dict[Part, BaseException] = {}
+    waiting = iter(parts)
+    started, n_done = time.monotonic(), 0
+    done = as_completed(submit(list(islice(waiting, n_workers))), loop=client.loop)
+    for batch in _batches(client, done):
+        for future in batch:
+            part = in_flight.pop(future)
+            error = future.exception()
+            if error is None:
+                made(part)
+            else:
+                fatal = _fatal(error)
+                if fatal is not None:
+                    raise fatal from error
+                failures[part] = error
+        n_done += len(batch)
+        ahead = min(_MAX_AHEAD, int(_AHEAD_SECONDS * n_done / (time.monotonic() - started)))
+        # Towards the end each worker has one, or one worker would have two while another has none.
+        depth = min(n_tasks + 1, max(1, (len(parts) - n_done) // (2 * n_workers)))
+        ahead = ahead if n_tasks and depth > n_tasks else 0
+        room = n_workers * depth + ahead - len(in_flight)
+        if room > ahead // 2:
+            some = list(islice(waiting, room))
+            if some:
+                done.update(submit(some))
+    return failures
+
+
+def _batches(client: Client, done: as_completed) -> Iterator[list[Future]]:
+    """Yield the futures that are done, as they are; Dask's own goes on waiting for the dead.
+
+    Raises:
+        RunError: the scheduler is lost.
+    """
+    while not done.is_empty():
+        if batch := done.next_batch(block=False):
+            yield batch
+        elif client.status == "running":
+            time.sleep(_POLL_SECONDS)
+        else:
+            raise RunError(
+                "the Dask scheduler was lost; run the same command again: what is finished is kept"
+            )
+
+
+def _fatal(error: BaseException) -> PhotozError | None:
+    """Return the error to stop with, if going on with other parts makes no sense."""
+    if isinstance(error, RunError | CheckpointError | ConfigError):
+        return error
+    if isinstance(error, NoWorkerError | CancelledError):
+        return RunError(
+            "the worker processes were lost and could not be started anew; run the same command "
+            "again: what is finished is kept"
+        )
+    return None
+
+
+def reason_of(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "asked to stop"
+    if isinstance(error, PhotozError):
+        return str(error)
+    if isinstance(error, KilledWorker):
+        return "every worker that tried it died (out of memory, or killed)"
+    return printable(f"{type(error).__name__}: {' '.join(str(error).split())}")[:240]

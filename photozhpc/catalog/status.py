@@ -1,0 +1,212 @@
+"""How far a run is, from the files that it leaves: `photozhpc status`."""
+
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from photozhpc.catalog.notes import NOTES_FOLDER, PART_FOLDER, part_name, read_lines, read_run
+from photozhpc.catalog.run_folder import EVENTS_FILE
+from photozhpc.errors import PhotozError
+from photozhpc.files.disk import is_count
+from photozhpc.files.lock import is_held
+from photozhpc.store import CutoutStore
+
+# A rate is of this last stretch of a run.
+_WINDOW_SECONDS = 300.0
+
+
+def status_of(path: str | Path, now: float | None = None) -> dict[str, Any]:
+    """Return how far the run in a folder is; the key "kind" says of which kind it is.
+
+    Args:
+        now: seconds since 1970; default: the clock's.
+
+    Raises:
+        PhotozError: there is no run, or its files are damaged.
+    """
+    path, now = Path(path), time.time() if now is None else now
+    if (path / "run.json").is_file():
+        return _catalog_status(path, now)
+    if (path / "log.jsonl").is_file():
+        return _training_status(path)
+    if (path / EVENTS_FILE).is_file() or (path / ".lock").is_file():
+        return {"kind": "catalogue", "path": str(path), "state": _state(path, False)}
+    if (path / "plan.json").is_file():
+        return _store_status(path)
+    raise PhotozError(f"{path}: no run of photozhpc is there")
+
+
+def _catalog_status(path: Path, now: float) -> dict[str, Any]:
+    run = read_run(path / "run.json")
+    n_parts, n_rows = run.n_parts, run.n_rows
+    begun_at, metrics = 0.0, ""
+    failed: dict[int, dict[str, Any]] = {}
+    events = list(read_lines(path / EVENTS_FILE))
+    for event in events:
+        if event.get("event") == "begun":
+            begun_at, failed = _number(event, "at"), {}
+            metrics = f"{event.get('metrics')} on {event.get('host')}"
+        elif event.get("event") == "set aside":
+            failed[int(_number(event, "part"))] = event
+    notes: dict[int, dict[str, Any]] = {}
+    files = (path / NOTES_FOLDER).glob("*.jsonl")
+    lines = [line for file in sorted(files) for line in read_lines(file)]
+    for line in sorted(lines, key=lambda line: _number(line, "at")):
+        if is_count(line.get("part")) and is_count(line.get("rows")):
+            notes[line["part"]] = line
+    lost = _lost(path, notes)
+    notes = {part: line for part, line in notes.items() if part not in lost}
+    rows_done = sum(note["rows"] for note in notes.values())
+    finished = len(notes) >= n_parts
+    running = is_held(path / ".lock")
+    last_at = max((_number(note, "at") for note in notes.values()), default=begun_at)
+    end = now if running else last_at
+    start = max(begun_at, end - _WINDOW_SECONDS)
+    workers: dict[str, dict[str, Any]] = defaultdict(lambda: {"parts": 0, "sources": 0, "at": 0.0})
+    recent = 0
+    for note in notes.values():
+        at = _number(note, "at")
+        if at < begun_at:
+            continue  # of an earlier start
+        worker = workers[str(note.get("worker"))]
+        worker["parts"] += 1
+        worker["sources"] += note["rows"]
+        worker["at"] = max(worker["at"], at)
+        recent += note["rows"] if at >= start else 0
+    rate = recent / (end - start) if end > start else 0.0
+    left = n_rows - rows_done
+    return {
+        "kind": "catalogue",
+        "path": str(path),
+        "state": _state(path, finished),
+        "parts": n_parts,
+        "parts_done": len(notes),
+        "sources": n_rows,
+        "sources_done": rows_done,
+        "pdf": run.identity.get("pdf"),
+        "flagged": sum(int(_number(note, "flagged")) for note in notes.values()),
+        "sources_per_s": rate,
+        "seconds_left": left / rate if rate and running else None,
+        "metrics": metrics if running else None,
+        "parts_lost": lost,
+        "workers_lost": sum(
+            e.get("event") == "worker lost" and _number(e, "at") >= begun_at for e in events
+        ),
+        "set_aside": [
+            {key: event.get(key) for key in ("part", "shards", "reason")}
+            for part, event in failed.items()
+            if part not in notes
+        ],
+        "workers": {
+            name: {
+                "parts": worker["parts"],
+                "sources": worker["sources"],
+                "seconds_since_part": round(max(now - worker["at"], 0.0), 1),
+            }
+            for name, worker in sorted(workers.items())
+        },
+    }
+
+
+def _lost(path: Path, notes: dict[int, dict[str, Any]]) -> list[int]:
+    """Return the parts that were noted, and are not there or have another size."""
+    sizes = {part.name: part.stat().st_size for part in (path / PART_FOLDER).glob("part-*")}
+    return sorted(
+        part for part, line in notes.items() if sizes.get(part_name(part)) != line.get("bytes")
+    )
+
+
+def _number(line: dict[str, Any], key: str) -> float:
+    """Return a number of a line of JSON; 0 where a damaged line has none."""
+    value = line.get(key, 0)
+    known = isinstance(value, int | float) and abs(value) <= 2**53
+    return float(value) if known else 0.0
+
+
+def _training_status(path: Path) -> dict[str, Any]:
+    lines = list(read_lines(path / "log.jsonl"))
+    return {
+        "kind": "training",
+        "path": str(path),
+        "state": "finished" if (path / "model.safetensors").is_file() else "not finished",
+        "epochs_done": len(lines),
+        "last": lines[-1] if lines else None,
+    }
+
+
+def _store_status(path: Path) -> dict[str, Any]:
+    store = CutoutStore.open(path)
+    tiles, missing = store.tiles(), store.missing_tiles()
+    return {
+        "kind": "store",
+        "path": str(path),
+        "state": "not finished" if missing else "finished",
+        "tiles": len(tiles) + len(missing),
+        "tiles_done": len(tiles),
+        "sources_done": sum(tiles.values()),
+    }
+
+
+def _state(path: Path, finished: bool) -> str:
+    if is_held(path / ".lock"):
+        return "running"
+    return "finished" if finished else "stopped"
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Return a status as lines of text."""
+    lines = [f"{found['path']}: {found['kind']}, {found['state']}"]
+    if found["kind"] == "training":
+        lines.append(f"epochs   {found['epochs_done']}")
+        if found["last"]:
+            shown = (
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in found["last"].items()
+            )
+            lines.append(f"last     {'  '.join(shown)}")
+    elif found["kind"] == "store":
+        lines.append(f"tiles    {found['tiles_done']} of {found['tiles']}")
+        lines.append(f"sources  {found['sources_done']}")
+    elif "parts" in found:
+        lines += _catalog_lines(found)
+    return "\n".join(lines)
+
+
+def _catalog_lines(found: dict[str, Any]) -> list[str]:
+    percent = 100 * found["sources_done"] / max(found["sources"], 1)
+    lines = [
+        f"parts    {found['parts_done']} of {found['parts']}",
+        f"sources  {found['sources_done']} of {found['sources']} ({percent:.1f} %), "
+        f"{found['flagged']} flagged",
+        f"rate     {found['sources_per_s']:.0f} sources/s",
+    ]
+    if found["pdf"]:
+        lines.append(f"p(z)     {found['pdf']}")
+    if found["metrics"]:
+        lines.append(f"metrics  {found['metrics']}")
+    if found["seconds_left"] is not None:
+        whole = round(found["seconds_left"])
+        lines.append(f"left     {whole // 3600:d}:{whole // 60 % 60:02d}:{whole % 60:02d}")
+    if found["parts_lost"]:
+        lines.append(
+            f"missing  {len(found['parts_lost'])} parts that were finished are gone or altered "
+            f"(the first is {part_name(found['parts_lost'][0])}); run the same 'photozhpc infer' "
+            f"again"
+        )
+    if found["workers_lost"]:
+        lines.append(f"lost     {found['workers_lost']} workers, replaced")
+    for part in found["set_aside"]:
+        lines.append(f"failed   part {part['part']}, {_shards(part['shards'])}: {part['reason']}")
+    for name, worker in found["workers"].items():
+        lines.append(
+            f"worker   {name}: {worker['parts']} parts, {worker['sources']} sources, the last "
+            f"{worker['seconds_since_part']:.0f} s ago"
+        )
+    return lines
+
+
+def _shards(shards: Any) -> str:
+    if not isinstance(shards, list) or not shards:
+        return "shards unknown"
+    return f"shards {shards[0]} to {shards[-1]}"

@@ -1,0 +1,140 @@
+"""How fast a run went, from the notes of its workers and its events."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photozhpc.catalog.notes import NOTES_FOLDER, read_lines
+from photozhpc.catalog.run_folder import EVENTS_FILE
+from photozhpc.files.disk import is_count
+
+_N_BINS = 80
+_PAUSE_SECONDS = 60.0  # a longer time without any part in work, between two starts, is cut out
+_MAX_SECONDS = 1e7
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """The pace of a run; times in seconds of work, with the pauses between its starts cut out.
+
+    Attributes:
+        edges, sources_per_s: the rate in bins; a part's sources are spread evenly over the time
+            that it took.
+        done_share: of the run's sources, finished by each edge.
+        marks: (time, event) of lost workers, parts set aside, stops and further starts.
+        n_sources, n_parts, n_workers, n_starts: that made or noted parts.
+        n_untimed: sources of parts whose worker died before it noted them.
+        hosts: machines.
+    """
+
+    edges: NDArray[np.float64]
+    sources_per_s: NDArray[np.float64]
+    done_share: NDArray[np.float64]
+    marks: list[tuple[float, str]]
+    n_sources: int
+    n_parts: int
+    n_workers: int
+    n_starts: int
+    n_untimed: int
+    hosts: list[str]
+
+    @property
+    def mean_rate(self) -> float:
+        return self.n_sources / float(self.edges[-1])
+
+    @property
+    def seconds(self) -> float:
+        return float(self.edges[-1])
+
+
+def read_throughput(run: Path, n_rows: int) -> Throughput | None:
+    """Return the pace of the run in a folder; None where nothing was noted.
+
+    Args:
+        n_rows: sources of the whole run.
+    """
+    latest: dict[int, tuple[float, float, int, str]] = {}
+    for file in sorted((run / NOTES_FOLDER).glob("*.jsonl")):
+        for line in read_lines(file):
+            at, seconds, rows = line.get("at"), line.get("seconds"), line.get("rows")
+            if is_count(line.get("part")) and is_count(rows) and _is_time(at, 1e11):
+                took = float(seconds) if _is_time(seconds, _MAX_SECONDS) else 0.0  # type: ignore[arg-type]
+                note = (float(at), took, int(rows), str(line.get("worker")))  # type: ignore[arg-type]
+                known = latest.get(line["part"])
+                if known is None or known[0] <= note[0]:
+                    latest[line["part"]] = note
+    timed = [note for note in latest.values() if note[1] > 0]
+    if not timed:
+        return None
+    stop_P, took_P, rows_P = np.array([note[:3] for note in timed]).T
+    start_P = stop_P - took_P
+    events = [
+        (float(line["at"]), str(line.get("event")), str(line.get("host")))
+        for line in read_lines(run / EVENTS_FILE)
+        if _is_time(line.get("at"), 1e11)
+    ]
+    clock = _Clock.of(start_P, stop_P)
+    start_P, stop_P = clock.working(start_P), clock.working(stop_P)
+    edges = np.linspace(0, max(float(stop_P.max()), 1e-3), _N_BINS + 1)
+    done_E = _spread(start_P, stop_P, rows_P, edges)
+    marks, n_starts = [], 0
+    for at, event, _ in sorted(events):
+        n_starts += event == "begun"
+        shown = {"begun": "begun again" if n_starts > 1 else ""}.get(event, event)
+        if shown in ("begun again", "stopped", "worker lost", "set aside"):
+            marks.append((float(clock.working(np.array([at]))[0]), shown))
+    workers = {note[3] for note in timed}
+    hosts = {host for _, _, host in events} | {name.rpartition("-")[0] for name in workers}
+    return Throughput(
+        edges=edges,
+        sources_per_s=np.diff(done_E) / np.diff(edges),
+        done_share=done_E / max(n_rows, 1),
+        marks=marks,
+        n_sources=int(rows_P.sum()),
+        n_parts=len(latest),
+        n_workers=len(workers),
+        n_starts=max(n_starts, 1),
+        n_untimed=sum(note[2] for note in latest.values() if note[1] <= 0),
+        hosts=sorted(hosts - {"", "None"}),
+    )
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Turns the time of day into time at work: pauses longer than a minute do not count."""
+
+    knots: NDArray[np.float64]
+    worked: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, start_P: NDArray[np.float64], stop_P: NDArray[np.float64]) -> "_Clock":
+        order = np.argsort(start_P, kind="stable")
+        begin, end = start_P[order], np.maximum.accumulate(stop_P[order])
+        pause = np.flatnonzero(begin[1:] - end[:-1] > _PAUSE_SECONDS)
+        opens = begin[np.r_[0, pause + 1]]
+        closes = end[np.r_[pause, len(end) - 1]]
+        lengths = closes - opens
+        before = np.r_[0.0, np.cumsum(lengths)[:-1]]
+        knots = np.column_stack([opens, closes]).ravel()
+        return cls(knots, np.column_stack([before, before + lengths]).ravel())
+
+    def working(self, time_P: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.interp(time_P, self.knots, self.worked)
+
+
+def _spread(
+    start_P: NDArray[np.float64],
+    stop_P: NDArray[np.float64],
+    rows_P: NDArray[np.float64],
+    edges: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the sources finished by each edge, each part's spread evenly over its time."""
+    length_P = np.maximum(stop_P - start_P, 1e-9)
+    return np.array([(rows_P * np.clip((edge - start_P) / length_P, 0, 1)).sum() for edge in edges])
+
+
+def _is_time(value: Any, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < most

@@ -1,0 +1,160 @@
+"""The figures of an evaluation: one journal column wide, in colours that all can tell apart."""
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import binom
+
+from photozhpc.evaluation.evaluate import Evaluation, Group
+from photozhpc.evaluation.figure_style import PAPER, Look
+from photozhpc.evaluation.match import INTERVALS_PERCENT
+from photozhpc.evaluation.zz import new_figure, plot_zz
+from photozhpc.metrics import point_metrics
+
+_N_PIT_BINS = 20
+_BAND = 0.95  # probability that a perfect catalogue lies within the grey bands
+_ROWS = {
+    "bias": ("bias", 1),
+    "nmad": ("NMAD", 1),
+    "outlier_fraction": ("outliers [%]", 100),
+    "crps": ("CRPS", 1),
+}
+
+
+def draw_evaluation(evaluation: Evaluation, look: Look = PAPER) -> dict[str, Figure]:
+    """Return the figures by name: zz, metrics, and where there are intervals pit and coverage."""
+    matched = evaluation.matched
+    metrics = point_metrics(matched.z_ref_N, matched.z_phot_N)
+    figures = {
+        "zz": plot_zz(
+            matched.z_ref_N, matched.z_phot_N, metrics, reference=evaluation.z_kind, look=look
+        )
+    }
+    with matplotlib.rc_context(look.rc):
+        if evaluation.groups["magnitude"] or evaluation.groups["redshift"]:
+            figures["metrics"] = plot_metrics(evaluation, look)
+        if evaluation.has_intervals:
+            figures["pit"] = plot_pit(matched.pit_N, look)
+            if evaluation.groups["magnitude"]:
+                figures["coverage"] = plot_coverage(evaluation, look)
+    return figures
+
+
+def plot_metrics(evaluation: Evaluation, look: Look = PAPER) -> Figure:
+    """Draw the point statistics, and the CRPS if there is one, in bins."""
+    names = [name for name in _ROWS if name != "crps" or evaluation.has_intervals]
+    columns = {
+        kind: evaluation.groups[kind]
+        for kind in ("magnitude", "redshift")
+        if evaluation.groups[kind]
+    }
+    figure = new_figure(0.5 + 1.15 * len(names))
+    axes_RC = figure.subplots(len(names), len(columns), sharex="col", sharey="row", squeeze=False)
+    for row, name in enumerate(names):
+        label, scale = _ROWS[name]
+        axes_RC[row, 0].set_ylabel(label)
+        for axes, groups in zip(axes_RC[row], columns.values(), strict=True):
+            if name == "crps":
+                _draw_bins(axes, groups, "crps_global_gaussian", look.orange, "s", label="Gaussian")
+            _draw_bins(axes, groups, name, look.blue, "o", scale, label="catalogue")
+            if name == "bias":
+                axes.axhline(0, color=look.grey, linewidth=0.6, zorder=0)
+        if name != "bias":
+            axes_RC[row, 0].set_ylim(bottom=0)  # once all is drawn: it ends the autoscaling
+    if "crps" in names:
+        axes_RC[-1, 0].legend(handletextpad=0.2, borderaxespad=0.2)
+    labels = _bin_labels(evaluation)
+    for axes, kind in zip(axes_RC[-1], columns, strict=True):
+        axes.set_xlabel(labels[kind])
+    figure.align_ylabels()
+    return figure
+
+
+def plot_coverage(evaluation: Evaluation, look: Look = PAPER) -> Figure:
+    """Draw which fraction of the sources is in each interval, against magnitude."""
+    figure = new_figure(2.6)
+    axes = figure.add_subplot()
+    groups = evaluation.groups["magnitude"]
+    # Beside each other, so that none is hidden.
+    looks = zip(
+        INTERVALS_PERCENT,
+        (look.blue, look.orange, look.green),
+        "os^",
+        (0.35, 0.5, 0.65),
+        strict=True,
+    )
+    for percent, colour, marker, place in looks:
+        axes.axhline(percent, color=colour, linewidth=0.7, linestyle="--", zorder=0)
+        name, label = f"coverage{percent}", f"{percent} %"
+        _draw_bins(axes, groups, name, colour, marker, 100, label, place)
+    axes.set(xlabel=_bin_labels(evaluation)["magnitude"], ylabel="sources in the interval [%]")
+    axes.set_ylim(top=102)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        handles[::-1], names[::-1], loc="outside upper center", ncols=3, handletextpad=0.2
+    )
+    return figure
+
+
+def plot_pit(pit_N: np.ndarray, look: Look = PAPER) -> Figure:
+    """Draw the histogram of the PIT, and by how much its distribution departs from uniform.
+
+    The bands hold 95% of perfect catalogues, bin by bin and level by level.
+    """
+    pit_N = np.sort(pit_N[np.isfinite(pit_N)])
+    n = len(pit_N)
+    figure = new_figure(3.4)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    tails = np.array([(1 - _BAND) / 2, (1 + _BAND) / 2])
+    expected = n / _N_PIT_BINS
+    counts, edges = np.histogram(pit_N, bins=_N_PIT_BINS, range=(0, 1))
+    low, high = binom.ppf(tails, n, 1 / _N_PIT_BINS) / expected
+    top.axhspan(low, high, color=look.grey, alpha=0.35, linewidth=0)
+    top.stairs(counts / expected, edges, baseline=None, color=look.blue, linewidth=1.2)
+    top.set(ylabel="sources / expected", xlim=(0, 1))
+    top.set_ylim(bottom=0)
+    level = np.linspace(0, 1, 201)
+    low_level, high_level = binom.ppf(tails[:, None], n, level) / n - level
+    bottom.fill_between(level, low_level, high_level, color=look.grey, alpha=0.35, linewidth=0)
+    observed = np.searchsorted(pit_N, level, side="right") / n
+    bottom.plot(level, observed - level, color=look.blue, linewidth=1.2)
+    bottom.axhline(0, color=look.grey, linewidth=0.6, zorder=0)
+    bottom.set(xlabel="PIT, p", ylabel="fraction(PIT ≤ p) − p")
+    figure.align_ylabels()
+    return figure
+
+
+def _draw_bins(
+    axes: Axes,
+    groups: list[Group],
+    name: str,
+    colour: str,
+    marker: str,
+    scale: float = 1,
+    label: str | None = None,
+    place: float = 0.5,
+) -> None:
+    """Draw a statistic, as wide as the bin; the marker stands at `place`, 0 to 1, in the bin."""
+    low_G, high_G = np.array([[group.low, group.high] for group in groups], dtype=np.float64).T
+    x_G = low_G + place * (high_G - low_G)
+    found = [group.statistics[name] for group in groups]
+    axes.errorbar(
+        x_G,
+        [scale * estimate.value for estimate in found],
+        yerr=[scale * estimate.error for estimate in found],
+        xerr=[x_G - low_G, high_G - x_G],
+        fmt=marker,
+        color=colour,
+        markersize=3,
+        linewidth=0.8,
+        label=label,
+        clip_on=False,  # a marker at 0 is seen whole
+    )
+
+
+def _bin_labels(evaluation: Evaluation) -> dict[str, str]:
+    return {
+        "magnitude": f"{(evaluation.band or '').upper()} [AB mag]",
+        "redshift": f"{evaluation.z_kind} redshift",
+    }

@@ -1,0 +1,90 @@
+"""What is said at the end of `photozhpc infer`: OUT/summary.json, OUT/zz.png and a few lines."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from photozhpc.catalog.notes import PDF_FOLDER
+from photozhpc.catalog.run import RunSummary
+from photozhpc.evaluation.match import match
+from photozhpc.evaluation.truth import read_truth, store_labels
+from photozhpc.evaluation.zz import plot_zz, save_figure
+from photozhpc.files.disk import write_durably
+from photozhpc.files.objects import AnyPath
+from photozhpc.metrics import point_metrics
+
+LABELS = "z_spec labels of the store (the model may have been trained on them)"
+
+
+def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> str:
+    """Write OUT/summary.json and, where truth is known, OUT/zz.png; return the lines to show.
+
+    Args:
+        truth: tables with source_id and z_true (or z_spec); rows with is_star are left out.
+            None: the labels in the store, if it has any.
+
+    Raises:
+        SourceListError: a truth table is missing, damaged, lacks a column, or names a source twice.
+        CatalogError, StoreError: the catalogue or the store is damaged.
+        RunError: the disk is full.
+    """
+    if truth:
+        tables = f"{truth[0]}" + (f" and {len(truth) - 1} more" if len(truth) > 1 else "")
+        known, reference = read_truth(truth), tables
+    else:
+        known, reference = store_labels(run.store_path), LABELS
+    matched = match(run.path, known).matched if len(known.source_id_N) else None
+    document = {**_document(run), "notes": list(known.notes)}
+    counts = run.counts
+    lines = [
+        f"rows       {counts.rows} ({counts.flagged} flagged, "
+        f"{counts.without_photoz} of them without a redshift)"
+    ]
+    if run.n_rows_new:
+        lines.append(
+            f"speed      {run.sources_per_second:.0f} sources/s: {run.n_rows_new} in "
+            f"{run.wall_seconds:.1f} s, of which {run.startup_seconds:.1f} s start-up"
+        )
+    else:
+        lines.append("speed      nothing was left to do")
+    lines.append(f"catalogue  {run.catalog_path}")
+    if run.pdf_form is not None:
+        lines.append(f"p(z)       {run.path / PDF_FOLDER} ({run.pdf_form})")
+    metrics = point_metrics(matched.z_ref_N, matched.z_phot_N) if matched else None
+    if matched and metrics and metrics.n:
+        path = run.path / "zz.png"
+        figure = plot_zz(matched.z_ref_N, matched.z_phot_N, metrics, reference=known.z_kind)
+        save_figure(figure, path)
+        document["metrics"] = {**dataclasses.asdict(metrics), "reference": reference}
+        document["figure"] = str(path)
+        lines += [
+            f"accuracy   bias {metrics.bias:+.4f}, NMAD {metrics.nmad:.4f}, outliers "
+            f"{100 * metrics.outlier_fraction:.2f} %, of {metrics.n} sources with {reference}",
+            f"figure     {path}",
+        ]
+    lines += [f"note: {note}" for note in known.notes]
+    write_durably(run.path / "summary.json", json.dumps(document, indent=2).encode())
+    return "\n".join(lines)
+
+
+def _document(run: RunSummary) -> dict[str, Any]:
+    return {
+        "rows": run.counts.rows,
+        "flagged_rows": run.counts.flagged,
+        "rows_without_photoz": run.counts.without_photoz,
+        "new_rows": run.n_rows_new,
+        "wall_seconds": round(run.wall_seconds, 3),
+        "startup_seconds": round(run.startup_seconds, 3),
+        "sources_per_second": round(run.sources_per_second, 2) if run.n_rows_new else None,
+        "parts": run.n_parts,
+        "parts_resumed": run.n_parts_resumed,
+        "catalog": str(run.catalog_path),
+        "pdf": None if run.pdf_form is None else str(run.path / PDF_FOLDER),
+        "pdf_form": run.pdf_form,
+        "store": str(run.store_path),
+        "checkpoint": str(run.checkpoint_path),
+        "survey": run.survey_name,
+        "metrics": None,
+        "figure": None,
+    }

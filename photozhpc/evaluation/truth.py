@@ -1,0 +1,197 @@
+"""Reference redshifts: truth tables, and the labels of a store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photozhpc.errors import SourceListError, did_you_mean
+from photozhpc.files.objects import AnyPath, ObjectPath, location
+from photozhpc.sources.redshifts import Remarks, is_placeholder, usable_redshifts
+from photozhpc.sources.sky_units import to_redshifts
+from photozhpc.sources.table_file import as_floats, read_columns
+from photozhpc.store import CutoutStore
+
+# The first that a table has; galaxy_id and redshift are those of OpenUniverse2024.
+_Z_NAMES = {"z_true": "true", "z_spec": "spectroscopic", "redshift": "true"}
+_ID_NAMES = ("source_id", "galaxy_id")
+# NumPy's; of all others: numbers
+_KINDS = {
+    **dict.fromkeys(_ID_NAMES, "iu"),
+    **dict.fromkeys(_Z_NAMES, "iufOSU"),
+    "is_star": "biufO",
+}
+_MAGNITUDE_PREFIX = "mag_"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Reference redshifts of galaxies, sorted by source_id.
+
+    Attributes:
+        z_kind: what z_ref is, for people: "true", "spectroscopic", or "reference" for both.
+        magnitudes: AB magnitudes (N,) by band, in lower case, of the bands of which every table
+            has a column mag_{band}.
+        notes: lines on what was taken for missing.
+    """
+
+    source_id_N: NDArray[np.int64]
+    z_ref_N: NDArray[np.float64]
+    z_kind: str
+    magnitudes: dict[str, NDArray[np.float64]]
+    notes: tuple[str, ...] = ()
+
+
+def truth_tables(paths: Sequence[str | AnyPath]) -> list[AnyPath]:
+    """Return the files that paths, URLs and globs name; a glob of nothing stays as it is."""
+    found: list[AnyPath] = []
+    for path in map(location, paths):
+        if isinstance(path, ObjectPath) or path.is_file():
+            found.append(path)
+        else:
+            found += [Path(file) for file in sorted(glob(str(path)))] or [path]
+    return found
+
+
+def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
+    """Read the galaxies with a redshift of truth tables, of any kind that source lists have.
+
+    Args:
+        paths: tables, or globs of them, with source_id and z_true (or z_spec), or with galaxy_id
+            and redshift, and, if they like, is_star (not 0: left out) and mag_{band}; or stores,
+            whose labels are taken. What is a redshift, `usable_redshifts` says.
+
+    Raises:
+        SourceListError: missing, damaged, without source_id and z_true (or z_spec), or with one
+            source_id twice.
+    """
+    remarks = Remarks()
+    tables = [_read_one(path, remarks) for path in truth_tables(paths)]
+    bands = set.intersection(*(set(table.magnitudes) for table in tables))
+    kinds = {table.z_kind for table in tables}
+    truth = Truth(
+        np.concatenate([table.source_id_N for table in tables]),
+        np.concatenate([table.z_ref_N for table in tables]),
+        kinds.pop() if len(kinds) == 1 else "reference",
+        {band: np.concatenate([table.magnitudes[band] for table in tables]) for band in bands},
+        (*(note for table in tables for note in table.notes), *remarks.lines()),
+    )
+    truth = _rows(truth, np.argsort(truth.source_id_N, kind="stable"))
+    twice_N = truth.source_id_N[1:] == truth.source_id_N[:-1]
+    if twice_N.any():
+        raise SourceListError(
+            f"{_names(paths)}: source_id {truth.source_id_N[1:][twice_N][0]} is in the truth more "
+            f"than once ({np.count_nonzero(twice_N)} rows too many); keep one row a source"
+        )
+    return _rows(truth, np.flatnonzero(np.isfinite(truth.z_ref_N)))
+
+
+def store_labels(store_path: str | AnyPath) -> Truth:
+    """Return the spectroscopic redshifts in a store.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    store = CutoutStore.open(store_path)
+    ids, labels = [np.empty(0, np.int64)], [np.empty(0)]
+    for key in store.shards():
+        sources = store.read_sources(key)
+        labelled_N = np.isfinite(sources.z_spec_N)
+        ids.append(sources.source_id_N[labelled_N])
+        labels.append(sources.z_spec_N[labelled_N].astype(np.float64))
+    remarks = Remarks()
+    z_ref_N = usable_redshifts(np.concatenate(labels), "z_spec", remarks)
+    known_N = np.isfinite(z_ref_N)
+    notes = tuple(remarks.lines())
+    truth = Truth(np.concatenate(ids)[known_N], z_ref_N[known_N], "spectroscopic", {}, notes)
+    return _rows(truth, np.argsort(truth.source_id_N, kind="stable"))
+
+
+def _names(paths: Sequence[str | AnyPath]) -> str:
+    return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
+def _rows(truth: Truth, row_N: NDArray[np.intp]) -> Truth:
+    return Truth(
+        truth.source_id_N[row_N],
+        truth.z_ref_N[row_N],
+        truth.z_kind,
+        {band: mag_N[row_N] for band, mag_N in truth.magnitudes.items()},
+        truth.notes,
+    )
+
+
+def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
+    """Read every row of a table, in its order; z_ref is NaN where there is none."""
+    if path.is_dir():
+        return store_labels(path)
+    table = read_columns(path, "truth table", _matters)
+    found = {name: table.find(name) for name in (*_ID_NAMES, "is_star", *_Z_NAMES)}
+    columns = {name: table.columns[known] for name, known in found.items() if known is not None}
+    columns |= {
+        name: values for name, values in table.columns.items() if name.startswith(_MAGNITUDE_PREFIX)
+    }
+    names = table.names
+    id_name = next((name for name in _ID_NAMES if name in columns), "source_id")
+    if id_name == "source_id":
+        columns.pop("redshift", None)  # which of its redshifts that is, only OpenUniverse says
+    z_name = next((name for name in _Z_NAMES if name in columns), "z_true")
+    for name in (id_name, z_name):
+        if name not in columns:
+            raise SourceListError(
+                f"{path}: the truth table has no column '{name}'{did_you_mean(name, names)}"
+            )
+    for name, column in columns.items():
+        if column.ndim != 1 or column.dtype.kind not in _KINDS.get(name, "iuf"):
+            raise SourceListError(
+                f"{path}: column '{name}' of the truth table does not hold one "
+                f"{'identifier' if name in _ID_NAMES else 'number'} a row ({column.dtype})"
+            )
+    for name in columns:
+        table.find(name)  # which of two columns of one name is meant?
+    id_N = columns[id_name]
+    if len(id_N) and id_N.max() > np.iinfo(np.int64).max:
+        raise SourceListError(
+            f"{path}: column '{id_name}' holds {id_N.max()}, which is more than an int64 can; "
+            "give the identifiers of the catalogue"
+        )
+    z_unit = table.units.get(found[z_name] or "", "")
+    try:
+        z_ref_N = np.array(to_redshifts(as_floats(columns[z_name]), z_unit))
+    except (TypeError, ValueError) as error:
+        raise SourceListError(
+            f"{path}: column '{z_name}' of the truth table: {str(error)[:80]}; convert it"
+        ) from None
+    if "is_star" in columns:
+        z_ref_N[_is_star(path, columns["is_star"], remarks)] = np.nan
+    z_ref_N = usable_redshifts(z_ref_N, z_name, remarks)
+    magnitudes = {
+        name.removeprefix(_MAGNITUDE_PREFIX).lower(): np.where(
+            is_placeholder(column), np.nan, column.astype(np.float64)
+        )
+        for name, column in columns.items()
+        if name.startswith(_MAGNITUDE_PREFIX)
+    }
+    return Truth(id_N.astype(np.int64), z_ref_N, _Z_NAMES[z_name], magnitudes, tuple(table.notes))
+
+
+def _is_star(path: AnyPath, values_N: NDArray, remarks: Remarks) -> NDArray[np.bool_]:
+    """Say which rows are no galaxies: stars, and those of which it is masked or null."""
+    try:
+        star_N = as_floats(values_N.astype(np.int8) if values_N.dtype.kind == "b" else values_N)
+    except (TypeError, ValueError) as error:
+        raise SourceListError(
+            f"{path}: column 'is_star' of the truth table: {str(error)[:80]}; write 0 and 1"
+        ) from None
+    remarks.add(
+        int(np.count_nonzero(np.isnan(star_N))),
+        "values of 'is_star' are missing, and their rows left out",
+    )
+    return star_N != 0
+
+
+def _matters(name: str) -> bool:
+    return name.lower() in (*_ID_NAMES, "is_star", *_Z_NAMES) or name.startswith(_MAGNITUDE_PREFIX)

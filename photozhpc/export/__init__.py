@@ -1,0 +1,1 @@
+"""The catalogue in the formats and words of other tools."""

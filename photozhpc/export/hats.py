@@ -1,0 +1,304 @@
+"""The catalogue as a HATS collection: healpix partitions, a margin cache, an index of source_id.
+
+hats-import cuts the rows into partitions and makes the margin (https://hats-import.readthedocs.io).
+Its index needs another dask than ours on Python 3.11 (`IndexArguments.check_versions`), so DuckDB
+sorts the index: the same files, in bounded memory.
+"""
+
+import glob
+import io
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from distributed import WorkerPlugin
+from hats.catalog import TableProperties
+from hats.catalog.dataset.collection_properties import CollectionProperties
+from hats.io.parquet_metadata import write_parquet_metadata
+from hats.pixel_math.spatial_index import (
+    SPATIAL_INDEX_COLUMN,
+    SPATIAL_INDEX_ORDER,
+    compute_spatial_index,
+)
+from hats_import.catalog.arguments import ImportArguments
+from hats_import.catalog.file_readers import InputReader
+from hats_import.margin_cache.margin_cache_arguments import MarginCacheArguments
+from hats_import.pipeline import pipeline_with_client
+from upath import UPath
+
+from photozhpc.catalog.notes import Due
+from photozhpc.catalog.photoz_catalog import read_pieces
+from photozhpc.catalog.votable import table_description, with_votable
+from photozhpc.errors import CatalogError, RunError
+from photozhpc.export.dialects import find_dialect, translate, translated
+from photozhpc.export.rows import Exported, count_rows
+from photozhpc.files.disk import disk_error, partial_path, sync_folder, sync_tree
+from photozhpc.workers.local import local_client
+
+CATALOG_NAME = "photoz"
+ABOUT = "Photometric redshifts, by photozhpc"
+MARGIN_ARCSEC = 10.0
+PARTITION_LEN = 500_000  # rows, at most: some 120 MB in memory
+CHUNK_LEN = 250_000
+INDEX_MEMORY = "1GB"
+INDEX_PAGE_BYTES = 16 << 10  # as hats-import has it: few values are read for one id
+_PARTITION = r"Norder=([0-9]+)/Dir=[0-9]+/Npix=([0-9]+)\.parquet$"  # the end of a path
+
+
+def export_hats(
+    parts: list[Path], schema: pa.Schema, columns: str, out: Path, workers: int | None
+) -> Exported:
+    """Write a HATS collection.
+
+    Args:
+        schema: of the rows, in the words of the dialect `columns`.
+
+    Raises:
+        CatalogError: a part is damaged or of HATS already, or no source has a position.
+        RunError: `out` cannot be written.
+    """
+    if SPATIAL_INDEX_COLUMN in schema.names:
+        raise CatalogError(f"{parts[0]}: is a partition of a HATS catalogue already")
+    out = out.resolve()  # what a link points to is replaced, and not the link
+    n_nowhere = count_rows(parts) - _count_placed(parts)
+    if n_nowhere == count_rows(parts):
+        raise CatalogError("no source of the catalogue has a position: HATS has no place for any")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(out)
+    shutil.rmtree(partial, ignore_errors=True)
+    said = io.StringIO()
+    try:
+        # hats-import prints what went wrong in a task, and hats warns of what is no fault.
+        with redirect_stdout(said), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Computing partitions", UserWarning)
+            n_rows = _write_collection(parts, schema, columns, partial, out.name, workers, said)
+        sync_tree(partial)
+        if out.exists():
+            old = partial_path(out.with_name(f"{out.name}.old"))
+            out.rename(old)
+            partial.rename(out)
+            shutil.rmtree(old)
+        else:
+            partial.rename(out)
+        sync_folder(out.parent)
+    except (RuntimeError, ValueError, duckdb.Error) as error:
+        due = Due.beside(parts[0])
+        for part in parts:
+            for _ in read_pieces(part, due=due):
+                pass  # says which part is damaged, if one is
+        told = said.getvalue() if isinstance(error, RuntimeError) else ""
+        why = " ".join((told or str(error)).split())
+        raise RunError(f"{out}: HATS could not be written ({why[:300]})") from error
+    except OSError as error:
+        raise disk_error(out, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Exported(n_rows, n_nowhere, "have no position")
+
+
+class NoStdout(WorkerPlugin):
+    """Keeps workers from stdout, which is for data: what they print reaches the client as well."""
+
+    def setup(self, worker: object) -> None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+class PartsReader(InputReader):
+    """Reads lists of parts, in chunks, with the healpix index that HATS sorts by."""
+
+    def __init__(self, columns: str) -> None:
+        self.columns = columns
+
+    def read(self, input_file: object, read_columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield tables of about CHUNK_LEN rows; sources without a position are left out."""
+        waiting: list[pa.Table] = []
+        parts = [Path(line) for line in Path(str(input_file)).read_text().splitlines()]
+        due = Due.beside(parts[0])
+        for part in parts:
+            for piece in read_pieces(part, due=due):  # _count_placed has compared the SHA-256
+                table = _placed(piece)
+                ra_N, dec_N = (table.column(name).to_numpy() for name in ("ra", "dec"))
+                index_N = compute_spatial_index(np.mod(ra_N, 360), dec_N)
+                table = translate(table, find_dialect(self.columns)).replace_schema_metadata()
+                table = table.add_column(0, SPATIAL_INDEX_COLUMN, pa.array(index_N, pa.int64()))
+                waiting.append(table.select(read_columns) if read_columns else table)
+                if sum(map(len, waiting)) >= CHUNK_LEN:
+                    yield pa.concat_tables(waiting)
+                    waiting = []
+        if waiting:
+            yield pa.concat_tables(waiting)
+
+
+def _write_collection(
+    parts: list[Path],
+    schema: pa.Schema,
+    columns: str,
+    folder: Path,
+    name: str,
+    workers: int | None,
+    said: io.StringIO,
+) -> int:
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True)
+    schema = _with_index(schema)
+    pq.write_metadata(schema, scratch / "schema.parquet")
+    dialect = find_dialect(columns)
+    ra, dec, source_id = (
+        translated(column, dialect) if dialect else column for column in ("ra", "dec", "source_id")
+    )
+    lists = _part_lists(parts, scratch)
+    shared: dict[str, Any] = {
+        "output_path": folder,
+        "tmp_dir": scratch,
+        "progress_bar": sys.stderr.isatty(),
+        "simple_progress_bar": True,
+        "tqdm_kwargs": {"leave": False},
+    }
+    main = ImportArguments(
+        **shared,
+        output_artifact_name=CATALOG_NAME,
+        ra_column=ra,
+        dec_column=dec,
+        use_healpix_29=True,
+        input_file_list=lists,
+        file_reader=PartsReader(columns),
+        use_schema_file=scratch / "schema.parquet",
+        pixel_threshold=PARTITION_LEN,
+        addl_hats_properties={
+            "obs_description": ABOUT,
+            "hats_col_healpix": SPATIAL_INDEX_COLUMN,
+            "hats_col_healpix_order": SPATIAL_INDEX_ORDER,
+        },
+    )
+    margin_name = f"{CATALOG_NAME}_{MARGIN_ARCSEC:.0f}arcs"
+    index_name = f"{CATALOG_NAME}_{source_id}"
+    workers = workers or min(len(lists), len(os.sched_getaffinity(0)))
+    preload = ["hats_import.pipeline", __name__]
+    with local_client(workers, "cpu", preload=preload) as client, client.as_current():
+        client.register_plugin(NoStdout())
+        client.subscribe_topic("print", lambda event: print(*event[1]["args"], file=said))
+        pipeline_with_client(main, client)
+        margin = MarginCacheArguments(
+            **shared,
+            output_artifact_name=margin_name,
+            margin_threshold=MARGIN_ARCSEC,
+            input_catalog_path=folder / CATALOG_NAME,
+        )
+        pipeline_with_client(margin, client)
+    # It names the primary catalogue by the path that it had, which is about to change.
+    properties = TableProperties.read_from_dir(folder / margin_name)
+    properties = properties.copy_and_update(primary_catalog=CATALOG_NAME)
+    properties.to_properties_file(folder / margin_name)
+    _write_index(folder / CATALOG_NAME, folder / index_name, source_id, scratch)
+    shutil.rmtree(scratch)
+    about: dict[str, Any] = {
+        "name": name,
+        "hats_primary_table_url": CATALOG_NAME,
+        "all_margins": [margin_name],
+        "default_margin": margin_name,
+        "all_indexes": {source_id: index_name},
+    }
+    about |= TableProperties.new_provenance_dict(folder, builder=_builder())
+    CollectionProperties(**about).to_properties_file(folder)
+    return TableProperties.read_from_dir(folder / CATALOG_NAME).total_rows or 0
+
+
+def _with_index(schema: pa.Schema) -> pa.Schema:
+    about = {"ucd": "pos.healpix", "description": "healpix pixel of order 29, nested, ICRS"}
+    index = pa.field(SPATIAL_INDEX_COLUMN, pa.int64(), metadata=about)
+    fields = [index, *(field.with_nullable(True) for field in schema)]
+    return with_votable(pa.schema(fields, schema.metadata), table_description(schema))
+
+
+def _part_lists(parts: list[Path], scratch: Path) -> list[str | Path | UPath]:
+    """Write files that name some parts each: a task of hats-import for every part is too many."""
+    lists: list[str | Path | UPath] = []
+    names: list[str] = []
+    n_rows = 0
+    for part in parts:
+        names.append(str(part.resolve()))
+        n_rows += pq.read_metadata(part).num_rows
+        if n_rows >= 2 * CHUNK_LEN or part is parts[-1]:
+            path = scratch / f"parts-{len(lists):06d}.txt"
+            path.write_text("\n".join(names) + "\n")
+            lists.append(path)
+            names, n_rows = [], 0
+    return lists
+
+
+def _write_index(catalog: Path, folder: Path, column: str, scratch: Path) -> None:
+    """Write the index of a column: for every value, the partition that it is in."""
+    (folder / "dataset" / "index").mkdir(parents=True)
+    schema = pa.schema(
+        [
+            pa.field(column, pa.int64()),
+            pa.field(SPATIAL_INDEX_COLUMN, pa.int64()),
+            pa.field("Norder", pa.uint8()),
+            pa.field("Npix", pa.uint64()),
+        ]
+    )
+    config: dict[str, Any] = {
+        "memory_limit": INDEX_MEMORY,
+        "temp_directory": str(scratch / "duckdb"),
+        "threads": len(os.sched_getaffinity(0)),
+    }
+    query = f"""
+        SELECT "{column}", "{SPATIAL_INDEX_COLUMN}",
+            regexp_extract(filename, $partition, 1)::UTINYINT AS Norder,
+            regexp_extract(filename, $partition, 2)::UBIGINT AS Npix
+        FROM read_parquet($files, filename = true, hive_partitioning = false)
+        ORDER BY "{column}"
+    """
+    files = f"{glob.escape(str(catalog))}/dataset/Norder=*/Dir=*/*.parquet"
+    with (
+        duckdb.connect(config=config) as database,
+        pq.ParquetWriter(
+            folder / "dataset" / "index" / "part.0.parquet",
+            schema,
+            compression="zstd",
+            data_page_size=INDEX_PAGE_BYTES,
+            sorting_columns=pq.SortingColumn.from_ordering(schema, [(column, "ascending")]),
+        ) as writer,
+    ):
+        found = database.sql(query, params={"files": files, "partition": _PARTITION})
+        for batch in found.to_arrow_reader(CHUNK_LEN):
+            writer.write_batch(batch.cast(schema))
+    n_rows = write_parquet_metadata(folder, order_by_healpix=False)
+    about: dict[str, Any] = {
+        "catalog_name": folder.name,
+        "catalog_type": "index",
+        "total_rows": n_rows,
+        "primary_catalog": catalog.name,
+        "indexing_column": column,
+    }
+    about |= TableProperties.new_provenance_dict(folder, builder=_builder())
+    TableProperties(**about).to_properties_file(folder)
+
+
+def _builder() -> str:
+    return f"photozhpc v{version('photozhpc')}"
+
+
+def _count_placed(parts: list[Path]) -> int:
+    """Count the rows that have a position, and compare the parts with what was noted of them."""
+    due, columns = Due.beside(parts[0]), ["ra", "dec"]
+    return sum(
+        len(_placed(piece)) for p in parts for piece in read_pieces(p, columns, due, verify=True)
+    )
+
+
+def _placed(table: pa.Table) -> pa.Table:
+    ra, dec = table.column("ra"), table.column("dec")
+    fine = pc.and_(pc.is_finite(ra), pc.less_equal(pc.abs(dec), 90.0))
+    return table if pc.all(fine).as_py() else table.filter(fine)

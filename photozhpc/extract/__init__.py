@@ -1,0 +1,1 @@
+"""Mosaics and source lists -> a store; mosaics alone -> a source list."""

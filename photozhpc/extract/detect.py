@@ -1,0 +1,307 @@
+"""Mosaics -> a source list, where there is no catalogue: every source once, with stable names."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from photozhpc import __version__
+from photozhpc.errors import ConfigError, RunError, SourceListError
+from photozhpc.extract.extract import (
+    ALL_BANDS,
+    check_pixel_scale,
+    depths_on_tiles,
+    find_mosaics,
+    mosaics_stamp,
+    unit_vectors,
+)
+from photozhpc.files.disk import remove_stale_partials, write_durably
+from photozhpc.files.objects import AnyPath
+from photozhpc.mosaic.detect import REPEAT_PIX, detect_sources, first_sightings
+from photozhpc.mosaic.footprint import Footprint, read_footprints
+from photozhpc.mosaic.tile import read_tile
+from photozhpc.survey import Survey, names_of
+from photozhpc.workers.signals import die_with_parent, signals_held_back
+
+_STAMP_KEY = b"photozhpc.detection"
+_NUMBER_BITS = 24  # 16 million sources a tile; 39 bits are left for the tile's name
+
+
+@dataclass(frozen=True)
+class DetectSummary:
+    """What a detection did.
+
+    Attributes:
+        tiles, sources: in the list.
+        repeats: sightings of a source on another tile than the one it is kept on.
+        present: whether the list was there already, made in the same way of the same mosaics.
+        notes: what a user should know of the mosaics.
+    """
+
+    tiles: int
+    sources: int
+    repeats: int
+    present: bool
+    notes: tuple[str, ...] = ()
+
+
+def make_source_list(
+    survey: Survey,
+    mosaics: str | AnyPath,
+    out: str | Path,
+    threshold: float | None = None,
+    min_area_pix: int = 5,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> DetectSummary:
+    """Detect the sources of every tile and write one list, with the survey's column names.
+
+    A source in the overlap of tiles is taken from the tile on which it lies furthest from the
+    edge, as `assign_tiles` does. Its identifier is of the tile's name and its number there: it
+    does not depend on the processes, the run, or the other tiles. Tiles that were searched before
+    a run was stopped are kept in a hidden folder beside `out` until the list is written.
+
+    Args:
+        threshold, min_area_pix: see `detect_sources`.
+        workers: processes; default: one a core, but not more than tiles.
+        progress: called with tiles done and in all.
+
+    Raises:
+        PhotozError: a fault in the mosaics, no source at all, or another list at `out`.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in (".parquet", ".pq"):
+        raise ConfigError(f"{out}: a source list is written as Parquet; call it *.parquet")
+    if not (0 < (1.0 if threshold is None else threshold) < np.inf and min_area_pix > 0):
+        raise ConfigError(
+            f"threshold and min_area_pix must be positive, got {threshold}, {min_area_pix}"
+        )
+    notes: list[str] = []
+    found = find_mosaics(mosaics, survey, notes)
+    check_names(found)
+    made_from = [
+        {
+            "tile": tile_id,
+            "mosaics": mosaics_stamp(bands),
+            "survey": repr(survey),
+            "threshold": threshold,
+            "min_area_pix": min_area_pix,
+            "version": __version__,
+        }
+        for tile_id, bands in found.items()
+    ]
+    stamps = [_digest(one) for one in made_from]
+    whole = _digest(stamps)
+    if out.exists():
+        if _read_stamp(out) != whole:
+            raise SourceListError(
+                f"{out}: is there already, and was not made of these mosaics in this way; choose "
+                f"another --out or delete that one"
+            )
+        return _present(out, len(found))
+
+    folder = out.with_name(f".{out.name}.tiles")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made ({error.strerror})") from error
+    remove_stale_partials(folder)
+    parts = [folder / f"{tile_id}.parquet" for tile_id in found]
+    due = [
+        (survey, bands, part, stamp, threshold, min_area_pix)
+        for bands, part, stamp in zip(found.values(), parts, stamps, strict=True)
+        if not part.exists() or _read_stamp(part) != stamp
+    ]
+    try:
+        notes += _detect_all(due, len(found), workers, progress, out)
+        table, repeats = _join(survey, found, parts)
+    except (OSError, RunError):
+        if _read_stamp(out) == whole:  # by a twin of this run, which then cleared away the parts
+            return _present(out, len(found))
+        raise
+    if not len(table):
+        raise SourceListError(
+            f"{mosaics}: not one source has {min_area_pix} px above the threshold; lower "
+            f"--threshold or --min-area"
+        )
+    _write(table, out, whole)
+    shutil.rmtree(folder, ignore_errors=True)
+    return DetectSummary(len(found), len(table), repeats, False, tuple(sorted(notes)))
+
+
+def _present(out: Path, n_tiles: int) -> DetectSummary:
+    return DetectSummary(n_tiles, pq.read_metadata(out).num_rows, 0, present=True)
+
+
+def tile_number(tile_id: str) -> int:
+    """Return 39 bits of a hash of a tile's name: the upper bits of its sources' identifiers."""
+    return int.from_bytes(hashlib.sha256(tile_id.encode()).digest()[:8]) >> (_NUMBER_BITS + 1)
+
+
+def check_names(found: dict[str, Any]) -> None:
+    """Check that no two tiles share a number.
+
+    Raises:
+        SourceListError: two do: one chance in a hundred for 100 000 tiles.
+    """
+    numbered = sorted((tile_number(tile_id), tile_id) for tile_id in found)
+    for (number, tile_id), (other, other_id) in pairwise(numbered):
+        if number == other:
+            raise SourceListError(
+                f"the names of tiles '{tile_id}' and '{other_id}' give the same identifiers; "
+                f"rename the mosaics of one of them"
+            )
+
+
+def _detect_all(
+    due: list[tuple],
+    n_tiles: int,
+    workers: int | None,
+    progress: Callable[[int, int], None],
+    out: Path,
+) -> list[str]:
+    """Search the tiles that are due, in processes; return notes on their mosaics."""
+    notes: list[str] = []
+    done = n_tiles - len(due)
+    progress(done, n_tiles)
+    n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(due)))
+    if n_workers == 1:
+        for job in due:
+            notes += _detect_tile(*job)
+            done += 1
+            progress(done, n_tiles)
+        return notes
+    try:
+        with signals_held_back():
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(n_workers, context, die_with_parent)
+            futures = [pool.submit(_detect_tile, *job) for job in due]
+        for future in as_completed(futures):
+            notes += future.result()
+            done += 1
+            progress(done, n_tiles)
+        pool.shutdown()
+    except BrokenProcessPool:
+        raise RunError(
+            f"a process was killed while detecting sources for {out} (out of memory?); run the "
+            f"same command again, with fewer --workers"
+        ) from None
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.kill()  # a tile's part is there whole or not at all
+        raise
+    return notes
+
+
+def _detect_tile(
+    survey: Survey,
+    bands: dict[str, AnyPath],
+    part: Path,
+    stamp: str,
+    threshold: float | None,
+    min_area_pix: int,
+) -> list[str]:
+    """Search one tile, write what was found, return notes on its mosaics."""
+    tile = read_tile(bands.get(ALL_BANDS, bands), survey)
+    check_pixel_scale(tile, survey)
+    found = detect_sources(tile, survey, threshold, min_area_pix)
+    if len(found.y_N) >= 1 << _NUMBER_BITS:
+        raise SourceListError(f"tile '{part.stem}' has {len(found.y_N)} sources; cut it up")
+    ra_N, dec_N = tile.pixel_to_sky(found.y_N, found.x_N)
+    columns = {"y": found.y_N, "x": found.x_N, "ra": ra_N, "dec": dec_N, "flags": found.flags_N}
+    _write(pa.table(columns), part, stamp)
+    missing = [f"no mosaic of band {band}" for band in tile.missing_bands]
+    return [f"tile '{part.stem}': {note}" for note in (*missing, *tile.notes)]
+
+
+def _join(
+    survey: Survey, found: dict[str, dict[str, AnyPath]], parts: list[Path]
+) -> tuple[pa.Table, int]:
+    """Return the list of all tiles, each source once, and how many repeats were left out."""
+    footprints = list(read_footprints(found, survey).values())
+    tables = [pq.read_table(part) for part in parts]
+    tile_N = np.repeat(np.arange(len(parts)), [len(table) for table in tables])
+    joined = pa.concat_tables(tables)
+    ra_N, dec_N = joined["ra"].to_numpy(), joined["dec"].to_numpy()
+    number_N = np.concatenate([np.arange(len(table)) for table in tables])
+    names = list(found)
+    id_T = np.array([tile_number(name) << _NUMBER_BITS for name in names], np.int64)
+    keep_N = _kept_once(ra_N, dec_N, tile_N, footprints, survey.pixel_scale_arcsec)
+    columns = survey.source_columns
+    named = {
+        (names_of(columns.source_id) or ("source_id",))[0]: id_T[tile_N] + number_N,
+        columns.ra: ra_N,
+        columns.dec: dec_N,
+    }
+    about = {
+        "tile_id": pa.DictionaryArray.from_arrays(pa.array(tile_N, pa.int32()), names),
+        "detect_flags": joined["flags"],
+    }
+    table = pa.table(named | {name: about[name] for name in about if name not in named})
+    return table.filter(keep_N), int(np.count_nonzero(~keep_N))
+
+
+def _kept_once(
+    ra_N: NDArray[np.float64],
+    dec_N: NDArray[np.float64],
+    tile_N: NDArray[np.integer],
+    footprints: list[Footprint],
+    pixel_scale_arcsec: float,
+) -> NDArray[np.bool_]:
+    """Return which detections to keep: those on the tile on which they lie deepest.
+
+    Around the line where two tiles are equally deep, the detections of both are looked at
+    together: by a fraction of a pixel, each tile could leave the source to the other, or both
+    keep it.
+    """
+    own_N, other_N = np.full(len(ra_N), -np.inf), np.full(len(ra_N), -np.inf)
+    if not len(ra_N):
+        return np.empty(0, np.bool_)
+    for index, near_M, depth_M in depths_on_tiles(ra_N, dec_N, footprints):
+        mine_M = tile_N[near_M] == index
+        own_N[near_M[mine_M]] = depth_M[mine_M]
+        others_M = near_M[~mine_M]
+        other_N[others_M] = np.fmax(other_N[others_M], depth_M[~mine_M])
+    keep_N = own_N >= other_N - 2 * REPEAT_PIX
+    rows_M = np.flatnonzero(keep_N & (np.abs(own_N - other_N) <= 4 * REPEAT_PIX))
+    keep_N[rows_M] = first_sightings(
+        unit_vectors(ra_N[rows_M], dec_N[rows_M]),
+        tile_N[rows_M],
+        own_N[rows_M],
+        np.radians(REPEAT_PIX * pixel_scale_arcsec / 3600),
+    )
+    return keep_N
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _read_stamp(path: Path) -> str | None:
+    """The stamp of a list or a part; None of another file, or a damaged one."""
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    stamp = metadata.get(_STAMP_KEY)
+    return None if stamp is None else stamp.decode(errors="replace")
+
+
+def _write(table: pa.Table, path: Path, stamp: str) -> None:
+    buffer = pa.BufferOutputStream()
+    stamped = table.replace_schema_metadata({_STAMP_KEY: stamp})
+    pq.write_table(stamped, buffer, compression="zstd", write_page_checksum=True)
+    write_durably(path, memoryview(buffer.getvalue()))

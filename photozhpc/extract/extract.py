@@ -1,0 +1,465 @@
+"""Mosaics + source lists -> a store: each source measured once, on the tile it lies best on."""
+
+import hashlib
+import io
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from photozhpc.errors import MosaicError, RunError, StoreError
+from photozhpc.files.disk import files_below, remove_stale_partials
+from photozhpc.files.objects import AnyPath, ObjectPath, list_objects, location
+from photozhpc.logs import LOG
+from photozhpc.mosaic.cutouts import extract_cutouts
+from photozhpc.mosaic.duplicates import one_of_each
+from photozhpc.mosaic.fits_siblings import without_siblings
+from photozhpc.mosaic.footprint import Footprint, read_footprints
+from photozhpc.mosaic.measure import Photometry, forced_photometry, noise_weights
+from photozhpc.mosaic.photometry import PhotFlag
+from photozhpc.mosaic.tile import Tile, read_tile
+from photozhpc.sources.dust import describe_map, fill_ebv
+from photozhpc.sources.find import (
+    find_source_lists,
+    read_survey_lists,
+    sources_to_measure,
+)
+from photozhpc.sources.read import Sources
+from photozhpc.store.cutout_store import TILE_ID, CutoutStore, check_local
+from photozhpc.store.rounding import round_pixels, rounding_step
+from photozhpc.store.schema import Measurements
+from photozhpc.survey import Survey, names_of
+from photozhpc.workers.signals import die_with_parent, signals_held_back
+
+OFF_TILE_ID = "off-tile"
+ALL_BANDS = "*"
+# A network sees sizes in pixels: mosaics on another scale would give wrong redshifts.
+MAX_SCALE_ERROR = 0.02
+# Of a pixel's noise. With more a network's image is not what it was trained on.
+MAX_SKY_SIGMA = 1.0
+
+
+@dataclass(frozen=True)
+class ExtractSummary:
+    """What an extraction did.
+
+    Attributes:
+        tiles, sources: in the finished store.
+        skipped_tiles: were there already.
+        off_tile: sources on no tile (kept, flagged).
+        bytes_per_cutout: on disk, all bands.
+        notes: what a user should know of the mosaics: missing bands, estimated errors.
+    """
+
+    tiles: int
+    sources: int
+    skipped_tiles: int
+    off_tile: int
+    bytes_per_cutout: float
+    notes: tuple[str, ...]
+
+
+def find_mosaics(
+    where: str | AnyPath, survey: Survey, notes: list[str] | None = None
+) -> dict[str, dict[str, AnyPath]]:
+    """Return {tile_id: {band: path}} of the survey's mosaics in a folder or behind a glob.
+
+    Where the survey's pattern has no {band}, a tile is one file of all bands: {ALL_BANDS: path}.
+
+    File names are matched with the survey's `mosaic_pattern`, without regard to case; files of
+    bands that the survey does not use are passed over. Of several mosaics of one band of one tile
+    one is taken, where the survey says how (`prefer_mosaics`).
+
+    Args:
+        notes: gets a line on what was passed over for a better one.
+
+    Raises:
+        MosaicError: nothing matches, or two files claim the same band of the same tile and the
+            survey has no `prefer_mosaics`.
+    """
+    path = location(where)
+    files: list[Any]
+    notes = [] if notes is None else notes
+    if isinstance(path, ObjectPath):
+        files = list_objects(path)
+    elif path.is_dir():
+        files = files_below(path, notes)
+    else:
+        base = Path(path.anchor) if path.is_absolute() else Path()
+        try:
+            files = sorted(base.glob(str(path.relative_to(base))))
+        except ValueError as error:
+            raise MosaicError(f"{where}: not a folder, and not a glob ({error})") from error
+    claims: dict[str, dict[str, list[AnyPath]]] = {}
+    matches = {file: match for file in files if (match := survey.match_mosaic(file.name))}
+    mosaics = without_siblings(matches, survey)
+    others = sorted(set(matches) - set(mosaics), key=str)
+    if others:
+        notes.append(
+            f"{len(others)} files beside a mosaic passed over (weights, masks, models ...), "
+            f"such as {others[0].name}"
+        )
+    for file in mosaics:
+        match = matches[file]
+        if isinstance(file, Path) and not file.is_file():
+            if file.is_symlink() and not file.exists():
+                raise MosaicError(f"{file}: a link to what is not there; mend or remove the link")
+            continue
+        if isinstance(file, ObjectPath) and file.size is None:
+            file = file.described()  # the index page of a web server does not say
+        tile_id = match[0] or "tile"
+        band = match[1].name if match[1] is not None else ALL_BANDS
+        claimed = claims.setdefault(tile_id, {}).setdefault(band, [])
+        if isinstance(file, Path) and any(os.path.samefile(file, str(one)) for one in claimed):
+            notes.append(f"{file} is {claimed[0]} under another name: read once")
+            continue
+        if claimed and not survey.prefer_mosaics:
+            raise MosaicError(f"{claimed[0]} and {file} are both band {band} of tile '{tile_id}'")
+        claimed.append(file)
+    found = one_of_each(claims, survey, notes)
+    if OFF_TILE_ID in found:
+        raise MosaicError(f"{where}: a tile cannot be called '{OFF_TILE_ID}'; rename its mosaics")
+    for tile_id, bands in found.items():
+        if not TILE_ID.fullmatch(tile_id):
+            raise MosaicError(
+                f"{next(iter(bands.values()))}: the tile's name '{tile_id}' will be a folder of "
+                f"the store: use letters, digits, . _ + -"
+            )
+    if not found:
+        if not files:
+            raise MosaicError(f"{where}: no such folder or files; give --mosaics DIR_OR_GLOB")
+        raise MosaicError(
+            f"{where}: none of {len(files)} files is called like a mosaic of survey "
+            f"'{survey.name}' ({' or '.join(names_of(survey.mosaic_pattern))}, "
+            f"bands {' '.join(survey.band_names)})"
+        )
+    return found
+
+
+def extract(
+    survey: Survey,
+    mosaics: str | AnyPath,
+    store_path: str | AnyPath,
+    source_lists: Iterable[str | AnyPath] = (),
+    size: int | None = None,
+    shard_len: int = 2048,
+    workers: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    ebv_map: str = "sfd",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ExtractSummary:
+    """Measure every source of the lists and write the store; finished tiles are skipped.
+
+    Args:
+        mosaics: folder (searched with its subfolders) or glob.
+        source_lists: files; default: those beside the mosaics.
+        size: side of the cutouts, pixels; default: the survey's.
+        workers: processes; default: one a core, but not more than tiles.
+        share: (i, n): do the i-th of n equal shares of the tiles, from 0; others do the rest.
+        ebv_map: where E(B-V) of sources whose list has none is from; see `dust.EBV_MAPS`.
+        progress: called with sources done and in all.
+
+    Raises:
+        PhotozError: a fault in the mosaics, the lists, or the store.
+    """
+    map_text = describe_map(ebv_map)
+    check_local(store_path)
+    notes: list[str] = []
+    found = find_mosaics(mosaics, survey, notes)
+    lists = list(source_lists) or find_source_lists(mosaics, survey, notes)
+    joined = read_survey_lists(lists, survey)
+    notes += joined.notes
+    footprints = read_footprints(found, survey)
+    tile_N = assign_tiles(joined.sources, list(footprints.values()))
+    kept_N = sources_to_measure(joined, lists, tile_N, list(found), survey, notes)
+    sources, tile_N = joined.sources[kept_N], tile_N[kept_N]
+    without_ebv_M = np.flatnonzero(np.isnan(sources.ebv_N))
+    fill_ebv(sources[without_ebv_M[:1]], ebv_map)  # a map that cannot be had stops it here
+    if len(without_ebv_M):
+        notes.append(f"E(B-V) of {len(without_ebv_M)} sources whose list has none: {map_text}")
+    store = CutoutStore.create(store_path, survey, size, shard_len)
+
+    remove_stale_partials(store.path)
+    remove_stale_partials(store.path / ".manifests")
+
+    jobs: list[tuple[str, dict[str, AnyPath] | None, Sources]] = []
+    for index, tile_id in enumerate(found):
+        jobs.append((tile_id, found[tile_id], sources[np.flatnonzero(tile_N == index)]))
+    off_tile = sources[np.flatnonzero(tile_N == -1)]
+    if len(off_tile):
+        jobs.append((OFF_TILE_ID, None, off_tile))
+    store.declare({tile_id: _sources_digest(some, ebv_map) for tile_id, _, some in jobs})
+    jobs = jobs[share[0] :: share[1]]
+    present = store.tiles()
+    for tile_id, bands, _ in jobs:
+        if tile_id in present:
+            _check_same_mosaics(store, tile_id, bands)
+    due = [job for job in jobs if job[0] not in present]
+
+    total = sum(len(some) for _, _, some in jobs)
+    done = sum(len(some) for tile_id, _, some in jobs if tile_id in present)
+    progress(done, total)
+    n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(due)))
+    if n_workers == 1:
+        for tile_id, bands, some in due:
+            notes += _ingest_tile(store.path, tile_id, bands, some, ebv_map)
+            done += len(some)
+            progress(done, total)
+    else:
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, len(os.sched_getaffinity(0)) // n_workers)
+        try:
+            with signals_held_back():
+                setting = (_begin_worker, (threads,))
+                pool = ProcessPoolExecutor(n_workers, context, *setting)
+                futures = {
+                    pool.submit(_ingest_tile, store.path, *job, ebv_map): len(job[2]) for job in due
+                }
+            for future in as_completed(futures):
+                notes += future.result()
+                done += futures[future]
+                progress(done, total)
+            pool.shutdown()
+        except BrokenProcessPool:
+            raise RunError(
+                f"a process was killed while extracting to {store.path} (out of memory?); run "
+                f"the same command again, with fewer --workers"
+            ) from None
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.kill()  # a tile is there whole or not at all
+            raise
+    return ExtractSummary(
+        tiles=len(store.tiles()),
+        sources=len(store),
+        skipped_tiles=len(jobs) - len(due),
+        off_tile=len(off_tile),
+        bytes_per_cutout=_bytes_per_cutout(store),
+        notes=tuple(sorted(notes)),
+    )
+
+
+def assign_tiles(sources: Sources, footprints: list[Footprint]) -> NDArray[np.int64]:
+    """Return (N,): index of the tile on which each source lies furthest from an edge; -1: none."""
+    tile_N = np.full(len(sources), -1)
+    best_N = np.full(len(sources), -np.inf)
+    usable_N = np.flatnonzero(np.isfinite(sources.ra_N) & np.isfinite(sources.dec_N))
+    if not len(usable_N):
+        return tile_N
+    for index, near_M, depth_M in depths_on_tiles(
+        sources.ra_N[usable_N], sources.dec_N[usable_N], footprints
+    ):
+        near_M = usable_N[near_M]
+        better_M = (depth_M >= 0) & (depth_M > best_N[near_M])
+        tile_N[near_M[better_M]] = index
+        best_N[near_M[better_M]] = depth_M[better_M]
+    return tile_N
+
+
+def depths_on_tiles(
+    ra_N: NDArray, dec_N: NDArray, footprints: list[Footprint]
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield of each tile its index, the rows near it, and their distance inside its edge, px."""
+    tree = cKDTree(unit_vectors(ra_N, dec_N))
+    for index, footprint in enumerate(footprints):
+        height, width = footprint.shape_HW
+        y_5 = np.array([(height - 1) / 2, -0.5, -0.5, height - 0.5, height - 0.5])
+        x_5 = np.array([(width - 1) / 2, -0.5, width - 0.5, -0.5, width - 0.5])
+        corners_53 = unit_vectors(*footprint.pixel_to_sky(y_5, x_5))
+        radius = np.linalg.norm(corners_53[1:] - corners_53[0], axis=1).max() * 1.05
+        near_M = np.array(tree.query_ball_point(corners_53[0], radius), dtype=np.int64)
+        y_M, x_M = footprint.sky_to_pixel(ra_N[near_M], dec_N[near_M])
+        edges_4M = [y_M + 0.5, height - 0.5 - y_M, x_M + 0.5, width - 0.5 - x_M]
+        yield index, near_M, np.minimum.reduce(edges_4M)
+
+
+def _begin_worker(threads: int) -> None:
+    die_with_parent()
+    # As many as NUMBA_NUM_THREADS lets it have.
+    numba.set_num_threads(min(threads, numba.get_num_threads()))
+
+
+def _ingest_tile(
+    store_path: Path,
+    tile_id: str,
+    bands: dict[str, AnyPath] | None,
+    sources: Sources,
+    ebv_map: str,
+) -> list[str]:
+    """Write one tile; return notes on its mosaics."""
+    started = time.monotonic()
+    store = CutoutStore.open(store_path)
+    if bands is None:
+        tile, y_N, x_N = None, np.full(len(sources), np.nan), np.full(len(sources), np.nan)
+        attributes: dict[str, Any] = {"missing_bands": list(store.survey.band_names)}
+        step_C = np.zeros(len(store.survey.bands), dtype=np.float32)
+    else:
+        tile = read_tile(bands.get(ALL_BANDS, bands), store.survey)
+        check_pixel_scale(tile, store.survey)
+        y_N, x_N = tile.sky_to_pixel(sources.ra_N, sources.dec_N)
+        order_N = np.lexsort((x_N, y_N))  # neighbours in the shard are neighbours on the tile
+        sources, y_N, x_N = sources[order_N], y_N[order_N], x_N[order_N]
+        attributes = {
+            "missing_bands": list(tile.missing_bands),
+            "wcs": wcs_text(tile.wcs),
+            "shape_HW": list(tile.shape_HW),
+        }
+        step_C = rounding_step(tile.err_CHW)
+    attributes["mosaics"] = mosaics_stamp(bands)
+    n_without = int(np.isnan(sources.ebv_N).sum())
+    counts = {"source list": len(sources) - n_without, describe_map(ebv_map): n_without}
+    attributes["ebv_from"] = {where: n for where, n in counts.items() if n}
+    sources = fill_ebv(sources, ebv_map)
+    size, n_bands = store.cutout_size, len(step_C)
+    # One array for all shards: memory that is new to the process costs as much as the copying.
+    cutouts = np.empty((min(store.shard_len, len(sources)), n_bands, size, size), np.float32)
+    if store.has_tile(tile_id):
+        return []  # a twin, whose job Slurm took for dead, was quicker
+    skies: list[NDArray[np.float32]] = []
+    with store.new_tile(tile_id, len(sources), attributes) as writer:
+        for start in range(0, len(sources), store.shard_len):
+            rows = slice(start, start + store.shard_len)
+            photometry = _measure(tile, y_N, x_N, rows, store.survey)
+            cutout_NCSS = cutouts[: len(y_N[rows])]
+            if tile is None:
+                cutout_NCSS[:] = np.nan
+            else:
+                extract_cutouts(tile.image_CHW, y_N[rows], x_N[rows], size, cutout_NCSS)
+            if store.survey.subtract_sky:  # where it is not known, there is no flux and no image
+                cutout_NCSS -= photometry.sky_NC[:, :, None, None]
+            else:
+                skies.append(photometry.sky_NC)
+            round_pixels(cutout_NCSS, step_C)
+            measured = Measurements(
+                y_N=y_N[rows],
+                x_N=x_N[rows],
+                flux_NCR=photometry.flux_NCR.astype(np.float32),
+                flux_err_NCR=photometry.flux_err_NCR.astype(np.float32),
+                kron_flux_NC=photometry.kron_flux_NC,
+                kron_flux_err_NC=photometry.kron_flux_err_NC,
+                flags_NC=photometry.flags_NC.astype(np.uint16),
+            )
+            writer.write_shard(cutout_NCSS, sources[rows], measured)
+    seconds = time.monotonic() - started
+    LOG.debug("extract: tile %s: %d sources in %.2f s", tile_id, len(sources), seconds)
+    if tile is None:
+        return []
+    notes = [f"no mosaic of band {band}" for band in tile.missing_bands]
+    if skies:
+        notes += _note_sky(np.concatenate(skies), noise_weights(tile.err_CHW), store.survey)
+    return [f"tile '{tile_id}': {note}" for note in (*notes, *tile.notes)]
+
+
+def _note_sky(
+    sky_NC: NDArray[np.float32], weight_C: NDArray[np.float64], survey: Survey
+) -> list[str]:
+    """Say of a sky that is left in the cutouts: a network sees it, and takes it for light."""
+    known_C = np.isfinite(sky_NC).any(axis=0)
+    level_C = np.zeros(sky_NC.shape[1])
+    level_C[known_C] = np.abs(np.nanmedian(sky_NC[:, known_C], axis=0))
+    level_C *= np.sqrt(weight_C)
+    worst = int(np.argmax(level_C))
+    if level_C[worst] < MAX_SKY_SIGMA:
+        return []
+    band = survey.band_names[worst]
+    return [
+        f"the cutouts hold a sky of {level_C[worst]:.1f} sigma a pixel in {band}; "
+        f"subtract_sky: true in the survey's YAML file takes it off"
+    ]
+
+
+def check_pixel_scale(tile: Tile, survey: Survey) -> None:
+    ratio = tile.pixel_scale_arcsec / survey.pixel_scale_arcsec
+    if abs(ratio - 1) > MAX_SCALE_ERROR:
+        raise MosaicError(
+            f"tile '{tile.tile_id}' has {tile.pixel_scale_arcsec:.4g} arcsec per pixel, survey "
+            f"'{survey.name}' {survey.pixel_scale_arcsec:.4g}; correct pixel_scale_arcsec, or "
+            f"resample the mosaics"
+        )
+
+
+def _measure(
+    tile: Tile | None, y_N: NDArray, x_N: NDArray, rows: slice, survey: Survey
+) -> Photometry:
+    if tile is not None:
+        return forced_photometry(tile, y_N[rows], x_N[rows], survey, field_K=(y_N, x_N))
+    y_N = y_N[rows]
+    n, n_bands, n_radii = len(y_N), len(survey.bands), len(survey.aperture_radii_arcsec)
+    nothing = PhotFlag.OFF_TILE | PhotFlag.NO_DATA
+    return Photometry(
+        flux_NCR=np.full((n, n_bands, n_radii), np.nan),
+        flux_err_NCR=np.full((n, n_bands, n_radii), np.nan),
+        kron_flux_NC=np.full((n, n_bands), np.nan, np.float32),
+        kron_flux_err_NC=np.full((n, n_bands), np.nan, np.float32),
+        flags_NC=np.full((n, n_bands), int(nothing), dtype=np.int32),
+        sky_NC=np.full((n, n_bands), np.nan),
+    )
+
+
+def wcs_text(wcs: Any) -> dict[str, str] | None:
+    """Return a WCS as text: a FITS header, or the ASDF form of a gwcs; None: the tile has none."""
+    if wcs is None:
+        return None
+    if hasattr(wcs, "to_header_string"):
+        return {"fits_header": wcs.to_header_string(relax=True)}
+    import asdf
+
+    stream = io.BytesIO()
+    asdf.AsdfFile({"wcs": wcs}).write_to(stream, all_array_storage="inline")
+    # The history lists the extensions in use, in an order that changes from run to run.
+    text = re.sub(r"(?m)^history:\n(?:[ -].*\n)*", "", stream.getvalue().decode())
+    return {"asdf": text}
+
+
+def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, AnyPath] | None) -> None:
+    if store.tile_attributes(tile_id).get("mosaics") != mosaics_stamp(bands):
+        raise StoreError(
+            f"{store.path}: the mosaics of tile '{tile_id}' have changed since it was extracted; "
+            f"choose another --store or delete that one"
+        )
+
+
+def mosaics_stamp(bands: dict[str, AnyPath] | None) -> dict[str, list[Any]]:
+    """Say which mosaics these are: by size, and date of a file or ETag of an object."""
+    return {band: _stamp(path) for band, path in (bands or {}).items()}
+
+
+def _stamp(path: AnyPath) -> list[Any]:
+    if isinstance(path, ObjectPath):  # as it was listed; `fetched` reads no other version
+        return [path.size, path.etag]
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _sources_digest(sources: Sources, ebv_map: str) -> str:
+    order_N = np.argsort(sources.source_id_N)
+    digest = hashlib.sha256()
+    for values_N in (sources.source_id_N, sources.ra_N, sources.dec_N, sources.z_spec_N):
+        digest.update(values_N[order_N].tobytes())
+    digest.update(sources.ebv_N[order_N].tobytes())
+    if np.isnan(sources.ebv_N).any():
+        digest.update(ebv_map.encode())
+    return digest.hexdigest()
+
+
+def _bytes_per_cutout(store: CutoutStore) -> float:
+    files = (file for tile in store.tiles() for file in (store.path / tile / "cutout").rglob("*"))
+    return sum(file.stat().st_size for file in files if file.is_file()) / max(len(store), 1)
+
+
+def unit_vectors(ra_N: NDArray, dec_N: NDArray) -> NDArray[np.float64]:
+    ra_N, dec_N = np.radians(ra_N), np.radians(dec_N)
+    return np.stack(
+        [np.cos(dec_N) * np.cos(ra_N), np.cos(dec_N) * np.sin(ra_N), np.sin(dec_N)], axis=-1
+    )

@@ -1,0 +1,272 @@
+"""The UMAP planes of models' latents: tiled with images, and coloured by what is known.
+
+After the paper's figures 4 and 6 (arXiv 2602.10207).
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from astropy.visualization import make_lupton_rgb
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
+
+from photozhpc.figures.latents import Latents, magnitudes
+from photozhpc.figures.latents_smoothness import N_NEIGHBOURS, Smoothness
+from photozhpc.files.disk import write_durably
+from photozhpc.metrics import normalised_residual, point_metrics
+
+# Journal columns are 3.4 inches wide; text of 8 points is read at that size as it is.
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7.5,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "pdf.fonttype": 42,  # TrueType: journals refuse type 3
+    "svg.fonttype": "none",
+}
+COLUMN_INCHES = 3.4
+_HEIGHT_INCHES = 9.0
+_N_CELLS = 22  # images on a side
+_N_HEXAGONS = 38
+_FEW = 800  # below this many sources medians in hexagons say less than the points
+_RANGE = (0.02, 0.98)  # quantiles at the ends of a colour bar
+_MARGIN = 0.03
+_STRETCH, _SOFTENING = 3.0, 8.0  # of the images, by eye
+_BAR: dict[str, Any] = {"aspect": 22, "shrink": 0.92, "pad": 0.03}
+
+Extent = tuple[float, float, float, float]  # x from, x to, y from, y to
+
+
+@dataclass(frozen=True)
+class LatentMap:
+    """A model's latents with all that is drawn of them.
+
+    Attributes:
+        name: of the model, for titles.
+        plane_N2: UMAP coordinates.
+        z_ref_N: reference redshifts; NaN where unknown.
+        size_N, size_label: a measure of size, and what it is.
+    """
+
+    name: str
+    latents: Latents
+    plane_N2: NDArray[np.float32]
+    z_ref_N: NDArray[np.float64]
+    size_N: NDArray[np.float64]
+    size_label: str
+    of_latents: Smoothness
+    of_plane: Smoothness
+
+
+@dataclass(frozen=True)
+class _Quantity:
+    """What a panel is coloured by, of each model, with the range that the models share."""
+
+    label: str
+    cmap: str
+    values: list[NDArray[np.float64]]
+    low: float
+    high: float
+
+
+def plot_latents(maps: Sequence[LatentMap], path: str | Path) -> Figure:
+    """Write a PNG, and a PDF beside it, with one column a model; return the figure.
+
+    On top the images of sources on the UMAP plane, one in each cell of a grid; below the plane
+    coloured by magnitude, colour, size, reference redshift and photometric redshift, with colour
+    ranges that the models share.
+
+    Raises:
+        RunError: the disk is full, or cannot be written.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_INCHES * len(maps), _HEIGHT_INCHES), layout="constrained")
+        columns = figure.subfigures(1, len(maps), squeeze=False)[0]
+        quantities = _quantities(maps)
+        for number, (one, column) in enumerate(zip(maps, columns, strict=True)):
+            _plot_model(column, one, quantities, number)
+        save_figure(figure, Path(path))
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, at 200 dpi, and as PDF beside it; equal figures make equal files.
+
+    Raises:
+        RunError: the disk is full, or cannot be written.
+    """
+    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=metadata)
+        write_durably(path.with_suffix(suffix), buffer.getvalue())
+
+
+def nearest_to_cells(point_G2: NDArray, extent: Extent, n_cells: int) -> NDArray[np.intp]:
+    """Return row_YX: the point nearest to the centre of each cell of a grid, of those in the cell.
+
+    Args:
+        extent: of the grid; no point lies beyond it.
+        n_cells: on a side.
+
+    Returns:
+        (n_cells, n_cells); -1 where no point lies in the cell.
+    """
+    low_2, high_2 = np.array(extent[::2]), np.array(extent[1::2])
+    scaled_G2 = (point_G2 - low_2) / (high_2 - low_2) * n_cells
+    cell_G2 = np.clip(scaled_G2.astype(int), 0, n_cells - 1)
+    distance_G = np.hypot(*(scaled_G2 - cell_G2 - 0.5).T)
+    row_YX = np.full((n_cells, n_cells), -1)
+    farthest_first_G = np.argsort(-distance_G)
+    x_G, y_G = cell_G2[farthest_first_G].T
+    row_YX[y_G, x_G] = farthest_first_G  # of several, the last to be assigned stays
+    return row_YX
+
+
+def _quantities(maps: Sequence[LatentMap]) -> list[_Quantity]:
+    bands = maps[0].latents.survey.band_names
+    mags = [magnitudes(one.latents) for one in maps]
+    z_ref = [one.z_ref_N for one in maps]
+    z_phot = [one.latents.z_phot_N.astype(float) for one in maps]
+    z_low, z_high = _range(z_ref)
+    return [
+        _quantity(f"{bands[-1]} magnitude (AB)", "cividis", [mag_NC[:, -1] for mag_NC in mags]),
+        _quantity(
+            f"{bands[0]} − {bands[-1]} (mag)", "plasma", [m_NC[:, 0] - m_NC[:, -1] for m_NC in mags]
+        ),
+        _Quantity("reference redshift", "viridis", z_ref, z_low, z_high),
+        _Quantity("photometric redshift", "viridis", z_phot, z_low, z_high),
+        _quantity(maps[0].size_label, "magma", [one.size_N for one in maps]),
+    ]
+
+
+def _quantity(label: str, cmap: str, values: list[NDArray]) -> _Quantity:
+    return _Quantity(label, cmap, values, *_range(values))
+
+
+def _range(values: list[NDArray]) -> tuple[float, float]:
+    low, high = np.nanquantile(np.concatenate(values), _RANGE)
+    return float(low), float(high)
+
+
+def _plot_model(
+    column: SubFigure, one: LatentMap, quantities: list[_Quantity], number: int
+) -> None:
+    grid = column.add_gridspec(4, 2, height_ratios=[2, 1.1, 1.1, 1.1])
+    extent = _extent(one.plane_N2)
+    top = column.add_subplot(grid[0, :])
+    _plot_images(top, one, extent)
+    top.set_title(f"{one.name}  (N = {len(one.latents)})", fontweight="bold")
+    top.set(xlabel="UMAP 1", ylabel="UMAP 2")
+    for place, quantity in enumerate(quantities):
+        axes = column.add_subplot(grid[1 + place // 2, place % 2])
+        _plot_quantity(axes, one.plane_N2, quantity, number, extent)
+    _write_numbers(column.add_subplot(grid[3, 1]), one)
+
+
+def _extent(plane_N2: NDArray) -> Extent:
+    (x_low, y_low), (x_high, y_high) = plane_N2.min(axis=0), plane_N2.max(axis=0)
+    dx, dy = _MARGIN * (x_high - x_low), _MARGIN * (y_high - y_low)
+    return float(x_low - dx), float(x_high + dx), float(y_low - dy), float(y_high + dy)
+
+
+def _plot_images(axes: Axes, one: LatentMap, extent: Extent) -> None:
+    image_G3HW = np.nan_to_num(one.latents.image_G3HW)
+    row_YX = nearest_to_cells(one.plane_N2[one.latents.image_row_G], extent, _N_CELLS)
+    side = image_G3HW.shape[-1]
+    sheet_3YX = image_G3HW[row_YX].transpose(2, 0, 3, 1, 4).reshape(3, _N_CELLS * side, -1)
+    empty_YX = np.repeat(np.repeat(row_YX < 0, side, axis=0), side, axis=1)
+    gain_3, stretch = _colour_balance(image_G3HW)
+    with np.errstate(invalid="ignore", divide="ignore"):  # astropy divides pixels of exactly 0
+        rgb_YX3 = make_lupton_rgb(
+            *(gain_3[:, None, None] * sheet_3YX), stretch=stretch, Q=_SOFTENING
+        )
+    rgb_YX3[empty_YX] = 255
+    _dress(axes, extent)
+    axes.imshow(rgb_YX3, origin="lower", extent=extent, aspect="auto")
+
+
+def _colour_balance(image_G3HW: NDArray) -> tuple[NDArray[np.float64], float]:
+    """Return a gain for each of the three bands, and the stretch of Lupton et al. (2004)."""
+    pixel_3K = image_G3HW.swapaxes(0, 1).reshape(3, -1)
+    bright_3 = np.quantile(pixel_3K, 0.95, axis=1)
+    # Galaxies are red: half of their typical colour, in magnitudes, is taken out.
+    gain_3 = np.sqrt(bright_3[0] / bright_3) if (bright_3 > 0).all() else np.ones(3)
+    # Median |pixel| is noise, for most of an image is sky; linear up to a few times that.
+    noise_3 = gain_3 * 1.4826 * np.median(np.abs(pixel_3K), axis=1)
+    return gain_3, _STRETCH * max(float(noise_3.mean()), 1e-30)
+
+
+def _plot_quantity(
+    axes: Axes, plane_N2: NDArray, quantity: _Quantity, number: int, extent: Extent
+) -> None:
+    value_N = quantity.values[number]
+    known_N = np.isfinite(value_N)
+    x_N, y_N = plane_N2[known_N].T
+    norm = Normalize(quantity.low, quantity.high)
+    _dress(axes, extent)
+    if not known_N.all():
+        axes.plot(*plane_N2[~known_N].T, ".", markersize=1, color="0.8", zorder=0)
+    drawn: ScalarMappable
+    if len(x_N) < _FEW:
+        drawn = axes.scatter(
+            x_N, y_N, c=value_N[known_N], s=6, linewidth=0, cmap=quantity.cmap, norm=norm
+        )
+    else:
+        drawn = axes.hexbin(
+            x_N,
+            y_N,
+            C=value_N[known_N],
+            reduce_C_function=np.median,
+            gridsize=_N_HEXAGONS,
+            extent=extent,
+            linewidths=0.1,
+            cmap=quantity.cmap,
+            norm=norm,
+        )
+    bar = axes.figure.colorbar(drawn, ax=axes, location="bottom", extend="both", **_BAR)
+    bar.set_label(quantity.label, labelpad=1)
+
+
+def _dress(axes: Axes, extent: Extent) -> None:
+    axes.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[], box_aspect=1)
+
+
+def _write_numbers(axes: Axes, one: LatentMap) -> None:
+    """Write the smoothness: errors of redshifts told by neighbours, against the model's own."""
+    axes.set_axis_off()
+    axes.set_box_aspect(1)
+    own = point_metrics(one.z_ref_N, one.latents.z_phot_N)
+    near, plane = one.of_latents, one.of_plane
+    lines = [
+        ("neighbours in", "NMAD", "RMS"),
+        (f"  {one.latents.latent_ND.shape[1]} latents", f"{near.nmad:.3f}", f"{near.rms:.3f}"),
+        ("  UMAP plane", f"{plane.nmad:.3f}", f"{plane.rms:.3f}"),
+        ("  shuffled", f"{near.nmad_shuffled:.3f}", f"{near.rms_shuffled:.3f}"),
+        ("the model", f"{own.nmad:.3f}", f"{_rms(one):.3f}"),
+    ]
+    axes.text(0, 1.0, "redshift error dz by", va="top", fontweight="bold")
+    for number, cells in enumerate(lines):
+        y = 0.84 - 0.14 * number
+        for x, cell, side in zip((0, 0.80, 1.06), cells, ("left", "right", "right"), strict=True):
+            axes.text(x, y, cell, va="top", ha=side)
+    axes.text(0, 0.1, f"{N_NEIGHBOURS} neighbours, N = {near.n}", va="top")
+
+
+def _rms(one: LatentMap) -> float:
+    dz_N = normalised_residual(one.z_ref_N, one.latents.z_phot_N)
+    return float(np.sqrt(np.nanmean(dz_N**2)))

@@ -1,0 +1,308 @@
+"""How accuracy grows with the number of redshift labels: the paper's figure 7 (arXiv 2602.10207).
+
+A results file holds one record a training run:
+
+    {"runs": [{"method": "PITA", "n_labels": 2000, "seed": 1,
+               "metrics": {"bias": 0.001, "nmad": 0.05, "outlier_fraction": 0.08},
+               "history": [{"epoch": 1, "step": 160, "validation_nmad": 0.2}, ...]}, ...]}
+
+`history` may be missing; it is the run's log.jsonl, for the learning curves.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from numpy.typing import NDArray
+
+from photozhpc.errors import ConfigError
+from photozhpc.figures.latents_figure import COLUMN_INCHES, STYLE, save_figure
+from photozhpc.files.disk import write_durably
+
+METRICS = ("bias", "nmad", "outlier_fraction")
+_LABELS = ("bias", "NMAD", "outlier fraction (%)")
+_FACTORS = (1.0, 1.0, 100.0)  # from a metric to what is shown
+# Okabe & Ito's colours, which the colour-blind can tell apart; the shapes are for print in grey.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX"
+_DODGE = 1.07  # neighbouring methods stand apart by this factor of n_labels
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A method's metrics: labels L (ascending), seeds S of each, and the three METRICS."""
+
+    method: str
+    n_labels_L: NDArray[np.int64]
+    metrics_LS3: list[NDArray[np.float64]]
+
+    @property
+    def mean_L3(self) -> NDArray[np.float64]:
+        return np.stack([metrics_S3.mean(axis=0) for metrics_S3 in self.metrics_LS3])
+
+    @property
+    def std_L3(self) -> NDArray[np.float64]:
+        """Standard deviation over seeds, with S - 1 degrees of freedom; NaN of a single seed."""
+        return np.stack(
+            [
+                m_S3.std(axis=0, ddof=1) if len(m_S3) > 1 else np.full(3, np.nan)
+                for m_S3 in self.metrics_LS3
+            ]
+        )
+
+
+def report_scaling(results_path: str | Path, out: str | Path) -> str:
+    """Write OUT/scaling.png, .pdf and .md, and learning_curves.png and .pdf where runs have a
+    history; return the lines to show.
+
+    Raises:
+        ConfigError: the results are missing, damaged or incomplete.
+        RunError: the disk is full.
+    """
+    results = read_results(results_path)
+    table = scaling_table(results)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    plot_scaling(results, out / "scaling.png")
+    write_durably(out / "scaling.md", table.encode())
+    lines = [table, f"figure: {out / 'scaling.png'}, table: {out / 'scaling.md'}"]
+    histories = [record for record in results if record.get("history")]
+    if histories:
+        plot_learning_curves(histories, out / "learning_curves.png")
+        lines.append(f"learning curves: {out / 'learning_curves.png'}")
+    return "\n".join(lines)
+
+
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """Read the runs of a results file.
+
+    Raises:
+        ConfigError: missing, not JSON, or without a list "runs".
+    """
+    try:
+        document = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: the results cannot be read ({error})") from error
+    if not isinstance(document, dict) or not isinstance(document.get("runs"), list):
+        raise ConfigError(f'{path}: the results have no list "runs"; see photozhpc.figures.scaling')
+    return document["runs"]
+
+
+def plot_scaling(results: Sequence[Mapping[str, Any]], path: str | Path) -> Figure:
+    """Write a PNG, and a PDF beside it, of the metrics against the number of training labels.
+
+    Mean over seeds with their standard deviation as error bars; every seed as a faint point.
+    Methods stand a little apart in n_labels so that their error bars can be told apart.
+
+    Args:
+        results: the runs of a results file; methods are drawn in the order in which they come.
+
+    Raises:
+        ConfigError: a record lacks something, or is there twice.
+        RunError: the disk is full, or cannot be written.
+    """
+    curves = _curves(results)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2 * COLUMN_INCHES + 0.3, 2.6), layout="constrained")
+        panels = figure.subplots(1, 3)
+        for metric, axes in enumerate(panels):
+            for number, curve in enumerate(curves):
+                dodge = _DODGE ** (number - (len(curves) - 1) / 2)
+                _plot_curve(axes, curve, metric, number, dodge)
+            _label_axis(axes, np.unique(np.concatenate([c.n_labels_L for c in curves])))
+            axes.set_ylabel(_LABELS[metric])
+        panels[0].axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+        save_figure(figure, Path(path))
+    return figure
+
+
+def scaling_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table of the mean metrics ± their standard deviation over seeds.
+
+    Raises:
+        ConfigError: a record lacks something, or is there twice.
+    """
+    lines = [
+        f"| method | labels | seeds | {' | '.join(_LABELS)} |",
+        "|:--|--:|--:|--:|--:|--:|",
+    ]
+    for curve in _curves(results):
+        rows = zip(curve.n_labels_L, curve.metrics_LS3, curve.mean_L3, curve.std_L3, strict=True)
+        for n_labels, metrics_S3, mean_3, std_3 in rows:
+            cells = [
+                _cell(factor * mean, factor * std, digits)
+                for factor, mean, std, digits in zip(
+                    _FACTORS, mean_3, std_3, (4, 4, 2), strict=True
+                )
+            ]
+            lines.append(
+                f"| {curve.method} | {n_labels} | {len(metrics_S3)} | {' | '.join(cells)} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def plot_learning_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) -> Figure:
+    """Write a PNG, and a PDF beside it, of validation NMAD while each run was trained.
+
+    A panel a method, a colour a number of labels, a line a seed; against optimiser steps where
+    every record of every history has them, else against epochs.
+
+    Args:
+        histories: runs of a results file that have a history.
+
+    Raises:
+        ConfigError: a run lacks something.
+        RunError: the disk is full, or cannot be written.
+    """
+    runs = [_history(record) for record in histories]
+    if not runs:
+        raise ConfigError("no run has a history, of which learning curves are drawn")
+    key = "step" if all("step" in point for run in runs for point in run.history) else "epoch"
+    methods = list(dict.fromkeys(run.method for run in runs))
+    counts = np.array([run.n_labels for run in runs])
+    # A single count takes the middle of the colours.
+    norm = LogNorm(counts.min() / 1.2, counts.max() * 1.2)
+    with matplotlib.rc_context(STYLE):
+        width = min(2 * COLUMN_INCHES + 0.3, 2.0 * len(methods) + 1.2)
+        figure = Figure(figsize=(width, 2.6), layout="constrained")
+        panels = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
+        colours = ScalarMappable(norm, "viridis")
+        for method, axes in zip(methods, panels, strict=True):
+            for run in (run for run in runs if run.method == method):
+                x, nmad = zip(*((p[key], p["validation_nmad"]) for p in run.history), strict=True)
+                axes.plot(x, nmad, linewidth=0.9, color=colours.to_rgba(np.array(run.n_labels)))
+            axes.set_title(method)
+            axes.set_xlabel("optimiser step" if key == "step" else "epoch")
+        panels[0].set_ylabel("validation NMAD")
+        panels[0].set_yscale("log")
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panels[0].yaxis.set_major_formatter("{x:g}")
+        panels[0].yaxis.set_minor_locator(NullLocator())
+        bar = figure.colorbar(colours, ax=panels, label="training labels", aspect=25, pad=0.02)
+        bar.set_ticks(_thinned(np.unique(counts)))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.ax.set_yticklabels([f"{n}" for n in _thinned(np.unique(counts))])
+        save_figure(figure, Path(path))
+    return figure
+
+
+@dataclass(frozen=True)
+class _Run:
+    method: str
+    n_labels: int
+    history: list[Mapping[str, Any]]
+
+
+def _history(record: Mapping[str, Any]) -> _Run:
+    method, n_labels, _ = _identity(record)
+    points = record.get("history") or []
+    if not points or not all(
+        isinstance(point, Mapping) and "validation_nmad" in point and "epoch" in point
+        for point in points
+    ):
+        raise ConfigError(
+            f"run of {method}, {n_labels} labels: its history must be a list of records with "
+            f"epoch and validation_nmad (the lines of log.jsonl)"
+        )
+    return _Run(method, n_labels, list(points))
+
+
+def _curves(results: Sequence[Mapping[str, Any]]) -> list[_Curve]:
+    runs: dict[str, dict[int, dict[int, list[float]]]] = {}
+    for record in results:
+        method, n_labels, seed = _identity(record)
+        seeds = runs.setdefault(method, {}).setdefault(n_labels, {})
+        if seed in seeds:
+            raise ConfigError(f"the run of {method}, {n_labels} labels, seed {seed} is there twice")
+        seeds[seed] = _metrics(record)
+    if not runs:
+        raise ConfigError("the results hold no runs")
+    return [
+        _Curve(
+            method,
+            np.array(sorted(by_count)),
+            [np.array(list(by_count[count].values())) for count in sorted(by_count)],
+        )
+        for method, by_count in runs.items()
+    ]
+
+
+def _identity(record: Mapping[str, Any]) -> tuple[str, int, int]:
+    if not isinstance(record, Mapping):
+        raise ConfigError(f"a run of the results must be a record, got {str(record)[:80]}")
+    for name, kind in (("method", str), ("n_labels", int), ("seed", int)):
+        if not isinstance(record.get(name), kind):
+            raise ConfigError(
+                f"a run of the results needs {name} ({kind.__name__}), "
+                f"got {record.get(name)!r} in {str(dict(record))[:120]}"
+            )
+    if record["n_labels"] < 1:
+        raise ConfigError(f"n_labels must be positive, got {record['n_labels']}")
+    return record["method"], record["n_labels"], record["seed"]
+
+
+def _metrics(record: Mapping[str, Any]) -> list[float]:
+    metrics = record.get("metrics")
+    values = [metrics.get(name) if isinstance(metrics, Mapping) else None for name in METRICS]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise ConfigError(
+            f"the run of {record['method']}, {record['n_labels']} labels, seed {record['seed']} "
+            f"needs metrics {', '.join(METRICS)}, all finite; got {metrics!r}"
+        )
+    return [float(value) for value in values]  # type: ignore[arg-type]
+
+
+def _plot_curve(axes: Axes, curve: _Curve, metric: int, number: int, dodge: float) -> None:
+    colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+    x_L = curve.n_labels_L * dodge
+    factor = _FACTORS[metric]
+    for x, metrics_S3 in zip(x_L, curve.metrics_LS3, strict=True):
+        y_S = factor * metrics_S3[:, metric]
+        axes.plot(np.full(len(y_S), x), y_S, "o", color=colour, alpha=0.4, markersize=2.5, mew=0)
+    axes.errorbar(
+        x_L,
+        factor * curve.mean_L3[:, metric],
+        # Matplotlib draws a bar of NaN as none, which is what a single seed has.
+        yerr=factor * curve.std_L3[:, metric],
+        color=colour,
+        marker=marker,
+        markersize=3.5,
+        linewidth=0.9,
+        elinewidth=0.6,
+        capsize=1.5,
+        label=curve.method,
+    )
+
+
+def _label_axis(axes: Axes, counts: NDArray[np.int64]) -> None:
+    axes.set_xscale("log")
+    ticks = _thinned(counts)
+    axes.set_xticks(ticks, [f"{n}" for n in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("training labels")
+
+
+def _thinned(counts: NDArray[np.int64]) -> list[int]:
+    """Return the counts, from the largest down, that are a factor 1.8 or more apart."""
+    kept: list[int] = []
+    for count in counts[::-1]:
+        if not kept or kept[-1] >= 1.8 * count:
+            kept.append(int(count))
+    return kept[::-1]
+
+
+def _cell(mean: float, std: float, digits: int) -> str:
+    error = f" ± {std:.{digits}f}" if math.isfinite(std) else ""
+    return f"{mean:.{digits}f}{error}"

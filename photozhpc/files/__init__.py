@@ -1,0 +1,1 @@
+"""What every stage reads and writes through: disks, object stores, locks, compiled code."""

@@ -1,0 +1,419 @@
+"""Files that are not on a disk: objects of s3:// and https://, read through fsspec.
+
+Nothing here writes. A file system of fsspec belongs to a process and a thread, so an `ObjectPath`
+holds none: it is a URL, and can be sent to other processes.
+"""
+
+import errno
+import fnmatch
+import io
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from photozhpc.errors import StorageError
+from photozhpc.files.disk import temporary_folder
+from photozhpc.files.requests import (
+    TRIES,
+    file_system,
+    is_transient,
+    missing,
+    telling,
+    tried,
+    wait_seconds,
+)
+from photozhpc.printable import printable
+
+PROTOCOLS = ("s3", "https", "http")
+HEAD_BYTES = 1 << 18  # holds the header of most mosaics; a request costs about as much as this
+_PIECE_BYTES = 8 << 20  # of an object that is read whole; that many at a time
+_PIECES_AT_A_TIME = 4
+_FILE_NAME = re.compile(r"[^/]+\.(asdf|fits?|parquet|csv|ecsv)(\.gz|\.fz)?", re.IGNORECASE)
+_WITHOUT_RANGES: set[str] = set()  # servers that send whole files only
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
+
+
+@dataclass(frozen=True, order=True, repr=False)
+class ObjectPath:
+    """The address of an object, or of a folder of such; does what is needed of a `Path`.
+
+    As text it is without passwords, tokens and signatures; `url` is what is asked for.
+
+    Attributes:
+        size, etag: what a listing said of the object; None: not known.
+    """
+
+    url: str
+    size: int | None = field(default=None, compare=False)
+    etag: str | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return printable(self.url)
+
+    def __repr__(self) -> str:
+        return f"ObjectPath({str(self)!r})"
+
+    def __truediv__(self, name: str | Path) -> "ObjectPath":
+        place, query = self._parts
+        return ObjectPath(f"{place}/{name}{query}")
+
+    @property
+    def _parts(self) -> tuple[str, str]:
+        """Address and query; a key of S3 may have a question mark."""
+        place, mark, query = self.url.partition("?" if self.url.startswith("http") else "\0")
+        return place.rstrip("/"), mark + query
+
+    @property
+    def name(self) -> str:
+        """Its file's, as on a disk; if the address has none, the query's: "get?file=a.fits"."""
+        place, query = self._parts
+        name = place.rpartition("/")[2]
+        if place.startswith("http"):  # index pages have "a%20b.fits"
+            name = Path(unquote(name)).name
+        if query and not Path(name).suffix:
+            asked = [Path(value).name for _, value in parse_qsl(query[1:])]
+            return next(filter(_FILE_NAME.fullmatch, asked), name)
+        return name
+
+    @property
+    def stem(self) -> str:
+        return Path(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix
+
+    @property
+    def parent(self) -> "ObjectPath":
+        place, query = self._parts
+        folder = place.rpartition("/")[0]
+        return self if folder.endswith("/") else ObjectPath(folder + query)
+
+    def with_name(self, name: str) -> "ObjectPath":
+        return self.parent / name
+
+    def absolute(self) -> "ObjectPath":
+        return self
+
+    def relative_to(self, folder: "ObjectPath") -> Path:
+        return Path(self._parts[0].removeprefix(f"{folder._parts[0]}/"))
+
+    def exists(self) -> bool:
+        return self.is_file() or self.is_dir()
+
+    def is_file(self) -> bool:
+        if self.etag is not None:
+            return True  # as it was listed
+        try:
+            self.described()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        system = file_system(self.url)
+        with telling(self.url):
+            return bool(system.isdir(self.url))
+
+    def iterdir(self) -> Iterator["ObjectPath"]:
+        system = file_system(self.url)
+        with telling(self.url):
+            found = system.ls(self.url, detail=True, refresh=True)
+        yield from (_listed(system, about) for about in found)
+
+    def glob(self, pattern: str) -> Iterator["ObjectPath"]:
+        """Yield what the folder itself holds under names like `pattern`."""
+        try:
+            found = list(self.iterdir())
+        except FileNotFoundError:
+            return
+        yield from (path for path in found if fnmatch.fnmatchcase(path.name, pattern))
+
+    def rglob(self, pattern: str) -> Iterator["ObjectPath"]:
+        """Yield the objects of the folder and of those in it that are called like `pattern`."""
+        yield from (p for p in list_objects(self) if fnmatch.fnmatchcase(p.name, pattern))
+
+    def described(self) -> "ObjectPath":
+        """Ask for size and ETag, whatever was known.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            StorageError: the server cannot be reached, or refuses.
+        """
+        system = file_system(self.url)
+        system.invalidate_cache()
+        with telling(self.url):
+            about = tried(self.url, lambda: system.info(self.url))
+        if about.get("type") == "directory":
+            raise missing(self.url)
+        return replace(self, size=about.get("size"), etag=_etag(about))
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Read bytes [start, stop) in one request.
+
+        Raises:
+            FileNotFoundError, StorageError: as `described`; or another number of bytes came.
+        """
+        return read_ranges([(self, start, stop)])[0]
+
+    def read_bytes(self) -> bytes:
+        """Read it whole: a small one, in one request."""
+        if self.size is not None:
+            return self.read_range(0, self.size)
+        system = file_system(self.url)
+        with telling(self.url):
+            return bytes(tried(self.url, lambda: system.cat_file(self.url, start=0)))
+
+    def open(self, mode: str = "rb", head: bytes = b"") -> io.RawIOBase:
+        """Open for reading here and there: what is read is requested in blocks, and kept.
+
+        Args:
+            head: the beginning, if it is there already.
+        """
+        if mode != "rb":
+            raise ValueError(f"objects are opened for reading ('rb'), not '{mode}'")
+        known = self if self.size is not None else self.described()
+        return _Blocks(known, _known(known, known.size), head)
+
+    @contextmanager
+    def fetched(self) -> Iterator[Path]:
+        """Give a copy in TMPDIR, which is that of one version of the object, and whole.
+
+        Raises:
+            FileNotFoundError, StorageError: as `described`; the object was replaced in the
+                meantime, or since it was listed; or there is no room for the copy.
+        """
+        known = self if self.size is not None else self.described()
+        size = _known(self, known.size)
+        with temporary_folder("photozhpc-fetched") as folder:
+            copy = folder / self.name
+            step = _PIECE_BYTES * _PIECES_AT_A_TIME
+            try:
+                with open(copy, "wb") as out:
+                    for at in range(0, size, step):
+                        if _server(self.url) in _WITHOUT_RANGES:
+                            self._fetch_whole(copy, size)
+                            break
+                        out.writelines(self._pieces(at, min(at + step, size)))
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                raise StorageError(
+                    f"{self}: no room for {size / 1e9:.2f} GB in {folder} ({error.strerror}); set "
+                    f"TMPDIR to a larger disk"
+                ) from error
+            now = self.described()
+            if (now.size, now.etag) != (size, known.etag):
+                raise StorageError(
+                    f"{self}: was replaced while it was read ({size} bytes, ETag {known.etag}; "
+                    f"now {now.size} bytes, ETag {now.etag}); run the same command again"
+                )
+            yield copy
+
+    def _fetch_whole(self, copy: Path, size: int) -> None:
+        system = file_system(self.url)
+        with telling(self.url):
+            tried(self.url, lambda: system.get_file(self.url, str(copy)))
+            if copy.stat().st_size != size:
+                raise EOFError(f"{copy.stat().st_size} bytes came for {size}")
+
+    def _pieces(self, start: int, stop: int) -> list[bytes]:
+        edges = range(start, stop, _PIECE_BYTES)
+        return read_ranges([(self, at, min(at + _PIECE_BYTES, stop)) for at in edges])
+
+
+AnyPath = Path | ObjectPath
+
+
+def location(where: str | os.PathLike[str] | ObjectPath) -> AnyPath:
+    """Take a text for what it is: the URL of an object, or a path.
+
+    Raises:
+        StorageError: a URL of a kind that is not read.
+    """
+    if isinstance(where, ObjectPath):
+        return where
+    found = _URL.match(where) if isinstance(where, str) else None
+    if found is None:
+        return Path(where)
+    if found[1].lower() not in PROTOCOLS:
+        raise StorageError(
+            f"{where}: '{found[1]}' is not a protocol that is read; known: {', '.join(PROTOCOLS)}"
+        )
+    url = f"{found[1].lower()}://{str(where)[found.end() :].rstrip('/')}"
+    if not re.match(r"[^:]+://[^/]", url):
+        raise StorageError(f"{where}: names no bucket or server; give {found[1]}://NAME/FOLDER")
+    return ObjectPath(url)
+
+
+def is_glob(where: AnyPath) -> bool:
+    """Whether a location has wildcards; a question mark in the URL of a web server is none."""
+    if isinstance(where, ObjectPath):
+        place, _ = where._parts
+        return any(letter in place for letter in ("*[" if place.startswith("http") else "*?["))
+    return any(letter in str(where) for letter in "*?[")
+
+
+def list_objects(where: ObjectPath) -> list[ObjectPath]:
+    """Return the objects in a folder and those below it, or behind a glob, or just the object.
+
+    Raises:
+        StorageError: the server cannot be reached, or refuses.
+    """
+    system = file_system(where.url)
+    system.invalidate_cache()
+    try:
+        with telling(where.url):
+            if is_glob(where):
+                found = tried(where.url, lambda: system.glob(where.url, detail=True))
+            elif _is_web_file(system, where.url):
+                return [where.described()]
+            else:
+                found = tried(where.url, lambda: system.find(where.url, detail=True))
+    except FileNotFoundError:
+        return []
+    listed = (_listed(system, about) for about in found.values() if about["type"] == "file")
+    return sorted(path for path in listed if path.name)
+
+
+def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int | None]]) -> list[bytes]:
+    """Read bytes [start, stop) of objects of one server, all at a time, one request each.
+
+    Without `stop` it is all from `start` on. Of a server that sends whole files whatever is asked
+    for, as Python's own does, each is fetched once.
+
+    Raises:
+        FileNotFoundError: one of the objects is not there.
+        StorageError: the server cannot be reached or refuses, or sends fewer bytes, or more.
+    """
+    read: dict[int, bytes] = {}
+    due = [n for n, (_, start, stop) in enumerate(ranges) if stop is None or stop > start]
+    if not due:
+        return [b""] * len(ranges)
+    url = ranges[0][0].url
+    if _server(url) in _WITHOUT_RANGES:
+        whole = {path: replace(path, size=None).read_bytes() for path, _, _ in ranges}
+        return [whole[path][start:stop] for path, start, stop in ranges]
+    system = file_system(url)
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(wait_seconds(attempt - 1))
+        with telling(url):
+            answers = system.cat_ranges(
+                [ranges[n][0].url for n in due],
+                [ranges[n][1] for n in due],
+                [ranges[n][2] for n in due],
+                on_error="return",
+            )
+        failures: dict[int, BaseException] = {}
+        for n, answer in zip(due, answers, strict=True):
+            path, start, stop = ranges[n]
+            if isinstance(answer, BaseException):
+                failures[n] = answer
+            elif stop is None or len(answer) == stop - start:
+                read[n] = answer
+            elif len(answer) > stop - start and len(answer) == _size(path):
+                _WITHOUT_RANGES.add(_server(url))
+                read[n] = answer[start:stop]
+            else:
+                failures[n] = EOFError(f"{len(answer)} bytes came for {stop - start}")
+        if not failures:
+            return [read.get(n, b"") for n in range(len(ranges))]
+        due = list(failures)
+        if not all(is_transient(url, error) for error in failures.values()):
+            break
+    n = min(failures, key=lambda n: is_transient(url, failures[n]))
+    with telling(ranges[n][0].url):
+        raise failures[n]
+    raise AssertionError
+
+
+def read_heads(paths: Iterable[ObjectPath]) -> dict[ObjectPath, bytes]:
+    """Read the first HEAD_BYTES of objects, all at a time.
+
+    Raises:
+        FileNotFoundError, StorageError: as `read_ranges`.
+    """
+    ranges = [(path, 0, min(_size(path), HEAD_BYTES)) for path in paths]
+    return dict(zip((path for path, _, _ in ranges), read_ranges(ranges), strict=True))
+
+
+class _Blocks(io.RawIOBase):
+    """An object that is read in blocks of HEAD_BYTES, one request each, which are kept."""
+
+    def __init__(self, path: ObjectPath, size: int, head: bytes) -> None:
+        self._path = path
+        self._size = size
+        self._at = 0
+        self._blocks = {0: head} if head else {}
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if origin + offset < 0:
+            raise OSError(errno.EINVAL, "seek before the beginning")
+        self._at = origin + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        done = 0  # all that is asked for, as files do: readers rely on it
+        while done < len(buffer) and self._at < self._size:
+            number, within = divmod(self._at, HEAD_BYTES)
+            start = number * HEAD_BYTES
+            if number not in self._blocks:
+                stop = min(start + HEAD_BYTES, self._size)
+                self._blocks[number] = self._path.read_range(start, stop)
+            part = self._blocks[number][within : within + len(buffer) - done]
+            buffer[done : done + len(part)] = part
+            self._at += len(part)
+            done += len(part)
+        return done
+
+
+def _listed(system: Any, about: dict[str, Any]) -> ObjectPath:
+    url = system.unstrip_protocol(about["name"])
+    return ObjectPath(url.rstrip("/"), about.get("size"), _etag(about))
+
+
+def _etag(about: dict[str, Any]) -> str | None:
+    """What changes with the content: the ETag, of web servers without one the date."""
+    found = about.get("ETag") or about.get("Last-Modified")
+    return None if found is None else str(found).strip('"')
+
+
+def _known(path: ObjectPath, size: int | None) -> int:
+    if size is None:
+        raise StorageError(f"{path}: the server does not say how long it is; download it first")
+    return size
+
+
+def _size(path: ObjectPath) -> int:
+    """Return the size, which the index page of a web server does not say."""
+    known = path if path.size is not None else path.described()
+    return _known(known, known.size)
+
+
+def _server(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def _is_web_file(system: Any, url: str) -> bool:
+    """Whether the URL of a web server is that of a file, and not of an index page."""
+    if not url.startswith("http"):
+        return False
+    about = system.info(url)
+    return about.get("mimetype") != "text/html" and about.get("size") is not None

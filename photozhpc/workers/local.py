@@ -1,0 +1,386 @@
+"""Dask on this machine: one worker process a device, out of reach of its other users."""
+
+import atexit
+import logging
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from importlib.util import find_spec
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any, Literal
+
+import dask
+from dask.system import CPU_COUNT
+from distributed import Client, Nanny, SpecCluster
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.scheduler import Scheduler
+from distributed.system import MEMORY_LIMIT
+from distributed.utils import get_mp_context
+
+from photozhpc.errors import ConfigError, RunError
+from photozhpc.files.disk import temporary_folder
+from photozhpc.logs import is_verbose
+from photozhpc.workers.memory import WORKER_ENVIRONMENT
+from photozhpc.workers.signals import signals_held_back
+from photozhpc.workers.unix_sockets import PROTOCOL, LocalScheduler, LocalWorker
+
+Device = Literal["auto", "cpu", "cuda"]
+
+# torch, timm and a model take 0.6 GB; the rest is room for two blocks of cutouts.
+MIN_WORKER_BYTES = 2 << 30
+# A frozen worker is killed and replaced after one to two of these without a heartbeat.
+WORKER_TTL_SECONDS = 30
+# Dask serves HTTP (health, Prometheus) even without a dashboard, by default on every interface.
+LOOPBACK_HTTP = "127.0.0.1:0"
+# A task is set aside when this many workers and one more died under it.
+ALLOWED_FAILURES = 2
+
+_QUIET_LOGGERS = ("distributed", "distributed.client", "distributed.worker", "tornado", "asyncio")
+CONFIG: dict[str, Any] = {
+    # The defaults leak OMP_NUM_THREADS=1 into this process, and a trim threshold with which
+    # glibc maps and unmaps every temporary array (see `worker_environments` for the threads).
+    "distributed.nanny.pre-spawn-environ": {
+        "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical",
+        **WORKER_ENVIRONMENT,
+    },
+    "distributed.worker.profile.enabled": False,
+    "distributed.scheduler.no-workers-timeout": "120s",
+    "distributed.diagnostics.nvml": False,
+    # By default every process wakes up 70 times a second to look after itself; on a node whose
+    # cores are all at work that costs 5% of them.
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.tick.limit": "30s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.worker.memory.monitor-interval": "1s",
+    # Not its pages, which tell every user of the machine what runs here.
+    "distributed.scheduler.http.routes": [
+        "distributed.http.scheduler.prometheus",
+        "distributed.http.health",
+    ],
+    "distributed.worker.http.routes": [
+        "distributed.http.worker.prometheus",
+        "distributed.http.health",
+    ],
+}
+# A socket's path has 107 bytes; the longest name is that of multiprocessing's fork server.
+_MAX_SOCKET_FOLDER = 107 - len("/listener-01234567")
+
+
+def device_list(device: Device, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the CUDA devices to use, as CUDA_VISIBLE_DEVICES names them; empty: use the CPU.
+
+    Neither torch nor CUDA is loaded: a process that has touched CUDA holds memory on the device.
+
+    Raises:
+        ConfigError: `device` is unknown, or "cuda" with no CUDA device or a CPU build of torch.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"unknown device '{device}'; use auto, cpu or cuda")
+    if device == "cpu":
+        return []
+    if not _torch_has_cuda():
+        if device == "cuda":
+            raise ConfigError("the installed torch is a CPU build; use --device cpu")
+        return []
+    devices = visible_devices(environ)
+    if device == "cuda" and not devices:
+        raise ConfigError("no CUDA device was found on this machine; use --device cpu")
+    return devices
+
+
+def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the devices that CUDA would see, as CUDA_VISIBLE_DEVICES names them."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return _nvidia_devices()
+    devices = [name.strip() for name in visible.split(",") if name.strip()]
+    if "-1" in devices:  # CUDA ignores it and whatever follows
+        devices = devices[: devices.index("-1")]
+    return devices
+
+
+def worker_environments(
+    workers: int | None,
+    devices: Sequence[str],
+    n_cores: int = CPU_COUNT,
+    memory_bytes: int = MEMORY_LIMIT,
+) -> list[dict[str, str]]:
+    """Return one set of environment variables a worker: its device and its number of threads.
+
+    Args:
+        workers: how many; None: one a device, or one a core as far as memory goes.
+        devices: from `device_list`; with more workers than devices, devices are shared.
+
+    Raises:
+        ConfigError: `workers` is below one.
+    """
+    if workers is None:
+        workers = len(devices) or max(1, min(n_cores, memory_bytes // MIN_WORKER_BYTES))
+    if workers < 1:
+        raise ConfigError(f"the number of workers must be at least 1, got {workers}")
+    threads = str(max(1, n_cores // workers))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return [
+        {
+            **dict.fromkeys(names, threads),
+            "CUDA_VISIBLE_DEVICES": devices[worker % len(devices)] if devices else "",
+        }
+        for worker in range(workers)
+    ]
+
+
+def import_early(preload: Sequence[str]) -> None:
+    """Begin to import, in the process that `local_client` will fork workers from, what they need.
+
+    That takes seconds, in which the caller can prepare the work. Not for workers with CUDA.
+    """
+    with _local_settings("forkserver"), _environment_kept(), _program_hidden():
+        os.environ |= CONFIG["distributed.nanny.pre-spawn-environ"]
+        with signals_held_back():
+            _set_preload([*preload, "distributed"])
+            forkserver.ensure_running()
+
+
+@contextmanager
+def local_client(
+    workers: int | None = None,
+    device: Device = "auto",
+    *,
+    devices: Sequence[str] | None = None,
+    tasks_per_worker: int = 1,
+    preload: Sequence[str] = (),
+    on_worker_lost: Callable[[str], None] | None = None,
+) -> Iterator[Client]:
+    """Start worker processes on this machine and give a client; stop them at the end.
+
+    A worker that dies is replaced, and what it was doing is done again. Ctrl-C reaches this
+    process alone, which then stops the workers without waiting for their tasks.
+
+    Args:
+        workers: how many; None: one a CUDA device, or one a core.
+        devices: what `device_list` would return.
+        tasks_per_worker: tasks that a worker runs at a time, in threads.
+        preload: modules that every worker needs. Without CUDA they are imported once, in a
+            process that then forks the workers: a worker that died is back in half a second.
+        on_worker_lost: called (in another thread) with the address of a worker that died.
+
+    Raises:
+        ConfigError: see `device_list` and `worker_environments`.
+        RunError: the workers did not start.
+    """
+    if devices is None:
+        devices = device_list(device)
+    environments = worker_environments(workers, devices)
+    # Whether an import of torch touches CUDA, after which no fork can use it, is not ours to say.
+    method = "spawn" if devices else "forkserver"
+    options = {
+        "nthreads": tasks_per_worker,
+        "host": str(own_folder()),
+        "protocol": PROTOCOL,
+        "worker_class": LocalWorker,
+        "memory_limit": MEMORY_LIMIT // len(environments),
+        "dashboard": False,
+        "silence_logs": _dask_level(),
+    }
+    # The process that workers are forked from may be older than these settings of s3fs and ours.
+    later = ("AWS_", "PHOTOZHPC_CACHE")
+    settings = {name: value for name, value in os.environ.items() if name.startswith(later)}
+    specs = {
+        name: {"cls": Nanny, "options": {**options, "env": {**settings, **environment}}}
+        for name, environment in enumerate(environments)
+    }
+    with _local_settings(method), quiet_logs(), _environment_kept(), _program_hidden():
+        losses = LostWorkers(on_worker_lost)
+        cluster: SpecCluster | None = None
+        completed = False
+        try:
+            with signals_held_back():  # those that came are raised at its end
+                _set_preload([*preload, "distributed"])
+                cluster = _start(specs, losses)
+            client = Client(cluster, set_as_default=False)
+            try:
+                yield client
+                completed = True
+            finally:
+                with signals_held_back():
+                    losses.report = None  # deaths from here on are wanted
+                    if not completed:
+                        kill_workers(cluster)
+                    client.close(timeout=5)
+        finally:
+            with signals_held_back():
+                losses.report = None
+                if cluster is not None:
+                    if not completed:
+                        kill_workers(cluster)
+                    cluster.close(timeout=20)
+
+
+@cache
+def own_folder() -> Path:
+    """Return the folder of this process's sockets and scratch, which is deleted at its end.
+
+    It is the user's alone. Dask's own, dask-scratch-space in TMPDIR, may be somebody else's, and
+    it goes on Python's search path.
+
+    Raises:
+        RunError: there is no place for it.
+    """
+    for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
+        with suppress(OSError), ExitStack() as stack:
+            folder = stack.enter_context(temporary_folder("photozhpc-dask", Path(parent)))
+            if ":" in parent or len(os.fsencode(folder)) > _MAX_SOCKET_FOLDER:
+                continue
+            atexit.register(stack.pop_all().close)
+            # What multiprocessing makes in TMPDIR itself stays there if we are killed.
+            multiprocessing.current_process()._config.setdefault("tempdir", str(folder))  # type: ignore[attr-defined]
+            return folder
+    raise RunError(
+        f"the sockets of the worker processes need a folder with a short name, and none can be "
+        f"made in {tempfile.gettempdir()} or /tmp; set TMPDIR to a folder that you can write to"
+    )
+
+
+@contextmanager
+def _local_settings(method: str) -> Iterator[None]:
+    """Have Dask as it comes, but for what is set here: not as files and DASK_* of the user say.
+
+    Those are of another cluster, or left over from one.
+    """
+    settings = {
+        "distributed": dask.config.merge(*dask.config.defaults)["distributed"],
+        **CONFIG,
+        "distributed.worker.multiprocessing-method": method,
+        "temporary-directory": str(own_folder()),
+        "scheduler-address": None,
+    }
+    with dask.config.set(settings):
+        yield
+
+
+def _set_preload(modules: list[str]) -> None:
+    """Name the modules of the fork server; one that runs already is left as it is."""
+    get_mp_context()  # sets Dask's own list, the first time only
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+
+
+def kill_workers(cluster: SpecCluster) -> None:
+    """Kill the worker processes at once: what they write is whole or absent in any case."""
+    for nanny in list(cluster.workers.values()):
+        nanny.close_gracefully()  # do not start it anew
+        if nanny.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(nanny.pid, signal.SIGKILL)
+
+
+def _start(specs: dict[int, dict[str, Any]], losses: SchedulerPlugin) -> SpecCluster:
+    scheduler_options = {
+        "host": str(own_folder()),
+        "protocol": PROTOCOL,
+        "port": 0,
+        "dashboard": False,
+        "dashboard_address": LOOPBACK_HTTP,
+        "worker_ttl": f"{WORKER_TTL_SECONDS}s",
+        "allowed_failures": ALLOWED_FAILURES,
+        "plugins": [losses],
+    }
+    try:
+        return SpecCluster(
+            workers=specs,
+            scheduler={"cls": LocalScheduler, "options": scheduler_options},
+            silence_logs=_dask_level(),
+        )
+    except (OSError, RuntimeError, TimeoutError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"the worker processes did not start ({first}); try fewer --workers, and see that "
+            f"there is room in {own_folder().parent}"
+        ) from error
+
+
+class LostWorkers(SchedulerPlugin):
+    """Tells of workers that died or froze."""
+
+    def __init__(self, report: Callable[[str], None] | None) -> None:
+        self.report = report
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
+        if self.report is not None:
+            self.report(worker)
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Take back what Dask puts into this process's environment for its workers, and we do.
+
+    They look for no module in the working folder, which may be anybody's.
+    """
+    before = dict(os.environ)
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _program_hidden() -> Iterator[None]:
+    """Keep multiprocessing from running the program that called us again in every worker.
+
+    The tasks need nothing of it, and it may be a script without `if __name__ == "__main__"`, or
+    come from standard input.
+    """
+    program = sys.modules["__main__"]
+    spec, file = program.__spec__, getattr(program, "__file__", None)
+    program.__spec__ = program.__file__ = None
+    try:
+        yield
+    finally:
+        program.__spec__, program.__file__ = spec, file
+
+
+def _dask_level() -> int:
+    return logging.WARNING if is_verbose() else logging.CRITICAL
+
+
+@contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Keep Dask's own account of lost connections, with tracebacks, off the terminal."""
+    loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(_dask_level())
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _torch_has_cuda() -> bool:
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    version = Path(spec.origin).with_name("version.py")
+    return version.is_file() and runpy.run_path(str(version)).get("cuda") is not None
+
+
+def _nvidia_devices() -> list[str]:
+    program = shutil.which("nvidia-smi")
+    if program is not None:
+        query = [program, "--query-gpu=index", "--format=csv,noheader"]
+        with suppress(OSError, subprocess.SubprocessError):
+            answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+            return answer.stdout.split()
+    return sorted(path.name[len("nvidia") :] for path in Path("/dev").glob("nvidia[0-9]*"))

@@ -1,0 +1,23 @@
+"""Loaded by the Dask nannies of a Slurm job (--preload-nanny): one device and its cores each."""
+
+import os
+
+from distributed import Nanny
+from distributed.system import MEMORY_LIMIT
+
+from photozhpc.workers.local import visible_devices, worker_environments
+
+WORKERS_VARIABLE = "PHOTOZHPC_WORKERS"
+
+
+def dask_setup(nanny: Nanny) -> None:
+    """Give the worker its environment, which is set before it starts, and its share of memory.
+
+    `dask worker` names the workers of a job NAME-0, NAME-1 and so on; one alone is NAME.
+    """
+    n_workers = int(os.environ[WORKERS_VARIABLE])
+    number = int(str(nanny.name).rpartition("-")[2]) if n_workers > 1 else 0
+    n_cores = len(os.sched_getaffinity(0))
+    environments = worker_environments(n_workers, visible_devices(), n_cores)
+    nanny.env.update(environments[number])
+    nanny.memory_manager.memory_limit = MEMORY_LIMIT // n_workers
