@@ -1,0 +1,149 @@
+"""What the commands make of a small sky, as digests: equal before and after a change of the code.
+
+    python tests/golden.py --save tests/data/golden.json     at the old commit
+    python tests/golden.py --check tests/data/golden.json    at the new one, on the same machine
+
+Of a file that says when, how fast, or by which version it was made, what is hashed is the rest:
+the columns of Parquet and HDF5 files, the rows and cards of FITS files, and the settled keys of
+JSON files. All else is hashed byte for byte.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+
+FOLDER = Path("/tmp/photozhpc-golden")  # paths stand in what is made
+RECIPE = {
+    "out": "run",
+    "batch_size": 64,
+    "epochs": 2,
+    "refit_steps": 50,
+    "density_steps": 50,
+    "seed": 1,
+    "precision": "float32",
+    "device": "cpu",
+    "feature_aperture_arcsec": 0.4,
+    "model": {
+        "encoder": "convnext_atto",
+        "encoder_out": 0,
+        "encoder_mlp": [64, 32],
+        "crop": 32,
+        "stretch": "asinh",
+        "aperture_radii_pix": [1.8, 3.6, 7.3],
+        "redshift_heads": 2,
+        "redshift_sees_apertures": True,
+        "density_bins": 32,
+        "density_z_max": 4.0,
+    },
+    "loss": {"queue_len": 256},
+}
+SKY = {"tile_size_pix": 700, "density_scale": 2.0, "label_fraction": 0.5}
+COMMANDS = """
+simulate --survey roman-sim --out sky --tiles 2 --seed 5 --config sky.yaml --workers 1
+detect --survey roman-sim --mosaics sky --out detected.parquet --workers 1
+extract --survey roman-sim --mosaics sky --store store --size 48 --workers 1
+train --config recipe.yaml --store store --out run
+calibrate --checkpoint run/model.safetensors --store store --out calibrated.safetensors
+infer --survey roman-sim --store store --checkpoint run/model.safetensors --out cat --workers 1 \
+--device cpu --pdf grid
+infer --survey roman-sim --store store --out bundled --workers 1 --device cpu --no-compile
+evaluate cat --truth sky/truth/*.parquet --out evaluation
+export cat --format fits --out c.fits
+export cat --format fits --columns euclid --out euclid.fits
+export cat --format vo-parquet --columns rubin --out c.parquet
+export cat --format hats --out hats --workers 1
+export cat --format qp --out c.hdf5
+verify store
+verify cat
+info store
+info run/model.safetensors
+info cat
+info c.fits
+info detected.parquet
+config roman-sim
+""".replace("\\\n", "").strip().splitlines()  # fmt: skip
+# What a file says of the moment, of speed and of versions.
+UNSETTLED = re.compile(r"second|wall|time|date|per_s|pid|version|photozhpc$|created|command|speed|"
+                       r"rate|host|memory|_mb|uuid|startup|bytes|sha256|snana|builder")  # fmt: skip
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--save", type=Path)
+    options.add_argument("--check", type=Path)
+    given = options.parse_args()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    (FOLDER / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    (FOLDER / "sky.yaml").write_text(yaml.safe_dump(SKY))
+    found = {}
+    for line in COMMANDS:
+        words = [sys.executable, "-m", "photozhpc", *line.split()]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(words, cwd=FOLDER, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stderr)
+    for path in sorted(p for p in FOLDER.rglob("*") if p.is_file() and "tensorboard" not in str(p)):
+        found[str(path.relative_to(FOLDER))] = hashlib.sha256(settled(path)).hexdigest()
+    if given.save:
+        given.save.write_text(json.dumps(found, indent=1) + "\n")
+    if given.check:
+        wanted = json.loads(given.check.read_text())
+        differing = sorted(n for n in wanted | found if wanted.get(n) != found.get(n))
+        print(*differing, f"{len(differing)} of {len(wanted)} differ", sep="\n")
+        raise SystemExit(bool(differing))
+
+
+def settled(path: Path) -> bytes:
+    """Return what a file says that is the same whenever it is made."""
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+        names = [f"{field}" for field in table.schema]
+        return repr((names, table.num_rows)).encode() + b"".join(
+            _column(table[name]) for name in table.schema.names
+        )
+    if path.suffix in (".json", ".jsonl"):
+        lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        return json.dumps([_settled_json(json.loads(line)) for line in lines]).encode()
+    if path.suffix == ".fits" :
+        from astropy.io import fits
+
+        with fits.open(path) as hdus:
+            cards = [str(c) for h in hdus for c in h.header.cards if not UNSETTLED.search(str(c).lower())]
+            return repr(cards).encode() + b"".join(
+                b"" if h.data is None else np.ascontiguousarray(h.data).tobytes() for h in hdus
+            )
+    if path.suffix == ".hdf5":
+        import h5py
+
+        parts: list[bytes] = []
+        with h5py.File(path) as file:
+            file.visititems(
+                lambda name, item: parts.append(name.encode() + np.asarray(item).tobytes())
+                if isinstance(item, h5py.Dataset) and "version" not in name else None
+            )
+        return b"".join(parts)
+    return path.read_bytes()
+
+
+def _column(column) -> bytes:
+    return repr(column.to_pylist()).encode()
+
+
+def _settled_json(value):
+    if isinstance(value, dict):
+        return {k: _settled_json(v) for k, v in value.items() if not UNSETTLED.search(k.lower())}
+    return [_settled_json(v) for v in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()
