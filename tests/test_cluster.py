@@ -123,7 +123,7 @@ def test_a_program_without_a_main_guard_can_start_workers(tmp_path, source):
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
-def test_workers_of_a_start_that_was_stopped_are_not_reported_as_lost(monkeypatch):
+def test_workers_of_a_start_that_was_stopped_are_not_reported_as_lost(monkeypatch, request):
     """Ctrl-C while they start: they are stopped, which is no news."""
     start, begun, lost = local._start, [], []
 
@@ -133,6 +133,8 @@ def test_workers_of_a_start_that_was_stopped_are_not_reported_as_lost(monkeypatc
         return begun[0]
 
     monkeypatch.setattr(local, "_start", stopped)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind a `&`
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with (
         pytest.raises(KeyboardInterrupt),
         local_client(1, "cpu", on_worker_lost=lost.append),

@@ -85,6 +85,28 @@ def test_without_a_home_of_ones_own_code_is_kept_for_one_run(
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "torchinductor")
 
 
+def test_the_commands_need_no_home(tmp_path: Path) -> None:
+    """astropy asks for one, and is given one that is gone when the command has ended."""
+    site = "import pwd\ndef nobody(uid):\n    raise KeyError(uid)\npwd.getpwuid = nobody\n"
+    (tmp_path / "sitecustomize.py").write_text(site)
+    (tmp_path / "tmp").mkdir()
+    program = (
+        "import os, photozhpc.cli\n"
+        "from astropy.config import get_cache_dir_path\n"
+        "print(get_cache_dir_path(), os.stat(os.environ['HOME']).st_mode & 0o777)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "HOME" and k[:3] != "XDG"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120,
+        env=environment | {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path / "tmp")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder, mode = done.stdout.split()
+    assert folder.startswith(f"{tmp_path}/tmp/photozhpc-home-")
+    assert int(mode) == 0o700
+    assert not any((tmp_path / "tmp").iterdir())
+
+
 MARKED = """
 #include <sys/stat.h>
 __attribute__((constructor)) static void planted(void) { mkdir("%s", 0700); }

@@ -3,6 +3,7 @@
 Heavy packages are imported inside the commands, so that --help answers at once.
 """
 
+import atexit
 import errno
 import io
 import json
@@ -14,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import RLock
 from types import FrameType
@@ -44,6 +45,14 @@ for _name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
     _first = os.environ.pop(_name, "").partition(",")[0].strip()
     if re.fullmatch("0*[1-9][0-9]*", _first):
         os.environ[_name] = _first
+
+# Astropy asks for a home, which the user of a container without an entry in /etc/passwd has not.
+if not os.path.isabs(os.path.expanduser("~")):
+    from photozhpc.files.disk import temporary_folder
+
+    _home = ExitStack()
+    os.environ["HOME"] = str(_home.enter_context(temporary_folder("photozhpc-home")))
+    atexit.register(_home.close)
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _DEAF = (signal.SIGINT, signal.SIG_IGN)
