@@ -1,0 +1,202 @@
+"""The command line as a user meets it: every fault is one line and exit code 1."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from builders.paths import CONFIGS
+from photozhpc.catalog import read_catalog
+from photozhpc.model import PITA, PITAConfig, save_checkpoint
+from photozhpc.store import CutoutStore
+from photozhpc.survey import load_survey
+
+CONFIG = PITAConfig(
+    encoder="convnext_atto",
+    encoder_out=0,
+    encoder_mlp=(32, 16),
+    redshift_mlp=(16,),
+    colour_mlp=(16,),
+    crop=48,
+    stretch="asinh",
+    layer_scale=0.1,
+    aperture_radii_pix=(2.0, 5.0),
+)
+
+
+def photozhpc(*arguments: object, **settings) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "photozhpc", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, **settings)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
+    assert lines[-1].startswith("Error: "), done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in lines[-1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    return save_checkpoint(path, PITA(CONFIG), load_survey("roman-sim"))
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    top = photozhpc("--help").stdout
+    commands = [line.split()[0] for line in top.split("Commands:")[1].splitlines() if line.strip()]
+    assert {"simulate", "extract", "train", "infer", "verify"} <= set(commands)
+    for command in commands:
+        done = photozhpc(command, "--help")
+        assert done.returncode == 0
+        assert f"Example:\n    photozhpc {command}" in done.stdout
+        assert "--quiet" in done.stdout or "Commands:" in done.stdout
+    for command in ("list", "show"):
+        shown = photozhpc("config", command, "--help").stdout
+        assert f"Example:\n    photozhpc config {command}" in shown
+
+
+def test_from_mosaics_to_a_catalogue(small_sky: Path, checkpoint: Path, tmp_path: Path) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    done = photozhpc(
+        "extract", "--survey", "roman-sim", "--mosaics", small_sky, "--store", store, "--size", 48
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bytes a cutout" in done.stdout
+    assert str(store) in done.stdout
+    truth = [f"--truth={path}" for path in small_sky.glob("*_truth.parquet")]
+    command = (
+        "infer", "--survey", "roman-sim", "--store", store, "--checkpoint", checkpoint,
+        "--out", out, "--workers", 1, *truth,
+    )  # fmt: skip
+    done = photozhpc(*command)
+    assert done.returncode == 0, done.stderr
+    for word in ("rows", "sources/s", "NMAD", "outliers", str(out / "catalog")):
+        assert word in done.stdout
+    listed = pd.concat(map(pd.read_parquet, small_sky.glob("*_cat.parquet")))
+    table = read_catalog(out)
+    assert sorted(table["source_id"].to_pylist()) == sorted(listed["source_id"])
+    assert (out / "zz.png").read_bytes().startswith(b"\x89PNG")
+    assert "nothing was left to do" in photozhpc(*command).stdout
+    assert read_catalog(out).equals(table)
+    assert "sound" in photozhpc("verify", store).stdout
+
+
+def test_verify_names_a_damaged_shard(small_store: CutoutStore, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(small_store.path, store)
+    victim = sorted(store.glob("*/cutout/c/1/0/0/0"))[0]
+    victim.write_bytes(victim.read_bytes()[:-7])
+    done = photozhpc("verify", store)
+    assert_one_line(done, "1 problems")
+    assert "/00001: truncated" in done.stdout
+
+
+def test_faults_before_anything_is_written(
+    small_sky: Path, small_store: CutoutStore, checkpoint: Path, tmp_path: Path
+) -> None:
+    extract = ("extract", "--store", tmp_path / "s", "--mosaics", small_sky, "--survey")
+    infer = ("infer", "--out", tmp_path / "o", "--store", small_store.path, "--survey")
+    pd.DataFrame({"source_id": [1], "x": [2.0]}).to_parquet(tmp_path / "nowhere.parquet")
+    (tmp_path / "t.yaml").write_text("out: x\nepoch: 3\n")
+    bad_bands = (CONFIGS / "surveys/roman-sim.yaml").read_text()
+    (tmp_path / "x.yaml").write_text(bad_bands.replace("F158", "F999"))
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    for command, words in [
+        ((*extract, "roman-sims"), ["unknown survey 'roman-sims'", "'roman-sim'"]),
+        ((*extract, "candels"), ["none of", "survey 'candels'"]),
+        ((*extract, "roman-sim", "--sources", tmp_path / "no.fits"), ["no such source list"]),
+        ((*extract, "roman-sim", "--sources", tmp_path / "nowhere.parquet"), ["no column 'ra'"]),
+        (("extract", "--store", tmp_path / "s", "--mosaics", tmp_path / "no",
+          "--survey", "roman-sim"), ["no such folder"]),
+        (("simulate", "--survey", tmp_path / "x.yaml", "--out", tmp_path / "k"), ["F999"]),
+        (("train", "--config", tmp_path / "t.yaml"), ["unknown key 'epoch'", "'epochs'"]),
+        (("train", "--config", tmp_path / "none.yaml"), ["no such config file"]),
+        ((*infer, "roman-sim", "--checkpoint", tmp_path / "no"), ["no such checkpoint"]),
+        ((*infer, "roman-sim", "--checkpoint", tmp_path / "junk.safetensors"), ["damaged"]),
+        ((*infer, "candels", "--checkpoint", checkpoint), ["was made for survey 'roman-sim'"]),
+        (("infer", "--survey", "candels"), ["no model comes with photozhpc"]),
+        (("infer", "--survey", "roman-l3", "--checkpoint", checkpoint), ["no store was given"]),
+        (("verify", tmp_path / "none"), ["no store there"]),
+    ]:  # fmt: skip
+        assert_one_line(photozhpc(*command), *words)
+    assert not (tmp_path / "s").exists()
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_store_of_another_survey_than_the_checkpoints(
+    small_store: CutoutStore, tmp_path: Path
+) -> None:
+    other = save_checkpoint(tmp_path / "c.safetensors", PITA(CONFIG), load_survey("candels"))
+    done = photozhpc(
+        "infer", "--survey", "roman-sim", "--store", small_store.path, "--checkpoint", other,
+        "--out", tmp_path / "o", "--workers", 1,
+    )  # fmt: skip
+    assert_one_line(done, "trained on survey 'candels'", "F062 F087 F129 F158")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_tile_behind(
+    small_sky: Path, small_disk: Path
+) -> None:
+    store = small_disk / "store"
+    done = photozhpc(
+        "extract", "--survey", "roman-sim", "--mosaics", small_sky, "--store", store, "--workers", 1
+    )
+    assert_one_line(done, "the disk is full", "run the same command again")
+    written = CutoutStore.open(store)
+    assert len(written.tiles()) < 2
+    assert all("missing (never extracted" in problem for problem in written.verify())
+    assert not list(store.glob(".*.partial"))
+
+
+def test_mosaics_on_different_grids_are_named(small_sky: Path, tmp_path: Path) -> None:
+    sky = tmp_path / "sky"
+    shutil.copytree(small_sky, sky)
+    first, second = sorted(sky.glob("*_f129_coadd.asdf"))
+    shutil.copy(second, first)
+    done = photozhpc(
+        "extract", "--survey", "roman-sim", "--mosaics", sky, "--store", tmp_path / "s",
+        "--size", 16, "--workers", 1,
+    )  # fmt: skip
+    assert_one_line(done, "different grids", first.name)
+    assert first.name.split("_")[0] not in CutoutStore.open(tmp_path / "s").tiles()
+
+
+def test_the_catalogue_has_a_row_for_what_could_not_be_measured(
+    small_sky: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    listed = pd.read_parquet(sorted(small_sky.glob("*_cat.parquet"))[0]).head(40)
+    listed.loc[listed.index[:3], "dec"] = [np.nan, 80.0, -80.0]
+    listed.to_parquet(tmp_path / "some.parquet")
+    for command in [
+        ("extract", "--mosaics", small_sky, "--sources", tmp_path / "some.parquet", "--size", 48),
+        ("infer", "--checkpoint", checkpoint, "--out", tmp_path / "o", "--workers", 1),
+    ]:
+        done = photozhpc(*command, "--survey", "roman-sim", "--store", tmp_path / "s")
+        assert done.returncode == 0, done.stderr
+    table = read_catalog(tmp_path / "o").to_pandas().set_index("source_id")
+    lost = table.loc[listed["source_id"][:3]]
+    assert len(table) == 40
+    assert lost["photoz"].isna().all()
+    assert (lost["photoz_flags"] > 0).all()
