@@ -17,8 +17,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
-from test_catalog_run import SURVEY, make_checkpoint, make_store
 
+from builders.catalogs import ALONE as SMALL
+from builders.models import calibrated_checkpoint, tiny_checkpoint
+from builders.stores import SURVEY, make_store
 from photozhpc.catalog import dispatch, predict, read_catalog, read_pdf
 from photozhpc.catalog import run as run_module
 from photozhpc.catalog.pdf import make_pdf_table, read_pdf_part
@@ -28,7 +30,7 @@ from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.cli import main
 from photozhpc.errors import CatalogError, CheckpointError
-from photozhpc.model import load_checkpoint, save_checkpoint
+from photozhpc.model import load_checkpoint
 from photozhpc.model.density import LEVEL_Q, Uncertainty
 from photozhpc.model.engine import Engine, make_engine
 from photozhpc.model.pdf import (
@@ -39,23 +41,8 @@ from photozhpc.model.pdf import (
 from photozhpc.model.redshift_grid import GRID_STEP, grid_cells, redshift_grid
 
 FORMS = ("quantiles", "grid")
-SMALL = {"survey": None, "workers": 1, "device": "cpu", "rows_per_part": 64, "progress": False}
 TILES = {"a": 150, "off-tile": 3}
 SIX = list(INTERVAL_INDEX)
-
-
-def calibrated_checkpoint(path: Path) -> Path:
-    """A small model whose calibration depends on brightness, as a fitted one's does."""
-    checkpoint = load_checkpoint(make_checkpoint(path))
-    uncertainty = checkpoint.pita.uncertainty
-    t_G1 = np.linspace(-1, 1, len(uncertainty.knot_G))[:, None]
-    level_GQ = norm.cdf(norm.ppf(LEVEL_Q) * np.exp(0.2 * t_G1) + 0.3 * t_G1)
-    uncertainty.level_GQ.copy_(torch.from_numpy(level_GQ))
-    uncertainty.knot_G.copy_(torch.linspace(-1, 5, len(uncertainty.knot_G)))
-    for head in uncertainty.heads:  # untrained heads are nearly flat
-        for parameter in head.parameters():
-            parameter.mul_(4)
-    return save_checkpoint(path, checkpoint.pita, checkpoint.survey)
 
 
 @pytest.fixture(scope="module")
@@ -321,10 +308,7 @@ def test_verify_tells_what_happened_to_p_of_z(store, runs, finished):
 
 
 def test_a_model_without_a_density_is_refused_and_nothing_is_written(store, tmp_path):
-    from photozhpc.model import PITA, PITAConfig
-
-    config = PITAConfig(4, encoder="convnext_atto", encoder_out=0, crop=32)
-    path = save_checkpoint(tmp_path / "plain.safetensors", PITA(config), SURVEY)
+    path = tiny_checkpoint(tmp_path / "plain.safetensors")
     with pytest.raises(CheckpointError, match=r"has no density that p\(z\) could be of"):
         run_inference(store.path, path, tmp_path / "out", **SMALL, pdf="grid")
     assert not (tmp_path / "out").exists()

@@ -5,9 +5,7 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from builders.catalogs import SMALL, TILES, late_first, poisoned
+from builders.disks import disk_of
+from builders.models import make_checkpoint
 from builders.paths import CONFIGS
+from builders.stores import SHARD_LEN, SIZE, SURVEY, make_store
 from photozhpc.catalog import PhotozFlag, dispatch, read_catalog
 from photozhpc.catalog import run as run_module
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
@@ -32,98 +34,9 @@ from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.run_folder import default_rows_per_part, file_sha256, plan_parts
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.errors import CatalogError, CheckpointError, ConfigError, RunError, StoreError
-from photozhpc.mosaic.photometry import PhotFlag
-from photozhpc.sources.read import Sources
-from photozhpc.store import CutoutStore, Measurements
+from photozhpc.store import CutoutStore
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import load_survey
-
-SIZE = 32
-SHARD_LEN = 64
-TILES = {"a": 400, "b": 30, "c": 5, "off-tile": 3, "z": 200}
-SMALL = {"survey": None, "workers": 2, "device": "cpu", "rows_per_part": 64, "progress": False}
-SURVEY = load_survey("roman-sim")
-
-
-def make_store(
-    path: Path, tiles: dict[str, int], seed: int = 0, *, same_ids: bool = False
-) -> CutoutStore:
-    """Noise cutouts, among them: a band missing (source 1), a bad pixel (2), half a band (3)."""
-    rng = np.random.default_rng(seed)
-    store = CutoutStore.create(path, SURVEY, SIZE, SHARD_LEN)
-    n_bands, n_radii = len(SURVEY.bands), len(SURVEY.aperture_radii_arcsec)
-    next_id = 10**15
-    for tile_id, n in tiles.items():
-        next_id = 10**15 if same_ids else next_id
-        with store.new_tile(tile_id, n, {}) as writer:
-            for start in range(0, n, SHARD_LEN):
-                m = min(SHARD_LEN, n - start)
-                z_N = np.where(rng.random(m) < 0.5, rng.uniform(0.1, 3, m), np.nan)
-                cutout = rng.normal(0, 1, (m, n_bands, SIZE, SIZE)).astype(np.float32)
-                flux = rng.normal(100, 1, (m, n_bands, n_radii)).astype(np.float32)
-                flags = np.zeros((m, n_bands), np.uint16)
-                if tile_id == "off-tile":
-                    cutout[:], flux[:] = np.nan, np.nan
-                    flags[:] = PhotFlag.OFF_TILE | PhotFlag.NO_DATA
-                if next_id == 10**15:
-                    cutout[1, 2], flux[1, 2] = np.nan, np.nan
-                    cutout[2, 0, 16, 16] = np.nan
-                    cutout[3, 1, : SIZE * 3 // 4] = np.nan
-                writer.write_shard(
-                    cutout,
-                    Sources(
-                        np.arange(next_id, next_id + m),
-                        rng.uniform(0, 360, m),
-                        rng.uniform(-90, 90, m),
-                        z_N.astype(np.float32),
-                        rng.uniform(0, 0.1, m).astype(np.float32),
-                    ),
-                    Measurements(np.zeros(m), np.zeros(m), flux, np.sqrt(np.abs(flux)), flags),
-                )
-                next_id += m
-    return store
-
-
-def make_checkpoint(path: Path, seed: int = 0, survey_name: str = "roman-sim") -> Path:
-    from photozhpc.model import PITA, PITAConfig, save_checkpoint
-    from photozhpc.model.density import LEVEL_Q
-
-    torch.manual_seed(seed)
-    survey = load_survey(survey_name)
-    small = PITAConfig(
-        len(survey.bands),
-        encoder="convnext_atto",
-        encoder_out=0,
-        crop=SIZE,
-        layer_scale=1.0,
-        density_bins=32,
-    )
-    model = PITA(small)
-    model.uncertainty.level_GQ.copy_(torch.tensor(LEVEL_Q).expand_as(model.uncertainty.level_GQ))
-    model.uncertainty.usual_distance.fill_(2.0)
-    return save_checkpoint(path, model, survey)
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> CutoutStore:
-    return make_store(tmp_path_factory.mktemp("catalog") / "store", TILES)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("catalog") / "model.safetensors")
-
-
-@pytest.fixture(scope="session")
-def undisturbed(store, checkpoint, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("catalog") / "undisturbed"
-    run_inference(store.path, checkpoint, out, **SMALL)
-    return out
-
-
-@pytest.fixture
-def finished(undisturbed, tmp_path) -> Path:
-    return Path(shutil.copytree(undisturbed, tmp_path / "out"))
 
 
 def part_stats(out: Path) -> dict[str, tuple[int, int]]:
@@ -318,14 +231,8 @@ def test_a_damaged_shard_costs_its_part_alone(store, checkpoint, undisturbed, tm
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 200 kB; as root only."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("cannot mount a tmpfs here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disk_of(tmp_path / "disk", "200k") as folder:
+        yield folder
 
 
 def test_a_full_disk_stops_the_run_and_leaves_only_whole_parts(
@@ -343,25 +250,11 @@ def test_a_full_disk_stops_the_run_and_leaves_only_whole_parts(
     assert read_catalog(out).equals(read_catalog(undisturbed))
 
 
-def poisoned(model, part, *rest):
-    """Stands for `predict_part`: one part kills whatever worker tries it."""
-    if part.index == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return predict_part(model, part, *rest)
-
-
 def test_a_part_that_kills_its_workers_is_set_aside(store, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "predict_part", poisoned)
     with pytest.raises(RunError, match=r"1 of 10 parts .*part-000004.*every worker .* died"):
         run_inference(store.path, checkpoint, tmp_path / "out", **SMALL)
     assert len(part_stats(tmp_path / "out")) == 9
-
-
-def late_first(model, part, *rest):
-    """Stands for `predict_part`: the first part is the last to be ready."""
-    if part.index == 0:
-        time.sleep(3)
-    return predict_part(model, part, *rest)
 
 
 def test_rows_are_in_the_order_of_the_store_however_parts_finish(

@@ -12,8 +12,8 @@ from urllib.request import urlopen
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from test_catalog_run import SMALL, TILES, late_first, poisoned
 
+from builders.catalogs import SMALL, TILES, late_first, poisoned
 from photozhpc import __version__
 from photozhpc.catalog import dispatch
 from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY
@@ -23,13 +23,10 @@ from photozhpc.catalog.status import describe, status_of
 from photozhpc.cli import main
 from photozhpc.errors import PhotozError, RunError
 
-# The fixtures of test_catalog_run.
-from test_catalog_run import checkpoint, finished, store, undisturbed  # isort: skip # noqa: F401
-
 ROWS = sum(TILES.values())
 
 
-def test_a_finished_run(finished):  # noqa: F811
+def test_a_finished_run(finished):
     found = status_of(finished)
     assert found["state"] == "finished"
     assert (found["parts"], found["parts_done"]) == (10, 10)
@@ -45,8 +42,8 @@ def test_a_finished_run(finished):  # noqa: F811
 
 
 def test_while_it_runs_and_it_does_not_disturb(
-    store,  # noqa: F811
-    checkpoint,  # noqa: F811
+    store,
+    checkpoint,
     tmp_path,
     monkeypatch,
 ):
@@ -76,8 +73,8 @@ def test_while_it_runs_and_it_does_not_disturb(
 
 
 def test_parts_set_aside_are_named_until_they_are_made(
-    store,  # noqa: F811
-    checkpoint,  # noqa: F811
+    store,
+    checkpoint,
     tmp_path,
 ):
     out = tmp_path / "out"
@@ -97,7 +94,7 @@ def test_parts_set_aside_are_named_until_they_are_made(
     assert status_of(out)["set_aside"] == []
 
 
-def test_events_and_notes_name_shard_and_worker(finished):  # noqa: F811
+def test_events_and_notes_name_shard_and_worker(finished):
     events = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["begun", "finished"]
     lines = [
@@ -109,7 +106,7 @@ def test_events_and_notes_name_shard_and_worker(finished):  # noqa: F811
     assert all(line["worker"] and line["seconds"] > 0 and line["at"] > 1e9 for line in lines)
 
 
-def test_every_part_says_where_it_comes_from(store, checkpoint, tmp_path):  # noqa: F811
+def test_every_part_says_where_it_comes_from(store, checkpoint, tmp_path):
     out = tmp_path / "out"
     run_inference(store.path, checkpoint, out, **SMALL, command="photozhpc infer --survey x")
     (out / "catalog" / "part-000003.parquet").unlink()
@@ -127,9 +124,9 @@ def test_every_part_says_where_it_comes_from(store, checkpoint, tmp_path):  # no
 
 
 def test_a_part_that_was_not_noted_is_noted_when_the_run_goes_on(
-    store,  # noqa: F811
-    checkpoint,  # noqa: F811
-    finished,  # noqa: F811
+    store,
+    checkpoint,
+    finished,
 ):
     """Its worker died between the two."""
     shutil.rmtree(finished / "notes")
@@ -138,7 +135,7 @@ def test_a_part_that_was_not_noted_is_noted_when_the_run_goes_on(
     assert sorted(folder.notes()) == [*range(10)]
 
 
-def test_a_store_and_a_training(store, tmp_path):  # noqa: F811
+def test_a_store_and_a_training(store, tmp_path):
     copy = Path(shutil.copytree(store.path, tmp_path / "store"))
     plan = dict.fromkeys([*TILES, "later"], "digest")
     (copy / "plan.json").write_text(json.dumps(plan))

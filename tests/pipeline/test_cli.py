@@ -1,38 +1,19 @@
 """The command line as a user meets it: every fault is one line and exit code 1."""
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
+from builders.commands import photozhpc
+from builders.disks import disk_of
+from builders.models import tiny_checkpoint
 from builders.paths import CONFIGS
 from photozhpc.catalog import read_catalog
-from photozhpc.model import PITA, PITAConfig, save_checkpoint
 from photozhpc.store import CutoutStore
-from photozhpc.survey import load_survey
-
-CONFIG = PITAConfig(
-    encoder="convnext_atto",
-    encoder_out=0,
-    encoder_mlp=(32, 16),
-    redshift_mlp=(16,),
-    colour_mlp=(16,),
-    crop=48,
-    stretch="asinh",
-    layer_scale=0.1,
-    aperture_radii_pix=(2.0, 5.0),
-)
-
-
-def photozhpc(*arguments: object, **settings) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "photozhpc", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, **settings)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -46,9 +27,8 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    return save_checkpoint(path, PITA(CONFIG), load_survey("roman-sim"))
+    return tiny_checkpoint(path, crop=48)
 
 
 def test_every_command_has_help_with_an_example() -> None:
@@ -136,7 +116,7 @@ def test_faults_before_anything_is_written(
 def test_a_store_of_another_survey_than_the_checkpoints(
     small_store: CutoutStore, tmp_path: Path
 ) -> None:
-    other = save_checkpoint(tmp_path / "c.safetensors", PITA(CONFIG), load_survey("candels"))
+    other = tiny_checkpoint(tmp_path / "c.safetensors", "candels", crop=48)
     done = photozhpc(
         "infer", "--survey", "roman-sim", "--store", small_store.path, "--checkpoint", other,
         "--out", tmp_path / "o", "--workers", 1,
@@ -147,13 +127,8 @@ def test_a_store_of_another_survey_than_the_checkpoints(
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disk_of(tmp_path / "disk", "2m") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_tile_behind(

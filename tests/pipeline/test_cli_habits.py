@@ -14,36 +14,21 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
+from builders.commands import photozhpc
+from builders.models import tiny_checkpoint
 from photozhpc.cli import main
 from photozhpc.logs import VARIABLE, verbosity
-from photozhpc.model import PITA, PITAConfig, save_checkpoint
 from photozhpc.store import CutoutStore
-from photozhpc.survey import load_survey, survey_names
+from photozhpc.survey import survey_names
 
-CONFIG = PITAConfig(
-    encoder="convnext_atto",
-    encoder_out=0,
-    encoder_mlp=(32, 16),
-    redshift_mlp=(16,),
-    colour_mlp=(16,),
-    crop=48,
-    stretch="asinh",
-    layer_scale=0.1,
-)
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \S+\[(\d+)\] [A-Z]+: ", re.MULTILINE)
 
 
 def run(*arguments: object) -> Result:
     """In this process; stdout and stderr apart."""
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def photozhpc(*arguments: object, **settings) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "photozhpc", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, **settings)
 
 
 def strict(text: str) -> dict:
@@ -64,9 +49,8 @@ def extract(small_sky: Path, store: Path) -> tuple[object, ...]:
 @pytest.fixture(scope="module")
 def run_folder(small_store: CutoutStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalogue, made by `infer -q --json`, whose answer lies beside it."""
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("habits")
-    model = save_checkpoint(folder / "m.safetensors", PITA(CONFIG), load_survey("roman-sim"))
+    model = tiny_checkpoint(folder / "m.safetensors", crop=48)
     done = photozhpc(
         "infer", "--survey", "roman-sim", "--store", small_store.path, "--checkpoint", model,
         "--out", folder / "out", "--workers", 1, "-q", "--json",

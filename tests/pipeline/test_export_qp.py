@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import qp
-from test_catalog_pdf import FORMS, SMALL, calibrated_checkpoint
-from test_catalog_run import make_store
 
+from builders.catalogs import ALONE as SMALL
+from builders.models import calibrated_checkpoint
+from builders.stores import make_store
 from photozhpc.catalog import read_catalog, read_pdf
 from photozhpc.catalog.run import run_inference
 from photozhpc.errors import CatalogError, ConfigError
 from photozhpc.export import qp as export_module
 from photozhpc.export.qp import export_qp
+
+FORMS = ("quantiles", "grid")
 
 
 @pytest.fixture(scope="module")

@@ -13,38 +13,25 @@ from matplotlib.image import imread
 
 import photozhpc.figures.latents as latents_module
 import photozhpc.figures.latents_report as report_module
+from builders.models import tiny_checkpoint
 from photozhpc.errors import ConfigError, SourceListError
 from photozhpc.figures.latents import Latents, concentration, magnitudes, read_latents
 from photozhpc.figures.latents_figure import LatentMap, nearest_to_cells, plot_latents
 from photozhpc.figures.latents_report import map_latents, report_latents
 from photozhpc.figures.latents_smoothness import embed, smoothness, standardise
-from photozhpc.model import PITA, PITAConfig, load_checkpoint, save_checkpoint
+from photozhpc.model import load_checkpoint
 from photozhpc.model.augment import prepare
 from photozhpc.model.engine import native_precision
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
-TINY = PITAConfig(
-    encoder="convnext_atto",
-    encoder_out=0,
-    encoder_mlp=(32, 16),
-    projection_mlp=(16, 8),
-    redshift_mlp=(16,),
-    colour_mlp=(16,),
-    layer_scale=0.1,
-    crop=32,
-    stretch="asinh",
-    aperture_radii_pix=(2.0, 5.0),
-    redshift_scale="log1p",
-)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
-    return save_checkpoint(path, PITA(TINY), SURVEY)
+    return tiny_checkpoint(path)
 
 
 def told_by_neighbours(point_ND: np.ndarray, z_N: np.ndarray, k: int) -> np.ndarray:

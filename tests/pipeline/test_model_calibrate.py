@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from builders import models as tiny
 from photozhpc.errors import CheckpointError, StoreError
 from photozhpc.extract.extract import extract
 from photozhpc.files.lock import locked
-from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
+from photozhpc.model import PITA, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model import calibrate as calibrate_module
 from photozhpc.model.calibrate import Roles, calibrate, fit_uncertainty, with_density_heads
 from photozhpc.model.density_fit import fit_distance
@@ -26,22 +27,7 @@ from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
 SEED, APERTURE = 1, 2
-TINY = PITAConfig(
-    encoder="convnext_atto",
-    encoder_out=0,
-    encoder_mlp=(32, 16),
-    projection_mlp=(16, 8),
-    redshift_mlp=(32,),
-    colour_mlp=(32,),
-    layer_scale=0.1,
-    crop=32,
-    stretch="asinh",
-    aperture_radii_pix=(3.6, 7.3),
-    redshift_heads=2,
-    redshift_sees_apertures=True,
-    redshift_scale="log1p",
-    density_bins=40,
-)
+TINY = replace(tiny.TINY, redshift_heads=2, redshift_sees_apertures=True, density_bins=40)
 
 
 def untrained(store: CutoutStore) -> PITA:

@@ -10,34 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from builders.models import TINY, tiny_checkpoint
 from photozhpc.model import compiled as compiled_module
 from photozhpc.model import load_checkpoint
-from photozhpc.model.checkpoint import save_checkpoint
 from photozhpc.model.engine import Engine, default_batch_size
 from photozhpc.model.pita import PITA, PITAConfig
-from photozhpc.survey import load_survey
-
-CONFIG = PITAConfig(
-    encoder="convnext_atto",
-    encoder_out=0,
-    encoder_mlp=(16,),
-    projection_mlp=(8,),
-    redshift_mlp=(8,),
-    colour_mlp=(8,),
-    layer_scale=0.5,
-    crop=32,
-    stretch="asinh",
-    aperture_radii_pix=(2.0,),
-    redshift_scale="log1p",
-    density_bins=16,
-)
 
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "m.safetensors"
-    return save_checkpoint(path, PITA(CONFIG), load_survey("roman-sim"))
+    return tiny_checkpoint(path, layer_scale=0.5, density_bins=16)
 
 
 @pytest.fixture
@@ -159,7 +142,7 @@ def test_cutouts_may_have_the_size_that_is_seen_or_more(model_file, images) -> N
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (CONFIG, 256),
+        (TINY, 256),
         (PITAConfig(), 32),  # ConvNeXt-Tiny on 64 px
         (PITAConfig(encoder="convnext_atto", crop=256), 16),
     ],

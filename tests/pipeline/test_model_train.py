@@ -8,39 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from builders.training import TINY
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
-from photozhpc.model import PITAConfig, load_checkpoint
+from photozhpc.model import load_checkpoint
 from photozhpc.model.colours import colour_features
 from photozhpc.model.engine import Engine, make_engine
 from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
 from photozhpc.model.refit import refit_redshift_heads
 from photozhpc.model.train import train
-from photozhpc.model.train_config import AugmentConfig, LossConfig, OptimiserConfig, TrainConfig
 from photozhpc.model.trainer import Trainer
 from photozhpc.store import CutoutStore
 from photozhpc.store.loader import Block, TrainingLoader, label_split, read_labelled
-
-TINY = TrainConfig(
-    out="",
-    model=PITAConfig(
-        encoder="convnext_atto",
-        encoder_out=0,
-        encoder_mlp=(32, 16),
-        projection_mlp=(16, 8),
-        redshift_mlp=(32,),
-        colour_mlp=(32,),
-        layer_scale=0.1,
-        crop=32,
-        stretch="asinh",
-        aperture_radii_pix=(3.6, 7.3),
-        redshift_scale="log1p",
-    ),
-    augment=AugmentConfig(rotation="quarter", jitter_pix=1, noise=0.2),
-    loss=LossConfig(queue_len=64),
-    optimiser=OptimiserConfig(lr=2e-3, warmup_steps=2, clip_norm=1.0),
-    batch_size=32,
-    epochs=2,
-)
 
 
 def test_the_split_is_by_identifier_alone_and_in_proportion() -> None:

@@ -17,9 +17,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-import yaml
-from test_model_train import TINY
 
+from builders.disks import disk_of
+from builders.training import TINY, free_port, write_config
 from photozhpc.config import to_mapping
 from photozhpc.errors import CheckpointError, RunError, StoreError
 from photozhpc.extract.extract import extract
@@ -64,12 +64,6 @@ with joined_ranks("cpu") as ranks:
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def start(command: list[str], world: int = 1, heed_ctrl_c: bool = False) -> list[subprocess.Popen]:
     """Start a command as so many ranks.
 
@@ -105,13 +99,6 @@ def end(processes: list[subprocess.Popen], timeout: float = 120) -> list[tuple[i
         for process in processes:
             process.kill()
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
-
-
-def write_config(config: TrainConfig, folder: Path) -> list[str]:
-    """The command that trains as configured."""
-    path = folder / f"{Path(config.out).name}.yaml"
-    path.write_text(yaml.safe_dump(to_mapping(config)))
-    return ["-m", "photozhpc", "train", "--config", str(path)]
 
 
 @pytest.fixture(scope="module")
@@ -415,13 +402,8 @@ def test_a_run_stopped_after_its_last_epoch_ends_with_the_same_bytes(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=150m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("cannot mount a tmpfs here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with disk_of(tmp_path / "disk", "150m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("free_kib", [0, 1, 9_000, 60_000, 85_000])

@@ -13,19 +13,17 @@ from urllib.parse import parse_qs, urlsplit
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from click.testing import CliRunner
 
+from builders.models import tiny_checkpoint
 from photozhpc.catalog import read_catalog
 from photozhpc.cli import main
 from photozhpc.errors import StorageError
 from photozhpc.files.objects import ObjectPath, list_objects, location, read_ranges
 from photozhpc.logs import LOG
-from photozhpc.model import PITA, PITAConfig, save_checkpoint
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.printable import printable
 from photozhpc.store import CutoutStore
-from photozhpc.survey import load_survey
 
 PASSWORD, SIGNATURE = "pw0rd-9f3c", "c2lnbmF0dXJl71"
 
@@ -189,12 +187,7 @@ def test_a_password_is_in_nothing_that_a_run_writes(
     folder, host = server
     (folder / "store").symlink_to(small_store.path)
     (folder / "sky").symlink_to(small_sky)
-    torch.manual_seed(0)
-    config = PITAConfig(
-        encoder="convnext_atto", encoder_out=0, encoder_mlp=(32, 16), redshift_mlp=(16,),
-        colour_mlp=(16,), crop=48, stretch="asinh", layer_scale=0.1,
-    )  # fmt: skip
-    model = save_checkpoint(tmp_path / "m.safetensors", PITA(config), load_survey("roman-sim"))
+    model = tiny_checkpoint(tmp_path / "m.safetensors", crop=48)
     store = f"http://me:{PASSWORD}@{host}/store"
     truths = [f"http://{host}/sky/{p.name}?sig={SIGNATURE}&v=a" for p in small_sky.glob("*truth*")]
     out = tmp_path / "out"

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import qp
 from rail.core import RailPipeline
-from test_catalog_pdf import SMALL, calibrated_checkpoint
-from test_catalog_run import make_store
 
+from builders.catalogs import ALONE as SMALL
+from builders.models import calibrated_checkpoint, make_checkpoint
+from builders.stores import make_store
 from photozhpc.catalog import PhotozFlag, read_catalog, read_pdf
 from photozhpc.catalog.run import run_inference
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
@@ -135,7 +136,6 @@ def test_the_chunks_of_the_handle_are_the_rows_of_the_store(store):
 
 def test_what_does_not_fit_is_refused(store, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from test_catalog_run import make_checkpoint
 
     stage = PITAEstimator.make_stage(name="pita", model=str(checkpoint), device="cpu")
     with pytest.raises(StoreError, match="no store there"):

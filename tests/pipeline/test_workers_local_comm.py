@@ -14,13 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from distributed import Worker
 
+from builders.models import tiny_checkpoint
 from photozhpc.catalog import read_catalog
-from photozhpc.model import PITA, PITAConfig, save_checkpoint
 from photozhpc.store import CutoutStore
-from photozhpc.survey import load_survey
 from photozhpc.workers.local import local_client, own_folder
 
 NOBODY = 65534
@@ -118,12 +116,7 @@ def listening(pid: int) -> set[int | str]:
 
 @needs_root
 def test_another_user_runs_nothing_in_infer(small_store: CutoutStore, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = PITAConfig(
-        encoder="convnext_atto", encoder_out=0, encoder_mlp=(32, 16), redshift_mlp=(16,),
-        colour_mlp=(16,), crop=48, stretch="asinh", layer_scale=0.1,
-    )  # fmt: skip
-    model = save_checkpoint(tmp_path / "m.safetensors", PITA(config), load_survey("roman-sim"))
+    model = tiny_checkpoint(tmp_path / "m.safetensors", crop=48)
     marker = tmp_path / "marker"
     answers: dict[int | str, list[str]] = {}
     with attacker() as process:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_catalog_run import SHARD_LEN, make_checkpoint, make_store
 
+from builders.models import make_checkpoint
+from builders.stores import SHARD_LEN, make_store
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.run import RunSummary, run_inference
 

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_catalog_run import make_store
-from test_model_train import TINY
-from test_model_train_ranks import free_port, write_config
 
+from builders.stores import make_store
+from builders.training import TINY, free_port, write_config
 from photozhpc.catalog import read_catalog, read_pdf
 from photozhpc.catalog.run import run_inference
 from photozhpc.config import to_mapping

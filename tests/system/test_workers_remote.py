@@ -13,11 +13,11 @@ import dask
 import numpy as np
 import pyarrow as pa
 import pytest
-from distributed.comm import connect
-from distributed.comm.core import CommClosedError
 from distributed.security import Security
-from test_catalog_run import make_checkpoint, make_store
 
+from builders.models import make_checkpoint
+from builders.schedulers import answers
+from builders.stores import make_store
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.run import run_inference
 from photozhpc.errors import ConfigError, RunError
@@ -127,20 +127,6 @@ def deployment(tmp_path):
     running.start()
     yield running
     running.stop()
-
-
-async def answers(address: str, security: Security | None) -> bool:
-    """Return whether a scheduler answers: with TLS as given, or spoken to in the open."""
-    arguments: dict = {} if security is None else security.get_connection_args("client")
-    where = address.replace("tls://", "tcp://") if security is None else address
-    try:
-        comm = await connect(where, timeout=3, **arguments)
-        await comm.write({"op": "identity", "reply": True})
-        answer = await asyncio.wait_for(comm.read(), 3)
-        comm.abort()
-    except (OSError, TimeoutError, CommClosedError):
-        return False
-    return answer["type"] == "Scheduler"
 
 
 @pytest.mark.timeout(140)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders import models as tiny
 from photozhpc.errors import CheckpointError, ConfigError
 from photozhpc.model import PITA, PITAConfig, load_checkpoint, save_checkpoint
 from photozhpc.model.augment import prepare
@@ -15,21 +16,7 @@ from photozhpc.model.pita import BRIGHTNESS_RADIUS_PIX, KeyEncoder
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
-TINY = PITAConfig(
-    encoder="convnext_atto",
-    encoder_out=0,
-    encoder_mlp=(32, 16),
-    projection_mlp=(16, 8),
-    redshift_mlp=(16,),
-    colour_mlp=(16,),
-    layer_scale=0.1,
-    crop=32,
-    stretch="asinh",
-    aperture_radii_pix=(2.0, 5.0),
-    redshift_heads=2,
-    redshift_sees_apertures=True,
-    redshift_scale="log1p",
-)
+TINY = replace(tiny.TINY, redshift_heads=2, redshift_sees_apertures=True)
 
 
 @pytest.fixture(scope="module")

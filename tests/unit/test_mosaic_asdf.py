@@ -9,8 +9,8 @@ from pathlib import Path
 import asdf
 import numpy as np
 import pytest
-from test_mosaic_tile import F158, change_roman
 
+from builders.mosaics import F158, change_roman
 from photozhpc.errors import MosaicError
 from photozhpc.info.mosaics import about_fits_or_asdf
 from photozhpc.mosaic.tile import read_tile

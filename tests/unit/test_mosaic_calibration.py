@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from astropy import units as u
 from astropy.io import fits
-from test_mosaic_tile import F158, change_roman, make_image, make_survey, write
 
+from builders.mosaics import F158, change_roman, make_image, make_survey, write
 from photozhpc.errors import ConfigError, MosaicError
 from photozhpc.mosaic.calibration import njy_per_unit
 from photozhpc.mosaic.tile import read_tile

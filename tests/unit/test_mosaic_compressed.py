@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.io.fits.hdu.compressed import _tiled_compression as tiled_compression
-from test_mosaic_tile import make_header, make_survey
 
+from builders.mosaics import make_header, make_survey
 from photozhpc.mosaic import fits_mosaic
 from photozhpc.mosaic.tile import read_tile
 

@@ -7,8 +7,8 @@ import pytest
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.wcs import WCS
-from test_mosaic_tile import make_survey
 
+from builders.mosaics import make_survey
 from photozhpc.errors import MosaicError
 from photozhpc.mosaic.tile import read_tile
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
-from test_mosaic_tile import F158, change_roman
 
+from builders.mosaics import F158, change_roman
 from photozhpc.errors import MosaicError
 from photozhpc.mosaic.tile import read_tile
 from photozhpc.survey import Band, Survey, load_survey

@@ -12,40 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from builders.stores import SURVEY, fill
 from photozhpc.errors import StoreError
-from photozhpc.sources.read import Sources
-from photozhpc.store import CutoutStore, Measurements, ShardKey
+from photozhpc.store import CutoutStore, ShardKey
 from photozhpc.store.manifest import own_digest
-from photozhpc.survey import load_survey
 
-SURVEY = load_survey("roman-sim")
 N, SHARD = 200, 64
-
-
-def fill(store: CutoutStore, tile_id: str, n: int, seed: int = 0) -> tuple[np.ndarray, Sources]:
-    rng = np.random.default_rng(seed)
-    cutout = rng.normal(size=(n, 4, store.cutout_size, store.cutout_size)).astype(np.float32)
-    cutout[::7] = np.nan
-    sources = Sources(
-        source_id_N=np.arange(n) + seed * 10_000,
-        ra_N=rng.uniform(0, 360, n),
-        dec_N=rng.uniform(-90, 90, n),
-        z_spec_N=rng.uniform(0, 3, n).astype(np.float32),
-        ebv_N=np.zeros(n, dtype=np.float32),
-    )
-    with store.new_tile(tile_id, n, {"note": "x"}) as writer:
-        for start in range(0, n, store.shard_len):
-            rows = slice(start, start + store.shard_len)
-            k = len(sources[rows])
-            measured = Measurements(
-                y_N=np.zeros(k),
-                x_N=np.zeros(k),
-                flux_NCR=np.full((k, 4, 5), float(start), dtype=np.float32),
-                flux_err_NCR=np.ones((k, 4, 5), dtype=np.float32),
-                flags_NC=np.zeros((k, 4), dtype=np.uint16),
-            )
-            writer.write_shard(cutout[rows], sources[rows], measured)
-    return cutout, sources
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_store import SURVEY, fill
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
+from builders.stores import SURVEY, fill
 from photozhpc.errors import StoreError
 from photozhpc.store import CutoutStore
 from photozhpc.store.chunks import read_layout

@@ -27,8 +27,9 @@ TESTS = Path(__file__).parents[2]
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
 
 from side_by_side import about, finish  # noqa: E402
-from test_catalog_run import SHARD_LEN, make_checkpoint, make_store  # noqa: E402
 
+from builders.models import make_checkpoint  # noqa: E402
+from builders.stores import SHARD_LEN, make_store  # noqa: E402
 from photozhpc.catalog import read_catalog  # noqa: E402
 from photozhpc.catalog.run import run_inference  # noqa: E402
 from photozhpc.catalog.verify import verify_catalog  # noqa: E402

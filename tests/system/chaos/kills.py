@@ -35,8 +35,8 @@ TESTS = Path(__file__).parents[2]
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
 
 from side_by_side import about, finish  # noqa: E402
-from test_model_train import TINY  # noqa: E402
 
+from builders.training import TINY  # noqa: E402
 from photozhpc.catalog.run import run_inference  # noqa: E402
 from photozhpc.config import to_mapping  # noqa: E402
 from photozhpc.extract.extract import extract  # noqa: E402

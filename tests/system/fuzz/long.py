@@ -48,10 +48,9 @@ PACKAGES = "photozhpc numpy asdf gwcs astropy pyarrow numcodecs pyyaml safetenso
 
 
 def targets() -> dict[str, type[Target]]:
-    from test_fuzz import TARGETS
-    from test_fuzz_mosaics import MOSAICS
+    from targets import TARGETS
 
-    return {kind.__name__: kind for kind in [*TARGETS, *MOSAICS]}
+    return {kind.__name__: kind for kind in TARGETS}
 
 
 def work(name: str, start: int, stop: int) -> None:

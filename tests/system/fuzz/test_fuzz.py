@@ -1,4 +1,4 @@
-"""Damaged stores, catalogues, tables, configurations and models: see harness.py.
+"""Damaged files of every kind that is read: see harness.py.
 
 A failure names its target and seed: `python tests/system/fuzz/long.py --targets Store --seed 123
 --cases 1` repeats it.
@@ -7,16 +7,8 @@ A failure names its target and seed: `python tests/system/fuzz/long.py --targets
 from pathlib import Path
 
 import pytest
-from config_targets import SiteYaml, SkyYaml, SurveyYaml, TrainYaml
 from harness import Target, check_cases
-from model_targets import Checkpoint, PitaZ, TrainingState
-from store_targets import Catalogue, Store
-from table_targets import SourceLists, TruthTables
-
-TARGETS = [
-    Store, Catalogue, SourceLists, TruthTables, Checkpoint, TrainingState, PitaZ,
-    SurveyYaml, SkyYaml, TrainYaml, SiteYaml,
-]  # fmt: skip
+from targets import TARGETS
 
 
 @pytest.mark.parametrize("kind", TARGETS)

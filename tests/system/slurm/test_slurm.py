@@ -17,11 +17,12 @@ import pytest
 import torch
 import yaml
 from distributed.security import Security
-from test_catalog_run import SHARD_LEN, make_checkpoint, make_store
-from test_model_train import TINY
-from test_workers_remote import answers
 
+from builders.models import make_checkpoint
 from builders.paths import ROOT
+from builders.schedulers import answers
+from builders.stores import SHARD_LEN, make_store
+from builders.training import TINY
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.status import status_of
