@@ -1,14 +1,14 @@
 """The command line as a user meets it: every fault is one line and exit code 1."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import Result
 
-from builders.commands import photozhpc
+from builders.commands import photozhpc, run
 from builders.disks import disk_of
 from builders.models import tiny_checkpoint
 from builders.paths import CONFIGS
@@ -16,8 +16,8 @@ from photozhpc.catalog import read_catalog
 from photozhpc.store import CutoutStore
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == 1, done.stderr
+def assert_one_line(done: Result, *words: str) -> None:
+    assert done.exit_code == 1, done.stderr
     lines = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
     assert lines[-1].startswith("Error: "), done.stderr
     assert "Traceback" not in done.stderr
@@ -32,16 +32,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    top = photozhpc("--help").stdout
+    top = run("--help").stdout
     commands = [line.split()[0] for line in top.split("Commands:")[1].splitlines() if line.strip()]
     assert {"simulate", "extract", "train", "infer", "verify"} <= set(commands)
     for command in commands:
-        done = photozhpc(command, "--help")
-        assert done.returncode == 0
+        done = run(command, "--help")
+        assert done.exit_code == 0
         assert f"Example:\n    photozhpc {command}" in done.stdout
         assert "--quiet" in done.stdout or "Commands:" in done.stdout
     for command in ("list", "show"):
-        shown = photozhpc("config", command, "--help").stdout
+        shown = run("config", command, "--help").stdout
         assert f"Example:\n    photozhpc config {command}" in shown
 
 
@@ -66,9 +66,9 @@ def test_from_mosaics_to_a_catalogue(small_sky: Path, checkpoint: Path, tmp_path
     table = read_catalog(out)
     assert sorted(table["source_id"].to_pylist()) == sorted(listed["source_id"])
     assert (out / "zz.png").read_bytes().startswith(b"\x89PNG")
-    assert "nothing was left to do" in photozhpc(*command).stdout
+    assert "nothing was left to do" in run(*command).stdout
     assert read_catalog(out).equals(table)
-    assert "sound" in photozhpc("verify", store).stdout
+    assert "sound" in run("verify", store).stdout
 
 
 def test_verify_names_a_damaged_shard(small_store: CutoutStore, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_verify_names_a_damaged_shard(small_store: CutoutStore, tmp_path: Path) 
     shutil.copytree(small_store.path, store)
     victim = sorted(store.glob("*/cutout/c/1/0/0/0"))[0]
     victim.write_bytes(victim.read_bytes()[:-7])
-    done = photozhpc("verify", store)
+    done = run("verify", store)
     assert_one_line(done, "1 problems")
     assert "/00001: truncated" in done.stdout
 
@@ -108,7 +108,7 @@ def test_faults_before_anything_is_written(
         (("infer", "--survey", "roman-l3", "--checkpoint", checkpoint), ["no store was given"]),
         (("verify", tmp_path / "none"), ["no store there"]),
     ]:  # fmt: skip
-        assert_one_line(photozhpc(*command), *words)
+        assert_one_line(run(*command), *words)
     assert not (tmp_path / "s").exists()
     assert not (tmp_path / "o").exists()
 
@@ -117,7 +117,7 @@ def test_a_store_of_another_survey_than_the_checkpoints(
     small_store: CutoutStore, tmp_path: Path
 ) -> None:
     other = tiny_checkpoint(tmp_path / "c.safetensors", "candels", crop=48)
-    done = photozhpc(
+    done = run(
         "infer", "--survey", "roman-sim", "--store", small_store.path, "--checkpoint", other,
         "--out", tmp_path / "o", "--workers", 1,
     )  # fmt: skip
@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_tile_behind(
     small_sky: Path, small_disk: Path
 ) -> None:
     store = small_disk / "store"
-    done = photozhpc(
+    done = run(
         "extract", "--survey", "roman-sim", "--mosaics", small_sky, "--store", store, "--workers", 1
     )
     assert_one_line(done, "the disk is full", "run the same command again")
@@ -150,7 +150,7 @@ def test_mosaics_on_different_grids_are_named(small_sky: Path, tmp_path: Path) -
     shutil.copytree(small_sky, sky)
     first, second = sorted(sky.glob("*_f129_coadd.asdf"))
     shutil.copy(second, first)
-    done = photozhpc(
+    done = run(
         "extract", "--survey", "roman-sim", "--mosaics", sky, "--store", tmp_path / "s",
         "--size", 16, "--workers", 1,
     )  # fmt: skip
@@ -168,8 +168,8 @@ def test_the_catalogue_has_a_row_for_what_could_not_be_measured(
         ("extract", "--mosaics", small_sky, "--sources", tmp_path / "some.parquet", "--size", 48),
         ("infer", "--checkpoint", checkpoint, "--out", tmp_path / "o", "--workers", 1),
     ]:
-        done = photozhpc(*command, "--survey", "roman-sim", "--store", tmp_path / "s")
-        assert done.returncode == 0, done.stderr
+        done = run(*command, "--survey", "roman-sim", "--store", tmp_path / "s")
+        assert done.exit_code == 0, done.stderr
     table = read_catalog(tmp_path / "o").to_pandas().set_index("source_id")
     lost = table.loc[listed["source_id"][:3]]
     assert len(table) == 40

@@ -14,21 +14,14 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from builders.commands import photozhpc
+from builders.commands import photozhpc, run
 from builders.models import tiny_checkpoint
-from photozhpc.cli import main
 from photozhpc.logs import VARIABLE, verbosity
 from photozhpc.store import CutoutStore
 from photozhpc.survey import survey_names
 
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \S+\[(\d+)\] [A-Z]+: ", re.MULTILINE)
-
-
-def run(*arguments: object) -> Result:
-    """In this process; stdout and stderr apart."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def strict(text: str) -> dict:
