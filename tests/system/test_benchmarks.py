@@ -35,7 +35,7 @@ def test_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path) -> None:
         found = result[model]
         assert found["ceiling"]["bfloat16, batch 64"]["images_per_s"] > 0
         assert found["feed"]["1_threads"] > 0
-        assert found["disk"]["sources"] == TILE_LEN
+        assert found["disk"]["sources"] == 512
         assert 0 < found["disk"]["utilisation"] < 2
         assert found["disk"]["cost"]["gpu_hours"] == pytest.approx(
             found["disk"]["workers"] * 300e6 / found["disk"]["from_disk_per_s"] / 3600
@@ -44,7 +44,8 @@ def test_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_run_of_virtual_shards_is_killed_and_goes_on(tmp_path) -> None:
-    command = [sys.executable, BENCHMARKS / "bench_scale.py", "--sources", "3000001"]
+    command = [sys.executable, BENCHMARKS / "bench_scale.py", "--sources", "600001"]
+    command += ["--every-seconds", "0.1"]
     done = subprocess.run(
         [*map(str, command), "--out", str(tmp_path / "scale")],
         check=True,
@@ -53,8 +54,8 @@ def test_a_run_of_virtual_shards_is_killed_and_goes_on(tmp_path) -> None:
         env=environment(),
     )
     result = json.loads(done.stdout.splitlines()[-1])
-    # 366 tiles of 8192 sources in 4 shards, and one of 1729; bench_scale.py checks every source.
-    assert result["tasks"] == 366 * 4 + 1
+    # 73 tiles of 8192 sources in 4 shards, and one of 1985; bench_scale.py checks every source.
+    assert result["tasks"] == 73 * 4 + 1
     assert 0 < result["parts_when_killed"] == result["parts_resumed"] < result["tasks"]
     assert result["client_mb_peak"] < 1000
 

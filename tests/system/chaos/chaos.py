@@ -37,7 +37,7 @@ from photozhpc.store import CutoutStore  # noqa: E402
 
 # What Python's own tracker of semaphores says when it was killed.
 _OF_PYTHON = re.compile(r"Traceback .*\n  File .*resource_tracker\.py.*\n.*\nKeyError: .*\n")
-ROWS = 80 * SHARD_LEN
+ROWS = 60 * SHARD_LEN
 WORKERS = 2
 # `photozhpc infer` with small parts, and a lease after which a frozen worker is given up early.
 PROGRAM = """

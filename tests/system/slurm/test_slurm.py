@@ -33,7 +33,7 @@ from photozhpc.store import CutoutStore
 from photozhpc.workers.site import load_site, make_job
 from photozhpc.workers.slurm import slurm_client
 
-ROWS = 250 * SHARD_LEN
+ROWS = 100 * SHARD_LEN
 pytestmark = pytest.mark.timeout(200)
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Slurm's workers cannot import it
 PIPELINE = ROOT / "jobs" / "pipeline.sh"
@@ -45,7 +45,7 @@ def train_config(path: Path, **changes) -> Path:
 
 
 def test_the_pipeline_runs_on_two_nodes_and_again(slurm, site, small_sky, tmp_path):
-    config = train_config(tmp_path / "train.yaml", epochs=2)
+    config = train_config(tmp_path / "train.yaml", epochs=1)
     folder = tmp_path / "run"
 
     def pipeline() -> None:
@@ -76,7 +76,7 @@ def test_the_pipeline_runs_on_two_nodes_and_again(slurm, site, small_sky, tmp_pa
 def test_training_preempted_and_requeued_ends_with_the_same_weights(
     slurm, site, small_store, tmp_path
 ):
-    config = train_config(tmp_path / "train.yaml", epochs=6)
+    config = train_config(tmp_path / "train.yaml", epochs=4)
 
     def submit(out: Path, partition: str) -> str:
         arguments = ["--config", str(config), "--store", str(small_store.path), "--out", str(out)]
@@ -87,11 +87,11 @@ def test_training_preempted_and_requeued_ends_with_the_same_weights(
     number = submit(tmp_path / "out", "low")
     log = tmp_path / "out" / "log.jsonl"
     end = time.monotonic() + 120
-    while not log.is_file() or log.read_text().count("\n") < 2:
+    while not log.is_file() or log.read_text().count("\n") < 1:
         assert time.monotonic() < end, slurm.logs()
         time.sleep(0.05)
     urgent = ["sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null"]
-    high = slurm.run(*urgent, "--wrap", "sleep 2").strip()
+    high = slurm.run(*urgent, "--wrap", "sleep 1").strip()
     slurm.ends_well(high)
     slurm.ends_well(number)
     assert slurm.job(number)["Restarts"] == "1"
@@ -102,7 +102,7 @@ def test_training_preempted_and_requeued_ends_with_the_same_weights(
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
-    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [*range(1, 7)]
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [*range(1, 5)]
 
 
 def test_a_job_that_fails_is_not_requeued(slurm, site, tmp_path):
