@@ -4,12 +4,10 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,17 +19,12 @@ import torch
 from builders.disks import disk_of
 from builders.training import TINY, free_port, write_config
 from photozhpc.config import to_mapping
-from photozhpc.errors import CheckpointError, RunError, StoreError
-from photozhpc.extract.extract import extract
-from photozhpc.files.lock import is_held, locked
+from photozhpc.errors import RunError
+from photozhpc.files.lock import is_held
 from photozhpc.model import load_checkpoint
-from photozhpc.model import train as train_module
-from photozhpc.model.ranks import Ranks
 from photozhpc.model.train import train
 from photozhpc.model.train_config import TrainConfig
-from photozhpc.model.trainer import Trainer
 from photozhpc.store import CutoutStore
-from photozhpc.survey import load_survey
 
 # One thread: a second one must not change the order of a sum.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -196,15 +189,6 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_can_go_on(
         torch.testing.assert_close(tensor, other[name], rtol=1e-2, atol=2e-3)
 
 
-@pytest.fixture(scope="module")
-def unlabelled_store(small_sky: Path, tmp_path_factory: pytest.TempPathFactory) -> CutoutStore:
-    folder = tmp_path_factory.mktemp("unlabelled")
-    survey = load_survey("roman-sim")
-    survey = replace(survey, source_columns=replace(survey.source_columns, z_spec=None))
-    extract(survey, small_sky, folder / "store", size=48, shard_len=64, workers=1)
-    return CutoutStore.open(folder / "store")
-
-
 @pytest.mark.parametrize(("method", "batch_size"), [("supervised", 32), ("pita", 100_000)])
 def test_what_cannot_be_trained_is_one_line_on_every_rank(
     config: TrainConfig,
@@ -226,113 +210,9 @@ def test_what_cannot_be_trained_is_one_line_on_every_rank(
         assert "Traceback" not in said
 
 
-def test_an_unlabelled_survey_can_be_trained_without_labels(
-    config: TrainConfig, unlabelled_store: CutoutStore, tmp_path: Path
-) -> None:
-    free = replace(
-        config,
-        out=str(tmp_path / "run"),
-        store=str(unlabelled_store.path),
-        method="self-supervised",
-        epochs=1,
-    )
-    assert train(free).exists()
-    with pytest.raises(StoreError, match="label more sources"):
-        train(replace(free, out=str(tmp_path / "pita"), method="pita"))
-
-
-def test_cutouts_without_any_pixel_do_no_harm(
-    config: TrainConfig, small_store: CutoutStore
-) -> None:
-    trainer = Trainer(config, small_store)
-    lanes = next(trainer.batches())
-    lanes[0].cutout_NCSS[:] = np.nan
-    lanes[1].flux_NC[:] = np.nan
-    losses = trainer.train_step(lanes)
-    assert torch.isfinite(losses).all()
-    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(
-    config: TrainConfig, small_store: CutoutStore, tmp_path: Path
-) -> None:
-    trainer = Trainer(config, small_store, Ranks())
-    for lanes in trainer.batches():
-        lanes[0].cutout_NCSS[:] = np.inf
-        trainer.loss_sums += trainer.train_step(lanes)
-        break
-    with pytest.raises(RunError, match="not finite any more"):
-        trainer.save_state(tmp_path / "state.pt")
-    assert not (tmp_path / "state.pt").exists()
-
-
 @pytest.fixture(scope="module")
 def one_epoch(config: TrainConfig) -> TrainConfig:
     return replace(config, epochs=1, batch_size=64, device="cpu")
-
-
-def test_a_second_training_in_a_folder_is_told_who_is_there(
-    one_epoch: TrainConfig, tmp_path: Path
-) -> None:
-    mine = replace(one_epoch, out=str(tmp_path / "run"))
-    with (
-        locked_folder(tmp_path / "run"),
-        pytest.raises(CheckpointError, match=r"writing there now \(photozhpc train, process \d+ "),
-    ):
-        train(mine, resume=True)
-    train(mine)
-    before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    other = replace(mine, method="photometry-mlp")
-    with pytest.raises(CheckpointError, match="another method"):
-        train(other, resume=True)
-    train(replace(other, out=str(tmp_path / "mlp")))
-    with pytest.raises(CheckpointError, match=r"no state\.pt"):
-        train(replace(mine, out=str(tmp_path / "mlp")), resume=True)
-    with pytest.raises(CheckpointError, match="another configuration"):
-        train(replace(other, out=str(tmp_path / "mlp"), seed=5), resume=True)
-    train(replace(other, out=str(tmp_path / "mlp")), resume=True)
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
-    assert not list(tmp_path.glob("*/.lock"))
-
-
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    folder.mkdir()
-    with locked(folder / ".lock", "photozhpc train"):
-        yield
-
-
-def test_a_run_whose_folder_was_taken_over_replaces_nothing_more(
-    one_epoch: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a file system without locks: another one wrote its word into the file."""
-    out = tmp_path / "run"
-    save_state = Trainer.save_state
-
-    def taken_over(self: Trainer, *arguments: object) -> None:
-        (out / ".lock").write_text('{"token": "another", "pid": 1}')
-        (out / "state.pt").write_bytes(b"the other's")
-        save_state(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Trainer, "save_state", taken_over)
-    with pytest.raises(RunError, match="another run has taken over"):
-        train(replace(one_epoch, out=str(out)))
-    assert (out / "state.pt").read_bytes() == b"the other's"
-    assert (out / ".lock").exists()
-    assert not list(out.glob("*.partial"))
-
-
-def test_what_dead_processes_left_half_written_is_cleared(
-    one_epoch: TrainConfig, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    out.mkdir()
-    dead = (f".state.pt.{socket.gethostname()}.{2**22 + 1}.partial", ".best.x.elsewhere.7.partial")
-    for name in dead:
-        (out / name).write_bytes(b"half")
-    (out / ".lock").write_text('{"pid": 1, "host": "elsewhere", "token": "x"}')
-    train(replace(one_epoch, out=str(out)))
-    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -364,40 +244,6 @@ def wait_for_epochs(process: subprocess.Popen, out: Path, n: int) -> None:
         if log.exists() and log.read_text().count("\n") >= n and (out / "state.pt").exists():
             return
         time.sleep(0.02)
-
-
-@pytest.mark.parametrize("stage", ["heads", "densities"])
-def test_a_run_stopped_after_its_last_epoch_ends_with_the_same_bytes(
-    one_epoch: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
-    model = replace(TINY.model, density_bins=16, density_z_max=3.5)
-    whole = replace(one_epoch, out="run", refit_steps=50, density_steps=50, model=model)
-    for name in ("whole", "broken"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "whole")
-    train(whole)
-    monkeypatch.chdir(tmp_path / "broken")
-    what = "refit_redshift_heads" if stage == "heads" else "fit_uncertainty"
-
-    def stopped(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train_module, what, stopped)
-        with pytest.raises(KeyboardInterrupt):
-            train(whole)
-    assert not Path("run/model.safetensors").exists()
-    train(whole, resume=True)
-    files = [
-        {path.name: path.read_bytes() for path in (tmp_path / name / "run").glob("*.*")}
-        for name in ("whole", "broken")
-    ]
-    assert set(files[0]) == {
-        "log.jsonl",
-        "state.pt",
-        *(f"{x}.safetensors" for x in ("best", "last", "model")),
-    }
-    assert files[0] == files[1]
 
 
 @pytest.fixture
