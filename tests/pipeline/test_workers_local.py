@@ -123,7 +123,15 @@ def test_a_program_without_a_main_guard_can_start_workers(tmp_path, source):
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
-def test_workers_of_a_start_that_was_stopped_are_not_reported_as_lost(monkeypatch):
+@pytest.fixture
+def ctrl_c_heeded():
+    """As at a terminal: a shell's background jobs, and tests in one, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_workers_of_a_start_that_was_stopped_are_not_reported_as_lost(monkeypatch, ctrl_c_heeded):
     """Ctrl-C while they start: they are stopped, which is no news."""
     start, begun, lost = local._start, [], []
 
