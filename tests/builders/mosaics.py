@@ -29,6 +29,12 @@ def make_survey(*names: str, zero_point_ab: float | None = None, **other) -> Sur
     )
 
 
+def ground_survey(*names: str, **other) -> Survey:
+    """Pixels of 0.2 arcsec in nJy; the band is g if none is named."""
+    bands = tuple(Band(name, 0.8, 0.0, 31.4) for name in names or ("g",))
+    return Survey("mine", bands, 0.2, **{"mosaic_pattern": "{tile}-{band}.fits", **other})
+
+
 AB = make_survey("F606W", "F814W", zero_point_ab=31.4)  # one count is one nJy
 
 

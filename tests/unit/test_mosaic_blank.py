@@ -1,5 +1,6 @@
 """Blank pixels that only their value tells of, and noise where the MAD is 0 or no noise."""
 
+from functools import partial
 from pathlib import Path
 
 import asdf
@@ -8,6 +9,7 @@ import pytest
 from astropy.io import fits
 from photutils.aperture import CircularAperture, aperture_photometry
 
+from builders.mosaics import ground_survey
 from builders.paths import DATA
 from photozhpc.mosaic.blank import mark_blank, noise, zeros_mean
 from photozhpc.mosaic.measure import forced_photometry
@@ -25,6 +27,7 @@ MOST = COLUMNS_HW > 68
 SINGLE = np.random.default_rng(8).random(SHAPE) < 1e-3
 COLUMN = COLUMNS_HW == 33
 NOTHING = np.zeros(SHAPE, np.bool_)
+survey = partial(ground_survey, aperture_radii_arcsec=(1.0,), sky_annulus_arcsec=())
 
 
 def draw(seed: int = 1) -> np.ndarray:
@@ -44,14 +47,6 @@ EXPOSURE = 1000 + 50 * np.sin(COLUMNS_HW / 37) + 30 * np.cos(ROWS_HW / 23)
 
 def counts(mean: float | np.ndarray) -> np.ndarray:
     return np.random.default_rng(3).poisson(mean + 0.1 * LIGHT).astype(np.float64)
-
-
-def survey(*names: str, **other) -> Survey:
-    bands = tuple(
-        Band(name, psf_fwhm_arcsec=0.8, extinction_r=0.0, zero_point_ab=31.4) for name in names
-    )
-    more = {"aperture_radii_arcsec": (1.0,), "sky_annulus_arcsec": ()} | other
-    return Survey(name="mine", bands=bands, pixel_scale_arcsec=0.2, **more)
 
 
 def read(folder: Path, image, blank=NOTHING, fill: float = 0, **other) -> Tile:

@@ -6,17 +6,13 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from builders.mosaics import F158, change_roman
+from builders.mosaics import ground_survey as make_survey
 from photozhpc.errors import MosaicError
 from photozhpc.mosaic.tile import read_tile
-from photozhpc.survey import Band, Survey, load_survey
+from photozhpc.survey import Survey, load_survey
 
 H, W = 40, 50
 IMAGE = np.random.default_rng(0).normal(10, 1, (H, W)).astype(np.float32)
-
-
-def make_survey(*names: str, **other) -> Survey:
-    bands = tuple(Band(name, 0.8, 0.0, 31.4) for name in names or ("g",))
-    return Survey("test", bands, 0.2, mosaic_pattern="{tile}-{band}.fits", **other)
 
 
 def write(path, mask, name="MASK", primary=(), cards=(), dtype=np.int32, **more):

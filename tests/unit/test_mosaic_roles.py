@@ -6,26 +6,17 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from builders.mosaics import ground_survey as survey
 from photozhpc.config import from_mapping
 from photozhpc.errors import ConfigError, MosaicError
 from photozhpc.extract.extract import find_mosaics
 from photozhpc.mosaic.fits_siblings import sibling_paths, without_siblings
 from photozhpc.mosaic.tile import Tile, read_tile
-from photozhpc.survey import Band, Survey
+from photozhpc.survey import Survey
 
 SHAPE = (40, 50)
 NOISE = np.random.default_rng(0).normal(10, 3, SHAPE).astype(np.float32)
 ONE = np.ones(SHAPE, np.float32)
-
-
-def survey(*bands: str, **keys) -> Survey:
-    return Survey(
-        name="mine",
-        bands=tuple(Band(name, 0.8, 0.0, zero_point_ab=31.4) for name in bands or ("g",)),
-        pixel_scale_arcsec=0.2,
-        mosaic_pattern=keys.pop("pattern", "{tile}-{band}.fits"),
-        **keys,
-    )
 
 
 def plane(pixels, name: str | None = None, **cards) -> fits.ImageHDU:
@@ -249,7 +240,7 @@ def test_a_weight_map_that_fits_the_pattern_is_no_mosaic(tmp_path: Path) -> None
     for name in names:
         fits.PrimaryHDU(NOISE).writeto(tmp_path / name)
     for pattern, prefer in (("{tile}-{band}*.fits", ()), ("{tile}-{band}*.fits", ("*.fits",))):
-        mine = survey(pattern=pattern, prefer_mosaics=prefer)
+        mine = survey(mosaic_pattern=pattern, prefer_mosaics=prefer)
         found = find_mosaics(tmp_path, mine)
         # 'wht' by itself belongs to no other mosaic, and may be what a field is called.
         assert found == {"t": {"g": tmp_path / "t-g.fits"}, "wht": {"g": tmp_path / "wht-g.fits"}}

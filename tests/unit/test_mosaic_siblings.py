@@ -1,23 +1,21 @@
 """Files beside a mosaic, and what cards say an image is."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from astropy.io import fits
 
+from builders.mosaics import ground_survey
 from photozhpc.errors import MosaicError
 from photozhpc.extract.extract import find_mosaics
 from photozhpc.mosaic.fits_siblings import sibling_paths, without_siblings
 from photozhpc.mosaic.tile import read_tile
-from photozhpc.survey import Band, Survey
 
 H, W = 40, 50
 IMAGE = np.random.default_rng(0).normal(10, 1, (H, W)).astype(np.float32)
 THREE = np.full((H, W), 3, np.float32)
-
-
-def make_survey(**other) -> Survey:
-    bands = tuple(Band(name, 0.8, 0.0, 31.4) for name in ("g", "r"))
-    return Survey("test", bands, 0.2, **{"mosaic_pattern": "{tile}-{band}.fits", **other})
+make_survey = partial(ground_survey, "g", "r")
 
 
 def write(path, *planes, **cards):
