@@ -43,9 +43,7 @@ print(json.dumps([summary.counts.rows, summary.n_parts, summary.n_parts_resumed,
 """
 
 
-def run_until(
-    program: str, log: Path, stop_at: int | None, out: Path, every_seconds: float
-) -> dict:
+def run_until(program: str, log: Path, stop_at: int | None, out: Path) -> dict:
     """Run the program, kill it when `stop_at` parts are there; say what memory it took.
 
     Memory is that of the process and, apart from it, of its largest worker: MB when a tenth of
@@ -71,7 +69,7 @@ def run_until(
             for child in own.children(recursive=True):
                 child.send_signal(signal.SIGKILL)
             process.kill()
-        time.sleep(every_seconds)
+        time.sleep(min(3, 0.05 + (time.monotonic() - begun) / 20))  # small runs end in seconds
     reader.join()
     early = memory[len(memory) // 10 :] or memory
     return {
@@ -96,7 +94,6 @@ def main() -> None:
     parser.add_argument("--sources", type=int, default=300_000_000)
     parser.add_argument("--rows-per-part", type=int, default=SHARD_LEN)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--every-seconds", type=float, default=3, help="to look at parts, memory")
     parser.add_argument("--out", type=Path, default=Path("bench_scale"))
     options = parser.parse_args()
     sys.path.insert(0, str(HERE))
@@ -121,10 +118,10 @@ def main() -> None:
         rows=options.rows_per_part,
         workers=options.workers,
     )
-    half = run_until(program, folder / "half.log", n_shards // 2, out, options.every_seconds)
+    half = run_until(program, folder / "half.log", n_shards // 2, out)
     n_half = count_parts(out)
     print(f"killed at {n_half} of {n_shards} parts after {half['seconds']:.0f} s", flush=True)
-    whole = run_until(program, folder / "whole.log", None, out, options.every_seconds)
+    whole = run_until(program, folder / "whole.log", None, out)
     assert whole["answer"], (folder / "whole.log").read_text()
     rows, n_parts, n_resumed, startup, wall = whole["answer"]
     assert rows == options.sources, f"{rows} rows for {options.sources} sources"

@@ -45,7 +45,6 @@ def test_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path) -> None:
 @pytest.mark.timeout(600)
 def test_a_run_of_virtual_shards_is_killed_and_goes_on(tmp_path) -> None:
     command = [sys.executable, BENCHMARKS / "bench_scale.py", "--sources", "600001"]
-    command += ["--every-seconds", "0.1"]
     done = subprocess.run(
         [*map(str, command), "--out", str(tmp_path / "scale")],
         check=True,
