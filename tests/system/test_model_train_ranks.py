@@ -252,7 +252,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("free_kib", [0, 1, 9_000, 60_000, 85_000])
+@pytest.mark.parametrize("free_kib", [0, 9_000, 85_000])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     one_epoch: TrainConfig, small_disk: Path, free_kib: int
 ) -> None:
