@@ -1,17 +1,25 @@
-# Two commands do everything: `make infer` and `make test`. Each makes .venv by itself.
+# `make infer` shows everything, `make test` checks it in minutes, `make test-all` in full.
+# Each makes .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCHVISION := $(shell sed -n 's/^torchvision==//p' constraints.txt)
 
-.PHONY: infer test docs venv lint clean
+.PHONY: infer test test-all docs venv lint clean
 
 infer: .venv/installed
 	$(BIN)/photozhpc infer --survey roman-sim
 
+# Files stay whole (their fixtures are shared) and in this order: the long ones come first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) tests/pipeline tests/unit
+
+# Also what needs Slurm, a browser, an S3 server, kills of processes: many minutes.
+test-all: test
+	$(PYTEST) tests/system
 
 lint: venv
 	$(BIN)/ruff check .

@@ -69,7 +69,7 @@ def run_until(program: str, log: Path, stop_at: int | None, out: Path) -> dict:
             for child in own.children(recursive=True):
                 child.send_signal(signal.SIGKILL)
             process.kill()
-        time.sleep(3)
+        time.sleep(min(3, 0.05 + (time.monotonic() - begun) / 20))  # small runs end in seconds
     reader.join()
     early = memory[len(memory) // 10 :] or memory
     return {

@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="small sizes, nothing compiled")
     options = parser.parse_args()
     device, small = options.device, options.small
-    n_sources = 4096 if small else options.sources
+    n_sources = 512 if small else options.sources
     batches = [64] if small else [512, 2048, 4096]
     result = about("gpu", "torch timm zarr dask numba", device=device, sources=n_sources)
     if device == "cuda":

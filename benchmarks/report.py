@@ -306,11 +306,12 @@ def faults_section() -> str:
     lines = ["## Faults"]
     if chaos := found.get("chaos"):
         lines.append(
-            f"`python tests/chaos/chaos.py --trials {chaos['trials']} --seed {chaos['seed']} "
-            f"--save`: {chaos['trials']} runs of `photozhpc infer` with a fault at a random "
-            f"moment, then the same command again. Survived: {chaos['survived']}; rows lost: "
-            f"{chaos['rows_lost']} (of {chaos['rows']} a run). After each the catalogue is "
-            f"compared with the undisturbed one, verified, and looked through for remains."
+            f"`python tests/system/chaos/chaos.py --trials {chaos['trials']} "
+            f"--seed {chaos['seed']} --save`: {chaos['trials']} runs of `photozhpc infer` with a "
+            f"fault at a random moment, then the same command again. Survived: "
+            f"{chaos['survived']}; rows lost: {chaos['rows_lost']} (of {chaos['rows']} a run). "
+            f"After each the catalogue is compared with the undisturbed one, verified, and looked "
+            f"through for remains."
         )
         table = ["| fault | exit code of the run with the fault: how often |", "|:--|:--|"]
         for fault, codes in chaos["exit_codes_by_fault"].items():
@@ -319,8 +320,8 @@ def faults_section() -> str:
         lines.append("\n".join(table))
     if fuzz := found.get("fuzz"):
         lines.append(
-            f"`python tests/fuzz/long.py --cases {fuzz['cases']} --seed {fuzz['seed']} --out "
-            f"benchmarks/results/fuzz.json`: damaged files of every kind that is read, "
+            f"`python tests/system/fuzz/long.py --cases {fuzz['cases']} --seed {fuzz['seed']} "
+            f"--out benchmarks/results/fuzz.json`: damaged files of every kind that is read, "
             f"{fuzz['cases']} of them. Failures (anything but a PhotozError, an unchanged result, "
             f"or what the file says): {fuzz['failures']}."
         )

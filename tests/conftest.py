@@ -49,3 +49,13 @@ def small_store(small_sky: Path, tmp_path_factory: pytest.TempPathFactory) -> Cu
     path = tmp_path_factory.mktemp("stores") / "small"
     extract(load_survey("roman-sim"), small_sky, path, size=48, shard_len=64, workers=1)
     return CutoutStore.open(path)
+
+
+@pytest.fixture(scope="session")
+def unlabelled_store(small_sky: Path, tmp_path_factory: pytest.TempPathFactory) -> CutoutStore:
+    """The store of `small_sky`, of a survey that knows no redshifts."""
+    folder = tmp_path_factory.mktemp("unlabelled")
+    survey = load_survey("roman-sim")
+    survey = replace(survey, source_columns=replace(survey.source_columns, z_spec=None))
+    extract(survey, small_sky, folder / "store", size=48, shard_len=64, workers=1)
+    return CutoutStore.open(folder / "store")

@@ -1,0 +1,1 @@
+"""What tests of several files make: mosaics, stores, catalogues, checkpoints."""
