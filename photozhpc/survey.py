@@ -6,10 +6,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from photozhpc.config import from_mapping, load_yaml
+from photozhpc.config import bundled_configs, read_config
 from photozhpc.errors import ConfigError, did_you_mean
-
-SURVEY_DIR = Path(__file__).parent / "configs" / "surveys"
 
 _NAME = re.compile(r"[^\W_][\w .+-]{0,99}")
 _PLACEHOLDERS = re.compile(r"\{tile(?::[^{}]*)?\}|\{band\}")
@@ -323,7 +321,7 @@ def _match(pattern: str, band: str, file_name: str) -> dict[str, str] | None:
 
 def survey_names() -> list[str]:
     """Names of the surveys that come with the package."""
-    return sorted(path.stem for path in SURVEY_DIR.glob("*.yaml"))
+    return list(bundled_configs("survey"))
 
 
 def load_survey(name_or_yaml_path: str | Path) -> Survey:
@@ -332,11 +330,4 @@ def load_survey(name_or_yaml_path: str | Path) -> Survey:
     Raises:
         ConfigError: unknown name (the nearest is suggested) or a faulty file.
     """
-    text = str(name_or_yaml_path)
-    if text in survey_names():
-        path = SURVEY_DIR / f"{text}.yaml"
-    elif text.endswith((".yaml", ".yml")) or "/" in text:
-        path = Path(text)
-    else:
-        raise ConfigError(f"unknown survey '{text}'{did_you_mean(text, survey_names())}")
-    return from_mapping(Survey, load_yaml(path), str(path))
+    return read_config(Survey, name_or_yaml_path, "survey")

@@ -19,9 +19,9 @@ from click.testing import CliRunner, Result
 
 from photozhpc.catalog.photoz_catalog import SCHEMA_VERSION, catalog_schema
 from photozhpc.cli import main
-from photozhpc.config import from_mapping, load_yaml
+from photozhpc.config import bundled_configs, from_mapping, load_yaml
 from photozhpc.errors import PhotozError
-from photozhpc.info.configs import config_names, load_config, recipe_names
+from photozhpc.info.configs import config_names, load_config
 from photozhpc.info.describe import about
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.train_config import TrainConfig
@@ -29,7 +29,7 @@ from photozhpc.mosaic.tile import read_tile
 from photozhpc.sky import load_sky_config
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey, survey_names
-from photozhpc.workers.site import load_site, site_names
+from photozhpc.workers.site import load_site
 
 
 def run(*arguments: object) -> Result:
@@ -348,12 +348,12 @@ def test_a_survey_shown_loads_as_the_same(name: str, tmp_path: Path) -> None:
 
 
 def test_all_others_load_as_the_same(tmp_path: Path) -> None:
-    for name in site_names():
+    for name in bundled_configs("site"):
         path = tmp_path / f"{name}.yaml"
         path.write_text(run("config", "show", name).stdout)
         assert load_site(path) == load_site(name)
         assert load_config(path).kind == "site"
-    for name in recipe_names():
+    for name in bundled_configs("recipe"):
         path = tmp_path / "recipe.yaml"
         path.write_text(run("config", "show", name).stdout)
         shown = from_mapping(TrainConfig, load_yaml(path), "shown")
