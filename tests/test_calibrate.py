@@ -19,6 +19,7 @@ from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoin
 from photozhpc.model import calibrate as calibrate_module
 from photozhpc.model.calibrate import Roles, calibrate, fit_uncertainty, with_density_heads
 from photozhpc.model.density_fit import fit_distance
+from photozhpc.model.encode import encode
 from photozhpc.model.engine import Engine, Prediction
 from photozhpc.store import CutoutStore
 from photozhpc.store.loader import label_split, typical_noise
@@ -225,12 +226,12 @@ def test_unusual_images_stand_out_from_usual_ones(other_store: CutoutStore) -> N
     whole = np.isfinite(cutout).mean(axis=(1, 2, 3)) > 0.99
     cutout, ebv = cutout[whole], ebv[whole]
     turned = [np.rot90(cutout, turn, axes=(2, 3)) for turn in range(4)]
-    usual = [calibrate_module._features(model, images.copy(), ebv)[1] for images in turned]
+    usual = [encode(model, images.copy(), ebv).latent_ND for images in turned]
     seen = np.arange(len(cutout)) % 3 > 0
     fit_distance(model.uncertainty, np.concatenate([latent[seen] for latent in usual]))
 
     def score(images: np.ndarray) -> np.ndarray:
-        _, latent, _ = calibrate_module._features(model, images.astype(np.float32), ebv)
+        latent = encode(model, images.astype(np.float32), ebv).latent_ND
         return model.uncertainty.ood(torch.from_numpy(latent)).numpy()
 
     rng = np.random.default_rng(0)

@@ -8,11 +8,9 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from photozhpc.metrics import PointMetrics, point_metrics
-from photozhpc.model.augment import calibrate, prepare, random_view, stretch
-from photozhpc.model.engine import native_precision
+from photozhpc.model.encode import encode
 from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
 from photozhpc.model.pita import PITA
 from photozhpc.store.loader import Block
@@ -38,8 +36,9 @@ def refit_redshift_heads(
     """
     model.eval()
     generator = torch.Generator(model.noise_C.device).manual_seed(seed)
-    input_NF = np.concatenate([_inputs(model, labels, generator) for _ in range(N_VIEWS)])
-    check_NF = _inputs(model, validation, None)
+    views = [encode(model, labels.cutout_NCSS, labels.ebv_N, generator) for _ in range(N_VIEWS)]
+    input_NF = np.concatenate([view.input_NF for view in views])
+    check_NF = encode(model, validation.cutout_NCSS, validation.ebv_N).input_NF
 
     def measured() -> PointMetrics:
         z_N = model.redshift(torch.from_numpy(check_NF).to(model.noise_C.device))
@@ -73,28 +72,3 @@ def refit_redshift_heads(
     if not refitted.nmad < joint.nmad:
         model.load_state_dict(before)
     return {"joint": joint, "refitted": refitted}
-
-
-@torch.no_grad()
-def _inputs(model: PITA, block: Block, generator: torch.Generator | None) -> NDArray[np.float32]:
-    """What the heads see of a block: of a random quarter-turn view each, or as inference does."""
-    config, device = model.config, model.noise_C.device
-    precision = native_precision(device)
-    inputs = []
-    for start in range(0, len(block), 256):
-        part = block.take(slice(start, start + 256))
-        cutout_BCSS = torch.from_numpy(part.cutout_NCSS).to(device)
-        ebv_B = torch.from_numpy(part.ebv_N).to(device)
-        constants = (model.extinction_r_C, model.noise_C)
-        if generator is None:
-            image_BCHW = prepare(cutout_BCSS, ebv_B, *constants, config.crop, config.stretch)
-        else:
-            calibrated_BCSS = calibrate(cutout_BCSS, ebv_B, *constants)
-            view_BCHW = random_view(calibrated_BCSS, config.crop, "quarter", 0, 0.0, [generator])
-            image_BCHW = stretch(view_BCHW, config.stretch)
-        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-            latent_BD, signal_BA = model.features(
-                image_BCHW.contiguous(memory_format=torch.channels_last)
-            )
-        inputs.append(model.redshift_input(latent_BD, signal_BA).cpu().numpy())
-    return np.concatenate(inputs)

@@ -65,7 +65,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
     config, store, ranks = trainer.config, trainer.store, trainer.ranks
     state = out / "state.pt"
-    LOG.debug("train: rank %d of %d, %d sources", ranks.rank, ranks.world, len(store))
+    n_sources = trainer.index.n_sources
+    LOG.debug("train: rank %d of %d, %d sources", ranks.rank, ranks.world, n_sources)
     with ranks.together():
         if ranks.is_first:
             _check_unused(out, resume)
@@ -200,7 +201,7 @@ def _write_epoch(
     training = {
         "photozhpc": __version__,
         "config": trainer.config.noted(),
-        "store_sha256": trainer.store.fingerprint(),
+        "store_sha256": trainer.index.fingerprint,
         "last_epoch": record,
     }
     for name in ("last", "best") if is_best else ("last",):
