@@ -228,12 +228,12 @@ class Survey:
         """
         if _fits(file_name, self.skip_mosaics) is not None:
             return None
-        known = sorted([*self.band_names, *self.band_aliases], key=len, reverse=True)
-        band = f"(?P<band>{'|'.join(map(re.escape, known))})"
+        names = sorted([*self.band_names, *self.band_aliases], key=len, reverse=True)
+        band = f"(?P<band>{'|'.join(map(re.escape, names))})"
         for pattern in names_of(self.mosaic_pattern):
-            found = _match(pattern, band, file_name)
-            if found is not None:
-                return found.get("tile", ""), self.band(found["band"]) if "band" in found else None
+            parts = _match(pattern, band, file_name)
+            if parts is not None:
+                return parts.get("tile", ""), self.band(parts["band"]) if "band" in parts else None
         return None
 
     def match_source_list(self, file_name: str) -> tuple[int, str | None] | None:
@@ -246,9 +246,9 @@ class Survey:
                 if fnmatch.fnmatchcase(file_name, pattern):
                     return index, None
                 continue
-            found = _match(pattern, "(?P<band>.+?)", file_name)
-            if found is not None:
-                return index, found["tile"]
+            parts = _match(pattern, "(?P<band>.+?)", file_name)
+            if parts is not None:
+                return index, parts["tile"]
         return None
 
     def preference(self, file_name: str) -> int:

@@ -17,7 +17,7 @@ from photozhpc.extract.extract import extract
 from photozhpc.files.lock import locked
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model import calibrate as calibrate_module
-from photozhpc.model.calibrate import Roles, calibrate, fit_uncertainty, with_density_heads
+from photozhpc.model.calibrate import Roles, calibrate, fit_uncertainty
 from photozhpc.model.density_fit import fit_distance
 from photozhpc.model.encode import encode
 from photozhpc.model.engine import Engine, Prediction
@@ -203,24 +203,13 @@ def test_what_cannot_be_calibrated_is_refused(
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_density_heads_can_be_put_beside_a_finished_network(small_store: CutoutStore) -> None:
-    plain = PITA(replace(TINY, density_bins=0)).eval()
-    extended = with_density_heads(plain, 40, 4.0)
-    assert extended.config == TINY
-    image = torch.randn(3, 4, 32, 32)
-    with torch.inference_mode():
-        for a, b in zip(plain(image), extended(image), strict=True):
-            assert torch.equal(a, b)
-        assert extended.estimate(image).quantile_BQ.isnan().all()
-
-
 def auc(high: np.ndarray, low: np.ndarray) -> float:
     """Probability that a random one of `high` exceeds a random one of `low`."""
     return float(np.mean(high[:, None] > low[None, :]))
 
 
 def test_unusual_images_stand_out_from_usual_ones(other_store: CutoutStore) -> None:
-    model = with_density_heads(load_checkpoint(bundled_checkpoint("roman-sim")).model, 2, 4.0)
+    model = load_checkpoint(bundled_checkpoint("roman-sim")).pita
     cutout = np.concatenate([other_store.read_cutouts(key) for key in other_store.shards()])
     ebv = np.concatenate([other_store.read_sources(key).ebv_N for key in other_store.shards()])
     whole = np.isfinite(cutout).mean(axis=(1, 2, 3)) > 0.99

@@ -9,7 +9,7 @@ what is usual in latent space.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -185,15 +185,6 @@ def _held(out: Path) -> Iterator[Callable[[], None]]:
         lock = held.enter_context(locked(file, _COMMAND, CheckpointError, out))
         remove_stale_partials(folder, out.name)
         yield lock.check
-
-
-def with_density_heads(model: PITA, density_bins: int, density_z_max: float) -> PITA:
-    """Return a model of the same weights with new density heads, which are still to be fitted."""
-    config = replace(model.config, density_bins=density_bins, density_z_max=density_z_max)
-    extended = PITA(config).to(model.noise_C.device)
-    kept = {k: v for k, v in model.state_dict().items() if not k.startswith("uncertainty.")}
-    extended.load_state_dict({**extended.state_dict(), **kept})
-    return extended.eval()
 
 
 def _uncertainty(model: PITA) -> Uncertainty:

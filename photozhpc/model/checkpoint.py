@@ -195,7 +195,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             )
         if metadata[_DIGEST] != _digest(metadata[_HEADER], tensors):
             raise CheckpointError(f"{path}: was altered or damaged; get or train it again")
-        kind = header.get("kind", "pita")  # photozhpc up to 2026-11 wrote nothing else
+        kind = header["kind"]
         if kind not in _MODELS:
             raise CheckpointError(f"{path}: holds an unknown kind of model; upgrade photozhpc")
         config: Any = from_mapping(_CONFIGS[kind], header["model"], f"{path}: model")

@@ -122,9 +122,9 @@ def _code_digest() -> str:
 
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
+        gpu = torch.cuda.get_device_properties(device)
         # Not its serial number: equal devices share the code.
-        return f"{found.name} {found.major}.{found.minor} {found.multi_processor_count}"
+        return f"{gpu.name} {gpu.major}.{gpu.minor} {gpu.multi_processor_count}"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

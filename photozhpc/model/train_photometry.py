@@ -22,7 +22,7 @@ from photozhpc.model.photometry_mlp import (
 )
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.store.cutout_store import CutoutStore
-from photozhpc.store.loader import Split, read_labels, typical_noise
+from photozhpc.store.loader import Split, in_split, typical_noise
 
 
 def train_photometry_mlp(
@@ -65,9 +65,11 @@ def train_photometry_mlp(
     model.extinction_r_C.copy_(torch.tensor([band.extinction_r for band in survey.bands]))
     labels = _read_labelled_fluxes(store, aperture)
     fit = labels.of_split(store, "train", config.seed, config.label_fraction)
-    known = labels.of_split(store, "validation", config.seed)
-    _fit(model, fit, known, config)
-    metrics = point_metrics(known.z_spec_N, model.predict(known.flux_NC, known.ebv_N))
+    validation = labels.of_split(store, "validation", config.seed)
+    _fit(model, fit, validation, config)
+    metrics = point_metrics(
+        validation.z_spec_N, model.predict(validation.flux_NC, validation.ebv_N)
+    )
     training = {
         "photozhpc": __version__,
         "config": config.noted(),
@@ -124,7 +126,7 @@ class _Labels:
     def of_split(
         self, store: CutoutStore, split: Split, seed: int, label_fraction: float = 1.0
     ) -> "_Labels":
-        in_split_N = np.isin(self.source_id_N, read_labels(store, split, seed, label_fraction))
+        in_split_N = in_split(self.source_id_N, split, seed, label_fraction)
         if not in_split_N.any():
             raise StoreError(
                 f"{store.path}: no source with a z_spec and fluxes in every band falls into the "

@@ -322,12 +322,13 @@ def _measure(
         pixel_area_arcsec2=scale**2,
     )
     y_N = np.arange(n) * step + size // 2
-    found: Photometry = forced_photometry(tile, y_N, np.full(n, size // 2), survey, with_kron=False)
+    x_N = np.full(n, size // 2)
+    photometry: Photometry = forced_photometry(tile, y_N, x_N, survey, with_kron=False)
     # A circle that leaves the cutout meets the nothing in between: that is its edge.
-    flags_NC = found.flags_NC.astype(np.uint16)
+    flags_NC = photometry.flags_NC.astype(np.uint16)
     missing_NC = ~np.isfinite(noise_NC)
     flags_NC[missing_NC] |= np.uint16(PhotFlag.NO_DATA)
-    return found.flux_NCR, found.flux_err_NCR, flags_NC
+    return photometry.flux_NCR, photometry.flux_err_NCR, flags_NC
 
 
 def _pixel_noise(cutout_NCSS: NDArray[np.float32]) -> NDArray[np.float32]:

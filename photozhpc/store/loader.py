@@ -71,11 +71,17 @@ def label_split(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
     )
 
 
-def _training_label(
-    source_id_N: NDArray[np.int64], seed: int, label_fraction: float
+def in_split(
+    source_id_N: NDArray[np.int64], split: Split, seed: int, label_fraction: float = 1.0
 ) -> NDArray[np.bool_]:
-    """Whether a source's label, if it has one, is among that share of the training split."""
-    return _hash(source_id_N, seed) < 0.70 * label_fraction
+    """Return whether each source belongs to a split (see `label_split`).
+
+    Args:
+        label_fraction: of the training split, the share that counts.
+    """
+    if split == "train":
+        return _hash(source_id_N, seed) < 0.70 * label_fraction
+    return label_split(source_id_N, seed) == split
 
 
 def _hash(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
@@ -220,9 +226,8 @@ class TrainingLoader:
         return counts
 
     def _labelled(self, sources: Sources) -> NDArray[np.bool_]:
-        chosen_N = _training_label(
-            sources.source_id_N, self.sampling.seed, self.sampling.label_fraction
-        )
+        seed, fraction = self.sampling.seed, self.sampling.label_fraction
+        chosen_N = in_split(sources.source_id_N, "train", seed, fraction)
         return np.isfinite(sources.z_spec_N) & chosen_N
 
     def _rows(self, sources: Sources, measured: Measurements) -> NDArray[np.intp]:
@@ -236,7 +241,7 @@ class TrainingLoader:
         )
 
     def _read(self, key: ShardKey, first: int, last: int) -> Block:
-        """Read some of the rows of a shard that `_rows` lists."""
+        """Read rows of a shard, by their place in what `_rows` lists."""
         if self._cache is None:
             return self._read_rows(key, slice(first, last))
         if key not in self._cache:
@@ -294,10 +299,7 @@ def read_labels(
 def _label_rows(
     sources: Sources, split: Split, seed: int, label_fraction: float
 ) -> NDArray[np.intp]:
-    if split == "train":
-        in_split_N = _training_label(sources.source_id_N, seed, label_fraction)
-    else:
-        in_split_N = label_split(sources.source_id_N, seed) == split
+    in_split_N = in_split(sources.source_id_N, split, seed, label_fraction)
     return np.flatnonzero(np.isfinite(sources.z_spec_N) & in_split_N)
 
 
