@@ -86,7 +86,7 @@ class SourceColumns:
                 raise ValueError(f"{key} must name a column")
             for name in names_of(value):
                 if name.lower() in used:
-                    raise ValueError(f"{key}: the column '{name[:60]}' is named twice")
+                    raise ValueError(f"{key}: the column '{name[:60]}' appears twice")
                 used.add(name.lower())
 
 

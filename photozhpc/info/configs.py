@@ -70,11 +70,6 @@ class ConfigFile:
         return "\n".join(lines)
 
 
-def config_names() -> list[str]:
-    """Names of all configurations that come with the package."""
-    return list(bundled_configs(*KINDS))
-
-
 def listing() -> list[dict[str, str]]:
     """Return kind, name, path and, in a line, what it is, of all that comes with the package."""
     return [

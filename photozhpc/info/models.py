@@ -16,7 +16,7 @@ _MAX_TILES_COUNTED = 1000
 
 
 def about_store(path: Path) -> dict[str, Any]:
-    """Describe a store from its manifests and, for the labels, one small column a tile.
+    """Describe a store from its manifests and, for the labels, one small column per tile.
 
     Raises:
         StoreError: it is damaged.

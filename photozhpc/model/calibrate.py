@@ -19,17 +19,16 @@ from numpy.typing import NDArray
 from photozhpc.errors import CheckpointError, StoreError
 from photozhpc.files.disk import disk_error, remove_stale_partials
 from photozhpc.files.lock import is_held, locked
-from photozhpc.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
 from photozhpc.model.conformal import Labels, effective_number, level_table
 from photozhpc.model.density import LEVEL_Q, N_KNOTS, Uncertainty
 from photozhpc.model.density_fit import fit_distance, fit_heads, selection_weights
-from photozhpc.model.encode import encode
+from photozhpc.model.encode import N_VIEWS, encode, view_inputs
 from photozhpc.model.engine import usable
 from photozhpc.model.pita import PITA
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import label_split, read_labelled
 
-N_VIEWS = 4
 _COMMAND = "photozhpc calibrate"
 # A fair sample of so many images stands for the survey.
 MAX_IMAGES = 50_000
@@ -88,21 +87,25 @@ def fit_uncertainty(
         CheckpointError: the model has no density heads.
         StoreError: a split holds no label.
     """
-    uncertainty = _uncertainty(model)
+    uncertainty = model.uncertainty
+    if uncertainty is None:
+        raise CheckpointError(
+            "the model has no density heads; train with model.density_bins above 0"
+        )
     model.eval()
     labels = read_labelled(store, "train", seed, aperture, label_fraction)
-    labels = labels.take(usable(labels.cutout_NCSS, model.config.crop))
+    usable_N = usable(labels.cutout_NCSS, model.config.crop)
+    _require(store, usable_N, "training")
+    labels = labels.take(usable_N)
     images = _read_images(model, store, seed)
     split_N = label_split(images.source_id_N, seed)
     check_N = images.labelled_N & (split_N == "validation")
     conformal_N = images.labelled_N & (split_N == "calibration")
     _require(store, check_N, "validation")
     _require(store, conformal_N, "calibration")
-    generator = torch.Generator(model.noise_C.device).manual_seed(seed)
-    views = [encode(model, labels.cutout_NCSS, labels.ebv_N, generator) for _ in range(N_VIEWS)]
     fit_heads(
         uncertainty,
-        np.concatenate([view.input_NF for view in views]),
+        view_inputs(model, labels, seed),
         np.tile(labels.z_spec_N, N_VIEWS),
         images.input_NF[check_N],
         images.z_spec_N[check_N],
@@ -137,37 +140,28 @@ def calibrate(
             f"{checkpoint.path}: has no fitted density heads to calibrate; train with "
             f"model.density_bins above 0"
         )
-    with _held(Path(out)) as check:
-        return _calibrate(checkpoint, model, store, Path(out), compact, check)
-
-
-def _calibrate(
-    checkpoint: Checkpoint,
-    model: PITA,
-    store: CutoutStore,
-    out: Path,
-    compact: bool,
-    check: Callable[[], None],
-) -> Path:
     training, fingerprint = checkpoint.training, store.fingerprint()
     seed = training.get("config", {}).get("seed", 0)
-    images = _read_images(model, store, seed)
-    split_N = label_split(images.source_id_N, seed)
-    shape_N = images.labelled_N & (split_N == "validation")
-    conformal_N = images.labelled_N & ~shape_N
-    if training.get("store_sha256") == fingerprint:
-        conformal_N &= split_N == "calibration"
-    _require(store, shape_N, "validation")
-    _require(store, conformal_N, "calibration")
-    weight_N = _weights(images, seed)
-    _set_levels(_uncertainty(model), images, weight_N, shape_N, conformal_N)
-    provenance = {
-        "store_sha256": fingerprint,
-        "labels": int(conformal_N.sum()),
-        "effective_labels": round(effective_number(weight_N[conformal_N]), 1),
-    }
-    training = {**training, "calibration": provenance}
-    return save_checkpoint(out, model, checkpoint.survey, training, compact=compact, check=check)
+    with _held(Path(out)) as check:
+        images = _read_images(model, store, seed)
+        split_N = label_split(images.source_id_N, seed)
+        shape_N = images.labelled_N & (split_N == "validation")
+        conformal_N = images.labelled_N & ~shape_N
+        if training.get("store_sha256") == fingerprint:
+            conformal_N &= split_N == "calibration"
+        _require(store, shape_N, "validation")
+        _require(store, conformal_N, "calibration")
+        weight_N = _weights(images, seed)
+        _set_levels(model.uncertainty, images, weight_N, shape_N, conformal_N)
+        provenance = {
+            "store_sha256": fingerprint,
+            "labels": int(conformal_N.sum()),
+            "effective_labels": round(effective_number(weight_N[conformal_N]), 1),
+        }
+        training = {**training, "calibration": provenance}
+        return save_checkpoint(
+            out, model, checkpoint.survey, training, compact=compact, check=check
+        )
 
 
 @contextmanager
@@ -185,14 +179,6 @@ def _held(out: Path) -> Iterator[Callable[[], None]]:
         lock = held.enter_context(locked(file, _COMMAND, CheckpointError, out))
         remove_stale_partials(folder, out.name)
         yield lock.check
-
-
-def _uncertainty(model: PITA) -> Uncertainty:
-    if model.uncertainty is None:
-        raise CheckpointError(
-            "the model has no density heads; train with model.density_bins above 0"
-        )
-    return model.uncertainty
 
 
 def _require(store: CutoutStore, label_N: NDArray[np.bool_], split: str) -> None:

@@ -1,8 +1,8 @@
 """Compiled forward passes, made once for a machine and kept.
 
 torch exports the forward pass and AOTInductor turns it into a shared library, in a process of
-its own; every later worker and run loads that in milliseconds. A library is of one model, torch,
-processor or GPU, number of threads and batch: all of these stand in its name.
+its own; every later worker and run loads that in milliseconds. A library is for one model, torch,
+processor or GPU, number of threads and batch: its name is a digest of all of these.
 
     compiled/KEY.pt2     in the folder of photozhpc/files/code_cache.py, which is the user's alone
 """

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from photozhpc.model.augment import calibrate, prepare, random_view, stretch
 from photozhpc.model.engine import native_precision
 from photozhpc.model.pita import PITA
+from photozhpc.store.loader import Block
 
 BATCH_SIZE = 256
+N_VIEWS = 4
 
 
 class Encoded(NamedTuple):
@@ -69,3 +71,10 @@ def encode(
         columns = (model.redshift_input(latent_BD, signal_BA), latent_BD, brightness_B)
         batches.append([column.cpu().numpy() for column in columns])
     return Encoded(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+
+
+def view_inputs(model: PITA, block: Block, seed: int) -> NDArray[np.float32]:
+    """Return `input_NF` of N_VIEWS random views of a block: its first view, then its second."""
+    generator = torch.Generator(model.noise_C.device).manual_seed(seed)
+    views = [encode(model, block.cutout_NCSS, block.ebv_N, generator) for _ in range(N_VIEWS)]
+    return np.concatenate([view.input_NF for view in views])

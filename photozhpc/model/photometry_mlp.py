@@ -5,7 +5,7 @@ PITA's redshift head. `fit_mlp` fits one network to any features; `PhotometryMLP
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -152,6 +152,31 @@ def fit_mlp(
 
     train_mlp(network, fitted.scaled(feature_NF), loss, config, nmad)
     return fitted
+
+
+def fit_mlps(
+    networks: nn.ModuleList,
+    feature_NF: NDArray,
+    z_spec_N: NDArray,
+    validation_feature_NF: NDArray,
+    validation_z_N: NDArray,
+    config: MLPFitConfig,
+) -> tuple[NDArray, NDArray]:
+    """Fit networks as `fit_mlp` does, in place, each from a seed of its own.
+
+    Returns:
+        Mean and standard deviation of the features, by which they are to be scaled.
+    """
+    for number, network in enumerate(networks):
+        fitted = fit_mlp(
+            feature_NF,
+            z_spec_N,
+            validation_feature_NF,
+            validation_z_N,
+            replace(config, seed=config.seed + number),
+        )
+        network.load_state_dict(fitted.network.state_dict())
+    return fitted.mean_F, fitted.std_F
 
 
 def _redshift(raw_N: Tensor, scale: str) -> Tensor:

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 
 from photozhpc.metrics import PointMetrics, point_metrics
-from photozhpc.model.encode import encode
-from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
+from photozhpc.model.encode import N_VIEWS, encode, view_inputs
+from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlps
 from photozhpc.model.pita import PITA
 from photozhpc.store.loader import Block
 
-N_VIEWS = 4
 BATCH_SIZE = 512
 WEIGHT_DECAY = 1e-2
 # On a simulated sky: NMAD 0.094 -> 0.085 with 624 labels, 0.0581 -> 0.0578 with 5716.
@@ -35,9 +34,7 @@ def refit_redshift_heads(
         Metrics of the validation sample: "joint" before, "refitted" after.
     """
     model.eval()
-    generator = torch.Generator(model.noise_C.device).manual_seed(seed)
-    views = [encode(model, labels.cutout_NCSS, labels.ebv_N, generator) for _ in range(N_VIEWS)]
-    input_NF = np.concatenate([view.input_NF for view in views])
+    input_NF = view_inputs(model, labels, seed)
     check_NF = encode(model, validation.cutout_NCSS, validation.ebv_N).input_NF
 
     def measured() -> PointMetrics:
@@ -47,26 +44,20 @@ def refit_redshift_heads(
     with torch.no_grad():
         joint = measured()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for number, head in enumerate(model.redshift_mlp):
-        fitted = fit_mlp(
-            input_NF,
-            np.tile(labels.z_spec_N, N_VIEWS),
-            check_NF,
-            validation.z_spec_N,
-            MLPFitConfig(
-                widths=model.config.redshift_mlp,
-                epochs=math.ceil(steps / math.ceil(len(input_NF) / BATCH_SIZE)),
-                batch_size=BATCH_SIZE,
-                weight_decay=WEIGHT_DECAY,
-                huber_delta=huber_delta,
-                input_dropout=INPUT_DROPOUT,
-                redshift_scale=model.config.redshift_scale,
-                seed=seed + number,
-            ),
-        )
-        head.load_state_dict(fitted.network.state_dict())
-        model.redshift_mean_F.copy_(torch.from_numpy(fitted.mean_F))
-        model.redshift_std_F.copy_(torch.from_numpy(fitted.std_F))
+    fit = MLPFitConfig(
+        widths=model.config.redshift_mlp,
+        epochs=math.ceil(steps / math.ceil(len(input_NF) / BATCH_SIZE)),
+        batch_size=BATCH_SIZE,
+        weight_decay=WEIGHT_DECAY,
+        huber_delta=huber_delta,
+        input_dropout=INPUT_DROPOUT,
+        redshift_scale=model.config.redshift_scale,
+        seed=seed,
+    )
+    z_N = np.tile(labels.z_spec_N, N_VIEWS)
+    mean_F, std_F = fit_mlps(model.redshift_mlp, input_NF, z_N, check_NF, validation.z_spec_N, fit)
+    model.redshift_mean_F.copy_(torch.from_numpy(mean_F))
+    model.redshift_std_F.copy_(torch.from_numpy(std_F))
     with torch.no_grad():
         refitted = measured()
     if not refitted.nmad < joint.nmad:

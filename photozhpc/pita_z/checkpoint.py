@@ -27,7 +27,7 @@ from torch import Tensor
 from photozhpc.errors import CheckpointError
 from photozhpc.files.disk import read_fault
 from photozhpc.model.pita import PITA, PITAConfig
-from photozhpc.model.torch_file import load_torch_file
+from photozhpc.model.torch_file import load_torch_file, misfit
 from photozhpc.pita_z.units import njy_per_count
 from photozhpc.survey import Survey
 
@@ -305,5 +305,4 @@ def _filled(path: Path, config: PITAConfig, tensors: Mapping[str, Tensor]) -> PI
         model.load_state_dict({**model.state_dict(), **tensors})
         return model
     except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
-        raise CheckpointError(f"{path}: does not fit a PITA: {first[0].strip()[:160]}") from error
+        raise CheckpointError(f"{path}: does not fit a PITA: {misfit(error)}") from error

@@ -90,7 +90,7 @@ def import_hdf5(
       file without such flags labels every positive redshift.
     - Fluxes: from the features, reddened again, so that training sees the file's colours; else
       `fluxes`; else they are measured on the cutouts. A catalogue's flux is a total one and
-      stands under every aperture radius.
+      is written for every aperture radius.
     - Flux errors: the pixel noise of each cutout (1.4826 MAD about its median) over each
       aperture's area, pixels taken as independent.
     - source_id: `custom_ids` or `source_id`, else the row number.
@@ -202,7 +202,7 @@ def _read_catalogue(
     id_N = np.arange(n) if id_name is None else _column(path, file, id_name, (n,), "iu")
     if len(np.unique(id_N)) != n:
         raise StoreError(
-            f"{path}: '{id_name}' holds an identifier twice; every source needs its own"
+            f"{path}: '{id_name}' an identifier appears twice; every source needs its own"
         )
     if id_N.max() > np.iinfo(np.int64).max:
         raise StoreError(
