@@ -1,6 +1,7 @@
 """Fitting what hangs on the features of a finished encoder: densities, propensities, distances."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,9 +12,7 @@ from torch import Tensor, nn
 from photozhpc.model.density import Uncertainty, floored
 from photozhpc.model.mlp import MLP, MLPTraining, seeded, train_mlp
 
-BATCH_SIZE = 512
-LR = 1e-3
-WEIGHT_DECAY = 1e-2
+TRAINING = MLPTraining(batch_size=512, lr=1e-3, weight_decay=1e-2)
 # A label counts for the bins around it too, as a Gaussian of this width in ln(1+z).
 SMOOTHING_LOG1P = 0.01
 INPUT_DROPOUT = 0.1
@@ -51,32 +50,24 @@ def fit_heads(
     position_N = uncertainty.position(torch.as_tensor(z_N, device=device))
     check_position_N = uncertainty.position(torch.as_tensor(check_z_N, device=device))
     smoothing = SMOOTHING_LOG1P / uncertainty.log1p_max
-    epochs = math.ceil(steps / math.ceil(len(x_NF) / BATCH_SIZE))
+    epochs = math.ceil(steps / math.ceil(len(x_NF) / TRAINING.batch_size))
 
     def loss(logit_BK: Tensor, rows: Tensor) -> Tensor:
         return F.cross_entropy(logit_BK, smoothed(position_N[rows], logit_BK.shape[1], smoothing))
 
+    @torch.no_grad()
+    def check(head: nn.Module) -> float:
+        density_NK = head(check_x_NF).softmax(dim=1)
+        return -log_density(density_NK, check_position_N).mean().item()
+
+    training = replace(TRAINING, epochs=epochs, input_dropout=input_dropout)
     for number, head in enumerate(uncertainty.heads):
-
-        @torch.no_grad()
-        def check(head: nn.Module = head) -> float:
-            density_BK = head(check_x_NF).softmax(dim=1)
-            return -log_density(density_BK, check_position_N).mean().item()
-
         with seeded(seed + number):
             for layer in head.children():
                 if isinstance(layer, nn.Linear):
                     layer.reset_parameters()
         head.requires_grad_(True)
-        training = MLPTraining(
-            epochs,
-            BATCH_SIZE,
-            LR,
-            weight_decay=WEIGHT_DECAY,
-            input_dropout=input_dropout,
-            seed=seed + number,
-        )
-        train_mlp(head, x_NF, loss, training, check)
+        train_mlp(head, x_NF, loss, replace(training, seed=seed + number), check)
         head.requires_grad_(False)
 
 
@@ -114,9 +105,7 @@ def selection_weights(
     def loss(logit_B1: Tensor, rows: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logit_B1.squeeze(1), y_N[rows])
 
-    training = MLPTraining(
-        PROPENSITY_EPOCHS, BATCH_SIZE, 3 * LR, weight_decay=WEIGHT_DECAY, seed=seed
-    )
+    training = replace(TRAINING, epochs=PROPENSITY_EPOCHS, lr=3 * TRAINING.lr, seed=seed)
     train_mlp(network, x_NF, loss, training)
     with torch.no_grad():
         logit_N = network(torch.from_numpy((of_NF - mean_F) / std_F)).squeeze(1)

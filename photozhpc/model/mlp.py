@@ -43,7 +43,7 @@ def train_mlp(
     x_NF: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
     training: MLPTraining,
-    check: Callable[[], float] | None = None,
+    check: Callable[[nn.Module], float] | None = None,
 ) -> None:
     """Train a network on features, in place.
 
@@ -72,7 +72,7 @@ def train_mlp(
             loss(network(x_BF), rows).backward()
             optimiser.step()
             schedule.step()
-        if check is not None and (value := check()) < best:
+        if check is not None and (value := check(network)) < best:
             best = value
             best_state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     if check is not None:

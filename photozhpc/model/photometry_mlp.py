@@ -147,7 +147,7 @@ def fit_mlp(
         z_phot_B = _redshift(raw_B1.squeeze(1), scale)
         return redshift_loss(z_phot_B, z_N[rows], config.huber_delta, scale)
 
-    def nmad() -> float:
+    def nmad(_: nn.Module) -> float:
         return point_metrics(validation_z_N, fitted.predict(validation_feature_NF)).nmad
 
     train_mlp(network, fitted.scaled(feature_NF), loss, config, nmad)
