@@ -18,6 +18,7 @@ import click
 from photozhpc.catalog.photoz_catalog import PhotozFlag, catalog_schema
 from photozhpc.cli import main
 from photozhpc.config import to_mapping
+from photozhpc.info.docstrings import attributes, entries, sections
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.sky.sky_config import SkyConfig
 from photozhpc.survey import Survey, load_survey, survey_names
@@ -240,41 +241,29 @@ def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command
 
 def nested(cls: type) -> list[type]:
     """Return a dataclass and those that its fields hold, each once."""
-    found = [cls]
+    classes = [cls]
     for hint in typing.get_type_hints(cls).values():
         for part in (hint, *typing.get_args(hint)):
             if dataclasses.is_dataclass(part):
-                found += [c for c in nested(typing.cast(type, part)) if c not in found]
-    return found
+                classes += [c for c in nested(typing.cast(type, part)) if c not in classes]
+    return classes
 
 
 def descriptions(cls: type) -> dict[str, str]:
     """Return the text of each field in the Attributes section of a class's docstring."""
-    _, _, section = (inspect.getdoc(cls) or "").partition("Attributes:\n")
-    texts: dict[str, str] = {}
-    names: list[str] = []
-    for line in section.splitlines():
-        start = re.match(r"    (\w+(?:, \w+)*): *(.*)", line)
-        if start:
-            names = start[1].split(", ")
-            texts |= dict.fromkeys(names, start[2])
-        elif line.startswith("     "):
-            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
-        elif line.strip():
-            break
-    return texts
+    return {name: text for names, text in attributes(cls).items() for name in names.split(", ")}
 
 
 def _documented(target: Any) -> list[str]:
     """A docstring, its sections as tables."""
     lines = []
-    for title, text in _sections(inspect.getdoc(target) or ""):
+    for title, text in sections(target):
         if title in ("", "Returns"):
             lines.append(f"{title and '**Returns:** '}{text}\n")
         elif issubclass(type(target), enum.EnumMeta):
             lines.append(_flags(target))
         else:
-            rows = [(f"`{name}`", what) for name, what in _entries(text)]
+            rows = [(f"`{name}`", what) for name, what in entries(text).items()]
             lines.append(_table((title.lower().replace("args", "arguments"), ""), rows))
     return lines
 
@@ -283,21 +272,6 @@ def _flags(cls: type[enum.IntFlag]) -> str:
     texts = descriptions(cls)
     rows = [(str(flag.value), flag.name or "", texts[flag.name or ""]) for flag in cls]
     return _table(("value", "name", "meaning"), rows)
-
-
-def _sections(doc: str) -> list[tuple[str, str]]:
-    """Split a docstring into (heading of the section, its text); plain text has no heading."""
-    parts = re.split(r"^(Args|Attributes|Returns|Raises):\n((?:    .*\n?|\n)*)", doc, flags=re.M)
-    found = [("", parts[0])]
-    for title, inside, after in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-        found += [(title, textwrap.dedent(inside)), ("", after)]
-    return [(title, text.strip()) for title, text in found if text.strip()]
-
-
-def _entries(text: str) -> list[tuple[str, str]]:
-    """The (name, description) pairs of a section."""
-    found = re.findall(r"^(\w[\w, ]*): (.*(?:\n .*)*)", text, re.M)
-    return [(name, " ".join(what.split())) for name, what in found]
 
 
 def _signature(target: Any) -> str:
@@ -322,13 +296,12 @@ def _signature(target: Any) -> str:
 
 def _keys(root: type, cls: type) -> str:
     """The keys under which a nested class stands."""
-    found = [
+    return ", ".join(
         f"`{name}`"
         for parent in nested(root)
         for name, hint in typing.get_type_hints(parent).items()
         if cls in (hint, *typing.get_args(hint))
-    ]
-    return ", ".join(found)
+    )
 
 
 def _summary(cls: type) -> str:

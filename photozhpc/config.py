@@ -1,6 +1,10 @@
-"""Strict YAML -> frozen dataclasses: an unknown key or a wrong type stops the run, by name."""
+"""Strict YAML -> frozen dataclasses: an unknown key or a wrong type stops the run, by name.
+
+A configuration comes with the package, and has a name; or it is a YAML file of the user's.
+"""
 
 import dataclasses
+import os
 import reprlib
 import types
 import typing
@@ -12,6 +16,55 @@ import yaml
 from photozhpc.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
+Kind = typing.Literal["survey", "recipe", "site", "sky"]
+KINDS: tuple[Kind, ...] = typing.get_args(Kind)
+_FOLDER = Path(__file__).parent / "configs"
+# Names begin below the first of the two: small/pita, but sky/default.
+_BUNDLED = {
+    "survey": (_FOLDER / "surveys", "*.yaml"),
+    "recipe": (_FOLDER / "train", "**/*.yaml"),
+    "site": (_FOLDER / "sites", "*.yaml"),
+    "sky": (_FOLDER, "sky/*.yaml"),
+}
+
+
+def bundled_configs(*kinds: Kind) -> dict[str, Path]:
+    """Return the configurations of some kinds that come with the package: name -> path, sorted."""
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for folder, pattern in (_BUNDLED[kind] for kind in kinds)
+        for path in sorted(folder.glob(pattern))
+    }
+
+
+def config_path(name_or_path: str | Path, *kinds: Kind) -> Path:
+    """Return the path of a bundled configuration, by its name, or else the path given.
+
+    A path ends in .yaml or .yml, or a file is there.
+
+    Args:
+        kinds: those that are looked for.
+
+    Raises:
+        ConfigError: it is neither a name nor a path; the nearest name is suggested.
+    """
+    text, bundled = str(name_or_path), bundled_configs(*kinds)
+    if text in bundled:
+        return bundled[text]
+    if text.endswith((".yaml", ".yml")) or (os.path.exists(text) and not os.path.isdir(text)):
+        return Path(text)
+    kind = kinds[0] if len(kinds) == 1 else "configuration"
+    raise ConfigError(f"unknown {kind} '{text}'{did_you_mean(text, bundled)}; or pass a YAML file")
+
+
+def read_config(cls: type[T], name_or_path: str | Path, kind: Kind) -> T:
+    """Read a configuration by its name or path (see `config_path`), checking every key.
+
+    Raises:
+        ConfigError: there is none, or it is faulty.
+    """
+    path = config_path(name_or_path, kind)
+    return from_mapping(cls, load_yaml(path), str(path))
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

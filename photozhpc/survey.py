@@ -6,10 +6,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from photozhpc.config import from_mapping, load_yaml
+from photozhpc.config import bundled_configs, read_config
 from photozhpc.errors import ConfigError, did_you_mean
-
-SURVEY_DIR = Path(__file__).parent / "configs" / "surveys"
 
 _NAME = re.compile(r"[^\W_][\w .+-]{0,99}")
 _PLACEHOLDERS = re.compile(r"\{tile(?::[^{}]*)?\}|\{band\}")
@@ -88,7 +86,7 @@ class SourceColumns:
                 raise ValueError(f"{key} must name a column")
             for name in names_of(value):
                 if name.lower() in used:
-                    raise ValueError(f"{key}: the column '{name[:60]}' is named twice")
+                    raise ValueError(f"{key}: the column '{name[:60]}' appears twice")
                 used.add(name.lower())
 
 
@@ -230,12 +228,12 @@ class Survey:
         """
         if _fits(file_name, self.skip_mosaics) is not None:
             return None
-        known = sorted([*self.band_names, *self.band_aliases], key=len, reverse=True)
-        band = f"(?P<band>{'|'.join(map(re.escape, known))})"
+        names = sorted([*self.band_names, *self.band_aliases], key=len, reverse=True)
+        band = f"(?P<band>{'|'.join(map(re.escape, names))})"
         for pattern in names_of(self.mosaic_pattern):
-            found = _match(pattern, band, file_name)
-            if found is not None:
-                return found.get("tile", ""), self.band(found["band"]) if "band" in found else None
+            parts = _match(pattern, band, file_name)
+            if parts is not None:
+                return parts.get("tile", ""), self.band(parts["band"]) if "band" in parts else None
         return None
 
     def match_source_list(self, file_name: str) -> tuple[int, str | None] | None:
@@ -248,9 +246,9 @@ class Survey:
                 if fnmatch.fnmatchcase(file_name, pattern):
                     return index, None
                 continue
-            found = _match(pattern, "(?P<band>.+?)", file_name)
-            if found is not None:
-                return index, found["tile"]
+            parts = _match(pattern, "(?P<band>.+?)", file_name)
+            if parts is not None:
+                return index, parts["tile"]
         return None
 
     def preference(self, file_name: str) -> int:
@@ -323,7 +321,7 @@ def _match(pattern: str, band: str, file_name: str) -> dict[str, str] | None:
 
 def survey_names() -> list[str]:
     """Names of the surveys that come with the package."""
-    return sorted(path.stem for path in SURVEY_DIR.glob("*.yaml"))
+    return list(bundled_configs("survey"))
 
 
 def load_survey(name_or_yaml_path: str | Path) -> Survey:
@@ -332,11 +330,4 @@ def load_survey(name_or_yaml_path: str | Path) -> Survey:
     Raises:
         ConfigError: unknown name (the nearest is suggested) or a faulty file.
     """
-    text = str(name_or_yaml_path)
-    if text in survey_names():
-        path = SURVEY_DIR / f"{text}.yaml"
-    elif text.endswith((".yaml", ".yml")) or "/" in text:
-        path = Path(text)
-    else:
-        raise ConfigError(f"unknown survey '{text}'{did_you_mean(text, survey_names())}")
-    return from_mapping(Survey, load_yaml(path), str(path))
+    return read_config(Survey, name_or_yaml_path, "survey")

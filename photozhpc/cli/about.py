@@ -23,11 +23,11 @@ def info(path: Path, survey: str | None, as_json: bool) -> None:
     """
     from photozhpc.info.describe import about, describe
 
-    found = about(path, None if survey is None else load_survey(survey))
+    facts = about(path, None if survey is None else load_survey(survey))
     if as_json:
-        echo_json(found)
+        echo_json(facts)
     else:
-        click.echo(describe(found))
+        click.echo(describe(facts))
 
 
 class ExamplesGroup(click.Group):
@@ -48,12 +48,12 @@ def list_configs(as_json: bool) -> None:
     """List the configurations that come with the package."""
     from photozhpc.info.configs import listing
 
-    found = listing()
+    entries = listing()
     if as_json:
-        echo_json(found)
+        echo_json(entries)
         return
-    width = max(len(entry["name"]) for entry in found)
-    for entry in found:
+    width = max(len(entry["name"]) for entry in entries)
+    for entry in entries:
         click.echo(f"{entry['kind']:<6}  {entry['name']:<{width}}  {entry['about']}")
 
 
@@ -67,11 +67,11 @@ def show(name: str, as_json: bool) -> None:
     """
     from photozhpc.info.configs import load_config
 
-    found = load_config(name)
+    loaded = load_config(name)
     if as_json:
-        echo_json(found.mapping())
+        echo_json(loaded.mapping())
     else:
-        click.echo(found.text())
+        click.echo(loaded.text())
 
 
 @main.command(

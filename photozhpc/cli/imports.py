@@ -31,15 +31,15 @@ from photozhpc.survey import load_survey
     type=click.IntRange(32),
     help="Side of the image that the network sees, px.",
 )
-def import_checkpoint(
+def import_checkpoint_command(
     path: Path, survey: str, out: Path, zero_point: tuple[float, ...], crop: int
 ) -> None:
     """Turn a Lightning checkpoint of pita-z into a model; nothing in it is executed."""
     from photozhpc.model import save_checkpoint
-    from photozhpc.pita_z.checkpoint import import_checkpoint as run
+    from photozhpc.pita_z.checkpoint import import_checkpoint
 
     wanted = load_survey(survey)
-    model, notes = run(path, wanted, zero_point or None, crop)
+    model, notes = import_checkpoint(path, wanted, zero_point or None, crop)
     for note in notes:
         LOG.info("note: %s", note)
     training = {"imported_from": path.name, "notes": list(notes)}
@@ -75,7 +75,7 @@ def import_checkpoint(
 @click.option(
     "--flux-band", help="Band of their flux; default: what its fluxes say, else the last."
 )
-def import_hdf5(
+def import_hdf5_command(
     path: Path,
     survey: str,
     store: Path,
@@ -85,7 +85,7 @@ def import_hdf5(
     flux_band: str | None,
 ) -> None:
     """Copy an HDF5 catalogue of pita-z into a store; run again to continue."""
-    from photozhpc.pita_z.hdf5 import import_hdf5 as run
+    from photozhpc.pita_z.hdf5 import import_hdf5
     from photozhpc.pita_z.units import FluxFeatures
 
     wanted = load_survey(survey)
@@ -93,8 +93,9 @@ def import_hdf5(
     if colours or flux_band:
         band = wanted.band(flux_band).name if flux_band else wanted.band_names[-1]
         features = FluxFeatures(colours != "blue/red", wanted.band_names.index(band))
-    progress = Progress("sources")
-    summary = run(path, wanted, store, label_f, features, zero_point or None, progress=progress)
+    summary = import_hdf5(
+        path, wanted, store, label_f, features, zero_point or None, progress=Progress("sources")
+    )
     for note in summary.notes:
         LOG.info("note: %s", note)
     click.echo(f"{summary.sources} sources in {store}, {summary.labelled} with a z_spec")

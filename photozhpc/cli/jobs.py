@@ -66,11 +66,11 @@ def status(path: Path, as_json: bool) -> None:
     """
     from photozhpc.catalog.status import describe, status_of
 
-    found = status_of(path)
+    state = status_of(path)
     if as_json:
-        echo_json(found)
+        echo_json(state)
     else:
-        click.echo(describe(found))
+        click.echo(describe(state))
 
 
 @main.command(cls=Examples, example="photozhpc bench infer")

@@ -9,39 +9,42 @@ from photozhpc.cli.group import JSON, LOCAL, Examples, echo_json, main
 from photozhpc.cli.parameters import RECIPE
 
 
-@main.command(cls=Examples, example="photozhpc train --config recipe.yaml --store S --out run")
+@main.command(
+    "train", cls=Examples, example="photozhpc train --config recipe.yaml --store S --out run"
+)
 @click.option("--config", required=True, type=RECIPE, help="Recipe name or YAML file.")
 @click.option("--store", type=LOCAL, help="Store; default: the config's.")
 @click.option("--out", type=LOCAL, help="Folder; default: the config's.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run, if there is one.")
 @JSON
-def train(config: str, store: Path | None, out: Path | None, resume: bool, as_json: bool) -> None:
+def train_command(
+    config: str, store: Path | None, out: Path | None, resume: bool, as_json: bool
+) -> None:
     """Train on a store; under torchrun, in several processes.
 
     On SIGTERM or SIGUSR1 it saves its state and exits with code 75; --resume continues.
     """
     from dataclasses import replace
 
-    from photozhpc.config import from_mapping, load_yaml
-    from photozhpc.info.configs import recipe_path
+    from photozhpc.config import read_config
     from photozhpc.model.launch import Launch
-    from photozhpc.model.train import train as run
+    from photozhpc.model.train import train
     from photozhpc.model.train_config import TrainConfig
 
-    recipe = recipe_path(config)
-    settings = from_mapping(TrainConfig, load_yaml(recipe), str(recipe))
+    settings = read_config(TrainConfig, config, "recipe")
     if store is not None:
         settings = replace(settings, store=str(store))
     if out is not None:
         settings = replace(settings, out=str(out))
     if not settings.store:
         raise click.UsageError(f"{config} names no store; pass --store PATH")
-    model_file = run(settings, resume)
+    model_file = train(settings, resume)
     if Launch.of(os.environ).rank == 0:
         _say_model(model_file, as_json)
 
 
 @main.command(
+    "calibrate",
     cls=Examples,
     example="photozhpc calibrate --checkpoint m.safetensors --store cal.zarr --out c.safetensors",
 )
@@ -52,14 +55,16 @@ def train(config: str, store: Path | None, out: Path | None, resume: bool, as_js
     "--compact", is_flag=True, help="Store the encoder's weights in float16: half the size."
 )
 @JSON
-def calibrate(checkpoint: Path, store: Path, out: Path, compact: bool, as_json: bool) -> None:
+def calibrate_command(
+    checkpoint: Path, store: Path, out: Path, compact: bool, as_json: bool
+) -> None:
     """Recalibrate a model's intervals on the labels of a store."""
-    from photozhpc.model.calibrate import calibrate as run
+    from photozhpc.model.calibrate import calibrate
     from photozhpc.store import CutoutStore
 
     opened = CutoutStore.open(store)
     opened.check_complete()
-    _say_model(run(checkpoint, opened, out, compact), as_json)
+    _say_model(calibrate(checkpoint, opened, out, compact), as_json)
 
 
 def _say_model(path: Path, as_json: bool) -> None:

@@ -1,31 +1,27 @@
 """Kinds of arguments that the shell can complete: surveys, sites, recipes.
 
-They take what the commands take; only completion knows more. Nothing heavy is imported: a shell
-asks at every press of Tab.
+Nothing heavy is imported: a shell asks at every press of Tab.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
-from photozhpc.info.configs import config_names, recipe_names
-from photozhpc.survey import survey_names
-from photozhpc.workers.site import site_names
+from photozhpc.config import KINDS, Kind, bundled_configs
 
 
 class NameOrYaml(click.ParamType):
     """A name that comes with the package, or the path of a YAML file; stays text."""
 
-    def __init__(self, name: str, known: Callable[[], list[str]]) -> None:
-        self.name = name
-        self._known = known
+    def __init__(self, *kinds: Kind) -> None:
+        self.name = kinds[0] if len(kinds) == 1 else "config"
+        self._kinds = kinds
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        names = [name for name in self._known() if name.startswith(incomplete)]
+        names = [name for name in bundled_configs(*self._kinds) if name.startswith(incomplete)]
         return [CompletionItem(name) for name in [*names, *_yaml_paths(incomplete)]]
 
 
@@ -37,19 +33,19 @@ def _yaml_paths(incomplete: str) -> list[str]:
         entries = sorted(Path(prefix).expanduser().iterdir())
     except OSError:
         return []
-    found = []
+    paths = []
     for entry in entries:
         hidden = entry.name.startswith(".") and not start.startswith(".")
         if hidden or not entry.name.startswith(start):
             continue
         if entry.is_dir():
-            found.append(f"{prefix}{entry.name}/")
+            paths.append(f"{prefix}{entry.name}/")
         elif entry.suffix in (".yaml", ".yml"):
-            found.append(f"{prefix}{entry.name}")
-    return found
+            paths.append(f"{prefix}{entry.name}")
+    return paths
 
 
-SURVEY = NameOrYaml("survey", survey_names)
-SITE = NameOrYaml("site", site_names)
-RECIPE = NameOrYaml("recipe", recipe_names)
-CONFIG = NameOrYaml("config", config_names)
+SURVEY = NameOrYaml("survey")
+SITE = NameOrYaml("site")
+RECIPE = NameOrYaml("recipe")
+CONFIG = NameOrYaml(*KINDS)

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from photozhpc.errors import StoreError
-from photozhpc.model.augment import prepare
 from photozhpc.model.checkpoint import load_checkpoint
 from photozhpc.model.engine import Engine, usable
 from photozhpc.sources.read import Sources
@@ -180,17 +179,13 @@ def _forward(
     engine: Engine, cutout_BCSS: NDArray[np.float32], ebv_B: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return latent_BD and z_phot_B, computed as inference does."""
-    model, device = engine.forward.model, engine.device
-    image_BCHW = prepare(
-        torch.from_numpy(cutout_BCSS).to(device),
-        torch.from_numpy(ebv_B).to(device),
-        model.extinction_r_C,
-        model.noise_C,
-        model.config.crop,
-        model.config.stretch,
+    forward, device = engine.forward, engine.device
+    feature_BF, linear_BCHW = forward.encode(
+        torch.from_numpy(cutout_BCSS).to(device), torch.from_numpy(ebv_B).to(device)
     )
-    output = model(image_BCHW)
-    return output.latent_BD.cpu().numpy(), output.z_phot_B.cpu().numpy()
+    latent_BD, _ = forward.model.latent(feature_BF, linear_BCHW)
+    estimate, _ = forward.model.estimate_from(feature_BF, linear_BCHW, forward.reports_median)
+    return latent_BD.cpu().numpy(), estimate.z_phot_B.cpu().numpy()
 
 
 def _centres(cutout_BCSS: NDArray[np.float32]) -> NDArray[np.float32]:

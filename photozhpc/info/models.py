@@ -16,7 +16,7 @@ _MAX_TILES_COUNTED = 1000
 
 
 def about_store(path: Path) -> dict[str, Any]:
-    """Describe a store from its manifests and, for the labels, one small column a tile.
+    """Describe a store from its manifests and, for the labels, one small column per tile.
 
     Raises:
         StoreError: it is damaged.
@@ -74,7 +74,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         tensors = {name: about for name, about in header.items() if name != "__metadata__"}
         end = max((about["data_offsets"][1] for about in tensors.values()), default=0)
         if 8 + n_bytes + end != size:
-            raise ValueError(f"{size} bytes, where {8 + n_bytes + end} are due")
+            raise ValueError(f"{size} bytes, where {8 + n_bytes + end} are expected")
         for about in tensors.values():
             math.prod(about["shape"])
         return tensors, dict(header.get("__metadata__", {}))
@@ -101,7 +101,6 @@ def about_checkpoint(path: Path) -> dict[str, Any]:
         calibration = training.get("calibration")
         epoch = training.get("last_epoch") or {}
         validation = training.get("refit_validation") or training.get("validation") or {}
-        kind = header.get("kind", "pita")
         with open(path, "rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         parameters = sum(math.prod(about["shape"]) for about in tensors.values())
@@ -109,7 +108,7 @@ def about_checkpoint(path: Path) -> dict[str, Any]:
         return {
             "kind": "checkpoint",
             "path": str(path),
-            "model": kind,
+            "model": header["kind"],
             "survey": survey["name"],
             "bands": [band["name"] for band in survey["bands"]],
             "pixel_scale_arcsec": survey["pixel_scale_arcsec"],
@@ -141,14 +140,14 @@ def about_training(path: Path) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for line in reversed(lines[-10:]):  # the end may have been cut short
         try:
-            found = json.loads(line)
+            record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict):
-            last = found
+        if isinstance(record, dict):
+            last = record
             break
     files = [n for n in ("model", "best", "last") if (path / f"{n}.safetensors").is_file()]
-    found = {
+    facts = {
         "kind": "training",
         "path": str(path),
         "state": "finished" if "model" in files else "not finished",
@@ -161,7 +160,7 @@ def about_training(path: Path) -> dict[str, Any]:
         try:
             model = about_checkpoint(path / f"{files[0]}.safetensors")
         except CheckpointError as error:
-            return {**found, "note": str(error)}
+            return {**facts, "note": str(error)}
         names = ("model", "survey", "bands", "encoder", "crop_pix", "density_bins", "method")
-        found.update({name: model[name] for name in (*names, "validation", "sha256")})
-    return found
+        facts.update({name: model[name] for name in (*names, "validation", "sha256")})
+    return facts

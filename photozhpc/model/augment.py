@@ -8,11 +8,15 @@ prepare = stretch(centre_crop(calibrate)): what inference does
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+Images = TypeVar("Images", Tensor, NDArray[np.float32])
 
 
 def calibrate(
@@ -48,7 +52,7 @@ def _asinh(x: Tensor) -> Tensor:
     return torch.copysign(torch.log1p(size + grown), x)
 
 
-def centre_crop(image_BCSS: Tensor, crop: int) -> Tensor:
+def centre_crop(image_BCSS: Images, crop: int) -> Images:
     """Return the central crop x crop pixels; pixel S//2 becomes pixel crop//2.
 
     Raises:

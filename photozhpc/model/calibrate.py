@@ -9,31 +9,27 @@ what is usual in latent space.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from photozhpc.errors import CheckpointError, StoreError
 from photozhpc.files.disk import disk_error, remove_stale_partials
 from photozhpc.files.lock import is_held, locked
-from photozhpc.model.augment import calibrate as calibrate_image
-from photozhpc.model.augment import prepare, random_view, stretch
-from photozhpc.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
 from photozhpc.model.conformal import Labels, effective_number, level_table
 from photozhpc.model.density import LEVEL_Q, N_KNOTS, Uncertainty
 from photozhpc.model.density_fit import fit_distance, fit_heads, selection_weights
-from photozhpc.model.engine import native_precision, usable
+from photozhpc.model.encode import N_VIEWS, encode, view_inputs
+from photozhpc.model.engine import usable
 from photozhpc.model.pita import PITA
 from photozhpc.store.cutout_store import CutoutStore
-from photozhpc.store.loader import Block, label_split, read_labelled
+from photozhpc.store.loader import label_split, read_labelled
 
-N_VIEWS = 4
 _COMMAND = "photozhpc calibrate"
-BATCH_SIZE = 256
 # A fair sample of so many images stands for the survey.
 MAX_IMAGES = 50_000
 # Knots lie this far apart at least, so that a table can be interpolated whatever the images.
@@ -91,20 +87,25 @@ def fit_uncertainty(
         CheckpointError: the model has no density heads.
         StoreError: a split holds no label.
     """
-    uncertainty = _uncertainty(model)
+    uncertainty = model.uncertainty
+    if uncertainty is None:
+        raise CheckpointError(
+            "the model has no density heads; train with model.density_bins above 0"
+        )
     model.eval()
     labels = read_labelled(store, "train", seed, aperture, label_fraction)
-    labels = labels.take(usable(labels.cutout_NCSS, model.config.crop))
+    usable_N = usable(labels.cutout_NCSS, model.config.crop)
+    _require(store, usable_N, "training")
+    labels = labels.take(usable_N)
     images = _read_images(model, store, seed)
     split_N = label_split(images.source_id_N, seed)
     check_N = images.labelled_N & (split_N == "validation")
     conformal_N = images.labelled_N & (split_N == "calibration")
     _require(store, check_N, "validation")
     _require(store, conformal_N, "calibration")
-    generator = torch.Generator(model.noise_C.device).manual_seed(seed)
     fit_heads(
         uncertainty,
-        np.concatenate([_random_inputs(model, labels, generator) for _ in range(N_VIEWS)]),
+        view_inputs(model, labels, seed),
         np.tile(labels.z_spec_N, N_VIEWS),
         images.input_NF[check_N],
         images.z_spec_N[check_N],
@@ -139,37 +140,28 @@ def calibrate(
             f"{checkpoint.path}: has no fitted density heads to calibrate; train with "
             f"model.density_bins above 0"
         )
-    with _held(Path(out)) as check:
-        return _calibrate(checkpoint, model, store, Path(out), compact, check)
-
-
-def _calibrate(
-    checkpoint: Checkpoint,
-    model: PITA,
-    store: CutoutStore,
-    out: Path,
-    compact: bool,
-    check: Callable[[], None],
-) -> Path:
-    training = checkpoint.training
+    training, fingerprint = checkpoint.training, store.fingerprint()
     seed = training.get("config", {}).get("seed", 0)
-    images = _read_images(model, store, seed)
-    split_N = label_split(images.source_id_N, seed)
-    shape_N = images.labelled_N & (split_N == "validation")
-    conformal_N = images.labelled_N & ~shape_N
-    if training.get("store_sha256") == store.fingerprint():
-        conformal_N &= split_N == "calibration"
-    _require(store, shape_N, "validation")
-    _require(store, conformal_N, "calibration")
-    weight_N = _weights(images, seed)
-    _set_levels(_uncertainty(model), images, weight_N, shape_N, conformal_N)
-    provenance = {
-        "store_sha256": store.fingerprint(),
-        "labels": int(conformal_N.sum()),
-        "effective_labels": round(effective_number(weight_N[conformal_N]), 1),
-    }
-    training = {**training, "calibration": provenance}
-    return save_checkpoint(out, model, checkpoint.survey, training, compact=compact, check=check)
+    with _held(Path(out)) as check:
+        images = _read_images(model, store, seed)
+        split_N = label_split(images.source_id_N, seed)
+        shape_N = images.labelled_N & (split_N == "validation")
+        conformal_N = images.labelled_N & ~shape_N
+        if training.get("store_sha256") == fingerprint:
+            conformal_N &= split_N == "calibration"
+        _require(store, shape_N, "validation")
+        _require(store, conformal_N, "calibration")
+        weight_N = _weights(images, seed)
+        _set_levels(model.uncertainty, images, weight_N, shape_N, conformal_N)
+        provenance = {
+            "store_sha256": fingerprint,
+            "labels": int(conformal_N.sum()),
+            "effective_labels": round(effective_number(weight_N[conformal_N]), 1),
+        }
+        training = {**training, "calibration": provenance}
+        return save_checkpoint(
+            out, model, checkpoint.survey, training, compact=compact, check=check
+        )
 
 
 @contextmanager
@@ -187,23 +179,6 @@ def _held(out: Path) -> Iterator[Callable[[], None]]:
         lock = held.enter_context(locked(file, _COMMAND, CheckpointError, out))
         remove_stale_partials(folder, out.name)
         yield lock.check
-
-
-def with_density_heads(model: PITA, density_bins: int, density_z_max: float) -> PITA:
-    """Return a model of the same weights with new density heads, which are still to be fitted."""
-    config = replace(model.config, density_bins=density_bins, density_z_max=density_z_max)
-    extended = PITA(config).to(model.noise_C.device)
-    kept = {k: v for k, v in model.state_dict().items() if not k.startswith("uncertainty.")}
-    extended.load_state_dict({**extended.state_dict(), **kept})
-    return extended.eval()
-
-
-def _uncertainty(model: PITA) -> Uncertainty:
-    if model.uncertainty is None:
-        raise CheckpointError(
-            "the model has no density heads; train with model.density_bins above 0"
-        )
-    return model.uncertainty
 
 
 def _require(store: CutoutStore, label_N: NDArray[np.bool_], split: str) -> None:
@@ -268,54 +243,9 @@ def _read_images(model: PITA, store: CutoutStore, seed: int) -> _Images:
         cutout_NCSS = store.read_cutouts(key)
         wanted_N &= usable(cutout_NCSS, model.config.crop)
         if wanted_N.any():
-            features = _features(model, cutout_NCSS[wanted_N], sources.ebv_N[wanted_N])
-            known = (sources.source_id_N, sources.z_spec_N, sampled_N)
-            parts.append((*(column[wanted_N] for column in known), *features))
+            encoded = encode(model, cutout_NCSS[wanted_N], sources.ebv_N[wanted_N])
+            columns = (sources.source_id_N, sources.z_spec_N, sampled_N)
+            parts.append((*(column[wanted_N] for column in columns), *encoded))
     if not parts:
         raise StoreError(f"{store.path}: no image with data in every band")
     return _Images(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-@torch.no_grad()
-def _features(model: PITA, cutout_NCSS: NDArray, ebv_N: NDArray) -> tuple[NDArray, ...]:
-    """Return redshift_input, latent and brightness of cutouts, as inference sees them."""
-    config, constants = model.config, (model.extinction_r_C, model.noise_C)
-    parts = []
-    for cutout_BCSS, ebv_B in _batches(model, cutout_NCSS, ebv_N):
-        image_BCHW = prepare(cutout_BCSS, ebv_B, *constants, config.crop, config.stretch)
-        input_BF, latent_BD = _forward(model, image_BCHW)
-        columns = (input_BF, latent_BD, model.brightness(model.unstretch(image_BCHW)))
-        parts.append([column.float().cpu().numpy() for column in columns])
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-
-
-@torch.no_grad()
-def _random_inputs(model: PITA, block: Block, generator: torch.Generator) -> NDArray[np.float32]:
-    """Return redshift_input of a random quarter-turn view of each cutout."""
-    config, constants = model.config, (model.extinction_r_C, model.noise_C)
-    inputs = []
-    for cutout_BCSS, ebv_B in _batches(model, block.cutout_NCSS, block.ebv_N):
-        calibrated_BCSS = calibrate_image(cutout_BCSS, ebv_B, *constants)
-        view_BCHW = random_view(calibrated_BCSS, config.crop, "quarter", 0, 0.0, [generator])
-        input_BF, _ = _forward(model, stretch(view_BCHW, config.stretch))
-        inputs.append(input_BF.cpu().numpy())
-    return np.concatenate(inputs)
-
-
-def _batches(model: PITA, cutout_NCSS: NDArray, ebv_N: NDArray) -> Iterator[tuple[Tensor, Tensor]]:
-    device = model.noise_C.device
-    for start in range(0, len(cutout_NCSS), BATCH_SIZE):
-        rows = slice(start, start + BATCH_SIZE)
-        ebv_B = torch.from_numpy(np.asarray(ebv_N[rows], dtype=np.float32))
-        yield torch.from_numpy(cutout_NCSS[rows]).to(device), ebv_B.to(device)
-
-
-def _forward(model: PITA, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return redshift_input and latent of prepared images, at the precision of inference."""
-    device = image_BCHW.device
-    precision = native_precision(device)
-    with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-        latent_BD, signal_BA = model.features(
-            image_BCHW.contiguous(memory_format=torch.channels_last)
-        )
-    return model.redshift_input(latent_BD, signal_BA).float(), latent_BD.float()

@@ -20,6 +20,7 @@ from photozhpc.errors import CheckpointError, ConfigError
 from photozhpc.files.disk import disk_error, read_fault, write_durably
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita import PITA, PITAConfig
+from photozhpc.model.torch_file import misfit
 from photozhpc.survey import Survey
 
 FORMAT = 1
@@ -64,14 +65,6 @@ class Checkpoint:
                 f"pass the model file of a method that sees images"
             )
         return self.model
-
-    @property
-    def survey_name(self) -> str:
-        return self.survey.name
-
-    @property
-    def band_names(self) -> tuple[str, ...]:
-        return self.survey.band_names
 
     def check_store(self, store_survey: Survey, cutout_size: int) -> None:
         """Check that a store's cutouts, or fluxes, are what the model was trained on.
@@ -195,7 +188,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             )
         if metadata[_DIGEST] != _digest(metadata[_HEADER], tensors):
             raise CheckpointError(f"{path}: was altered or damaged; get or train it again")
-        kind = header.get("kind", "pita")  # photozhpc up to 2026-11 wrote nothing else
+        kind = header["kind"]
         if kind not in _MODELS:
             raise CheckpointError(f"{path}: holds an unknown kind of model; upgrade photozhpc")
         config: Any = from_mapping(_CONFIGS[kind], header["model"], f"{path}: model")
@@ -227,10 +220,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
         model.load_state_dict(weights, assign=True)
     except (RuntimeError, ValueError, TypeError) as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
-        raise CheckpointError(
-            f"{path}: weights do not fit the model: {first[0].strip()[:160]}"
-        ) from error
+        raise CheckpointError(f"{path}: weights do not fit the model: {misfit(error)}") from error
     with open(path, "rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return Checkpoint(path, model.eval(), survey, training, sha256)

@@ -1,8 +1,8 @@
 """Compiled forward passes, made once for a machine and kept.
 
 torch exports the forward pass and AOTInductor turns it into a shared library, in a process of
-its own; every later worker and run loads that in milliseconds. A library is of one model, torch,
-processor or GPU, number of threads and batch: all of these stand in its name.
+its own; every later worker and run loads that in milliseconds. A library is for one model, torch,
+processor or GPU, number of threads and batch: its name is a digest of all of these.
 
     compiled/KEY.pt2     in the folder of photozhpc/files/code_cache.py, which is the user's alone
 """
@@ -122,9 +122,9 @@ def _code_digest() -> str:
 
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
+        gpu = torch.cuda.get_device_properties(device)
         # Not its serial number: equal devices share the code.
-        return f"{found.name} {found.major}.{found.minor} {found.multi_processor_count}"
+        return f"{gpu.name} {gpu.major}.{gpu.minor} {gpu.multi_processor_count}"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -92,8 +92,8 @@ def fit_smooth_map(labels: Labels) -> SmoothMap:
         slope = [by_shift_N.sum(), by_shift_N @ t_N, by_gain_N.sum(), by_gain_N @ t_N]
         return float(value), np.array(slope) + prior * four
 
-    found = minimize(loss, np.zeros(4), jac=True, method="BFGS").x
-    return SmoothMap(centre, scale, (found[0], found[1]), (found[2], found[3]))
+    fitted = minimize(loss, np.zeros(4), jac=True, method="BFGS").x
+    return SmoothMap(centre, scale, (fitted[0], fitted[1]), (fitted[2], fitted[3]))
 
 
 def level_table(

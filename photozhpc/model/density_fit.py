@@ -1,8 +1,7 @@
 """Fitting what hangs on the features of a finished encoder: densities, propensities, distances."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,11 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from photozhpc.model.density import Uncertainty, floored
-from photozhpc.model.mlp import MLP
+from photozhpc.model.mlp import MLP, MLPTraining, seeded, train_mlp
 
-BATCH_SIZE = 512
-LR = 1e-3
-WEIGHT_DECAY = 1e-2
+TRAINING = MLPTraining(batch_size=512, lr=1e-3, weight_decay=1e-2)
 # A label counts for the bins around it too, as a Gaussian of this width in ln(1+z).
 SMOOTHING_LOG1P = 0.01
 INPUT_DROPOUT = 0.1
@@ -52,66 +49,26 @@ def fit_heads(
     )
     position_N = uncertainty.position(torch.as_tensor(z_N, device=device))
     check_position_N = uncertainty.position(torch.as_tensor(check_z_N, device=device))
-    sample = (x_NF, position_N, check_x_NF, check_position_N)
-    epochs = math.ceil(steps / math.ceil(len(x_NF) / BATCH_SIZE))
+    smoothing = SMOOTHING_LOG1P / uncertainty.log1p_max
+    epochs = math.ceil(steps / math.ceil(len(x_NF) / TRAINING.batch_size))
+
+    def loss(logit_BK: Tensor, rows: Tensor) -> Tensor:
+        return F.cross_entropy(logit_BK, smoothed(position_N[rows], logit_BK.shape[1], smoothing))
+
+    @torch.no_grad()
+    def check(head: nn.Module) -> float:
+        density_NK = head(check_x_NF).softmax(dim=1)
+        return -log_density(density_NK, check_position_N).mean().item()
+
+    training = replace(TRAINING, epochs=epochs, input_dropout=input_dropout)
     for number, head in enumerate(uncertainty.heads):
-        with _seeded(seed + number):
+        with seeded(seed + number):
             for layer in head.children():
                 if isinstance(layer, nn.Linear):
                     layer.reset_parameters()
         head.requires_grad_(True)
-        smoothing = SMOOTHING_LOG1P / uncertainty.log1p_max
-        _fit_head(head, sample, smoothing, input_dropout, epochs, seed + number)
+        train_mlp(head, x_NF, loss, replace(training, seed=seed + number), check)
         head.requires_grad_(False)
-
-
-def _fit_head(
-    head: nn.Module,
-    sample: tuple[Tensor, Tensor, Tensor, Tensor],
-    smoothing: float,
-    input_dropout: float,
-    epochs: int,
-    seed: int,
-) -> None:
-    x_NF, position_N, check_x_NF, check_position_N = sample
-
-    def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-        x_BF = x_NF[rows]
-        kept_BF = torch.rand(x_BF.shape, generator=generator, device=x_BF.device) >= input_dropout
-        logit_BK = head(x_BF * kept_BF / (1 - input_dropout))
-        return F.cross_entropy(logit_BK, smoothed(position_N[rows], logit_BK.shape[1], smoothing))
-
-    best, best_state = math.inf, head.state_dict()
-    for _ in _epochs(head, loss, x_NF, epochs, LR, seed):
-        with torch.no_grad():
-            check = -log_density(head(check_x_NF).softmax(dim=1), check_position_N).mean().item()
-        if check < best:
-            best = check
-            best_state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    head.load_state_dict(best_state)
-
-
-def _epochs(
-    network: nn.Module,
-    loss: Callable[[Tensor, torch.Generator], Tensor],
-    x_NF: Tensor,
-    epochs: int,
-    lr: float,
-    seed: int,
-) -> Iterator[None]:
-    """Train a network on batches of rows of x_NF; yield after each epoch."""
-    generator = torch.Generator(x_NF.device).manual_seed(seed)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
-    steps = epochs * math.ceil(len(x_NF) / BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(epochs):
-        order_N = torch.randperm(len(x_NF), generator=generator, device=x_NF.device)
-        for rows in order_N.split(BATCH_SIZE):
-            optimiser.zero_grad(set_to_none=True)
-            loss(rows, generator).backward()
-            optimiser.step()
-            schedule.step()
-        yield
 
 
 def smoothed(position_B: Tensor, n_bins: int, sigma: float) -> Tensor:
@@ -142,14 +99,14 @@ def selection_weights(
     mean_F, std_F = input_NF.mean(axis=0), np.maximum(input_NF.std(axis=0), 1e-6)
     x_NF = torch.from_numpy((input_NF - mean_F) / std_F)
     y_N = torch.from_numpy(labelled_N.astype(np.float32))
-    with _seeded(seed):
+    with seeded(seed):
         network = MLP(x_NF.shape[1], PROPENSITY_WIDTHS)
 
-    def loss(rows: Tensor, _: torch.Generator) -> Tensor:
-        return F.binary_cross_entropy_with_logits(network(x_NF[rows]).squeeze(1), y_N[rows])
+    def loss(logit_B1: Tensor, rows: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logit_B1.squeeze(1), y_N[rows])
 
-    for _ in _epochs(network, loss, x_NF, PROPENSITY_EPOCHS, 3 * LR, seed):
-        pass
+    training = replace(TRAINING, epochs=PROPENSITY_EPOCHS, lr=3 * TRAINING.lr, seed=seed)
+    train_mlp(network, x_NF, loss, training)
     with torch.no_grad():
         logit_N = network(torch.from_numpy((of_NF - mean_F) / std_F)).squeeze(1)
     least = labelled_N.mean() / MAX_WEIGHT
@@ -169,11 +126,3 @@ def fit_distance(uncertainty: Uncertainty, latent_ND: NDArray[np.float32]) -> No
     uncertainty.latent_mean_D.copy_(torch.from_numpy(mean_D))
     uncertainty.whitening_DD.copy_(torch.from_numpy(whitening_DD))
     uncertainty.usual_distance.fill_(np.quantile(distance_N, USUAL_QUANTILE))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw weights from a seed, and leave torch's global state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

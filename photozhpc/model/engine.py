@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from photozhpc.errors import CheckpointError, ConfigError
+from photozhpc.model.augment import centre_crop
 from photozhpc.model.checkpoint import Checkpoint
 from photozhpc.model.compiled import compiled_forward
 from photozhpc.model.density import LEVEL_Q
@@ -149,9 +150,7 @@ class Engine:
 
     @torch.inference_mode()
     def _estimate(self, cutout_BCSS: NDArray[np.float32], ebv_B: NDArray) -> Sequence[Tensor]:
-        start = cutout_BCSS.shape[-1] // 2 - self.side_pix // 2
-        seen = slice(start, start + self.side_pix)
-        cutout_BCSS, n = cutout_BCSS[:, :, seen, seen], len(ebv_B)
+        cutout_BCSS, n = centre_crop(cutout_BCSS, self.side_pix), len(ebv_B)
         missing = self.batch_size - n
         if self._full_batch is not None and missing:
             cutout_BCSS = np.pad(cutout_BCSS, ((0, missing), (0, 0), (0, 0), (0, 0)))

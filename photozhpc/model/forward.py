@@ -31,7 +31,14 @@ class Forward(nn.Module):
             self.pdf = CalibratedPdf(model.uncertainty, pdf)
 
     def forward(self, cutout_BCSS: Tensor, ebv_B: Tensor) -> tuple[Tensor, ...]:
-        """Return the fields of an `Estimate`, and p(z) if it is wanted.
+        """Return the fields of an `Estimate`, and p(z) if it is wanted; arguments as `encode`."""
+        estimate, pdf_BP = self.model.estimate_from(
+            *self.encode(cutout_BCSS, ebv_B), self.reports_median, self.pdf
+        )
+        return tuple(estimate) if pdf_BP is None else (*estimate, pdf_BP)
+
+    def encode(self, cutout_BCSS: Tensor, ebv_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the encoder's feature_BF, and linear_BCHW, the images in units of the noise.
 
         Args:
             cutout_BCSS: nJy per pixel.
@@ -41,8 +48,4 @@ class Forward(nn.Module):
         linear_BCHW = calibrate(
             centre_crop(cutout_BCSS, config.crop), ebv_B, model.extinction_r_C, model.noise_C
         )
-        feature_BF = model.encoder(stretch(linear_BCHW, config.stretch))
-        estimate, pdf_BP = model.estimate_from(
-            feature_BF, linear_BCHW, self.reports_median, self.pdf
-        )
-        return tuple(estimate) if pdf_BP is None else (*estimate, pdf_BP)
+        return model.encoder(stretch(linear_BCHW, config.stretch)), linear_BCHW

@@ -76,8 +76,8 @@ class Launch:
 
 def advice(environment: Mapping[str, str]) -> str:
     """Return what to do where the variables may be left over from something else."""
-    found = " ".join(name for name in NAMES if name in environment)
-    return f"to train in one process, 'unset {found}'; for several, start them with torchrun"
+    names = " ".join(name for name in NAMES if name in environment)
+    return f"to train in one process, 'unset {names}'; for several, start them with torchrun"
 
 
 def _number(environment: Mapping[str, str], name: str, default: str, least: int, most: int) -> int:
@@ -92,5 +92,5 @@ def _number(environment: Mapping[str, str], name: str, default: str, least: int,
 
 
 def _contradiction(environment: Mapping[str, str], what: str) -> str:
-    found = ", ".join(f"{name}={environment[name]}" for name in NAMES if name in environment)
-    return f"{what}, while the environment has {found}; {advice(environment)}"
+    values = ", ".join(f"{name}={environment[name]}" for name in NAMES if name in environment)
+    return f"{what}, while the environment has {values}; {advice(environment)}"

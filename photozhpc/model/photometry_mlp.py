@@ -5,7 +5,7 @@ PITA's redshift head. `fit_mlp` fits one network to any features; `PhotometryMLP
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from photozhpc.metrics import point_metrics
 from photozhpc.model.colours import colour_features
 from photozhpc.model.losses import redshift_loss
-from photozhpc.model.mlp import MLP
+from photozhpc.model.mlp import MLP, MLPTraining, seeded, train_mlp
 
 MAX_WIDTH = 8192  # a configuration beyond this is a typing error, or a damaged file
 
@@ -97,22 +97,12 @@ class PhotometryMLP(nn.Module):
 
 
 @dataclass(frozen=True)
-class MLPFitConfig:
-    """How `fit_mlp` trains: AdamW, its rate on a cosine from lr to min_lr.
-
-    input_dropout: share of the scaled features that a step sees as zero.
-    """
+class MLPFitConfig(MLPTraining):
+    """What `fit_mlp` makes, and how."""
 
     widths: tuple[int, ...] = (128, 128, 128, 128, 128, 64)
-    epochs: int = 300
-    batch_size: int = 256
-    lr: float = 1e-3
-    min_lr: float = 0.0
-    weight_decay: float = 1e-4
     huber_delta: float = 0.15
-    input_dropout: float = 0.0
     redshift_scale: str = "log1p"
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,16 +117,13 @@ class FittedMLP:
     @torch.inference_mode()
     def predict(self, feature_NF: NDArray) -> NDArray[np.float32]:
         """Return z_phot_N; NaN where a feature is not finite."""
-        self.network.eval()
-        z_phot_N = self.redshift(self.scaled(np.nan_to_num(feature_NF))).numpy().copy()
+        raw_N1 = self.network(self.scaled(np.nan_to_num(feature_NF)))
+        z_phot_N = _redshift(raw_N1.squeeze(1), self.redshift_scale).numpy().copy()
         z_phot_N[~np.isfinite(feature_NF).all(axis=1)] = np.nan
         return z_phot_N
 
     def scaled(self, feature_NF: NDArray) -> Tensor:
         return torch.from_numpy(((feature_NF - self.mean_F) / self.std_F).astype(np.float32))
-
-    def redshift(self, scaled_NF: Tensor) -> Tensor:
-        return _redshift(self.network(scaled_NF).squeeze(1), self.redshift_scale)
 
 
 def fit_mlp(
@@ -150,41 +137,46 @@ def fit_mlp(
 
     All arrays are finite.
     """
-    generator = torch.Generator().manual_seed(config.seed)
-    torch.manual_seed(config.seed)
-    network = MLP(feature_NF.shape[1], (*config.widths, 1))
-    fitted = FittedMLP(
-        network, feature_NF.mean(axis=0), feature_NF.std(axis=0), config.redshift_scale
-    )
-    x_NF = fitted.scaled(feature_NF)
+    with seeded(config.seed):
+        network = MLP(feature_NF.shape[1], (*config.widths, 1))
+    scale = config.redshift_scale
+    fitted = FittedMLP(network, feature_NF.mean(axis=0), feature_NF.std(axis=0), scale)
     z_N = torch.from_numpy(np.asarray(z_spec_N, dtype=np.float32))
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=config.lr, weight_decay=config.weight_decay
-    )
-    batch = min(config.batch_size, len(x_NF))
-    total = config.epochs * math.ceil(len(x_NF) / batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total, config.min_lr)
-    best, best_state = math.inf, network.state_dict()
-    for _ in range(config.epochs):
-        network.train()
-        for rows in torch.randperm(len(x_NF), generator=generator).split(batch):
-            x_BF = x_NF[rows]
-            if config.input_dropout:
-                kept_BF = torch.rand(x_BF.shape, generator=generator) >= config.input_dropout
-                x_BF = x_BF * kept_BF / (1 - config.input_dropout)
-            loss = redshift_loss(
-                fitted.redshift(x_BF), z_N[rows], config.huber_delta, config.redshift_scale
-            )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-        nmad = point_metrics(validation_z_N, fitted.predict(validation_feature_NF)).nmad
-        if nmad < best:
-            best = nmad
-            best_state = {k: v.clone() for k, v in network.state_dict().items()}
-    network.load_state_dict(best_state)
+
+    def loss(raw_B1: Tensor, rows: Tensor) -> Tensor:
+        z_phot_B = _redshift(raw_B1.squeeze(1), scale)
+        return redshift_loss(z_phot_B, z_N[rows], config.huber_delta, scale)
+
+    def nmad(_: nn.Module) -> float:
+        return point_metrics(validation_z_N, fitted.predict(validation_feature_NF)).nmad
+
+    train_mlp(network, fitted.scaled(feature_NF), loss, config, nmad)
     return fitted
+
+
+def fit_mlps(
+    networks: nn.ModuleList,
+    feature_NF: NDArray,
+    z_spec_N: NDArray,
+    validation_feature_NF: NDArray,
+    validation_z_N: NDArray,
+    config: MLPFitConfig,
+) -> tuple[NDArray, NDArray]:
+    """Fit networks as `fit_mlp` does, in place, each from a seed of its own.
+
+    Returns:
+        Mean and standard deviation of the features, by which they are to be scaled.
+    """
+    for number, network in enumerate(networks):
+        fitted = fit_mlp(
+            feature_NF,
+            z_spec_N,
+            validation_feature_NF,
+            validation_z_N,
+            replace(config, seed=config.seed + number),
+        )
+        network.load_state_dict(fitted.network.state_dict())
+    return fitted.mean_F, fitted.std_F
 
 
 def _redshift(raw_N: Tensor, scale: str) -> Tensor:

@@ -243,15 +243,15 @@ def _entered_store(launch: Launch, server: bool) -> dist.Store:
     end = time.monotonic() + _CONNECT_SECONDS
     while thread.is_alive() and time.monotonic() < end:
         thread.join(_TRY_SECONDS)
-    found = opened[0] if opened else RuntimeError("it does not answer")
-    if isinstance(found, RuntimeError):
-        reason = str(found).split("\n", 1)[0][:200]
+    outcome = opened[0] if opened else RuntimeError("it does not answer")
+    if isinstance(outcome, RuntimeError):
+        reason = str(outcome).split("\n", 1)[0][:200]
         raise RunError(
             f"the processes of the training cannot meet at port {launch.port}: another program "
             f"has it, or another training ({reason}); choose another MASTER_PORT; this is "
             f"{launch}; {advice(os.environ)}"
         )
-    store = dist.PrefixStore(f"photozhpc/{launch.attempt}", found)
+    store = dist.PrefixStore(f"photozhpc/{launch.attempt}", outcome)
     if store.add(f"joined/{launch.rank}", 1) != 1:
         raise RunError(
             f"another process is rank {launch.rank} of the training that meets there; this is "

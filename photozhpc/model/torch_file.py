@@ -10,6 +10,12 @@ import torch
 _DOS_FOLDER = 0x10
 
 
+def misfit(error: Exception) -> str:
+    """Return the first difference between weights and a module in an error of load_state_dict."""
+    first = str(error).splitlines()[1:2] or [str(error)]
+    return first[0].strip()[:160]
+
+
 def load_torch_file(path: Path) -> Any:
     """Read a file of tensors and plain values, on the CPU; its checksums must be right.
 

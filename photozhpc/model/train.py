@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from photozhpc.errors import CheckpointError, Preempted
 from photozhpc.files.disk import disk_error, remove_stale_partials
 from photozhpc.files.lock import locked
 from photozhpc.logs import LOG
-from photozhpc.metrics import PointMetrics
 from photozhpc.model.calibrate import fit_uncertainty
 from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
 from photozhpc.model.ranks import Ranks, joined_ranks
@@ -62,16 +61,38 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     return out / "model.safetensors"
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A training of images in its folder.
+
+    Attributes:
+        check: see `disk.replacing`.
+        validation: labelled sample; None: nothing is trained on redshifts.
+        log: the first rank's; None on the others.
+    """
+
+    trainer: Trainer
+    out: Path
+    check: Check
+    validation: Block | None
+    log: TrainLog | None
+
+    def save_state(self) -> None:
+        with self.trainer.ranks.together():
+            self.trainer.save_state(self.out / "state.pt", self.check)
+
+
 def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
-    config, store, ranks = trainer.config, trainer.store, trainer.ranks
+    config, ranks = trainer.config, trainer.ranks
     state = out / "state.pt"
-    LOG.debug("train: rank %d of %d, %d sources", ranks.rank, ranks.world, len(store))
+    n_sources = trainer.index.n_sources
+    LOG.debug("train: rank %d of %d, %d sources", ranks.rank, ranks.world, n_sources)
     with ranks.together():
         if ranks.is_first:
             _check_unused(out, resume)
     validation = None
     if config.redshift_weight > 0:
-        validation = read_labelled(store, "validation", config.seed, trainer.aperture)
+        validation = read_labelled(trainer.store, "validation", config.seed, trainer.aperture)
     if state.exists():
         trainer.load_state(state)
         if trainer.epoch >= config.epochs and (out / "model.safetensors").exists():
@@ -80,13 +101,13 @@ def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
     with ranks.together():
         if ranks.is_first:
             log = TrainLog(out, trainer.step, trainer.total_steps)
+    run = _Run(trainer, out, check, validation, log)
     with _stop_signals() as stop:
         while trainer.epoch < config.epochs:
-            stopped = _train_epoch(trainer, log, stop, state, check)
+            stopped = _train_epoch(run, stop)
             if trainer.at_epoch_end:
-                _end_epoch(trainer, validation, log, out, check)
-            with ranks.together():
-                trainer.save_state(state, check)
+                _end_epoch(run)
+            run.save_state()
             if stopped and trainer.epoch < config.epochs:
                 raise Preempted(
                     f"stopped at step {trainer.step} of {trainer.total_steps}; the state is in "
@@ -98,7 +119,7 @@ def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
     if stop:
         raise Preempted(f"stopped before the end; the state is in {state}: go on with --resume")
     # From here on a signal stops the process at once, as Ctrl-C does: nothing new is to be saved.
-    _finish(trainer, validation, out, check)
+    _finish(run)
 
 
 @contextmanager
@@ -140,53 +161,38 @@ def _check_unused(out: Path, resume: bool) -> None:
         )
 
 
-def _train_epoch(
-    trainer: Trainer, log: TrainLog | None, stop: list[int], state: Path, check: Check
-) -> bool:
-    """Make the steps that are left of the epoch, saving the state now and then; return whether
-    it was told to stop, on any rank."""
-    ranks = trainer.ranks
+def _train_epoch(run: _Run, stop: list[int]) -> bool:
+    """Make the steps that are left of the epoch, saving the state now and then.
+
+    Returns:
+        Whether a signal stopped it, on any rank.
+    """
+    trainer, ranks = run.trainer, run.trainer.ranks
     saved = time.monotonic()
     if trainer.at_epoch_end:
         trainer.loss_sums.zero_()
     for lanes in trainer.batches():
         trainer.loss_sums += trainer.train_step(lanes)
-        if log is not None:
-            log.progress(trainer.step, trainer.config.batch_size)
-        due = ranks.is_first and time.monotonic() - saved > 60 * trainer.config.checkpoint_minutes
-        n_stop, n_due = ranks.sum([len(stop), due])
+        if run.log is not None:
+            run.log.progress(trainer.step, trainer.config.batch_size)
+        is_late = time.monotonic() - saved > 60 * trainer.config.checkpoint_minutes
+        n_stop, n_save = ranks.sum([len(stop), ranks.is_first and is_late])
         if n_stop:
             return True
-        if n_due and not trainer.at_epoch_end:
-            with ranks.together():
-                trainer.save_state(state, check)
+        if n_save and not trainer.at_epoch_end:
+            run.save_state()
             saved = time.monotonic()
     return False
 
 
-def _end_epoch(
-    trainer: Trainer, validation: Block | None, log: TrainLog | None, out: Path, check: Check
-) -> None:
+def _end_epoch(run: _Run) -> None:
     """Validate, write the log and the model files."""
-    metrics = None if validation is None else trainer.validate(validation)
+    trainer = run.trainer
+    metrics = None if run.validation is None else trainer.validate(run.validation)
     losses = trainer.mean_losses()
     is_best = metrics is None or metrics.nmad < trainer.best_nmad
     if metrics is not None and is_best:
         trainer.best_nmad = metrics.nmad
-    with trainer.ranks.together():
-        if log is not None:
-            _write_epoch(trainer, losses, metrics, is_best, log, out, check)
-
-
-def _write_epoch(
-    trainer: Trainer,
-    losses: dict[str, float],
-    metrics: PointMetrics | None,
-    is_best: bool,
-    log: TrainLog,
-    out: Path,
-    check: Check,
-) -> None:
     record: dict[str, Any] = {
         "epoch": trainer.epoch,
         "step": trainer.step,
@@ -197,40 +203,41 @@ def _write_epoch(
     if metrics is not None:
         record |= {f"validation_{name}": value for name, value in asdict(metrics).items()}
         text += f"  validation NMAD {metrics.nmad:.4f}  outliers {metrics.outlier_fraction:.3f}"
-    training = {
-        "photozhpc": __version__,
-        "config": trainer.config.noted(),
-        "store_sha256": trainer.store.fingerprint(),
-        "last_epoch": record,
-    }
-    for name in ("last", "best") if is_best else ("last",):
-        path = out / f"{name}.safetensors"
-        save_checkpoint(path, trainer.result(), trainer.store.survey, training, check=check)
-    log.epoch(record, text)
+    with trainer.ranks.together():
+        if run.log is None:
+            return
+        training = {
+            "photozhpc": __version__,
+            "config": trainer.config.noted(),
+            "store_sha256": trainer.index.fingerprint,
+            "last_epoch": record,
+        }
+        survey = trainer.store.survey
+        for name in ("last", "best") if is_best else ("last",):
+            path = run.out / f"{name}.safetensors"
+            save_checkpoint(path, trainer.result(), survey, training, check=run.check)
+        run.log.epoch(record, text)
 
 
-def _finish(trainer: Trainer, validation: Block | None, out: Path, check: Check) -> None:
+def _finish(run: _Run) -> None:
     """Make the model file of the best epoch: refit its heads, fit its uncertainty, write it."""
-    config, store = trainer.config, trainer.store
-    checkpoint = load_checkpoint(out / "best.safetensors")
+    trainer, validation = run.trainer, run.validation
+    config, store, aperture = trainer.config, trainer.store, trainer.aperture
+    checkpoint = load_checkpoint(run.out / "best.safetensors")
     training = dict(checkpoint.training)
     model = checkpoint.pita.to(trainer.device)
     if validation is not None and config.refit_steps:
-        labels = read_labelled(store, "train", config.seed, trainer.aperture, config.label_fraction)
+        labels = read_labelled(store, "train", config.seed, aperture, config.label_fraction)
         metrics = refit_redshift_heads(
             model, labels, validation, config.refit_steps, config.loss.huber_delta, config.seed
         )
         training["refit_validation"] = {name: asdict(m) for name, m in metrics.items()}
     if validation is not None and config.model.density_bins:
         fit_uncertainty(
-            model,
-            store,
-            config.seed,
-            trainer.aperture,
-            config.density_steps,
-            config.label_fraction,
+            model, store, config.seed, aperture, config.density_steps, config.label_fraction
         )
-    save_checkpoint(out / "model.safetensors", model, store.survey, training, check=check)
+    path = run.out / "model.safetensors"
+    save_checkpoint(path, model, store.survey, training, check=run.check)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from photozhpc.logs import LOG
 
 
 class TrainLog:
-    """One record an epoch, and at most one progress line a minute in between.
+    """One record per epoch, and at most one progress line per minute in between.
 
     Args:
         out: folder; log.jsonl and tensorboard/ go there.

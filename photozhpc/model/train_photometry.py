@@ -18,11 +18,11 @@ from photozhpc.model.photometry_mlp import (
     MLPFitConfig,
     PhotometryMLP,
     PhotometryMLPConfig,
-    fit_mlp,
+    fit_mlps,
 )
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.store.cutout_store import CutoutStore
-from photozhpc.store.loader import Split, read_labels, typical_noise
+from photozhpc.store.loader import Split, in_split, typical_noise
 
 
 def train_photometry_mlp(
@@ -48,7 +48,8 @@ def train_photometry_mlp(
     """
     path = Path(config.out) / "model.safetensors"
     _check_unused(path, config, resume)
-    if not len(store):
+    index = store.index()
+    if not index.n_sources:
         raise StoreError(f"{store.path}: holds no sources; run 'photozhpc extract' first")
     aperture = aperture_index(config, store)
     survey = store.survey
@@ -65,13 +66,34 @@ def train_photometry_mlp(
     model.extinction_r_C.copy_(torch.tensor([band.extinction_r for band in survey.bands]))
     labels = _read_labelled_fluxes(store, aperture)
     fit = labels.of_split(store, "train", config.seed, config.label_fraction)
-    known = labels.of_split(store, "validation", config.seed)
-    _fit(model, fit, known, config)
-    metrics = point_metrics(known.z_spec_N, model.predict(known.flux_NC, known.ebv_N))
+    validation = labels.of_split(store, "validation", config.seed)
+    mean_F, std_F = fit_mlps(
+        model.networks,
+        model.features(fit.flux_NC, fit.ebv_N),
+        fit.z_spec_N,
+        model.features(validation.flux_NC, validation.ebv_N),
+        validation.z_spec_N,
+        MLPFitConfig(
+            widths=model.config.widths,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            lr=config.optimiser.lr,
+            min_lr=config.optimiser.min_lr,
+            weight_decay=config.optimiser.weight_decay,
+            huber_delta=config.loss.huber_delta,
+            redshift_scale=model.config.redshift_scale,
+            seed=100 * config.seed,
+        ),
+    )
+    model.feature_mean_F.copy_(torch.from_numpy(mean_F))
+    model.feature_std_F.copy_(torch.from_numpy(std_F))
+    metrics = point_metrics(
+        validation.z_spec_N, model.predict(validation.flux_NC, validation.ebv_N)
+    )
     training = {
         "photozhpc": __version__,
         "config": config.noted(),
-        "store_sha256": store.fingerprint(),
+        "store_sha256": index.fingerprint,
         "labels": len(fit.z_spec_N),
         "validation": asdict(metrics),
     }
@@ -124,7 +146,7 @@ class _Labels:
     def of_split(
         self, store: CutoutStore, split: Split, seed: int, label_fraction: float = 1.0
     ) -> "_Labels":
-        in_split_N = np.isin(self.source_id_N, read_labels(store, split, seed, label_fraction))
+        in_split_N = in_split(self.source_id_N, split, seed, label_fraction)
         if not in_split_N.any():
             raise StoreError(
                 f"{store.path}: no source with a z_spec and fluxes in every band falls into the "
@@ -143,30 +165,3 @@ def _read_labelled_fluxes(store: CutoutStore, aperture: int) -> _Labels:
         columns = (sources.source_id_N, flux_NC, sources.ebv_N, sources.z_spec_N)
         shards.append(tuple(column[rows_N] for column in columns))
     return _Labels(*(np.concatenate(parts) for parts in zip(*shards, strict=True)))
-
-
-def _fit(model: PhotometryMLP, fit: _Labels, check: _Labels, config: TrainConfig) -> None:
-    """Fit each network, in place, from a seed of its own."""
-    feature_NF = model.features(fit.flux_NC, fit.ebv_N)
-    check_NF = model.features(check.flux_NC, check.ebv_N)
-    for number, network in enumerate(model.networks):
-        fitted = fit_mlp(
-            feature_NF,
-            fit.z_spec_N,
-            check_NF,
-            check.z_spec_N,
-            MLPFitConfig(
-                widths=model.config.widths,
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                lr=config.optimiser.lr,
-                min_lr=config.optimiser.min_lr,
-                weight_decay=config.optimiser.weight_decay,
-                huber_delta=config.loss.huber_delta,
-                redshift_scale=model.config.redshift_scale,
-                seed=100 * config.seed + number,
-            ),
-        )
-        network.load_state_dict(fitted.network.state_dict())
-        model.feature_mean_F.copy_(torch.from_numpy(fitted.mean_F))
-        model.feature_std_F.copy_(torch.from_numpy(fitted.std_F))

@@ -30,7 +30,7 @@ from photozhpc.model.torch_file import load_torch_file
 from photozhpc.model.train_config import OptimiserConfig, TrainConfig
 from photozhpc.model.train_photometry import aperture_index
 from photozhpc.store.cutout_store import CutoutStore
-from photozhpc.store.loader import Block, TrainingLoader, typical_noise
+from photozhpc.store.loader import Block, Sampling, TrainingLoader, typical_noise
 from photozhpc.workers.memory import keep_freed_memory
 
 LOSSES = ("total", "contrastive", "colour", "redshift")
@@ -43,22 +43,21 @@ class Trainer:
         keep_freed_memory()
         self.config = config
         self.store = store
+        self.index = store.index()  # of the store that this run is of, whatever comes into it
         self.ranks = ranks or Ranks()
         self.device = self.ranks.device
         self.aperture = _check_fit(config, store)
-        self.loader = TrainingLoader(
-            store,
-            config.batch_size,
-            config.seed,
-            self.aperture,
-            config.labelled_only,
-            config.label_repeat,
-            config.label_fraction,
-            config.lanes,
-            self.ranks.rank,
-            self.ranks.world,
-            config.shuffle_len,
+        sampling = Sampling(
+            batch_size=config.batch_size,
+            seed=config.seed,
+            aperture=self.aperture,
+            labelled_only=config.labelled_only,
+            label_repeat=config.label_repeat,
+            label_fraction=config.label_fraction,
+            lanes=config.lanes,
+            shuffle_len=config.shuffle_len,
         )
+        self.loader = TrainingLoader(store, sampling, self.ranks.rank, self.ranks.world)
         torch.manual_seed(config.seed)
         noise_C, self.softening_C = typical_noise(store, self.aperture)
         self.extinction_r_C = np.array([band.extinction_r for band in store.survey.bands])
@@ -304,7 +303,7 @@ class Trainer:
             return
         state = {
             "config": self.config.identity(),
-            "store": self.store.fingerprint(),
+            "store": self.index.fingerprint,
             "model": self.model.state_dict(),
             "keys": self.keys.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -333,7 +332,7 @@ class Trainer:
             raise CheckpointError(
                 f"{path}: belongs to a run with another configuration; choose another 'out'"
             )
-        if store != self.store.fingerprint():
+        if store != self.index.fingerprint:
             raise CheckpointError(
                 f"{path}: belongs to a run on another store; choose another 'out'"
             )

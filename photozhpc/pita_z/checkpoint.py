@@ -27,7 +27,7 @@ from torch import Tensor
 from photozhpc.errors import CheckpointError
 from photozhpc.files.disk import read_fault
 from photozhpc.model.pita import PITA, PITAConfig
-from photozhpc.model.torch_file import load_torch_file
+from photozhpc.model.torch_file import load_torch_file, misfit
 from photozhpc.pita_z.units import njy_per_count
 from photozhpc.survey import Survey
 
@@ -123,13 +123,13 @@ def _read(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
             checkpoint = load_torch_file(path)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found is None:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if name is None:
             raise CheckpointError(
                 read_fault(path, error) or f"{path}: not a PyTorch checkpoint, or damaged"
             ) from error
         raise CheckpointError(
-            f"{path}: holds '{found[1]}', which could run code; nothing was loaded. If you trust "
+            f"{path}: holds '{name[1]}', which could run code; nothing was loaded. If you trust "
             f"it, save its state_dict alone where it was made: "
             f"torch.save({{'state_dict': model.state_dict()}}, FILE)"
         ) from error
@@ -223,8 +223,8 @@ def _heads(
             f"{path}: the encoder is no ConvNeXt of torchvision's (stem {stem.shape[0]} wide, "
             f"{depths} blocks); only Tiny, Small, Base and Large can be imported"
         )
-    known = tuple(f"{mlp}." for mlp in _MLPS)
-    if foreign := [name for name in left if not name.startswith(known)]:
+    prefixes = tuple(f"{mlp}." for mlp in _MLPS)
+    if foreign := [name for name in left if not name.startswith(prefixes)]:
         raise CheckpointError(
             f"{path}: holds '{foreign[0]}', which neither PITALightning nor CNNPhotoz of pita-z has"
         )
@@ -276,16 +276,16 @@ def _heads(
 
 def _linear_layers(path: Path, left: Mapping[str, Tensor], mlp: str) -> list[tuple[Tensor, Tensor]]:
     """Return (weight, bias) of an MLP's linear layers, in order; none where it has no MLP."""
-    found = {name: tensor for name, tensor in left.items() if name.startswith(f"{mlp}.")}
+    tensors = {name: tensor for name, tensor in left.items() if name.startswith(f"{mlp}.")}
     layers = []
-    for index in range(0, len(found), 2):
+    for index in range(0, len(tensors), 2):
         names = [f"{mlp}.projection_layers.{index}.{kind}" for kind in ("weight", "bias")]
-        if not set(names) <= set(found):
+        if not set(names) <= set(tensors):
             raise CheckpointError(
-                f"{path}: '{next(iter(found))}' is not of an MLP of pita-z; only its MLPs of "
+                f"{path}: '{next(iter(tensors))}' is not of an MLP of pita-z; only its MLPs of "
                 f"linear layers with ReLU between them can be imported"
             )
-        weight, bias = found[names[0]], found[names[1]]
+        weight, bias = tensors[names[0]], tensors[names[1]]
         if bias.ndim != 1:
             raise CheckpointError(f"{path}: damaged: '{names[1]}' is no bias of a linear layer")
         layers.append((weight, bias))
@@ -305,5 +305,4 @@ def _filled(path: Path, config: PITAConfig, tensors: Mapping[str, Tensor]) -> PI
         model.load_state_dict({**model.state_dict(), **tensors})
         return model
     except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
-        raise CheckpointError(f"{path}: does not fit a PITA: {first[0].strip()[:160]}") from error
+        raise CheckpointError(f"{path}: does not fit a PITA: {misfit(error)}") from error

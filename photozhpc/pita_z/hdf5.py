@@ -90,7 +90,7 @@ def import_hdf5(
       file without such flags labels every positive redshift.
     - Fluxes: from the features, reddened again, so that training sees the file's colours; else
       `fluxes`; else they are measured on the cutouts. A catalogue's flux is a total one and
-      stands under every aperture radius.
+      is written for every aperture radius.
     - Flux errors: the pixel noise of each cutout (1.4826 MAD about its median) over each
       aperture's area, pixels taken as independent.
     - source_id: `custom_ids` or `source_id`, else the row number.
@@ -202,7 +202,7 @@ def _read_catalogue(
     id_N = np.arange(n) if id_name is None else _column(path, file, id_name, (n,), "iu")
     if len(np.unique(id_N)) != n:
         raise StoreError(
-            f"{path}: '{id_name}' holds an identifier twice; every source needs its own"
+            f"{path}: '{id_name}' an identifier appears twice; every source needs its own"
         )
     if id_N.max() > np.iinfo(np.int64).max:
         raise StoreError(
@@ -322,12 +322,13 @@ def _measure(
         pixel_area_arcsec2=scale**2,
     )
     y_N = np.arange(n) * step + size // 2
-    found: Photometry = forced_photometry(tile, y_N, np.full(n, size // 2), survey, with_kron=False)
+    x_N = np.full(n, size // 2)
+    photometry: Photometry = forced_photometry(tile, y_N, x_N, survey, with_kron=False)
     # A circle that leaves the cutout meets the nothing in between: that is its edge.
-    flags_NC = found.flags_NC.astype(np.uint16)
+    flags_NC = photometry.flags_NC.astype(np.uint16)
     missing_NC = ~np.isfinite(noise_NC)
     flags_NC[missing_NC] |= np.uint16(PhotFlag.NO_DATA)
-    return found.flux_NCR, found.flux_err_NCR, flags_NC
+    return photometry.flux_NCR, photometry.flux_err_NCR, flags_NC
 
 
 def _pixel_noise(cutout_NCSS: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -68,14 +68,16 @@ def njy_per_count(
         StoreError: a band has no known zero point, or their number is wrong.
     """
     if zero_point_ab_C is None:
-        known = {**CANDELS_ZERO_POINT_AB}
-        known |= {b.name: b.zero_point_ab for b in survey.bands if b.zero_point_ab is not None}
-        if unknown := [name for name in survey.band_names if name not in known]:
+        zero_point_ab = {**CANDELS_ZERO_POINT_AB}
+        zero_point_ab |= {
+            b.name: b.zero_point_ab for b in survey.bands if b.zero_point_ab is not None
+        }
+        if unknown := [name for name in survey.band_names if name not in zero_point_ab]:
             raise StoreError(
                 f"survey '{survey.name}' has no zero point for {' '.join(unknown)}; pass "
                 f"--zero-point for each band, or set zero_point_ab in the survey's YAML file"
             )
-        zero_point_ab_C = [known[name] for name in survey.band_names]
+        zero_point_ab_C = [zero_point_ab[name] for name in survey.band_names]
     if len(zero_point_ab_C) != len(survey.bands) or not np.isfinite(zero_point_ab_C).all():
         raise StoreError(
             f"{len(survey.bands)} zero points are needed ({' '.join(survey.band_names)}), got "

@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from photozhpc.config import from_mapping, load_yaml
-
-DEFAULT_SKY_YAML = Path(__file__).parent.parent / "configs" / "sky" / "default.yaml"
+from photozhpc.config import read_config
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,13 @@ class SkyConfig:
             _within(f"depth_ab[{band}]", depth, 15.0, 35.0)
 
 
-def load_sky_config(path: str | Path = DEFAULT_SKY_YAML) -> SkyConfig:
-    """Read a SkyConfig from YAML; unknown keys and wrong types stop with their name.
+def load_sky_config(name_or_path: str | Path = "sky/default") -> SkyConfig:
+    """Read the sky that comes with the package, by its name, or one of your own, by its path.
 
     Raises:
-        ConfigError: the file is missing or faulty.
+        ConfigError: there is none, or an unknown key or wrong type is in it.
     """
-    return from_mapping(SkyConfig, load_yaml(path), str(path))
+    return read_config(SkyConfig, name_or_path, "sky")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

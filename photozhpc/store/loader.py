@@ -71,11 +71,17 @@ def label_split(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
     )
 
 
-def _training_label(
-    source_id_N: NDArray[np.int64], seed: int, label_fraction: float
+def in_split(
+    source_id_N: NDArray[np.int64], split: Split, seed: int, label_fraction: float = 1.0
 ) -> NDArray[np.bool_]:
-    """Whether a source's label, if it has one, is among that share of the training split."""
-    return _hash(source_id_N, seed) < 0.70 * label_fraction
+    """Return whether each source belongs to a split (see `label_split`).
+
+    Args:
+        label_fraction: of the training split, the share that counts.
+    """
+    if split == "train":
+        return _hash(source_id_N, seed) < 0.70 * label_fraction
+    return label_split(source_id_N, seed) == split
 
 
 def _hash(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
@@ -86,6 +92,34 @@ def _hash(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
         h_N = (h_N ^ (h_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         h_N = h_N ^ (h_N >> np.uint64(31))
     return h_N / 2.0**64
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which sources of a store an epoch of training sees, how often, and in which batches.
+
+    Attributes:
+        batch_size: sources in a step, over all ranks; a multiple of `lanes`.
+        seed: of the shuffling and of the label split.
+        aperture: index of the aperture whose fluxes are the features.
+        labelled_only: leave sources without a training label out.
+        label_repeat: how often a source with a training label comes in an epoch, against once
+            for the others: with few labels, a batch would else hold next to none.
+        label_fraction: share of the training labels that are used; a smaller one's are a subset
+            of a larger one's.
+        lanes: streams that an epoch is divided into, see TrainingLoader.
+        shuffle_len: sources in the windows of all lanes (twice as many are held in memory, over
+            all ranks). An epoch that is not longer is read once and kept.
+    """
+
+    batch_size: int
+    seed: int
+    aperture: int
+    labelled_only: bool = False
+    label_repeat: int = 1
+    label_fraction: float = 1.0
+    lanes: int = 8
+    shuffle_len: int = 8192
 
 
 class TrainingLoader:
@@ -99,62 +133,41 @@ class TrainingLoader:
 
     Args:
         store: its cutouts.
-        batch_size: sources in a step, over all ranks; a multiple of `lanes`.
-        seed: of the shuffling and of the label split.
-        aperture: index of the aperture whose fluxes are the features.
-        labelled_only: leave sources without a training label out.
-        label_repeat: how often a source with a training label comes in an epoch, against once
-            for the others: with few labels, a batch would else hold next to none.
-        label_fraction: share of the training labels that are used; a smaller one's are a subset
-            of a larger one's.
-        lanes: see above.
-        rank, world: this process and how many share the store; `lanes` is a multiple of `world`.
-        shuffle_len: sources in the windows of all lanes (twice as many are held in memory, over
-            all ranks). An epoch that is not longer is read once and kept.
+        rank, world: this process and how many share the store; the lanes are a multiple of `world`.
+
+    Attributes:
+        lanes: numbers of this rank's lanes.
+        lane_batch: sources that a batch takes from each.
 
     Raises:
+        ConfigError: the numbers of sources in a batch, lanes and ranks do not divide.
         StoreError: there is not one batch.
     """
 
     def __init__(
-        self,
-        store: CutoutStore,
-        batch_size: int,
-        seed: int,
-        aperture: int,
-        labelled_only: bool = False,
-        label_repeat: int = 1,
-        label_fraction: float = 1.0,
-        lanes: int = 8,
-        rank: int = 0,
-        world: int = 1,
-        shuffle_len: int = 8192,
+        self, store: CutoutStore, sampling: Sampling, rank: int = 0, world: int = 1
     ) -> None:
+        batch_size, lanes = sampling.batch_size, sampling.lanes
         if batch_size % lanes or lanes % world:
             raise ConfigError(
                 f"batch_size ({batch_size}) must be a multiple of lanes ({lanes}), and lanes of "
                 f"the number of ranks ({world})"
             )
         self.store = store
-        self.seed = seed
-        self.aperture = aperture
-        self.labelled_only = labelled_only
-        self.label_repeat = label_repeat
-        self.label_fraction = label_fraction
+        self.sampling = sampling
         self.lanes = range(rank * lanes // world, (rank + 1) * lanes // world)
         self.lane_batch = batch_size // lanes
-        self._n_lanes = lanes
-        self._window_steps = max(1, shuffle_len // batch_size)
+        self._window_steps = max(1, sampling.shuffle_len // batch_size)
         self._lengths = self._count()
         total = sum(self._lengths.values())
         self.steps_per_epoch = total // batch_size
-        self._cache: dict[ShardKey, Block] | None = {} if total <= shuffle_len else None
+        self._cache: dict[ShardKey, Block] | None = {} if total <= sampling.shuffle_len else None
         if self.steps_per_epoch == 0:
-            what = "training labels" if labelled_only else "measured sources"
+            what = "training labels" if sampling.labelled_only else "measured sources"
             raise StoreError(
                 f"{store.path}: {total} {what} do not fill one batch of {batch_size}; use a "
                 f"smaller batch_size or a larger store"
-                + (", or method 'self-supervised'" if labelled_only else "")
+                + (", or method 'self-supervised'" if sampling.labelled_only else "")
             )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Block]]:
@@ -181,7 +194,7 @@ class TrainingLoader:
     def _line(self, epoch: int) -> list[tuple[ShardKey, int]]:
         """The shards in this epoch's order, each with its number of sources."""
         keys = list(self._lengths)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(keys))
+        order = np.random.default_rng([self.sampling.seed, epoch]).permutation(len(keys))
         return [(keys[i], self._lengths[keys[i]]) for i in order]
 
     def _read_window(
@@ -200,7 +213,7 @@ class TrainingLoader:
                     parts.append(self._read(key, max(first - at, 0), min(last - at, n)))
                 at += n
             block = Block.join(parts)
-            rng = np.random.default_rng([self.seed, epoch, window, lane])
+            rng = np.random.default_rng([self.sampling.seed, epoch, window, lane])
             blocks.append(block.take(rng.permutation(len(block))))
         return blocks
 
@@ -213,21 +226,22 @@ class TrainingLoader:
         return counts
 
     def _labelled(self, sources: Sources) -> NDArray[np.bool_]:
-        chosen_N = _training_label(sources.source_id_N, self.seed, self.label_fraction)
+        seed, fraction = self.sampling.seed, self.sampling.label_fraction
+        chosen_N = in_split(sources.source_id_N, "train", seed, fraction)
         return np.isfinite(sources.z_spec_N) & chosen_N
 
     def _rows(self, sources: Sources, measured: Measurements) -> NDArray[np.intp]:
         """Rows of a shard that an epoch sees, ascending, as often as it sees them."""
         labelled_N = self._labelled(sources)
-        wanted_N = np.isfinite(measured.flux_NCR[:, :, self.aperture]).all(axis=1)
-        if self.labelled_only:
+        wanted_N = np.isfinite(measured.flux_NCR[:, :, self.sampling.aperture]).all(axis=1)
+        if self.sampling.labelled_only:
             wanted_N &= labelled_N
         return np.repeat(
-            np.arange(len(sources)), np.where(labelled_N, self.label_repeat, 1) * wanted_N
+            np.arange(len(sources)), np.where(labelled_N, self.sampling.label_repeat, 1) * wanted_N
         )
 
     def _read(self, key: ShardKey, first: int, last: int) -> Block:
-        """Read some of the rows of a shard that `_rows` lists."""
+        """Read rows of a shard, by their place in what `_rows` lists."""
         if self._cache is None:
             return self._read_rows(key, slice(first, last))
         if key not in self._cache:
@@ -239,7 +253,7 @@ class TrainingLoader:
         rows_N = self._rows(sources, measured)[part]
         span = slice(int(rows_N[0]), int(rows_N[-1]) + 1)
         cutout_NCSS = self.store.read_cutouts(key, span)[rows_N - rows_N[0]]
-        block = _block(sources, measured, cutout_NCSS, self.aperture, rows_N)
+        block = _block(sources, measured, cutout_NCSS, self.sampling.aperture, rows_N)
         block.z_spec_N[~self._labelled(sources)[rows_N]] = np.nan
         return block
 
@@ -285,10 +299,7 @@ def read_labels(
 def _label_rows(
     sources: Sources, split: Split, seed: int, label_fraction: float
 ) -> NDArray[np.intp]:
-    if split == "train":
-        in_split_N = _training_label(sources.source_id_N, seed, label_fraction)
-    else:
-        in_split_N = label_split(sources.source_id_N, seed) == split
+    in_split_N = in_split(sources.source_id_N, split, seed, label_fraction)
     return np.flatnonzero(np.isfinite(sources.z_spec_N) & in_split_N)
 
 

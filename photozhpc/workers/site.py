@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from photozhpc.config import from_mapping, load_yaml
+from photozhpc.config import config_path, from_mapping, load_yaml
 from photozhpc.errors import ConfigError, RunError, did_you_mean
 
-SITE_DIR = Path(__file__).parents[1] / "configs" / "sites"
 JOBS_DIR = Path(__file__).parents[1] / "jobs"
 STAGES = ("extract", "train", "infer")
 # Five minutes before the limit a job is asked to stop: see --signal in jobs/*.slurm.
@@ -52,10 +51,10 @@ class Resources:
 
 def _minutes(time: str) -> float:
     """Return the minutes of a time as sbatch takes it: [D-]H:M:S, D-H:M, D-H, M:S or M; 0: none."""
-    found = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d\d))?(?::(\d\d))?", time)
-    if found is None:
+    match = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d\d))?(?::(\d\d))?", time)
+    if match is None:
         return 0.0
-    days, *rest = found.groups()
+    days, *rest = match.groups()
     numbers = [int(text) for text in rest if text is not None]
     if days is None and len(numbers) < 3:
         return numbers[0] + (numbers[1] / 60 if len(numbers) == 2 else 0)
@@ -94,8 +93,8 @@ class Site:
 
     def resources(self, stage: str) -> Resources:
         """Return what a stage asks for."""
-        found: Resources = getattr(self, stage)
-        return found
+        resources: Resources = getattr(self, stage)
+        return resources
 
     def sbatch_options(self, stage: str) -> list[str]:
         """Return the options of sbatch that are the site's and not of a single job's shape."""
@@ -122,29 +121,18 @@ class Site:
         return Path(folder)
 
 
-def site_names() -> list[str]:
-    """Names of the sites that come with the package."""
-    return sorted(file.stem for file in SITE_DIR.glob("*.yaml"))
-
-
 def load_site(name_or_path: str | Path) -> Site:
-    """Read a site that comes with the package, by name, or any YAML file, by path.
+    """Read a site that comes with the package, by its name, or one of your own, by its path.
 
     Raises:
         ConfigError: there is none, or an unknown key or wrong type is in it.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        known = site_names()
-        if str(name_or_path) not in known:
-            hint = did_you_mean(str(name_or_path), known)
-            raise ConfigError(f"unknown site '{name_or_path}'{hint}; or pass a YAML file")
-        path = SITE_DIR / f"{name_or_path}.yaml"
+    path = config_path(name_or_path, "site")
     return from_mapping(Site, {"name": path.stem, **load_yaml(path)}, str(path))
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """A batch job, ready to be submitted.
 
     Attributes:
@@ -191,7 +179,7 @@ def make_job(
     array: int = 1,
     after: Sequence[str] = (),
     only_one: str | None = None,
-) -> Job:
+) -> BatchJob:
     """Return the job that runs a stage at a site.
 
     Args:
@@ -228,4 +216,4 @@ def make_job(
     options += ["--kill-on-invalid-dep=yes"] if after else []
     script = JOBS_DIR / f"{stage}.slurm"
     environment = {"PHOTOZHPC_SETUP": "\n".join(site.setup)} if site.setup else {}
-    return Job(("sbatch", *options, str(script), *arguments), environment, script)
+    return BatchJob(("sbatch", *options, str(script), *arguments), environment, script)

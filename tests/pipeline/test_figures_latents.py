@@ -19,9 +19,9 @@ from photozhpc.figures.latents import Latents, concentration, magnitudes, read_l
 from photozhpc.figures.latents_figure import LatentMap, nearest_to_cells, plot_latents
 from photozhpc.figures.latents_report import map_latents, report_latents
 from photozhpc.figures.latents_smoothness import embed, smoothness, standardise
-from photozhpc.model import load_checkpoint
+from photozhpc.model import bundled_checkpoint, load_checkpoint
 from photozhpc.model.augment import prepare
-from photozhpc.model.engine import native_precision
+from photozhpc.model.engine import Engine, native_precision
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
 
@@ -135,6 +135,19 @@ def test_what_is_read_is_what_the_model_says(small_store: CutoutStore, checkpoin
     np.testing.assert_allclose(mag_NC[positive_NC], mag_expected, atol=1e-4)
     shown_G3HW = cutout_NCSS[latents.image_row_G][:, [3, 1, 0], 6:42, 6:42]
     np.testing.assert_array_equal(latents.image_G3HW, shown_G3HW)
+
+
+def test_the_redshifts_are_those_of_a_catalogue(small_store: CutoutStore) -> None:
+    path = bundled_checkpoint("roman-sim")  # it reports the median of its density
+    latents = read_latents(path, small_store.path, 60, seed=3)
+    engine = Engine(load_checkpoint(path))
+    catalogue = {}
+    for key in small_store.shards():
+        sources = small_store.read_sources(key)
+        prediction = engine.predict(small_store.read_cutouts(key), sources.ebv_N)
+        catalogue |= dict(zip(sources.source_id_N, prediction.z_phot_N, strict=True))
+    expected_N = np.array([catalogue[source_id] for source_id in latents.source_id_N])
+    assert np.median(np.abs(latents.z_phot_N - expected_N)) < 1e-3
 
 
 def test_the_subset_is_the_seeds_and_memory_is_bounded(

@@ -19,9 +19,9 @@ from click.testing import CliRunner, Result
 from builders.models import tiny_checkpoint
 from photozhpc.catalog.photoz_catalog import SCHEMA_VERSION, catalog_schema
 from photozhpc.cli import main
-from photozhpc.config import from_mapping, load_yaml
+from photozhpc.config import KINDS, bundled_configs, from_mapping, load_yaml
 from photozhpc.errors import PhotozError
-from photozhpc.info.configs import config_names, load_config, recipe_names
+from photozhpc.info.configs import load_config
 from photozhpc.info.describe import about
 from photozhpc.model import bundled_checkpoint, load_checkpoint
 from photozhpc.model.train_config import TrainConfig
@@ -29,7 +29,7 @@ from photozhpc.mosaic.tile import read_tile
 from photozhpc.sky import load_sky_config
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey, survey_names
-from photozhpc.workers.site import load_site, site_names
+from photozhpc.workers.site import load_site
 
 
 def run(*arguments: object) -> Result:
@@ -345,12 +345,12 @@ def test_a_survey_shown_loads_as_the_same(name: str, tmp_path: Path) -> None:
 
 
 def test_all_others_load_as_the_same(tmp_path: Path) -> None:
-    for name in site_names():
+    for name in bundled_configs("site"):
         path = tmp_path / f"{name}.yaml"
         path.write_text(run("config", "show", name).stdout)
         assert load_site(path) == load_site(name)
         assert load_config(path).kind == "site"
-    for name in recipe_names():
+    for name in bundled_configs("recipe"):
         path = tmp_path / "recipe.yaml"
         path.write_text(run("config", "show", name).stdout)
         shown = from_mapping(TrainConfig, load_yaml(path), "shown")
@@ -371,7 +371,7 @@ def test_defaults_and_meanings_are_shown() -> None:
 
 def test_the_list_has_them_all() -> None:
     lines = run("config", "list").stdout.splitlines()
-    assert [line.split()[1] for line in lines] == config_names()
+    assert [line.split()[1] for line in lines] == list(bundled_configs(*KINDS))
     entries = json.loads(run("config", "list", "--json").stdout)
     assert all(Path(entry["path"]).is_file() and entry["about"] for entry in entries)
 

@@ -18,8 +18,9 @@ from photozhpc.extract.extract import extract
 from photozhpc.files.lock import locked
 from photozhpc.model import PITA, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model import calibrate as calibrate_module
-from photozhpc.model.calibrate import Roles, calibrate, fit_uncertainty, with_density_heads
+from photozhpc.model.calibrate import Roles, calibrate, fit_uncertainty
 from photozhpc.model.density_fit import fit_distance
+from photozhpc.model.encode import encode
 from photozhpc.model.engine import Engine, Prediction
 from photozhpc.store import CutoutStore
 from photozhpc.store.loader import label_split, typical_noise
@@ -188,35 +189,24 @@ def test_what_cannot_be_calibrated_is_refused(
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_density_heads_can_be_put_beside_a_finished_network(small_store: CutoutStore) -> None:
-    plain = PITA(replace(TINY, density_bins=0)).eval()
-    extended = with_density_heads(plain, 40, 4.0)
-    assert extended.config == TINY
-    image = torch.randn(3, 4, 32, 32)
-    with torch.inference_mode():
-        for a, b in zip(plain(image), extended(image), strict=True):
-            assert torch.equal(a, b)
-        assert extended.estimate(image).quantile_BQ.isnan().all()
-
-
 def auc(high: np.ndarray, low: np.ndarray) -> float:
     """Probability that a random one of `high` exceeds a random one of `low`."""
     return float(np.mean(high[:, None] > low[None, :]))
 
 
 def test_unusual_images_stand_out_from_usual_ones(other_store: CutoutStore) -> None:
-    model = with_density_heads(load_checkpoint(bundled_checkpoint("roman-sim")).model, 2, 4.0)
+    model = load_checkpoint(bundled_checkpoint("roman-sim")).pita
     cutout = np.concatenate([other_store.read_cutouts(key) for key in other_store.shards()])
     ebv = np.concatenate([other_store.read_sources(key).ebv_N for key in other_store.shards()])
     whole = np.isfinite(cutout).mean(axis=(1, 2, 3)) > 0.99
     cutout, ebv = cutout[whole], ebv[whole]
     turned = [np.rot90(cutout, turn, axes=(2, 3)) for turn in range(4)]
-    usual = [calibrate_module._features(model, images.copy(), ebv)[1] for images in turned]
+    usual = [encode(model, images.copy(), ebv).latent_ND for images in turned]
     seen = np.arange(len(cutout)) % 3 > 0
     fit_distance(model.uncertainty, np.concatenate([latent[seen] for latent in usual]))
 
     def score(images: np.ndarray) -> np.ndarray:
-        _, latent, _ = calibrate_module._features(model, images.astype(np.float32), ebv)
+        latent = encode(model, images.astype(np.float32), ebv).latent_ND
         return model.uncertainty.ood(torch.from_numpy(latent)).numpy()
 
     rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from photozhpc.model.refit import refit_redshift_heads
 from photozhpc.model.train import train
 from photozhpc.model.trainer import Trainer
 from photozhpc.store import CutoutStore
-from photozhpc.store.loader import Block, TrainingLoader, label_split, read_labelled
+from photozhpc.store.loader import Block, Sampling, TrainingLoader, label_split, read_labelled
 
 
 def test_the_split_is_by_identifier_alone_and_in_proportion() -> None:
@@ -33,7 +33,7 @@ def test_the_split_is_by_identifier_alone_and_in_proportion() -> None:
 
 
 def test_an_epoch_is_shuffled_complete_and_hides_other_splits(small_store: CutoutStore) -> None:
-    loader = TrainingLoader(small_store, 16, seed=1, aperture=2, shuffle_len=128)
+    loader = TrainingLoader(small_store, Sampling(16, seed=1, aperture=2, shuffle_len=128))
     batches = epoch_of(loader, 0)
     assert len(batches) == loader.steps_per_epoch
     ids = np.concatenate([batch.source_id_N for batch in batches])
@@ -60,9 +60,8 @@ def test_the_batches_do_not_depend_on_the_number_of_ranks(
     small_store: CutoutStore, shuffle_len: int
 ) -> None:
     def loader(rank: int, world: int) -> TrainingLoader:
-        return TrainingLoader(
-            small_store, 16, 1, 2, label_repeat=2, shuffle_len=shuffle_len, rank=rank, world=world
-        )
+        sampling = Sampling(16, 1, 2, label_repeat=2, shuffle_len=shuffle_len)
+        return TrainingLoader(small_store, sampling, rank, world)
 
     whole = epoch_of(loader(0, 1), 3)
     halves = [epoch_of(loader(rank, 2), 3) for rank in (0, 1)]
@@ -77,7 +76,7 @@ def test_the_batches_do_not_depend_on_the_number_of_ranks(
 def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_same_batches(
     small_store: CutoutStore, shuffle_len: int
 ) -> None:
-    loader = TrainingLoader(small_store, 16, 1, 2, shuffle_len=shuffle_len)
+    loader = TrainingLoader(small_store, Sampling(16, 1, 2, shuffle_len=shuffle_len))
     whole = epoch_of(loader, 0)
     for first in (1, 5, len(whole) - 1, len(whole)):
         rest = epoch_of(loader, 0, first)
@@ -93,7 +92,7 @@ def test_fewer_labels_are_a_subset_of_more(small_store: CutoutStore) -> None:
     )
     assert few < many
     assert len(few) == pytest.approx(0.3 * len(many), abs=3 * np.sqrt(0.3 * len(many)))
-    loader = TrainingLoader(small_store, 8, 1, 2, labelled_only=True, label_fraction=0.3)
+    loader = TrainingLoader(small_store, Sampling(8, 1, 2, labelled_only=True, label_fraction=0.3))
     for batch in epoch_of(loader, 0):
         assert set(batch.source_id_N) <= few
         assert np.isfinite(batch.z_spec_N).all()
@@ -108,7 +107,7 @@ def test_no_split_shares_a_source_with_another(small_store: CutoutStore) -> None
 
 
 def test_labelled_only_leaves_the_others_out(small_store: CutoutStore) -> None:
-    loader = TrainingLoader(small_store, 8, seed=1, aperture=2, labelled_only=True)
+    loader = TrainingLoader(small_store, Sampling(8, seed=1, aperture=2, labelled_only=True))
     for batch in epoch_of(loader, 0):
         assert np.isfinite(batch.z_spec_N).all()
 
@@ -116,7 +115,7 @@ def test_labelled_only_leaves_the_others_out(small_store: CutoutStore) -> None:
 def test_label_repeat_brings_labelled_sources_more_often(small_store: CutoutStore) -> None:
     share = []
     for repeat in (1, 3):
-        loader = TrainingLoader(small_store, 16, seed=1, aperture=2, label_repeat=repeat)
+        loader = TrainingLoader(small_store, Sampling(16, seed=1, aperture=2, label_repeat=repeat))
         z_spec = np.concatenate([batch.z_spec_N for batch in epoch_of(loader, 0)])
         share.append(np.isfinite(z_spec).mean())
     expected = 3 * share[0] / (1 + 2 * share[0])

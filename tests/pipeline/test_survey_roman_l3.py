@@ -228,7 +228,7 @@ def test_what_is_wrong_is_said(delivery: Path, tmp_path: Path) -> None:
         ("skip_mosaic: [a]", "did you mean 'skip_mosaics'"),
         ("source_columns: {source_id: []}", "source_columns: source_id must name a column"),
         ("source_columns: {ra: ''}", "source_columns: ra must name a column"),
-        ("source_columns: {dec: RA}", "dec: the column 'RA' is named twice"),
+        ("source_columns: {dec: RA}", "dec: the column 'RA' appears twice"),
         ("z_spec_max: 0", "z_spec_max must be positive, got 0"),
         ("cutout_size: 100000", "cutout_size must be 8 to 2048, got 100000"),
     ):

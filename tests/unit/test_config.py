@@ -2,11 +2,19 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from photozhpc.config import from_mapping, load_yaml, to_mapping
+from photozhpc.config import (
+    KINDS,
+    bundled_configs,
+    config_path,
+    from_mapping,
+    load_yaml,
+    to_mapping,
+)
 from photozhpc.errors import ConfigError, PhotozError
 from photozhpc.survey import Band, Survey, load_survey, survey_names
 
@@ -86,6 +94,23 @@ def test_every_survey_that_comes_with_the_package_loads(name: str) -> None:
     survey = load_survey(name)
     assert survey.name == name
     assert survey.band(survey.band_names[0].lower()) == survey.bands[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_and_paths_follow_one_rule_for_all_kinds(kind, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, path in bundled_configs(kind).items():
+        assert path.is_file()
+        assert config_path(name, kind) == path
+        with pytest.raises(ConfigError, match=f"unknown {kind} '{name}x'; did you mean '{name}'"):
+            config_path(f"{name}x", kind)
+    assert config_path("not/there.yaml", kind) == Path("not/there.yaml")  # its reader says so
+    (tmp_path / "settings").touch()
+    assert config_path("settings", kind) == Path("settings")
+    (tmp_path / "folder").mkdir()
+    for wrong in ("folder", "./settingz", "x" * 5000):
+        with pytest.raises(ConfigError, match="or pass a YAML file"):
+            config_path(wrong, kind)
 
 
 def test_an_unknown_survey_or_band_suggests_the_nearest() -> None:

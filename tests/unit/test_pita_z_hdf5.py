@@ -248,7 +248,7 @@ def test_faults_of_the_file_are_named(tmp_path: Path) -> None:
         ({"dered_color_features": np.zeros((N, 5))}, "'dered_color_features' has shape"),
         ({"redshifts": np.array([b"a"] * N)}, "'redshifts' must be a dataset of numbers"),
         ({"custom_ids": np.zeros(N)}, "'custom_ids' must be a dataset of integers"),
-        ({"custom_ids": np.zeros(N, int)}, "holds an identifier twice"),
+        ({"custom_ids": np.zeros(N, int)}, "identifier appears twice"),
         (
             {"custom_ids": np.arange(N, dtype=np.uint64) + np.uint64(2**63)},
             "more than an int64 can",

@@ -10,10 +10,11 @@ from click.testing import CliRunner
 
 from builders.paths import ROOT
 from photozhpc.cli import main
+from photozhpc.config import bundled_configs
 from photozhpc.errors import ConfigError, RunError
-from photozhpc.workers.site import JOBS_DIR, SITE_DIR, STAGES, load_site, make_job
+from photozhpc.workers.site import JOBS_DIR, STAGES, load_site, make_job
 
-SITES = sorted(path.stem for path in SITE_DIR.glob("*.yaml"))
+SITES = list(bundled_configs("site"))
 CUSTOM = """
 account: m1234
 setup: [module load python, 'export A="b c"']

@@ -1,0 +1,80 @@
+"""Cutouts through the encoder of a finished network: what its heads and densities are fitted on.
+
+The network is as it was trained; inference rearranges it (model/forward.py), to other last bits.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from photozhpc.model.augment import calibrate, prepare, random_view, stretch
+from photozhpc.model.engine import native_precision
+from photozhpc.model.pita import PITA
+from photozhpc.store.loader import Block
+
+BATCH_SIZE = 256
+N_VIEWS = 4
+
+
+class Encoded(NamedTuple):
+    """What a network makes of N cutouts.
+
+    Attributes:
+        input_NF: what the redshift heads see, `PITA.redshift_input`.
+        latent_ND: the latents.
+        brightness_N: `PITA.brightness`; NaN from a model without density heads.
+    """
+
+    input_NF: NDArray[np.float32]
+    latent_ND: NDArray[np.float32]
+    brightness_N: NDArray[np.float32]
+
+
+@torch.no_grad()
+def encode(
+    model: PITA,
+    cutout_NCSS: NDArray[np.float32],
+    ebv_N: NDArray,
+    generator: torch.Generator | None = None,
+) -> Encoded:
+    """Pass cutouts through the encoder, at the precision of inference, on the model's device.
+
+    Args:
+        cutout_NCSS: nJy per pixel, NaN where there is no pixel; at least one cutout.
+        ebv_N: Galactic E(B-V), magnitudes.
+        generator: draws one quarter-turn view of each cutout; None: the image that inference sees.
+    """
+    config, device = model.config, model.noise_C.device
+    constants = (model.extinction_r_C, model.noise_C)
+    precision = native_precision(device)
+    batches = []
+    for start in range(0, len(cutout_NCSS), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
+        cutout_BCSS = torch.from_numpy(cutout_NCSS[rows]).to(device)
+        ebv_B = torch.from_numpy(np.asarray(ebv_N[rows], dtype=np.float32)).to(device)
+        if generator is None:
+            image_BCHW = prepare(cutout_BCSS, ebv_B, *constants, config.crop, config.stretch)
+        else:
+            calibrated_BCSS = calibrate(cutout_BCSS, ebv_B, *constants)
+            view_BCHW = random_view(calibrated_BCSS, config.crop, "quarter", 0, 0.0, [generator])
+            image_BCHW = stretch(view_BCHW, config.stretch)
+        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+            latent_BD, signal_BA = model.features(
+                image_BCHW.contiguous(memory_format=torch.channels_last)
+            )
+        if model.uncertainty is None:
+            brightness_B = torch.full_like(latent_BD[:, 0], torch.nan)
+        else:
+            brightness_B = model.brightness(model.unstretch(image_BCHW))
+        columns = (model.redshift_input(latent_BD, signal_BA), latent_BD, brightness_B)
+        batches.append([column.cpu().numpy() for column in columns])
+    return Encoded(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+
+
+def view_inputs(model: PITA, block: Block, seed: int) -> NDArray[np.float32]:
+    """Return `input_NF` of N_VIEWS random views of a block: its first view, then its second."""
+    generator = torch.Generator(model.noise_C.device).manual_seed(seed)
+    views = [encode(model, block.cutout_NCSS, block.ebv_N, generator) for _ in range(N_VIEWS)]
+    return np.concatenate([view.input_NF for view in views])
