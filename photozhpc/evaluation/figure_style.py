@@ -1,24 +1,38 @@
-"""How figures look: on paper and in light pages, and in dark ones."""
+"""How every figure looks: its width, its fonts and its colours, on paper and on dark pages."""
 
+import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-STYLE: dict[Any, Any] = {
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from photozhpc.files.disk import write_durably
+
+COLUMN_WIDTH_INCH = 3.5  # one column of a journal
+WIDE_INCH = 7.1  # two columns and the gap between them
+_SVG_DPI = 200  # of the parts of an SVG that are pixels
+_STYLE: dict[Any, Any] = {
     "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1,
     "legend.frameon": False,
     "legend.fontsize": 7,
     "pdf.fonttype": 42,  # text stays text; journals refuse Type 3 fonts
+    "svg.hashsalt": "photozhpc",  # the same figure is the same file
 }
 
 
 @dataclass(frozen=True)
-class Look:
-    """Colours of a figure; those of data can be told apart without colour vision.
+class Theme:
+    """The colours of a figure; those of data differ for readers without colour vision, too.
 
     Attributes:
-        ink, paper: text and lines; what they stand on.
+        ink, paper: text and lines; the ground behind them.
         blue, orange, green, purple, grey: of data, after Okabe & Ito (2008), at 3:1 or more
             against the paper (WCAG 2.2, 1.4.11).
         density: colour map of densities: the more, the further from the paper.
@@ -40,10 +54,9 @@ class Look:
         ticks = ("xtick.color", "ytick.color")
         papers = ("axes.facecolor", "figure.facecolor", "savefig.facecolor")
         return {
-            **STYLE,
+            **_STYLE,
             **dict.fromkeys((*inks, *ticks), self.ink),
             **dict.fromkeys(papers, self.paper),
-            "svg.hashsalt": "photozhpc",  # the same figure is the same file
         }
 
     @property
@@ -51,7 +64,7 @@ class Look:
         return (self.blue, self.orange, self.green, self.purple, self.grey)
 
 
-PAPER = Look(
+PAPER = Theme(
     ink="black",
     paper="white",
     blue="#0072B2",
@@ -61,7 +74,7 @@ PAPER = Look(
     grey="#777777",
     density="viridis_r",
 )
-DARK = Look(
+DARK = Theme(
     ink="#E4E7EB",
     paper="#171B21",
     blue="#56B4E9",
@@ -71,3 +84,46 @@ DARK = Look(
     grey="#9AA3AD",
     density="viridis",
 )
+
+
+def new_figure(
+    height_inch: float, width_inch: float = COLUMN_WIDTH_INCH, layout: str | None = "constrained"
+) -> Figure:
+    """Return an empty figure; draw in it within the `rc` of its theme."""
+    figure = Figure(figsize=(width_inch, height_inch), dpi=300, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def figure_file(figure: Figure, kind: str, theme: Theme = PAPER) -> bytes:
+    """Return a figure as a file: "png", "pdf" or "svg". Equal figures make equal files."""
+    options: dict[str, Any] = {
+        "pdf": {"metadata": {"CreationDate": None}},
+        "svg": {"metadata": {"Date": None}, "dpi": _SVG_DPI},
+    }.get(kind, {})
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(theme.rc):
+        figure.savefig(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure in the format that the path's suffix names.
+
+    Raises:
+        RunError: the disk is full, or cannot be written.
+    """
+    path = Path(path)
+    write_durably(path, figure_file(figure, path.suffix.removeprefix(".")))
+
+
+def save_png_and_pdf(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG, and as PDF beside it; return both paths.
+
+    Raises:
+        RunError: the disk is full, or cannot be written.
+    """
+    paths = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
+    for file in paths:
+        save_figure(figure, file)
+    return paths

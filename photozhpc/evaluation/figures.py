@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from photozhpc.evaluation.evaluate import Evaluation, Group
-from photozhpc.evaluation.figure_style import PAPER, Look
+from photozhpc.evaluation.figure_style import PAPER, Theme, new_figure
 from photozhpc.evaluation.match import INTERVALS_PERCENT
-from photozhpc.evaluation.zz import new_figure, plot_zz
+from photozhpc.evaluation.zz import plot_zz
 from photozhpc.metrics import point_metrics
 
 _N_PIT_BINS = 20
@@ -22,26 +22,26 @@ _ROWS = {
 }
 
 
-def draw_evaluation(evaluation: Evaluation, look: Look = PAPER) -> dict[str, Figure]:
+def draw_evaluation(evaluation: Evaluation, theme: Theme = PAPER) -> dict[str, Figure]:
     """Return the figures by name: zz, metrics, and where there are intervals pit and coverage."""
     matched = evaluation.matched
     metrics = point_metrics(matched.z_ref_N, matched.z_phot_N)
     figures = {
         "zz": plot_zz(
-            matched.z_ref_N, matched.z_phot_N, metrics, reference=evaluation.z_kind, look=look
+            matched.z_ref_N, matched.z_phot_N, metrics, reference=evaluation.z_kind, theme=theme
         )
     }
-    with matplotlib.rc_context(look.rc):
+    with matplotlib.rc_context(theme.rc):
         if evaluation.groups["magnitude"] or evaluation.groups["redshift"]:
-            figures["metrics"] = plot_metrics(evaluation, look)
+            figures["metrics"] = plot_metrics(evaluation, theme)
         if evaluation.has_intervals:
-            figures["pit"] = plot_pit(matched.pit_N, look)
+            figures["pit"] = plot_pit(matched.pit_N, theme)
             if evaluation.groups["magnitude"]:
-                figures["coverage"] = plot_coverage(evaluation, look)
+                figures["coverage"] = plot_coverage(evaluation, theme)
     return figures
 
 
-def plot_metrics(evaluation: Evaluation, look: Look = PAPER) -> Figure:
+def plot_metrics(evaluation: Evaluation, theme: Theme = PAPER) -> Figure:
     """Draw the point statistics, and the CRPS if there is one, in bins."""
     names = [name for name in _ROWS if name != "crps" or evaluation.has_intervals]
     columns = {
@@ -56,10 +56,12 @@ def plot_metrics(evaluation: Evaluation, look: Look = PAPER) -> Figure:
         axes_RC[row, 0].set_ylabel(label)
         for axes, groups in zip(axes_RC[row], columns.values(), strict=True):
             if name == "crps":
-                _draw_bins(axes, groups, "crps_global_gaussian", look.orange, "s", label="Gaussian")
-            _draw_bins(axes, groups, name, look.blue, "o", scale, label="catalogue")
+                _draw_bins(
+                    axes, groups, "crps_global_gaussian", theme.orange, "s", label="Gaussian"
+                )
+            _draw_bins(axes, groups, name, theme.blue, "o", scale, label="catalogue")
             if name == "bias":
-                axes.axhline(0, color=look.grey, linewidth=0.6, zorder=0)
+                axes.axhline(0, color=theme.grey, linewidth=0.6, zorder=0)
         if name != "bias":
             axes_RC[row, 0].set_ylim(bottom=0)  # once all is drawn: it ends the autoscaling
     if "crps" in names:
@@ -71,20 +73,20 @@ def plot_metrics(evaluation: Evaluation, look: Look = PAPER) -> Figure:
     return figure
 
 
-def plot_coverage(evaluation: Evaluation, look: Look = PAPER) -> Figure:
+def plot_coverage(evaluation: Evaluation, theme: Theme = PAPER) -> Figure:
     """Draw which fraction of the sources is in each interval, against magnitude."""
     figure = new_figure(2.6)
     axes = figure.add_subplot()
     groups = evaluation.groups["magnitude"]
     # Beside each other, so that none is hidden.
-    looks = zip(
+    styles = zip(
         INTERVALS_PERCENT,
-        (look.blue, look.orange, look.green),
+        (theme.blue, theme.orange, theme.green),
         "os^",
         (0.35, 0.5, 0.65),
         strict=True,
     )
-    for percent, colour, marker, place in looks:
+    for percent, colour, marker, place in styles:
         axes.axhline(percent, color=colour, linewidth=0.7, linestyle="--", zorder=0)
         name, label = f"coverage{percent}", f"{percent} %"
         _draw_bins(axes, groups, name, colour, marker, 100, label, place)
@@ -97,7 +99,7 @@ def plot_coverage(evaluation: Evaluation, look: Look = PAPER) -> Figure:
     return figure
 
 
-def plot_pit(pit_N: np.ndarray, look: Look = PAPER) -> Figure:
+def plot_pit(pit_N: np.ndarray, theme: Theme = PAPER) -> Figure:
     """Draw the histogram of the PIT, and by how much its distribution departs from uniform.
 
     The bands hold 95% of perfect catalogues, bin by bin and level by level.
@@ -110,16 +112,16 @@ def plot_pit(pit_N: np.ndarray, look: Look = PAPER) -> Figure:
     expected = n / _N_PIT_BINS
     counts, edges = np.histogram(pit_N, bins=_N_PIT_BINS, range=(0, 1))
     low, high = binom.ppf(tails, n, 1 / _N_PIT_BINS) / expected
-    top.axhspan(low, high, color=look.grey, alpha=0.35, linewidth=0)
-    top.stairs(counts / expected, edges, baseline=None, color=look.blue, linewidth=1.2)
+    top.axhspan(low, high, color=theme.grey, alpha=0.35, linewidth=0)
+    top.stairs(counts / expected, edges, baseline=None, color=theme.blue, linewidth=1.2)
     top.set(ylabel="sources / expected", xlim=(0, 1))
     top.set_ylim(bottom=0)
     level = np.linspace(0, 1, 201)
     low_level, high_level = binom.ppf(tails[:, None], n, level) / n - level
-    bottom.fill_between(level, low_level, high_level, color=look.grey, alpha=0.35, linewidth=0)
+    bottom.fill_between(level, low_level, high_level, color=theme.grey, alpha=0.35, linewidth=0)
     observed = np.searchsorted(pit_N, level, side="right") / n
-    bottom.plot(level, observed - level, color=look.blue, linewidth=1.2)
-    bottom.axhline(0, color=look.grey, linewidth=0.6, zorder=0)
+    bottom.plot(level, observed - level, color=theme.blue, linewidth=1.2)
+    bottom.axhline(0, color=theme.grey, linewidth=0.6, zorder=0)
     bottom.set(xlabel="PIT, p", ylabel="fraction(PIT ≤ p) − p")
     figure.align_ylabels()
     return figure

@@ -11,9 +11,10 @@ from photozhpc import __version__
 from photozhpc.catalog.notes import PART_FOLDER
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.evaluation.evaluate import Estimate, Evaluation, Group
+from photozhpc.evaluation.figure_style import save_png_and_pdf
 from photozhpc.evaluation.figures import draw_evaluation
 from photozhpc.evaluation.match import INTERVALS_PERCENT
-from photozhpc.evaluation.zz import save_figure
+from photozhpc.evaluation.truth import tables_text
 from photozhpc.files.disk import disk_error, write_durably
 from photozhpc.metrics import GlobalGaussian
 
@@ -36,11 +37,9 @@ def write_evaluation(evaluation: Evaluation, out: str | Path | None = None) -> l
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
-    figures = []
+    figures: list[Path] = []
     for name, figure in draw_evaluation(evaluation).items():
-        for suffix in ("png", "pdf"):
-            figures.append(folder / f"{name}.{suffix}")
-            save_figure(figure, figures[-1])
+        figures += save_png_and_pdf(figure, folder / f"{name}.png")
     document = evaluation_document(evaluation) | {"figures": [str(path) for path in figures]}
     write_durably(folder / JSON_NAME, (json.dumps(document, indent=2) + "\n").encode())
     return [folder / JSON_NAME, *figures]
@@ -76,12 +75,10 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
 
 def evaluation_table(evaluation: Evaluation) -> str:
     """Return the text to print, no wider than 100 columns but for paths."""
-    truth = evaluation.truth
-    more = f" and {len(truth) - 1} more" if len(truth) > 1 else ""
     lines = [
         f"catalogue   {evaluation.catalog}: {evaluation.n_rows} rows",
-        f"truth       {truth[0]}{more}: {evaluation.n_truth} galaxies with {evaluation.z_kind} "
-        f"redshifts",
+        f"truth       {tables_text(evaluation.truth)}: {evaluation.n_truth} galaxies with "
+        f"{evaluation.z_kind} redshifts",
         f"compared    {len(evaluation.matched.z_ref_N)} sources"
         + _unless_zero("; {} more have no photoz", evaluation.n_without_photoz),
     ]

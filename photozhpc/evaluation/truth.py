@@ -83,8 +83,8 @@ def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
     twice_N = truth.source_id_N[1:] == truth.source_id_N[:-1]
     if twice_N.any():
         raise SourceListError(
-            f"{_names(paths)}: source_id {truth.source_id_N[1:][twice_N][0]} is in the truth more "
-            f"than once ({np.count_nonzero(twice_N)} rows too many); keep one row a source"
+            f"{tables_text(paths)}: source_id {truth.source_id_N[1:][twice_N][0]} is in the truth "
+            f"more than once ({np.count_nonzero(twice_N)} rows too many); keep one row a source"
         )
     return _rows(truth, np.flatnonzero(np.isfinite(truth.z_ref_N)))
 
@@ -110,7 +110,8 @@ def store_labels(store_path: str | AnyPath) -> Truth:
     return _rows(truth, np.argsort(truth.source_id_N, kind="stable"))
 
 
-def _names(paths: Sequence[str | AnyPath]) -> str:
+def tables_text(paths: Sequence[str | AnyPath]) -> str:
+    """Return the first of the tables and how many more there are."""
     return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 

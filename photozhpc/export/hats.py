@@ -37,6 +37,7 @@ from hats_import.margin_cache.margin_cache_arguments import MarginCacheArguments
 from hats_import.pipeline import pipeline_with_client
 from upath import UPath
 
+from photozhpc.catalog.footprint import FOOTPRINT_NAME, write_footprint
 from photozhpc.catalog.notes import Due
 from photozhpc.catalog.photoz_catalog import read_pieces
 from photozhpc.catalog.votable import table_description, with_votable
@@ -83,6 +84,7 @@ def export_hats(
         with redirect_stdout(said), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Computing partitions", UserWarning)
             n_rows = _write_collection(parts, schema, columns, partial, out.name, workers, said)
+        write_footprint(parts, partial / FOOTPRINT_NAME)
         sync_tree(partial)
         if out.exists():
             old = partial_path(out.with_name(f"{out.name}.old"))

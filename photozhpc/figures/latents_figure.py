@@ -3,7 +3,6 @@
 After the paper's figures 4 and 6 (arXiv 2602.10207).
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,28 +17,17 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from photozhpc.evaluation.figure_style import (
+    COLUMN_WIDTH_INCH,
+    PAPER,
+    new_figure,
+    save_png_and_pdf,
+)
 from photozhpc.figures.latents import Latents, magnitudes
 from photozhpc.figures.latents_smoothness import N_NEIGHBOURS, Smoothness
-from photozhpc.files.disk import write_durably
 from photozhpc.metrics import normalised_residual, point_metrics
 
-# Journal columns are 3.4 inches wide; text of 8 points is read at that size as it is.
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "pdf.fonttype": 42,  # TrueType: journals refuse type 3
-    "svg.fonttype": "none",
-}
-COLUMN_INCHES = 3.4
-_HEIGHT_INCHES = 9.0
+_HEIGHT_INCH = 9.0
 _N_CELLS = 22  # images on a side
 _N_HEXAGONS = 38
 _FEW = 800  # below this many sources medians in hexagons say less than the points
@@ -93,27 +81,14 @@ def plot_latents(maps: Sequence[LatentMap], path: str | Path) -> Figure:
     Raises:
         RunError: the disk is full, or cannot be written.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_INCHES * len(maps), _HEIGHT_INCHES), layout="constrained")
+    with matplotlib.rc_context(PAPER.rc):
+        figure = new_figure(_HEIGHT_INCH, COLUMN_WIDTH_INCH * len(maps))
         columns = figure.subfigures(1, len(maps), squeeze=False)[0]
         quantities = _quantities(maps)
         for number, (one, column) in enumerate(zip(maps, columns, strict=True)):
             _plot_model(column, one, quantities, number)
-        save_figure(figure, Path(path))
+    save_png_and_pdf(figure, Path(path))
     return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, at 200 dpi, and as PDF beside it; equal figures make equal files.
-
-    Raises:
-        RunError: the disk is full, or cannot be written.
-    """
-    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=metadata)
-        write_durably(path.with_suffix(suffix), buffer.getvalue())
 
 
 def nearest_to_cells(point_G2: NDArray, extent: Extent, n_cells: int) -> NDArray[np.intp]:

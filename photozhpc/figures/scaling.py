@@ -26,7 +26,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError
-from photozhpc.figures.latents_figure import COLUMN_INCHES, STYLE, save_figure
+from photozhpc.evaluation.figure_style import PAPER, WIDE_INCH, new_figure, save_png_and_pdf
 from photozhpc.files.disk import write_durably
 
 METRICS = ("bias", "nmad", "outlier_fraction")
@@ -112,8 +112,8 @@ def plot_scaling(results: Sequence[Mapping[str, Any]], path: str | Path) -> Figu
         RunError: the disk is full, or cannot be written.
     """
     curves = _curves(results)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN_INCHES + 0.3, 2.6), layout="constrained")
+    with matplotlib.rc_context(PAPER.rc):
+        figure = new_figure(2.6, WIDE_INCH)
         panels = figure.subplots(1, 3)
         for metric, axes in enumerate(panels):
             for number, curve in enumerate(curves):
@@ -123,8 +123,8 @@ def plot_scaling(results: Sequence[Mapping[str, Any]], path: str | Path) -> Figu
             axes.set_ylabel(_LABELS[metric])
         panels[0].axhline(0, color="0.6", linewidth=0.6, zorder=0)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
-        save_figure(figure, Path(path))
+        figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    save_png_and_pdf(figure, Path(path))
     return figure
 
 
@@ -174,9 +174,8 @@ def plot_learning_curves(histories: Sequence[Mapping[str, Any]], path: str | Pat
     counts = np.array([run.n_labels for run in runs])
     # A single count takes the middle of the colours.
     norm = LogNorm(counts.min() / 1.2, counts.max() * 1.2)
-    with matplotlib.rc_context(STYLE):
-        width = min(2 * COLUMN_INCHES + 0.3, 2.0 * len(methods) + 1.2)
-        figure = Figure(figsize=(width, 2.6), layout="constrained")
+    with matplotlib.rc_context(PAPER.rc):
+        figure = new_figure(2.6, min(WIDE_INCH, 2.0 * len(methods) + 1.2))
         panels = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
         colours = ScalarMappable(norm, "viridis")
         for method, axes in zip(methods, panels, strict=True):
@@ -194,7 +193,7 @@ def plot_learning_curves(histories: Sequence[Mapping[str, Any]], path: str | Pat
         bar.set_ticks(_thinned(np.unique(counts)))
         bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.ax.set_yticklabels([f"{n}" for n in _thinned(np.unique(counts))])
-        save_figure(figure, Path(path))
+    save_png_and_pdf(figure, Path(path))
     return figure
 
 

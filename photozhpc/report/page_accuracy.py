@@ -13,7 +13,7 @@ from photozhpc.evaluation.figure_style import PAPER
 from photozhpc.evaluation.figures import draw_evaluation
 from photozhpc.evaluation.summary import LABELS
 from photozhpc.evaluation.tables import JSON_NAME, default_folder
-from photozhpc.evaluation.truth import store_labels, truth_tables
+from photozhpc.evaluation.truth import store_labels, tables_text, truth_tables
 from photozhpc.files.disk import read_json
 from photozhpc.files.objects import AnyPath, location
 from photozhpc.report.page_source import PageSource
@@ -50,7 +50,7 @@ def compare(source: PageSource, truth: Sequence[str | AnyPath], n_rows: int) -> 
     """
     if truth:
         evaluation = evaluate(source.path, truth, incomplete_ok=True)
-        return _told(evaluation, _names(evaluation.truth), "")
+        return _told(evaluation, tables_text(evaluation.truth), "")
     reasons = []
     for paths, reference, note in _known_truths(source, n_rows):
         try:
@@ -58,7 +58,7 @@ def compare(source: PageSource, truth: Sequence[str | AnyPath], n_rows: int) -> 
         except PhotozError as error:
             reasons.append(str(error))
             continue
-        return _told(evaluation, reference or _names(evaluation.truth), note)
+        return _told(evaluation, reference or tables_text(evaluation.truth), note)
     if reasons:
         return Accuracy(note=f"No comparison with known redshifts was possible: {reasons[0]}")
     return Accuracy(
@@ -179,7 +179,7 @@ def _plots(evaluation: Evaluation) -> list[Plot]:
         )
     figures = draw_evaluation(evaluation, PAPER)
     return [
-        Plot(lambda look, name=name: draw_evaluation(evaluation, look)[name], *told[name])  # type: ignore[misc]
+        Plot(lambda theme, name=name: draw_evaluation(evaluation, theme)[name], *told[name])  # type: ignore[misc]
         for name in ("zz", "pit", "metrics", "coverage")
         if name in figures
     ]
@@ -194,7 +194,3 @@ def _range_text(evaluation: Evaluation, kind: str) -> str:
         f"NMAD goes from {first.statistics['nmad'].value:.3f} in the brightest bin "
         f"({first.label}) to {last.statistics['nmad'].value:.3f} in the faintest ({last.label})."
     )
-
-
-def _names(tables: Sequence[AnyPath]) -> str:
-    return f"{tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")

@@ -1,27 +1,24 @@
-"""The figures of the page: n(z), photometry, throughput. A column or two wide, in any Look."""
+"""The figures of the page: n(z), photometry, throughput. A column or two wide, in any Theme."""
 
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from photozhpc.catalog.throughput import Throughput
-from photozhpc.evaluation.figure_style import Look
-from photozhpc.evaluation.zz import new_figure
+from photozhpc.evaluation.catalog_columns import floats
+from photozhpc.evaluation.figure_style import WIDE_INCH, Theme, new_figure
 from photozhpc.report.catalog_scan import (
     MAG_WIDTH,
     N_SAMPLE,
     CatalogScan,
     Density,
-    floats,
 )
 
-_WIDE_INCH = 7.1
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _FEW_PER_BIN = 15
@@ -51,7 +48,7 @@ def redshift_bins(
     return scan.z_edges[: top + 1 : merge], merge
 
 
-def plot_nz(scan: CatalogScan, z_ref_N: NDArray[np.float64], z_kind: str, look: Look) -> Figure:
+def plot_nz(scan: CatalogScan, z_ref_N: NDArray[np.float64], z_kind: str, theme: Theme) -> Figure:
     """Draw n(z), normalised: point estimates, stacked PDFs with their 1 sigma band, the truth."""
     edges, merge = redshift_bins(scan, z_ref_N)
     width = edges[1] - edges[0]
@@ -59,23 +56,23 @@ def plot_nz(scan: CatalogScan, z_ref_N: NDArray[np.float64], z_kind: str, look: 
     def merged(values_Z: NDArray) -> NDArray:
         return values_Z[: merge * (len(edges) - 1)].reshape(-1, merge).sum(axis=1)
 
-    with matplotlib.rc_context(look.rc):
+    with matplotlib.rc_context(theme.rc):
         figure = new_figure(2.9)
         axes = figure.add_subplot()
         counts = merged(scan.z_Z) / (scan.n_photoz * width)
-        axes.stairs(counts, edges, color=look.grey, fill=True, alpha=0.35, linewidth=0)
-        axes.stairs(counts, edges, color=look.grey, label=f"point estimates ({scan.n_photoz:,})")
+        axes.stairs(counts, edges, color=theme.grey, fill=True, alpha=0.35, linewidth=0)
+        axes.stairs(counts, edges, color=theme.grey, label=f"point estimates ({scan.n_photoz:,})")
         if scan.n_stacked:
             mean, sigma = (values / (scan.n_stacked * width) for values in stacked_nz(scan, merge))
             mean, sigma = mean[: len(counts)], sigma[: len(counts)]
             axes.stairs(
-                mean + sigma, edges, baseline=mean - sigma, fill=True, color=look.blue, alpha=0.35
+                mean + sigma, edges, baseline=mean - sigma, fill=True, color=theme.blue, alpha=0.35
             )
             axes.stairs(
                 mean,
                 edges,
                 baseline=None,
-                color=look.blue,
+                color=theme.blue,
                 linewidth=1.3,
                 label=f"stacked PDFs ± 1σ ({scan.n_stacked:,})",
             )
@@ -85,7 +82,7 @@ def plot_nz(scan: CatalogScan, z_ref_N: NDArray[np.float64], z_kind: str, look: 
                 shape,
                 edges,
                 baseline=None,
-                color=look.orange,
+                color=theme.orange,
                 linestyle="--",
                 linewidth=1.2,
                 label=f"{z_kind} redshifts ({len(z_ref_N):,})",
@@ -111,9 +108,9 @@ def stacked_nz(
     return mean, np.sqrt(variance * scan.n_stacked / max(scan.n_intervals, 1))
 
 
-def plot_counts(scan: CatalogScan, area_arcmin2: float | None, look: Look) -> Figure:
+def plot_counts(scan: CatalogScan, area_arcmin2: float | None, theme: Theme) -> Figure:
     """Draw the number counts of each band, per magnitude and arcmin^2 if the area is known."""
-    with matplotlib.rc_context(look.rc):
+    with matplotlib.rc_context(theme.rc):
         figure = new_figure(2.9)
         axes = figure.add_subplot()
         scale = 1 / (_COUNT_BINS * MAG_WIDTH * (area_arcmin2 or 1))
@@ -124,7 +121,7 @@ def plot_counts(scan: CatalogScan, area_arcmin2: float | None, look: Look) -> Fi
             edges = band.mag_edges[: n + 1 : _COUNT_BINS]
             middle, some = (edges[1:] + edges[:-1]) / 2, counts > 0
             seen += counts[some].tolist()
-            colour = look.data_colours[at % len(look.data_colours)]
+            colour = theme.data_colours[at % len(theme.data_colours)]
             axes.errorbar(
                 middle[some],
                 scale * counts[some],
@@ -148,24 +145,24 @@ def plot_counts(scan: CatalogScan, area_arcmin2: float | None, look: Look) -> Fi
     return figure
 
 
-def plot_colour(scan: CatalogScan, density: Density, kind: str, look: Look) -> Figure:
+def plot_colour(scan: CatalogScan, density: Density, kind: str, theme: Theme) -> Figure:
     """Draw the colour of the first and the last band against magnitude or redshift.
 
     Args:
         kind: "mag" or "photoz".
     """
     first, last = scan.bands[0].columns.label, scan.bands[-1].columns.label
-    with matplotlib.rc_context(look.rc):
+    with matplotlib.rc_context(theme.rc):
         figure = new_figure(2.9)
         axes = figure.add_subplot()
         if scan.n_rows <= N_SAMPLE and scan.sample is not None:
             colour_N, mag_N = scan.colours(scan.sample)
             x_N = mag_N if kind == "mag" else floats(scan.sample, kind)
-            (points,) = axes.plot(x_N, colour_N, ".", color=look.blue, rasterized=True)
+            (points,) = axes.plot(x_N, colour_N, ".", color=theme.blue, rasterized=True)
             size = 3.2 if len(colour_N) > _FEW_POINTS else 5
             points.set(markersize=size, alpha=0.6, markeredgewidth=0)
         else:
-            image = _draw_density(axes, density, look)
+            image = _draw_density(axes, density, theme)
             figure.colorbar(image, ax=axes, label="sources per bin", format="%g")
         axes.set_ylabel(f"{first} − {last} [AB mag]")
         axes.set_xlabel(f"{last} [AB mag]" if kind == "mag" else "photometric redshift")
@@ -174,7 +171,7 @@ def plot_colour(scan: CatalogScan, density: Density, kind: str, look: Look) -> F
     return figure
 
 
-def _draw_density(axes: Axes, density: Density, look: Look) -> matplotlib.cm.ScalarMappable:
+def _draw_density(axes: Axes, density: Density, theme: Theme) -> matplotlib.cm.ScalarMappable:
     """Draw log counts, cropped to where nearly all of them are."""
     counts_XY = density.counts_XY
     edges = []
@@ -190,27 +187,26 @@ def _draw_density(axes: Axes, density: Density, look: Look) -> matplotlib.cm.Sca
         *edges,
         np.where(shown > 0, shown, np.nan),
         norm=LogNorm(1, max(float(shown.max(initial=0)), 2.0)),
-        cmap=look.density,
+        cmap=theme.density,
         rasterized=True,
     )
 
 
-def plot_throughput(rate: Throughput, look: Look) -> Figure:
+def plot_throughput(rate: Throughput, theme: Theme) -> Figure:
     """Draw sources a second, and the share that is done, against the time spent working."""
     unit, seconds = _time_unit(rate.edges[-1])
-    with matplotlib.rc_context(look.rc):
-        figure = Figure(figsize=(_WIDE_INCH, 2.7), dpi=300, layout="constrained")
-        FigureCanvasAgg(figure)
+    with matplotlib.rc_context(theme.rc):
+        figure = new_figure(2.7, WIDE_INCH)
         axes = figure.add_subplot()
         edges = rate.edges / seconds
-        axes.stairs(rate.sources_per_s, edges, fill=True, color=look.blue, alpha=0.3, linewidth=0)
-        axes.stairs(rate.sources_per_s, edges, color=look.blue, linewidth=1, label="sources/s")
+        axes.stairs(rate.sources_per_s, edges, fill=True, color=theme.blue, alpha=0.3, linewidth=0)
+        axes.stairs(rate.sources_per_s, edges, color=theme.blue, linewidth=1, label="sources/s")
         axes.set(xlim=(0, edges[-1]), xlabel=f"time at work [{unit}]", ylabel="sources/s")
         axes.set_ylim(bottom=0, top=1.15 * max(float(rate.sources_per_s.max()), 1e-9))
         share = axes.twinx()
-        share.plot(edges, 100 * rate.done_share, color=look.orange, linestyle="--", label="done")
+        share.plot(edges, 100 * rate.done_share, color=theme.orange, linestyle="--", label="done")
         share.set(ylabel="sources done [%]", ylim=(0, 103))
-        marks = _event_marks(axes, rate, seconds, look)
+        marks = _event_marks(axes, rate, seconds, theme)
         handles = [*axes.get_legend_handles_labels()[0], *share.get_legend_handles_labels()[0]]
         figure.legend(
             handles=[*handles, *marks], loc="outside upper center", ncols=5, handletextpad=0.4
@@ -218,16 +214,16 @@ def plot_throughput(rate: Throughput, look: Look) -> Figure:
     return figure
 
 
-def _event_marks(axes: Axes, rate: Throughput, seconds: float, look: Look) -> Sequence:
+def _event_marks(axes: Axes, rate: Throughput, seconds: float, theme: Theme) -> Sequence:
     """Draw what happened at the top of the axes: a marker a kind; return those for the legend."""
-    looks = {
-        "begun again": ("|", look.ink),
-        "stopped": ("s", look.purple),
-        "worker lost": ("v", look.orange),
-        "set aside": ("X", look.purple),
+    markers = {
+        "begun again": ("|", theme.ink),
+        "stopped": ("s", theme.purple),
+        "worker lost": ("v", theme.orange),
+        "set aside": ("X", theme.purple),
     }
     marks = []
-    for kind, (marker, colour) in looks.items():
+    for kind, (marker, colour) in markers.items():
         times = [at / seconds for at, event in rate.marks if event == kind]
         if times:
             marks += axes.plot(

@@ -114,7 +114,7 @@ def _sky_plot(one: SkyMap, coverage: Coverage, scan: CatalogScan, name: str, are
         if name != "Sky"
         else "Density of sources"
     )
-    return Plot(lambda look: plot_sky(one, coverage, points_N2, look), title, caption, alt, True)
+    return Plot(lambda theme: plot_sky(one, coverage, points_N2, theme), title, caption, alt, True)
 
 
 def area_text(area: float) -> str:
@@ -159,7 +159,7 @@ def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
         alt += f" The mean of the {len(z_ref_N):,} {z_kind} redshifts is {np.mean(z_ref_N):.2f}."
     if not_shown := scan.n_photoz - int(counts.sum()):
         caption += f" {not_shown:,} redshifts lie beyond the figure."
-    plots = [Plot(lambda look: draw.plot_nz(scan, z_ref_N, z_kind, look), "n(z)", caption, alt)]
+    plots = [Plot(lambda theme: draw.plot_nz(scan, z_ref_N, z_kind, theme), "n(z)", caption, alt)]
     if scan.colour_z is not None and scan.colour_z.counts_XY.any():
         plots.append(_colour_plot(scan, scan.colour_z, "photometric redshift", "photoz"))
     return plots
@@ -191,7 +191,7 @@ def photometry(scan: CatalogScan, where: Sky) -> dict[str, Any]:
         per = "" if where.area_is_of_tiles else " that hold a source"
         plots.append(
             Plot(
-                lambda look: draw.plot_counts(scan, where.area_arcmin2, look),
+                lambda theme: draw.plot_counts(scan, where.area_arcmin2, theme),
                 "Number counts",
                 f"Sources with an aperture flux of {DETECTION_SN:g} times its error or more, per "
                 f"magnitude ({kinds}), over the area of the "
@@ -220,7 +220,7 @@ def _colour_plot(scan: CatalogScan, density: Density, against: str, kind: str) -
     if kind == "mag":
         caption += f" Magnitude: {last.magnitude_text}."
     return Plot(
-        lambda look: draw.plot_colour(scan, density, kind, look),
+        lambda theme: draw.plot_colour(scan, density, kind, theme),
         f"Colour and {against}",
         caption,
         f"Colour {first.label} − {last.label} of {n:,} sources against {against}: median "
@@ -288,7 +288,7 @@ def pace(source: PageSource) -> dict[str, Any]:
         return {"why": why, "plots": [], "rows": [], "set_aside": []}
     busiest = float(found.sources_per_s.max())
     plot = Plot(
-        lambda look: draw.plot_throughput(found, look),
+        lambda theme: draw.plot_throughput(found, theme),
         "Sources a second",
         "From the notes of the workers: a part's sources are spread evenly over the time it took. "
         "Pauses of more than a minute are cut out. Dashed: the share of all sources that is done.",
