@@ -32,8 +32,8 @@ from photozhpc.files.disk import write_durably
 METRICS = ("bias", "nmad", "outlier_fraction")
 _LABELS = ("bias", "NMAD", "outlier fraction (%)")
 _FACTORS = (1.0, 1.0, 100.0)  # from a metric to what is shown
-# Okabe & Ito's colours, which the colour-blind can tell apart; the shapes are for print in grey.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+# The shapes tell methods apart in grey print.
+_COLOURS = (*PAPER.data_colours, "#56B4E9", PAPER.ink)
 _MARKERS = "osD^vPX"
 _DODGE = 1.07  # neighbouring methods stand apart by this factor of n_labels
 
