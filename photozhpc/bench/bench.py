@@ -176,19 +176,19 @@ def in_memory(
     ]
     for process in processes:
         process.start()
-    found: list[tuple[float, bool]] = []
+    rates: list[tuple[float, bool]] = []
     try:
-        while len(found) < workers:
+        while len(rates) < workers:
             with suppress(queue.Empty):
-                found.append(answer.get(timeout=1))
+                rates.append(answer.get(timeout=1))
             if any(process.exitcode for process in processes):
                 raise RunError("the engine could not be measured: a process of it died (see above)")
     finally:
         for process in processes:
-            if len(found) < workers:  # the others wait for the one that died
+            if len(rates) < workers:  # the others wait for the one that died
                 process.kill()
             process.join()
-    return sum(rate for rate, _ in found), all(is_compiled for _, is_compiled in found)
+    return sum(rate for rate, _ in rates), all(is_compiled for _, is_compiled in rates)
 
 
 def _in_memory(

@@ -87,23 +87,26 @@ DARK = Theme(
 
 
 def new_figure(
-    height_inch: float, width_inch: float = COLUMN_WIDTH_INCH, layout: str | None = "constrained"
+    height_inch: float, width_inch: float = COLUMN_WIDTH_INCH, *, arranged: bool = True
 ) -> Figure:
-    """Return an empty figure; draw in it within the `rc` of its theme."""
-    figure = Figure(figsize=(width_inch, height_inch), dpi=300, layout=layout)
+    """Return an empty figure; draw in it within the `rc` of its theme.
+
+    Args:
+        arranged: Matplotlib places the axes so that no label is cut off; else the caller does.
+    """
+    layout = "constrained" if arranged else None
+    figure = Figure(figsize=(width_inch, height_inch), dpi=300, layout=layout)  # type: ignore[arg-type]
     FigureCanvasAgg(figure)
     return figure
 
 
 def figure_file(figure: Figure, kind: str, theme: Theme = PAPER) -> bytes:
     """Return a figure as a file: "png", "pdf" or "svg". Equal figures make equal files."""
-    options: dict[str, Any] = {
-        "pdf": {"metadata": {"CreationDate": None}},
-        "svg": {"metadata": {"Date": None}, "dpi": _SVG_DPI},
-    }.get(kind, {})
+    undated: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    dpi = _SVG_DPI if kind == "svg" else "figure"
     buffer = io.BytesIO()
     with matplotlib.rc_context(theme.rc):
-        figure.savefig(buffer, format=kind, **options)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=undated.get(kind))
     return buffer.getvalue()
 
 

@@ -140,11 +140,11 @@ def _draw_bins(
     """Draw a statistic, as wide as the bin; the marker stands at `place`, 0 to 1, in the bin."""
     low_G, high_G = np.array([[group.low, group.high] for group in groups], dtype=np.float64).T
     x_G = low_G + place * (high_G - low_G)
-    found = [group.statistics[name] for group in groups]
+    estimates = [group.statistics[name] for group in groups]
     axes.errorbar(
         x_G,
-        [scale * estimate.value for estimate in found],
-        yerr=[scale * estimate.error for estimate in found],
+        [scale * estimate.value for estimate in estimates],
+        yerr=[scale * estimate.error for estimate in estimates],
         xerr=[x_G - low_G, high_G - x_G],
         fmt=marker,
         color=colour,

@@ -129,19 +129,19 @@ def _block(
 
 
 def _point_line(group: Group) -> str:
-    found = group.statistics
-    bias, nmad = _with_error(found["bias"], "+.4f"), _with_error(found["nmad"], ".4f")
-    outliers = _with_error(found["outlier_fraction"], ".2f", 100)
+    statistics = group.statistics
+    bias, nmad = _with_error(statistics["bias"], "+.4f"), _with_error(statistics["nmad"], ".4f")
+    outliers = _with_error(statistics["outlier_fraction"], ".2f", 100)
     return f"{group.n:>8}{bias:>20}{nmad:>18}{outliers:>18}"
 
 
 def _interval_line(group: Group) -> str:
-    found = group.statistics
+    statistics = group.statistics
     coverages = "".join(
-        f"{_with_error(found[f'coverage{p}'], '.1f', 100):>12}" for p in INTERVALS_PERCENT
+        f"{_with_error(statistics[f'coverage{p}'], '.1f', 100):>12}" for p in INTERVALS_PERCENT
     )
-    scores = [found[name].value for name in ("crps", *_GAUSSIAN_SCORES)]
-    return f"{group.n_intervals:>7}{coverages}{found['pit_ks'].value:>8.3f}" + "".join(
+    scores = [statistics[name].value for name in ("crps", *_GAUSSIAN_SCORES)]
+    return f"{group.n_intervals:>7}{coverages}{statistics['pit_ks'].value:>8.3f}" + "".join(
         f"{score:>9.4f}" for score in scores
     )
 
@@ -180,8 +180,8 @@ def _group_document(group: Group) -> dict[str, Any]:
         "n": group.n,
         "n_intervals": group.n_intervals,
         **{
-            name: {"value": _null_if_nan(found.value), "error": _null_if_nan(found.error)}
-            for name, found in group.statistics.items()
+            name: {"value": _null_if_nan(estimate.value), "error": _null_if_nan(estimate.error)}
+            for name, estimate in group.statistics.items()
         },
     }
 

@@ -24,8 +24,7 @@ from photozhpc.evaluation.figure_style import (
     save_png_and_pdf,
 )
 from photozhpc.figures.latents import Latents, magnitudes
-from photozhpc.figures.latents_smoothness import N_NEIGHBOURS, Smoothness
-from photozhpc.metrics import normalised_residual, point_metrics
+from photozhpc.figures.latents_smoothness import N_NEIGHBOURS, Smoothness, nmad_and_rms
 
 _HEIGHT_INCH = 9.0
 _N_CELLS = 22  # images on a side
@@ -85,8 +84,8 @@ def plot_latents(maps: Sequence[LatentMap], path: str | Path) -> Figure:
         figure = new_figure(_HEIGHT_INCH, COLUMN_WIDTH_INCH * len(maps))
         columns = figure.subfigures(1, len(maps), squeeze=False)[0]
         quantities = _quantities(maps)
-        for number, (one, column) in enumerate(zip(maps, columns, strict=True)):
-            _plot_model(column, one, quantities, number)
+        for number, (model, column) in enumerate(zip(maps, columns, strict=True)):
+            _plot_model(column, model, quantities, number)
     save_png_and_pdf(figure, Path(path))
     return figure
 
@@ -114,9 +113,9 @@ def nearest_to_cells(point_G2: NDArray, extent: Extent, n_cells: int) -> NDArray
 
 def _quantities(maps: Sequence[LatentMap]) -> list[_Quantity]:
     bands = maps[0].latents.survey.band_names
-    mags = [magnitudes(one.latents) for one in maps]
-    z_ref = [one.z_ref_N for one in maps]
-    z_phot = [one.latents.z_phot_N.astype(float) for one in maps]
+    mags = [magnitudes(model.latents) for model in maps]
+    z_ref = [model.z_ref_N for model in maps]
+    z_phot = [model.latents.z_phot_N.astype(float) for model in maps]
     z_low, z_high = _range(z_ref)
     return [
         _quantity(f"{bands[-1]} magnitude (AB)", "cividis", [mag_NC[:, -1] for mag_NC in mags]),
@@ -125,7 +124,7 @@ def _quantities(maps: Sequence[LatentMap]) -> list[_Quantity]:
         ),
         _Quantity("reference redshift", "viridis", z_ref, z_low, z_high),
         _Quantity("photometric redshift", "viridis", z_phot, z_low, z_high),
-        _quantity(maps[0].size_label, "magma", [one.size_N for one in maps]),
+        _quantity(maps[0].size_label, "magma", [model.size_N for model in maps]),
     ]
 
 
@@ -139,18 +138,18 @@ def _range(values: list[NDArray]) -> tuple[float, float]:
 
 
 def _plot_model(
-    column: SubFigure, one: LatentMap, quantities: list[_Quantity], number: int
+    column: SubFigure, model: LatentMap, quantities: list[_Quantity], number: int
 ) -> None:
     grid = column.add_gridspec(4, 2, height_ratios=[2, 1.1, 1.1, 1.1])
-    extent = _extent(one.plane_N2)
+    extent = _extent(model.plane_N2)
     top = column.add_subplot(grid[0, :])
-    _plot_images(top, one, extent)
-    top.set_title(f"{one.name}  (N = {len(one.latents)})", fontweight="bold")
+    _plot_images(top, model, extent)
+    top.set_title(f"{model.name}  (N = {len(model.latents)})", fontweight="bold")
     top.set(xlabel="UMAP 1", ylabel="UMAP 2")
     for place, quantity in enumerate(quantities):
         axes = column.add_subplot(grid[1 + place // 2, place % 2])
-        _plot_quantity(axes, one.plane_N2, quantity, number, extent)
-    _write_numbers(column.add_subplot(grid[3, 1]), one)
+        _plot_quantity(axes, model.plane_N2, quantity, number, extent)
+    _write_numbers(column.add_subplot(grid[3, 1]), model)
 
 
 def _extent(plane_N2: NDArray) -> Extent:
@@ -159,9 +158,9 @@ def _extent(plane_N2: NDArray) -> Extent:
     return float(x_low - dx), float(x_high + dx), float(y_low - dy), float(y_high + dy)
 
 
-def _plot_images(axes: Axes, one: LatentMap, extent: Extent) -> None:
-    image_G3HW = np.nan_to_num(one.latents.image_G3HW)
-    row_YX = nearest_to_cells(one.plane_N2[one.latents.image_row_G], extent, _N_CELLS)
+def _plot_images(axes: Axes, model: LatentMap, extent: Extent) -> None:
+    image_G3HW = np.nan_to_num(model.latents.image_G3HW)
+    row_YX = nearest_to_cells(model.plane_N2[model.latents.image_row_G], extent, _N_CELLS)
     side = image_G3HW.shape[-1]
     sheet_3YX = image_G3HW[row_YX].transpose(2, 0, 3, 1, 4).reshape(3, _N_CELLS * side, -1)
     empty_YX = np.repeat(np.repeat(row_YX < 0, side, axis=0), side, axis=1)
@@ -190,22 +189,22 @@ def _plot_quantity(
     axes: Axes, plane_N2: NDArray, quantity: _Quantity, number: int, extent: Extent
 ) -> None:
     value_N = quantity.values[number]
-    known_N = np.isfinite(value_N)
-    x_N, y_N = plane_N2[known_N].T
+    finite_N = np.isfinite(value_N)
+    x_N, y_N = plane_N2[finite_N].T
     norm = Normalize(quantity.low, quantity.high)
     _dress(axes, extent)
-    if not known_N.all():
-        axes.plot(*plane_N2[~known_N].T, ".", markersize=1, color="0.8", zorder=0)
+    if not finite_N.all():
+        axes.plot(*plane_N2[~finite_N].T, ".", markersize=1, color="0.8", zorder=0)
     drawn: ScalarMappable
     if len(x_N) < _FEW:
         drawn = axes.scatter(
-            x_N, y_N, c=value_N[known_N], s=6, linewidth=0, cmap=quantity.cmap, norm=norm
+            x_N, y_N, c=value_N[finite_N], s=6, linewidth=0, cmap=quantity.cmap, norm=norm
         )
     else:
         drawn = axes.hexbin(
             x_N,
             y_N,
-            C=value_N[known_N],
+            C=value_N[finite_N],
             reduce_C_function=np.median,
             gridsize=_N_HEXAGONS,
             extent=extent,
@@ -221,18 +220,22 @@ def _dress(axes: Axes, extent: Extent) -> None:
     axes.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[], box_aspect=1)
 
 
-def _write_numbers(axes: Axes, one: LatentMap) -> None:
+def _write_numbers(axes: Axes, model: LatentMap) -> None:
     """Write the smoothness: errors of redshifts told by neighbours, against the model's own."""
     axes.set_axis_off()
     axes.set_box_aspect(1)
-    own = point_metrics(one.z_ref_N, one.latents.z_phot_N)
-    near, plane = one.of_latents, one.of_plane
+    own_nmad, own_rms = nmad_and_rms(model.z_ref_N, model.latents.z_phot_N)
+    near, plane = model.of_latents, model.of_plane
     lines = [
         ("neighbours in", "NMAD", "RMS"),
-        (f"  {one.latents.latent_ND.shape[1]} latents", f"{near.nmad:.3f}", f"{near.rms:.3f}"),
+        (
+            f"  {model.latents.latent_ND.shape[1]} latents",
+            f"{near.nmad:.3f}",
+            f"{near.rms:.3f}",
+        ),
         ("  UMAP plane", f"{plane.nmad:.3f}", f"{plane.rms:.3f}"),
         ("  shuffled", f"{near.nmad_shuffled:.3f}", f"{near.rms_shuffled:.3f}"),
-        ("the model", f"{own.nmad:.3f}", f"{_rms(one):.3f}"),
+        ("the model", f"{own_nmad:.3f}", f"{own_rms:.3f}"),
     ]
     axes.text(0, 1.0, "redshift error dz by", va="top", fontweight="bold")
     for number, cells in enumerate(lines):
@@ -240,8 +243,3 @@ def _write_numbers(axes: Axes, one: LatentMap) -> None:
         for x, cell, side in zip((0, 0.80, 1.06), cells, ("left", "right", "right"), strict=True):
             axes.text(x, y, cell, va="top", ha=side)
     axes.text(0, 0.1, f"{N_NEIGHBOURS} neighbours, N = {near.n}", va="top")
-
-
-def _rms(one: LatentMap) -> float:
-    dz_N = normalised_residual(one.z_ref_N, one.latents.z_phot_N)
-    return float(np.sqrt(np.nanmean(dz_N**2)))

@@ -33,7 +33,7 @@ METRICS = ("bias", "nmad", "outlier_fraction")
 _LABELS = ("bias", "NMAD", "outlier fraction (%)")
 _FACTORS = (1.0, 1.0, 100.0)  # from a metric to what is shown
 # The shapes tell methods apart in grey print.
-_COLOURS = (*PAPER.data_colours, "#56B4E9", PAPER.ink)
+_COLOURS = (*PAPER.data_colours[:4], PAPER.ink, "#56B4E9", PAPER.grey)
 _MARKERS = "osD^vPX"
 _DODGE = 1.07  # neighbouring methods stand apart by this factor of n_labels
 

@@ -119,13 +119,13 @@ def plot_counts(scan: CatalogScan, area_arcmin2: float | None, theme: Theme) -> 
             n = len(band.mag_M) // _COUNT_BINS * _COUNT_BINS
             counts = band.mag_M[:n].reshape(-1, _COUNT_BINS).sum(axis=1)
             edges = band.mag_edges[: n + 1 : _COUNT_BINS]
-            middle, some = (edges[1:] + edges[:-1]) / 2, counts > 0
-            seen += counts[some].tolist()
+            middle, filled = (edges[1:] + edges[:-1]) / 2, counts > 0
+            seen += counts[filled].tolist()
             colour = theme.data_colours[at % len(theme.data_colours)]
             axes.errorbar(
-                middle[some],
-                scale * counts[some],
-                yerr=scale * np.sqrt(counts[some]) * np.array([[0.999], [1]]),
+                middle[filled],
+                scale * counts[filled],
+                yerr=scale * np.sqrt(counts[filled]) * np.array([[0.999], [1]]),
                 color=colour,
                 marker=_MARKERS[at % len(_MARKERS)],
                 markersize=3,

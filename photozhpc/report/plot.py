@@ -55,9 +55,14 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
+def with_minus(text: str) -> str:
+    """Return a number as it is typeset: with a minus sign, not a hyphen."""
+    return text.replace("-", "−")
+
+
 def _size(svg: bytes) -> tuple[int, int]:
     """Return width and height in CSS pixels: 96 an inch, of which an SVG's point is a 72nd."""
-    found = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg[:2000])
-    if found is None:
+    box = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg[:2000])
+    if box is None:
         raise ValueError("an SVG without a viewBox")
-    return round(float(found[1]) * 96 / 72), round(float(found[2]) * 96 / 72)
+    return round(float(box[1]) * 96 / 72), round(float(box[2]) * 96 / 72)

@@ -13,6 +13,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from photozhpc.evaluation.figure_style import WIDE_INCH, Theme, new_figure
+from photozhpc.report.plot import with_minus
 from photozhpc.report.sky_fields import SkyMap
 
 _N_FINE = 2000  # points along the map, to see how much of a bin is covered
@@ -99,7 +100,7 @@ def plot_sky(
     total = tall + _BOTTOM_INCH + _TOP_INCH
     left = (WIDE_INCH - _LEFT_INCH - _RIGHT_INCH - wide) / 2 + _LEFT_INCH
     with matplotlib.rc_context(theme.rc):
-        figure = new_figure(total, WIDE_INCH, layout=None)
+        figure = new_figure(total, WIDE_INCH, arranged=False)
         frame = {"frame_class": EllipticalFrame} if sky.is_all_sky else {}
         place = [left / WIDE_INCH, _BOTTOM_INCH / total, wide / WIDE_INCH, tall / total]
         axes = WCSAxes(figure, place, wcs=sky.wcs, **frame)
@@ -161,7 +162,7 @@ def _label(axes: WCSAxes, sky: SkyMap, theme: Theme) -> None:
         for dec_deg in (-60, -30, 30, 60):
             left_deg = (sky.wcs.wcs.crval[0] + 179.99) % 360
             x, y = sky.wcs.wcs_world2pix(left_deg, dec_deg, 0)
-            axes.text(x - 2, y, f"{dec_deg}°".replace("-", "−"), ha="right", va="center")
+            axes.text(x - 2, y, with_minus(f"{dec_deg}°"), ha="right", va="center")
         ra.set_axislabel("")
         dec.set_axislabel("")
         return
@@ -198,7 +199,7 @@ def _label_circles(
             axes.text(
                 x,
                 y,
-                f"{dec_deg:.{max(0, int(np.ceil(-np.log10(step))))}f}°".replace("-", "−"),
+                with_minus(f"{dec_deg:.{max(0, int(np.ceil(-np.log10(step))))}f}°"),
                 fontsize=7,
                 ha="center",
                 va="center",

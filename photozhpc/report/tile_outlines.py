@@ -86,9 +86,9 @@ def _box_of_sources(
         return None
     lows, highs = [], []
     for index in range(-(-n_sources // store.shard_len)):
-        found = store.read_measurements(ShardKey(tile_id, index))
-        lows.append([np.nanmin(found.x_N), np.nanmin(found.y_N)])
-        highs.append([np.nanmax(found.x_N), np.nanmax(found.y_N)])
+        measured = store.read_measurements(ShardKey(tile_id, index))
+        lows.append([np.nanmin(measured.x_N), np.nanmin(measured.y_N)])
+        highs.append([np.nanmax(measured.x_N), np.nanmax(measured.y_N)])
     (x0, y0), (x1, y1) = np.min(lows, axis=0), np.max(highs, axis=0)
     return float(x0), float(x1), float(y0), float(y1)
 
