@@ -1,6 +1,7 @@
 """How every figure looks: its width, its fonts and its colours, on paper and on dark pages."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,16 @@ DARK = Theme(
 )
 
 
+def drawn(draw: Callable[[Theme], Figure], theme: Theme = PAPER) -> Figure:
+    """Return what `draw` draws, with the theme's settings of Matplotlib."""
+    with matplotlib.rc_context(theme.rc):
+        return draw(theme)
+
+
 def new_figure(
     height_inch: float, width_inch: float = COLUMN_WIDTH_INCH, *, arranged: bool = True
 ) -> Figure:
-    """Return an empty figure; draw in it within the `rc` of its theme.
+    """Return an empty figure, to be drawn within the `rc` of its theme.
 
     Args:
         arranged: Matplotlib places the axes so that no label is cut off; else the caller does.

@@ -1,13 +1,14 @@
 """The figures of an evaluation: one journal column wide, in colours that all can tell apart."""
 
-import matplotlib
+from collections.abc import Callable
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from photozhpc.evaluation.evaluate import Evaluation, Group
-from photozhpc.evaluation.figure_style import PAPER, Theme, new_figure
+from photozhpc.evaluation.figure_style import Theme, new_figure
 from photozhpc.evaluation.match import INTERVALS_PERCENT
 from photozhpc.evaluation.zz import plot_zz
 from photozhpc.metrics import point_metrics
@@ -22,26 +23,29 @@ _ROWS = {
 }
 
 
-def draw_evaluation(evaluation: Evaluation, theme: Theme = PAPER) -> dict[str, Figure]:
-    """Return the figures by name: zz, metrics, and where there are intervals pit and coverage."""
+def figures_of(evaluation: Evaluation) -> dict[str, Callable[[Theme], Figure]]:
+    """Return what draws each figure: zz, metrics, and where there are intervals pit, coverage.
+
+    `figure_style.drawn` calls it, with the settings of the theme.
+    """
     matched = evaluation.matched
-    metrics = point_metrics(matched.z_ref_N, matched.z_phot_N)
-    figures = {
-        "zz": plot_zz(
-            matched.z_ref_N, matched.z_phot_N, metrics, reference=evaluation.z_kind, theme=theme
+    z_ref_N, z_phot_N = matched.z_ref_N, matched.z_phot_N
+    metrics = point_metrics(z_ref_N, z_phot_N)
+    plots: dict[str, Callable[[Theme], Figure]] = {
+        "zz": lambda theme: plot_zz(
+            z_ref_N, z_phot_N, metrics, reference=evaluation.z_kind, theme=theme
         )
     }
-    with matplotlib.rc_context(theme.rc):
-        if evaluation.groups["magnitude"] or evaluation.groups["redshift"]:
-            figures["metrics"] = plot_metrics(evaluation, theme)
-        if evaluation.has_intervals:
-            figures["pit"] = plot_pit(matched.pit_N, theme)
-            if evaluation.groups["magnitude"]:
-                figures["coverage"] = plot_coverage(evaluation, theme)
-    return figures
+    if evaluation.has_intervals:
+        plots["pit"] = lambda theme: plot_pit(matched.pit_N, theme)
+    if evaluation.groups["magnitude"] or evaluation.groups["redshift"]:
+        plots["metrics"] = lambda theme: plot_metrics(evaluation, theme)
+    if evaluation.has_intervals and evaluation.groups["magnitude"]:
+        plots["coverage"] = lambda theme: plot_coverage(evaluation, theme)
+    return plots
 
 
-def plot_metrics(evaluation: Evaluation, theme: Theme = PAPER) -> Figure:
+def plot_metrics(evaluation: Evaluation, theme: Theme) -> Figure:
     """Draw the point statistics, and the CRPS if there is one, in bins."""
     names = [name for name in _ROWS if name != "crps" or evaluation.has_intervals]
     columns = {
@@ -73,7 +77,7 @@ def plot_metrics(evaluation: Evaluation, theme: Theme = PAPER) -> Figure:
     return figure
 
 
-def plot_coverage(evaluation: Evaluation, theme: Theme = PAPER) -> Figure:
+def plot_coverage(evaluation: Evaluation, theme: Theme) -> Figure:
     """Draw which fraction of the sources is in each interval, against magnitude."""
     figure = new_figure(2.6)
     axes = figure.add_subplot()
@@ -99,7 +103,7 @@ def plot_coverage(evaluation: Evaluation, theme: Theme = PAPER) -> Figure:
     return figure
 
 
-def plot_pit(pit_N: np.ndarray, theme: Theme = PAPER) -> Figure:
+def plot_pit(pit_N: np.ndarray, theme: Theme) -> Figure:
     """Draw the histogram of the PIT, and by how much its distribution departs from uniform.
 
     The bands hold 95% of perfect catalogues, bin by bin and level by level.

@@ -12,7 +12,7 @@ from photozhpc.catalog.run import RunSummary
 from photozhpc.evaluation.figure_style import save_figure
 from photozhpc.evaluation.match import match
 from photozhpc.evaluation.truth import read_truth, store_labels, tables_text
-from photozhpc.evaluation.zz import plot_zz
+from photozhpc.evaluation.zz import plot_zz, point_text
 from photozhpc.files.disk import write_durably
 from photozhpc.files.objects import AnyPath
 from photozhpc.metrics import point_metrics
@@ -66,8 +66,8 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
         document["metrics"] = {**dataclasses.asdict(metrics), "reference": reference}
         document["figure"] = str(path)
         lines += [
-            f"accuracy   bias {metrics.bias:+.4f}, NMAD {metrics.nmad:.4f}, outliers "
-            f"{100 * metrics.outlier_fraction:.2f} %, of {metrics.n} sources with {reference}",
+            f"accuracy   {point_text(metrics.bias, metrics.nmad, metrics.outlier_fraction)}, of "
+            f"{metrics.n} sources with {reference}",
             f"figure     {path}",
         ]
     lines += [f"note: {note}" for note in redshifts.notes]

@@ -11,8 +11,8 @@ from photozhpc import __version__
 from photozhpc.catalog.notes import PART_FOLDER
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.evaluation.evaluate import Estimate, Evaluation, Group
-from photozhpc.evaluation.figure_style import save_png_and_pdf
-from photozhpc.evaluation.figures import draw_evaluation
+from photozhpc.evaluation.figure_style import drawn, save_png_and_pdf
+from photozhpc.evaluation.figures import figures_of
 from photozhpc.evaluation.match import INTERVALS_PERCENT
 from photozhpc.evaluation.truth import tables_text
 from photozhpc.files.disk import disk_error, write_durably
@@ -20,7 +20,6 @@ from photozhpc.metrics import GlobalGaussian
 
 JSON_NAME = "evaluation.json"
 _LABEL_WIDTH = 22
-_TITLES = {"magnitude": "{band} magnitude", "redshift": "{z_kind} redshift"}
 
 
 def write_evaluation(evaluation: Evaluation, out: str | Path | None = None) -> list[Path]:
@@ -38,15 +37,15 @@ def write_evaluation(evaluation: Evaluation, out: str | Path | None = None) -> l
     except OSError as error:
         raise disk_error(folder, error) from error
     figures: list[Path] = []
-    for name, figure in draw_evaluation(evaluation).items():
-        figures += save_png_and_pdf(figure, folder / f"{name}.png")
+    for name, draw in figures_of(evaluation).items():
+        figures += save_png_and_pdf(drawn(draw), folder / f"{name}.png")
     document = evaluation_document(evaluation) | {"figures": [str(path) for path in figures]}
     write_durably(folder / JSON_NAME, (json.dumps(document, indent=2) + "\n").encode())
     return [folder / JSON_NAME, *figures]
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
-    """Return everything that was found, and from what, ready for JSON; NaN becomes null."""
+    """Return every result of an evaluation, and what it is of, ready for JSON; NaN becomes null."""
     groups = {
         kind: [_group_document(group) for group in groups]
         for kind, groups in evaluation.groups.items()
@@ -116,13 +115,16 @@ def _block(
     header: str,
     line: Callable[[Group], str],
 ) -> list[str]:
+    titles = {
+        "magnitude": f"{(evaluation.band or '').upper()} magnitude",
+        "redshift": f"{evaluation.z_kind} redshift",
+        "flags": "flags",
+        "ood": "distance from the training images",
+    }
     lines = [f"{'':{_LABEL_WIDTH}}{header}"]
     for kind, groups in listed.items():
-        if kind in _TITLES and groups:
-            band = (evaluation.band or "").upper()
-            lines.append(_TITLES[kind].format(band=band, z_kind=evaluation.z_kind))
-        elif groups and kind != "overall":
-            lines.append("flags" if kind == "flags" else "distance from the training images")
+        if groups and kind in titles:
+            lines.append(titles[kind])
         indent = "" if kind == "overall" else "  "
         lines += [f"{indent + group.label:{_LABEL_WIDTH}}{line(group)}" for group in groups]
     return lines

@@ -67,6 +67,11 @@ def plot_zz(
     return figure
 
 
+def point_text(bias: float, nmad: float, outlier_fraction: float) -> str:
+    """Return the point statistics as part of a sentence."""
+    return f"bias {bias:+.4f}, NMAD {nmad:.4f}, outliers {100 * outlier_fraction:.2f} %"
+
+
 def _axis_top(ref_N: np.ndarray, phot_N: np.ndarray) -> float:
     if not len(ref_N):
         return 1.0

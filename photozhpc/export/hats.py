@@ -84,7 +84,6 @@ def export_hats(
         with redirect_stdout(said), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Computing partitions", UserWarning)
             n_rows = _write_collection(parts, schema, columns, partial, out.name, workers, said)
-        write_footprint(parts, partial / FOOTPRINT_NAME)
         sync_tree(partial)
         if out.exists():
             old = partial_path(out.with_name(f"{out.name}.old"))
@@ -204,6 +203,7 @@ def _write_collection(
     properties.to_properties_file(folder / margin_name)
     _write_index(folder / CATALOG_NAME, folder / index_name, source_id, scratch)
     shutil.rmtree(scratch)
+    write_footprint(parts, folder / FOOTPRINT_NAME)
     about: dict[str, Any] = {
         "name": name,
         "hats_primary_table_url": CATALOG_NAME,

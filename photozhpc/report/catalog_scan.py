@@ -152,6 +152,11 @@ class CatalogScan:
         return colour_N, _magnitude(table, last, "total", COLOUR_SN)
 
 
+def rebin(count_B: NDArray, merge: int) -> NDArray:
+    """Return counts in bins that are `merge` of the given ones; bins left over are left out."""
+    return count_B[: len(count_B) // merge * merge].reshape(-1, merge).sum(axis=1)
+
+
 def scan_catalog(parts: Sequence[Path]) -> CatalogScan:
     """Read the parts of a catalogue once, and count.
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from photozhpc.errors import PhotozError
 from photozhpc.evaluation.evaluate import Evaluation, evaluate
-from photozhpc.evaluation.figure_style import PAPER
-from photozhpc.evaluation.figures import draw_evaluation
+from photozhpc.evaluation.figures import figures_of
 from photozhpc.evaluation.summary import LABELS
 from photozhpc.evaluation.tables import JSON_NAME, default_folder
 from photozhpc.evaluation.truth import store_labels, tables_text, truth_tables
+from photozhpc.evaluation.zz import point_text
 from photozhpc.files.disk import read_json
 from photozhpc.files.objects import AnyPath, location
 from photozhpc.report.page_source import PageSource
@@ -139,10 +139,7 @@ def _cell(estimate: Any, sign: str, digits: int, scale: float) -> str:
 def _plots(evaluation: Evaluation) -> list[Plot]:
     overall = evaluation.groups["overall"][0]
     statistics = overall.statistics
-    point = (
-        f"bias {statistics['bias'].value:+.4f}, NMAD {statistics['nmad'].value:.4f}, "
-        f"{100 * statistics['outlier_fraction'].value:.1f} % outliers"
-    )
+    point = point_text(*(statistics[name].value for name in ("bias", "nmad", "outlier_fraction")))
     words = {
         "zz": (
             f"Photometric against {evaluation.z_kind} redshift",
@@ -177,12 +174,7 @@ def _plots(evaluation: Evaluation) -> list[Plot]:
             "dashed: what it should be.",
             f"Coverage in bins of magnitude; over all sources {coverage}.",
         )
-    figures = draw_evaluation(evaluation, PAPER)
-    return [
-        Plot(lambda theme, name=name: draw_evaluation(evaluation, theme)[name], *words[name])  # type: ignore[misc]
-        for name in ("zz", "pit", "metrics", "coverage")
-        if name in figures
-    ]
+    return [Plot(draw, *words[name]) for name, draw in figures_of(evaluation).items()]
 
 
 def _range_text(evaluation: Evaluation, kind: str) -> str:

@@ -24,6 +24,7 @@ from photozhpc.report.catalog_scan import (
     Z_WIDTH,
     CatalogScan,
     Density,
+    rebin,
 )
 from photozhpc.report.cutout_gallery import Cutout, channels, make_gallery
 from photozhpc.report.page_accuracy import Accuracy
@@ -135,7 +136,7 @@ def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
     z_ref_N = evaluation.matched.z_ref_N if evaluation else np.empty(0)
     z_kind = evaluation.z_kind if evaluation else ""
     edges, merge = draw.redshift_bins(scan, z_ref_N)
-    counts = scan.z_Z[: merge * (len(edges) - 1)].reshape(-1, merge).sum(axis=1)
+    counts = rebin(scan.z_Z, merge)[: len(edges) - 1]
     peak = int(np.argmax(counts))
     caption = f"Grey: photoz in bins of {merge * Z_WIDTH:g}."
     if scan.n_stacked:
@@ -178,8 +179,9 @@ def photometry(scan: CatalogScan, where: Sky) -> dict[str, Any]:
     for band in scan.bands:
         peak = "–"
         if band.n_detected:
-            at = int(np.argmax(band.mag_M.reshape(-1, 5).sum(axis=1)))
-            peak = f"{band.mag_edges[5 * at]:.1f} to {band.mag_edges[5 * at + 5]:.1f}"
+            edges = band.mag_edges[:: draw.COUNT_BINS]
+            at = int(np.argmax(rebin(band.mag_M, draw.COUNT_BINS)))
+            peak = f"{edges[at]:.1f} to {edges[at + 1]:.1f}"
         rows.append(
             [
                 band.columns.label,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from photozhpc.evaluation.figure_style import DARK, PAPER, Theme, figure_file
+from photozhpc.evaluation.figure_style import DARK, PAPER, Theme, drawn, figure_file
 
 _PICTURE = """<picture>
 <source media="print" srcset="{light}">
@@ -37,7 +37,9 @@ class Plot:
 
     def picture(self) -> Markup:
         """Return the HTML of the picture, with one image for each theme."""
-        light, dark = (figure_file(self.draw(theme), "svg", theme) for theme in (PAPER, DARK))
+        light, dark = (
+            figure_file(drawn(self.draw, theme), "svg", theme) for theme in (PAPER, DARK)
+        )
         width, height = _size(light)
         return Markup(
             _PICTURE.format(

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from astropy import units
 from astropy.visualization.wcsaxes import CoordinateHelper, WCSAxes
@@ -99,45 +98,42 @@ def plot_sky(
     tall = max(scale * (height + 2 * margin), _MIN_TALL_INCH)
     total = tall + _BOTTOM_INCH + _TOP_INCH
     left = (WIDE_INCH - _LEFT_INCH - _RIGHT_INCH - wide) / 2 + _LEFT_INCH
-    with matplotlib.rc_context(theme.rc):
-        figure = new_figure(total, WIDE_INCH, arranged=False)
-        frame = {"frame_class": EllipticalFrame} if sky.is_all_sky else {}
-        place = [left / WIDE_INCH, _BOTTOM_INCH / total, wide / WIDE_INCH, tall / total]
-        axes = WCSAxes(figure, place, wcs=sky.wcs, **frame)
-        figure.add_axes(axes)
-        image = axes.imshow(
-            density_map(sky, coverage),
-            origin="lower",
-            cmap=theme.density,
-            interpolation="nearest",
-            vmin=0,
+    figure = new_figure(total, WIDE_INCH, arranged=False)
+    frame = {"frame_class": EllipticalFrame} if sky.is_all_sky else {}
+    place = [left / WIDE_INCH, _BOTTOM_INCH / total, wide / WIDE_INCH, tall / total]
+    axes = WCSAxes(figure, place, wcs=sky.wcs, **frame)
+    figure.add_axes(axes)
+    image = axes.imshow(
+        density_map(sky, coverage),
+        origin="lower",
+        cmap=theme.density,
+        interpolation="nearest",
+        vmin=0,
+    )
+    if len(points_N2):
+        x_N, y_N = sky.wcs.wcs_world2pix(points_N2, 0).T
+        size = 1.6 if len(points_N2) > _FEW_POINTS else 3
+        axes.plot(x_N, y_N, ".", markersize=size, markeredgewidth=0, color=theme.ink)
+    for points_K2 in coverage.outlines.values():
+        axes.plot(*points_K2.T, color=theme.ink, linewidth=0.8)
+    if sky.is_all_sky and np.count_nonzero(sky.counts_YX) < _FEW_POINTS:
+        y_K, x_K = np.nonzero(sky.counts_YX)  # a bin would hardly be seen
+        axes.scatter(
+            x_K,
+            y_K,
+            c=sky.counts_YX[y_K, x_K] / sky.bin_arcmin2,
+            s=14,
+            cmap=image.cmap,
+            norm=image.norm,
+            edgecolors=theme.ink,
+            linewidths=0.4,
+            zorder=2.5,
         )
-        if len(points_N2):
-            x_N, y_N = sky.wcs.wcs_world2pix(points_N2, 0).T
-            size = 1.6 if len(points_N2) > _FEW_POINTS else 3
-            axes.plot(x_N, y_N, ".", markersize=size, markeredgewidth=0, color=theme.ink)
-        for points_K2 in coverage.outlines.values():
-            axes.plot(*points_K2.T, color=theme.ink, linewidth=0.8)
-        if sky.is_all_sky and np.count_nonzero(sky.counts_YX) < _FEW_POINTS:
-            y_K, x_K = np.nonzero(sky.counts_YX)  # a bin would hardly be seen
-            axes.scatter(
-                x_K,
-                y_K,
-                c=sky.counts_YX[y_K, x_K] / sky.bin_arcmin2,
-                s=14,
-                cmap=image.cmap,
-                norm=image.norm,
-                edgecolors=theme.ink,
-                linewidths=0.4,
-                zorder=2.5,
-            )
-        axes.set_xlim(-0.5 - margin, width - 0.5 + margin)
-        axes.set_ylim(-0.5 - margin, height - 0.5 + margin)
-        _label(axes, sky, theme)
-        bar = figure.add_axes(
-            ((left + wide + 0.12) / WIDE_INCH, place[1], 0.13 / WIDE_INCH, place[3])
-        )
-        figure.colorbar(image, cax=bar, label="sources per arcmin$^2$")
+    axes.set_xlim(-0.5 - margin, width - 0.5 + margin)
+    axes.set_ylim(-0.5 - margin, height - 0.5 + margin)
+    _label(axes, sky, theme)
+    bar = figure.add_axes(((left + wide + 0.12) / WIDE_INCH, place[1], 0.13 / WIDE_INCH, place[3]))
+    figure.colorbar(image, cax=bar, label="sources per arcmin$^2$")
     return figure
 
 
