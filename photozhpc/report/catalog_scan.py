@@ -111,7 +111,7 @@ class CatalogScan:
         n_rows, n_photoz, n_intervals: rows; those with a redshift; those of them with all
             quantiles.
         flag_values: number of rows by value of photoz_flags.
-        z_Z, z_sum, n_beyond: redshifts in bins of 0.05; their sum; those beyond the last bin.
+        z_Z, z_sum: redshifts in bins of 0.05; the sum of all of them.
         stack_Z, stack_var_Z, n_stacked: sum over `n_stacked` sources, chosen at random, of the
             probability of each bin, and of p (1 - p).
         bands: by band, in the order of the columns.
@@ -131,7 +131,6 @@ class CatalogScan:
     flag_values: dict[int, int] = field(default_factory=dict)
     z_Z: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(_Z_EDGES) - 1, int))
     z_sum: float = 0.0
-    n_beyond: int = 0
     stack_Z: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_Z_EDGES) - 1))
     stack_var_Z: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_Z_EDGES) - 1))
     n_stacked: int = 0
@@ -202,9 +201,7 @@ def _count_redshifts(scan: CatalogScan, z_N: NDArray[np.float64]) -> None:
     z_N = z_N[np.isfinite(z_N)]
     scan.n_photoz += len(z_N)
     scan.z_sum += float(z_N.sum())
-    counts_Z = np.histogram(z_N, _Z_EDGES)[0]
-    scan.z_Z += counts_Z
-    scan.n_beyond += len(z_N) - int(counts_Z.sum())
+    scan.z_Z += np.histogram(z_N, _Z_EDGES)[0]
 
 
 def _stack(

@@ -1,7 +1,7 @@
 """What a report is made from: the parts, the run's folder, its store, whatever of it is there."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ class PageSource:
     provenance: dict[str, Any]
     store: CutoutStore | None
     why_no_store: str = ""
-    notes: list[str] = field(default_factory=list)
 
     @property
     def is_finished(self) -> bool:
