@@ -121,7 +121,7 @@ def check(catalogue: Path, to: str, out: Path, n_sources: int) -> dict[str, floa
 def main() -> None:
     options = parser(__doc__, rounds=None)
     options.add_argument("--sources", type=int, default=10_000_000)
-    options.add_argument("--folder", type=Path, help="with room for 800 bytes a source")
+    options.add_argument("--folder", type=Path, help="with room for 800 bytes per source")
     options = options.parse_args()
     packages = "hats hats-import lsdb duckdb pyarrow"
     results: dict = about("export", packages, sources=options.sources, formats={})

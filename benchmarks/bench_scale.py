@@ -4,7 +4,7 @@ python benchmarks/bench_scale.py [--sources 300000000] [--out FOLDER] [--save]
 
 A store of virtual shards (its manifests are real, its cutouts are not) and an engine that costs
 nothing go through `photozhpc infer` as it is: planned, scheduled, written part by part, killed
-half-way, taken up again. Measured: seconds a shard, memory of the process that holds client and
+half-way, taken up again. Measured: seconds per shard, memory of the process that holds client and
 scheduler, memory of the workers, and how long a resumed run takes to begin.
 """
 

@@ -1,4 +1,4 @@
-"""Simulated sky: four-band sources a second a core, after checking them against GalSim.
+"""Simulated sky: four-band sources per second per core, after checking them against GalSim.
 
     python benchmarks/bench_sky.py [--tiles 6]
 
@@ -53,7 +53,7 @@ def check(sources: Population, renderer: Renderer, sigma_C: np.ndarray) -> tuple
 
 
 def time_renderer(renderer: Renderer, sources: Population, sigma_C: np.ndarray, size: int) -> float:
-    """Sources a CPU second, stamps and wings, nothing else."""
+    """Sources per CPU second, stamps and wings, nothing else."""
     rng = np.random.default_rng(0)
     y_N, x_N = rng.uniform(0, size, (2, len(sources)))
     smallest_N = np.full(len(sources), 96)
@@ -65,7 +65,7 @@ def time_renderer(renderer: Renderer, sources: Population, sigma_C: np.ndarray, 
 
 
 def time_tiles(survey: Survey, config: SkyConfig, tiles: int) -> tuple[float, float, float]:
-    """Catalogued sources and tiles a CPU second, and MB a tile, through files on disk."""
+    """Catalogued sources and tiles per CPU second, and MB per tile, through files on disk."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         simulate_sky(survey, out, 1, 1, config, workers=1)
@@ -90,11 +90,11 @@ def main() -> None:
     assert pixel < 0.05, f"a pixel differs from GalSim by {pixel:.3f} of the noise"
     print(f"against GalSim: flux within {flux:.3%}, pixels within {pixel:.4f} of the noise")
     rendered = time_renderer(renderer, sources, sigma_C, config.tile_size_pix)
-    print(f"rendering: {rendered:.0f} four-band sources a second a core")
+    print(f"rendering: {rendered:.0f} four-band sources per second per core")
     listed, per_second, mb = time_tiles(survey, config, options.tiles)
     print(
-        f"whole tiles on disk: {listed:.0f} catalogued sources a second a core, "
-        f"{1 / per_second:.2f} s and {mb:.0f} MB a tile"
+        f"whole tiles on disk: {listed:.0f} catalogued sources per second per core, "
+        f"{1 / per_second:.2f} s and {mb:.0f} MB per tile"
     )
     results = about("sky", "numpy numba galsim") | {
         "worst_flux": flux,

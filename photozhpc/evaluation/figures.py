@@ -141,7 +141,7 @@ def _draw_bins(
     label: str | None = None,
     place: float = 0.5,
 ) -> None:
-    """Draw a statistic, as wide as the bin; the marker stands at `place`, 0 to 1, in the bin."""
+    """Draw a statistic, as wide as the bin; the marker is at `place`, 0 to 1, in the bin."""
     low_G, high_G = np.array([[group.low, group.high] for group in groups], dtype=np.float64).T
     x_G = low_G + place * (high_G - low_G)
     estimates = [group.statistics[name] for group in groups]

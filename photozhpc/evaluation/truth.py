@@ -84,7 +84,7 @@ def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
     if twice_N.any():
         raise SourceListError(
             f"{tables_text(paths)}: source_id {truth.source_id_N[1:][twice_N][0]} is in the truth "
-            f"more than once ({np.count_nonzero(twice_N)} rows too many); keep one row a source"
+            f"more than once ({np.count_nonzero(twice_N)} rows too many); keep one row per source"
         )
     return _rows(truth, np.flatnonzero(np.isfinite(truth.z_ref_N)))
 
@@ -149,7 +149,7 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
         if column.ndim != 1 or column.dtype.kind not in _KINDS.get(name, "iuf"):
             raise SourceListError(
                 f"{path}: column '{name}' of the truth table does not hold one "
-                f"{'identifier' if name in _ID_NAMES else 'number'} a row ({column.dtype})"
+                f"{'identifier' if name in _ID_NAMES else 'number'} per row ({column.dtype})"
             )
     for name in columns:
         table.find(name)  # which of two columns of one name is meant?

@@ -71,7 +71,7 @@ class _Quantity:
 
 
 def plot_latents(maps: Sequence[LatentMap], path: str | Path) -> Figure:
-    """Write a PNG, and a PDF beside it, with one column a model; return the figure.
+    """Write a PNG, and a PDF beside it, with one column per model; return the figure.
 
     On top the images of sources on the UMAP plane, one in each cell of a grid; below the plane
     coloured by magnitude, colour, size, reference redshift and photometric redshift, with colour

@@ -1,6 +1,6 @@
 """How accuracy grows with the number of redshift labels: the paper's figure 7 (arXiv 2602.10207).
 
-A results file holds one record a training run:
+A results file holds one record per training run:
 
     {"runs": [{"method": "PITA", "n_labels": 2000, "seed": 1,
                "metrics": {"bias": 0.001, "nmad": 0.05, "outlier_fraction": 0.08},
@@ -145,8 +145,8 @@ def scaling_table(results: Sequence[Mapping[str, Any]]) -> str:
 def plot_learning_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) -> Figure:
     """Write a PNG, and a PDF beside it, of validation NMAD while each run was trained.
 
-    A panel a method, a colour a number of labels, a line a seed; against optimiser steps where
-    every record of every history has them, else against epochs.
+    One panel per method, one colour per number of labels, one line per seed; against optimiser
+    steps where every record of every history has them, else against epochs.
 
     Args:
         histories: runs of a results file that have a history.

@@ -26,7 +26,7 @@ class Cutout:
 
     Attributes:
         png: its composite; None: it is not in the store.
-        facts: what the catalogue says of it, a line each.
+        facts: what the catalogue says of it, line by line.
         alt: the same as a sentence.
     """
 

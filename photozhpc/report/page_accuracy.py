@@ -32,7 +32,7 @@ class Accuracy:
         evaluation: None where there is no truth; `note` then says why.
         reference: what was compared with.
         note: what a reader must know.
-        plots, rows: figures; rows of the table, one a group of sources.
+        plots, rows: figures; rows of the table, one per group of sources.
     """
 
     evaluation: Evaluation | None = None

@@ -187,7 +187,7 @@ def _draw_density(axes: Axes, density: Density, theme: Theme) -> matplotlib.cm.S
 
 
 def plot_throughput(rate: Throughput, theme: Theme) -> Figure:
-    """Draw sources a second, and the share that is done, against the time spent working."""
+    """Draw sources per second, and the share that is done, against the time spent working."""
     unit, seconds = _time_unit(rate.edges[-1])
     figure = new_figure(2.7, WIDE_INCH)
     axes = figure.add_subplot()
@@ -208,7 +208,7 @@ def plot_throughput(rate: Throughput, theme: Theme) -> Figure:
 
 
 def _event_marks(axes: Axes, rate: Throughput, seconds: float, theme: Theme) -> Sequence:
-    """Draw what happened at the top of the axes: a marker a kind; return those for the legend."""
+    """Draw events at the top of the axes, one marker per kind; return those for the legend."""
     markers = {
         "begun again": ("|", theme.ink),
         "stopped": ("s", theme.purple),

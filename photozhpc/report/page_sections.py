@@ -50,7 +50,7 @@ class Sky:
     Attributes:
         area_arcmin2: of all fields together; None without a source.
         area_is_of_tiles: or else of the map's bins that hold a source.
-        plots: one a field; rows: of the table of fields.
+        plots: one per field; rows: of the table of fields.
     """
 
     area_arcmin2: float | None = None
