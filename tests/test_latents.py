@@ -301,7 +301,7 @@ def test_truth_tables_may_lack_columns_and_sources(tmp_path: Path, suffix: str) 
             table.to_parquet(path)
         else:
             Table.from_pandas(table).write(path)
-    known = report_module._read_known([full, bare], np.array([2**60 + 1, 4, 7, 9]))
+    known = report_module._read_truth([full, bare], np.array([2**60 + 1, 4, 7, 9]))
     assert known["is_star"].tolist() == [False, True, False, False]
     np.testing.assert_array_equal(known["z_ref"], [2.0, np.nan, np.nan, 1.0])
     size_N = known["half_light_radius_arcsec"]
