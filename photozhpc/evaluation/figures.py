@@ -24,7 +24,7 @@ _ROWS = {
 
 
 def figures_of(evaluation: Evaluation) -> dict[str, Callable[[Theme], Figure]]:
-    """Return what draws each figure: zz, metrics, and where there are intervals pit, coverage.
+    """Return what draws each figure: zz, metrics, and where there are intervals pit and coverage.
 
     `figure_style.drawn` calls it, with the settings of the theme.
     """
@@ -36,10 +36,10 @@ def figures_of(evaluation: Evaluation) -> dict[str, Callable[[Theme], Figure]]:
             z_ref_N, z_phot_N, metrics, reference=evaluation.z_kind, theme=theme
         )
     }
-    if evaluation.has_intervals:
-        plots["pit"] = lambda theme: plot_pit(matched.pit_N, theme)
     if evaluation.groups["magnitude"] or evaluation.groups["redshift"]:
         plots["metrics"] = lambda theme: plot_metrics(evaluation, theme)
+    if evaluation.has_intervals:
+        plots["pit"] = lambda theme: plot_pit(matched.pit_N, theme)
     if evaluation.has_intervals and evaluation.groups["magnitude"]:
         plots["coverage"] = lambda theme: plot_coverage(evaluation, theme)
     return plots

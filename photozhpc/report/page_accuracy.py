@@ -174,7 +174,9 @@ def _plots(evaluation: Evaluation) -> list[Plot]:
             "dashed: what it should be.",
             f"Coverage in bins of magnitude; over all sources {coverage}.",
         )
-    return [Plot(draw, *words[name]) for name, draw in figures_of(evaluation).items()]
+    figures = figures_of(evaluation)
+    order = ("zz", "pit", "metrics", "coverage")
+    return [Plot(figures[name], *words[name]) for name in order if name in figures]
 
 
 def _range_text(evaluation: Evaluation, kind: str) -> str:
