@@ -105,7 +105,7 @@ def test_with_truth_galaxies_are_compared(run, tmp_path):
     assert metrics["nmad"] == pytest.approx(expected.nmad, abs=1e-6)
     assert document["figure"] == str(run.path / "zz.png")
     assert document["footprint"] == str(run.path / "footprint.moc.fits")
-    assert MOC.load(document["footprint"]).contains_lonlat(0 * u.deg, 0 * u.deg).all()
+    assert MOC.load(document["footprint"]).contains_lonlat([0] * u.deg, [0] * u.deg).all()
     assert f"rows       {N} (2 flagged, 1 of them without a redshift)" in text
     assert "65 sources/s" in text
     assert f"catalogue  {run.path / 'catalog'}" in text
