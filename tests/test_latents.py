@@ -226,7 +226,7 @@ def test_the_figure_has_its_panels_and_both_models_the_same_colours(tmp_path: Pa
     maps = [synthetic_map("self-supervised", 1200, 0), synthetic_map("PITA", 300, 1)]
     figure = plot_latents(maps, tmp_path / "latents.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latents.pdf", "latents.png"]
-    assert imread(tmp_path / "latents.png").shape[:2] == (1800, 1360)
+    assert imread(tmp_path / "latents.png").shape[:2] == (2700, 2100)
     assert (tmp_path / "latents.pdf").read_bytes().startswith(b"%PDF")
     first, second = figure.subfigs
     assert first.axes[0].get_title() == "self-supervised  (N = 1200)"

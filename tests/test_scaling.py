@@ -51,7 +51,7 @@ def test_the_table_has_mean_and_standard_deviation_over_seeds() -> None:
 
 def test_the_figure_shows_means_error_bars_and_every_seed(tmp_path: Path) -> None:
     figure = plot_scaling(RUNS, tmp_path / "scaling.png")
-    assert imread(tmp_path / "scaling.png").shape[:2] == (520, 1420)
+    assert imread(tmp_path / "scaling.png").shape[:2] == (780, 2130)
     assert (tmp_path / "scaling.pdf").read_bytes().startswith(b"%PDF")
     assert [axes.get_ylabel() for axes in figure.axes] == ["bias", "NMAD", "outlier fraction (%)"]
     for axes in figure.axes:
