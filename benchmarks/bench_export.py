@@ -8,7 +8,6 @@ over them, at most, of what is theirs alone and their share of the rest (PSS). C
 time counts: rows, a cone search by LSDB against brute force, and one source by its identifier.
 """
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import psutil
 import pyarrow.parquet as pq
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
-from side_by_side import about, finish
+from side_by_side import about, finish, parser
 
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, make_table, write_part
@@ -120,11 +119,10 @@ def check(catalogue: Path, to: str, out: Path, n_sources: int) -> dict[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sources", type=int, default=10_000_000)
-    parser.add_argument("--folder", type=Path, help="with room for 800 bytes a source")
-    parser.add_argument("--save", action="store_true")
-    options = parser.parse_args()
+    options = parser(__doc__, rounds=None)
+    options.add_argument("--sources", type=int, default=10_000_000)
+    options.add_argument("--folder", type=Path, help="with room for 800 bytes per source")
+    options = options.parse_args()
     packages = "hats hats-import lsdb duckdb pyarrow"
     results: dict = about("export", packages, sources=options.sources, formats={})
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:

@@ -6,26 +6,20 @@ The ceilings beside which the ratios of the other benchmarks are to be read.
 """
 
 import threading
-import time
 from collections.abc import Callable
 
 import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
-from side_by_side import about, finish, parser
+from side_by_side import about, alternate, finish, parser
 
 ROWS, INTO, OUT_OF = 4096, 384, 1536  # of a layer of ConvNeXt-Tiny
 
 
 def best(run: Callable[[], object], rounds: int) -> float:
     run()
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(alternate({"run": run}, rounds)["run"])
 
 
 def on_two(run: Callable[[int], object]) -> None:

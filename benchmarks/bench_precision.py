@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
+from science import galaxies, predict_images
 from side_by_side import about, finish, parser
 
 from photozhpc.metrics import point_metrics
@@ -23,42 +23,36 @@ from photozhpc.store import CutoutStore
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, rounds=None)
     options.add_argument("store", type=Path)
     options.add_argument("truth", help="glob of Parquet files with source_id, z_true, is_star")
     options = options.parse_args()
     store = CutoutStore.open(options.store)
     checkpoint = load_checkpoint(bundled_checkpoint("roman-sim"))
-    truth = pd.concat(map(pd.read_parquet, sorted(Path().glob(options.truth))))
-    truth = truth.set_index("source_id")
-    sources = [store.read_sources(key) for key in store.shards()]
-    rows = truth.loc[np.concatenate([s.source_id_N for s in sources])]
-    z_true = np.where(rows["is_star"], np.nan, rows["z_true"])
+    truth = galaxies([options.truth])
     engines = {
         "float32": Engine(checkpoint, precision=torch.float32),
         "bfloat16": Engine(checkpoint, precision=torch.bfloat16),
         "bfloat16, compiled": Engine(checkpoint, precision=torch.bfloat16, compiled=True),
     }
     assert engines["bfloat16, compiled"].is_compiled
-    found = {}
+    measured = {}
     for name, engine in engines.items():
-        parts = [
-            engine.predict(store.read_cutouts(key), s.ebv_N).z_phot_N
-            for key, s in zip(store.shards(), sources, strict=True)
-        ]
-        z_phot = np.concatenate(parts)
+        ids, z_phot = predict_images([store], engine)
+        z_true = truth["z_true"].reindex(ids).to_numpy()
         galaxy = np.isfinite(z_true) & np.isfinite(z_phot)
-        found[name] = (z_phot[galaxy], point_metrics(z_true[galaxy], z_phot[galaxy]))
-    exact, metrics = found["float32"]
+        measured[name] = (z_phot[galaxy], point_metrics(z_true[galaxy], z_phot[galaxy]))
+    exact, exact_metrics = measured["float32"]
     results = about("precision", "torch", sources=len(exact))
-    for name, (z_phot, measured) in found.items():
+    for name, (z_phot, metrics) in measured.items():
         shift = (z_phot - exact) / (1 + exact)
         results[name] = {
-            **asdict(measured),
-            "shift_99_in_nmad": float(np.quantile(np.abs(shift), 0.99)) / metrics.nmad,
+            **asdict(metrics),
+            "shift_99_in_nmad": float(np.quantile(np.abs(shift), 0.99)) / exact_metrics.nmad,
             "mean_shift": float(shift.mean()),
-            "nmad_change": measured.nmad / metrics.nmad - 1,
-            "outlier_fraction_change": measured.outlier_fraction / metrics.outlier_fraction - 1,
+            "nmad_change": metrics.nmad / exact_metrics.nmad - 1,
+            "outlier_fraction_change": metrics.outlier_fraction / exact_metrics.outlier_fraction
+            - 1,
         }
         print(name, results[name], flush=True)
     finish(results, options.save)

@@ -4,11 +4,10 @@ python benchmarks/bench_scale.py [--sources 300000000] [--out FOLDER] [--save]
 
 A store of virtual shards (its manifests are real, its cutouts are not) and an engine that costs
 nothing go through `photozhpc infer` as it is: planned, scheduled, written part by part, killed
-half-way, taken up again. Measured: seconds a shard, memory of the process that holds client and
+half-way, taken up again. Measured: seconds per shard, memory of the process that holds client and
 scheduler, memory of the workers, and how long a resumed run takes to begin.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 
 import psutil
-from side_by_side import about, finish
+from side_by_side import about, finish, parser
 
 HERE = Path(__file__).parent
 TILE_LEN = 8192
@@ -89,13 +88,12 @@ def count_parts(out: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--save", action="store_true")
-    parser.add_argument("--sources", type=int, default=300_000_000)
-    parser.add_argument("--rows-per-part", type=int, default=SHARD_LEN)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("bench_scale"))
-    options = parser.parse_args()
+    options = parser(__doc__, rounds=None)
+    options.add_argument("--sources", type=int, default=300_000_000)
+    options.add_argument("--rows-per-part", type=int, default=SHARD_LEN)
+    options.add_argument("--workers", type=int, default=2)
+    options.add_argument("--out", type=Path, default=Path("bench_scale"))
+    options = options.parse_args()
     sys.path.insert(0, str(HERE))
     import virtual_store
 

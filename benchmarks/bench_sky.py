@@ -1,4 +1,4 @@
-"""Simulated sky: four-band sources a second a core, after checking them against GalSim.
+"""Simulated sky: four-band sources per second per core, after checking them against GalSim.
 
     python benchmarks/bench_sky.py [--tiles 6]
 
@@ -6,10 +6,6 @@ Times are CPU seconds of one process, so that a busy machine counts the same as 
 last line is JSON.
 """
 
-import argparse
-import json
-import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +13,7 @@ from pathlib import Path
 import galsim
 import numpy as np
 import pyarrow.parquet as pq
+from side_by_side import about, finish, parser
 
 from photozhpc.sky import SkyConfig, simulate_sky
 from photozhpc.sky.observe import sky_sigma_njy
@@ -56,7 +53,7 @@ def check(sources: Population, renderer: Renderer, sigma_C: np.ndarray) -> tuple
 
 
 def time_renderer(renderer: Renderer, sources: Population, sigma_C: np.ndarray, size: int) -> float:
-    """Sources a CPU second, stamps and wings, nothing else."""
+    """Sources per CPU second, stamps and wings, nothing else."""
     rng = np.random.default_rng(0)
     y_N, x_N = rng.uniform(0, size, (2, len(sources)))
     smallest_N = np.full(len(sources), 96)
@@ -68,7 +65,7 @@ def time_renderer(renderer: Renderer, sources: Population, sigma_C: np.ndarray, 
 
 
 def time_tiles(survey: Survey, config: SkyConfig, tiles: int) -> tuple[float, float, float]:
-    """Catalogued sources and tiles a CPU second, and MB a tile, through files on disk."""
+    """Catalogued sources and tiles per CPU second, and MB per tile, through files on disk."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         simulate_sky(survey, out, 1, 1, config, workers=1)
@@ -81,9 +78,9 @@ def time_tiles(survey: Survey, config: SkyConfig, tiles: int) -> tuple[float, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiles", type=int, default=6)
-    tiles = parser.parse_args().tiles
+    options = parser(__doc__, rounds=None)
+    options.add_argument("--tiles", type=int, default=6)
+    options = options.parse_args()
     survey, config = load_survey("roman-sim"), SkyConfig()
     renderer = Renderer(survey.band_names, survey.pixel_scale_arcsec)
     sigma_C = sky_sigma_njy(survey.band_names, config, renderer.noise_area_C)
@@ -91,26 +88,23 @@ def main() -> None:
     flux, pixel = check(sources, renderer, sigma_C)
     assert flux < 0.005, f"flux differs from GalSim by {flux:.2%}"
     assert pixel < 0.05, f"a pixel differs from GalSim by {pixel:.3f} of the noise"
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
     print(f"against GalSim: flux within {flux:.3%}, pixels within {pixel:.4f} of the noise")
     rendered = time_renderer(renderer, sources, sigma_C, config.tile_size_pix)
-    print(f"rendering: {rendered:.0f} four-band sources a second a core")
-    listed, per_second, mb = time_tiles(survey, config, tiles)
+    print(f"rendering: {rendered:.0f} four-band sources per second per core")
+    listed, per_second, mb = time_tiles(survey, config, options.tiles)
     print(
-        f"whole tiles on disk: {listed:.0f} catalogued sources a second a core, "
-        f"{1 / per_second:.2f} s and {mb:.0f} MB a tile"
+        f"whole tiles on disk: {listed:.0f} catalogued sources per second per core, "
+        f"{1 / per_second:.2f} s and {mb:.0f} MB per tile"
     )
-    answer = {
-        "benchmark": "sky",
+    results = about("sky", "numpy numba galsim") | {
         "worst_flux": flux,
         "worst_pixel_in_noise": pixel,
         "rendered_per_s_core": rendered,
         "catalogued_per_s_core": listed,
         "cpu_s_per_tile": 1 / per_second,
         "mb_per_tile": mb,
-        "cores": os.cpu_count(),
     }
-    print(json.dumps(answer))
+    finish(results, options.save)
 
 
 if __name__ == "__main__":

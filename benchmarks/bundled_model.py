@@ -11,20 +11,18 @@ with PITA's density heads on these features (the median of as many; input dropou
 
 import argparse
 import dataclasses
-import glob
 import json
 import platform
 import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
+from science import galaxies, photometry, predict_images
 
 from photozhpc import __version__
 from photozhpc.metrics import point_metrics
 from photozhpc.model import load_checkpoint
-from photozhpc.model.colours import colour_features
 from photozhpc.model.density import Uncertainty
 from photozhpc.model.density_fit import fit_heads
 from photozhpc.model.engine import Engine
@@ -32,31 +30,6 @@ from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
 from photozhpc.model.pita import PITAConfig
 from photozhpc.store import CutoutStore
 from photozhpc.store.loader import label_split, typical_noise
-
-
-def read_photometry(store: CutoutStore) -> dict[str, np.ndarray]:
-    """Identifiers, labels and all fluxes of a store."""
-    keys = store.shards()
-    sources = [store.read_sources(key) for key in keys]
-    measured = [store.read_measurements(key) for key in keys]
-    return {
-        "source_id": np.concatenate([s.source_id_N for s in sources]),
-        "z_spec": np.concatenate([s.z_spec_N for s in sources]),
-        "ebv": np.concatenate([s.ebv_N for s in sources]),
-        "flux": np.concatenate([m.flux_NCR for m in measured]),
-    }
-
-
-def features(
-    photometry: dict, apertures: list[int], store: CutoutStore, softening: dict
-) -> np.ndarray:
-    """The paper's colours and magnitude in each aperture, side by side."""
-    r_C = np.array([band.extinction_r for band in store.survey.bands])
-    parts = [
-        colour_features(photometry["flux"][:, :, a], softening[a], photometry["ebv"], r_C)
-        for a in apertures
-    ]
-    return np.concatenate(parts, axis=1)
 
 
 def density_median(config: PITAConfig, sample: tuple, x_test: np.ndarray, steps: int) -> np.ndarray:
@@ -81,18 +54,6 @@ def density_median(config: PITAConfig, sample: tuple, x_test: np.ndarray, steps:
     assert best is not None
     best[~np.isfinite(x_test).all(axis=1)] = np.nan
     return best
-
-
-def predict_pita(store: CutoutStore, checkpoint_path: str) -> tuple[np.ndarray, float]:
-    """Redshifts of a whole store, and cutouts a second."""
-    engine = Engine(load_checkpoint(checkpoint_path))
-    started = time.perf_counter()
-    z = [
-        engine.predict(store.read_cutouts(k), store.read_sources(k).ebv_N).z_phot_N
-        for k in store.shards()
-    ]
-    z_N = np.concatenate(z)
-    return z_N, len(z_N) / (time.perf_counter() - started)
 
 
 def table(z_true: np.ndarray, mag: np.ndarray, estimates: dict[str, np.ndarray]) -> dict:
@@ -146,25 +107,26 @@ def main() -> None:
     checkpoint = load_checkpoint(options.checkpoint)
     seed = checkpoint.training["config"]["seed"]
     radii = list(train.survey.aperture_radii_arcsec)
-    softening = {a: typical_noise(train, a)[1] for a in range(len(radii))}
-    seen, unseen = read_photometry(train), read_photometry(test)
-    split = np.where(np.isfinite(seen["z_spec"]), label_split(seen["source_id"], seed), "none")
+    engine = Engine(checkpoint)
+    started = time.perf_counter()
+    test_ids, z_phot = predict_images([test], engine)
+    rate = len(z_phot) / (time.perf_counter() - started)
+    truth = galaxies([options.test_truth])
+    galaxy = np.isin(test_ids, truth.index)
+    truth = truth.loc[test_ids[galaxy]]
 
-    truth = pd.concat(map(pd.read_parquet, sorted(glob.glob(options.test_truth))))
-    truth = truth[~truth["is_star"]].set_index("source_id")
-    galaxy = np.isin(unseen["source_id"], truth.index)
-    truth = truth.loc[unseen["source_id"][galaxy]]
-
-    estimates, kinds = (
-        {},
-        {
-            "MLP, 4 features at 0.2 arcsec": [radii.index(0.2)],
-            "MLP, 4 features at 0.4 arcsec": [radii.index(0.4)],
-            "MLP, all apertures": list(range(len(radii))),
-        },
-    )
+    estimates = {}
+    kinds = {
+        "MLP, 4 features at 0.2 arcsec": [radii.index(0.2)],
+        "MLP, 4 features at 0.4 arcsec": [radii.index(0.4)],
+        "MLP, all apertures": list(range(len(radii))),
+    }
     for name, apertures in kinds.items():
-        x, x_test = (features(p, apertures, train, softening) for p in (seen, unseen))
+        softening = {a: typical_noise(train, a)[1] for a in apertures}
+        seen, unseen = photometry(train, softening), photometry(test, softening)
+        x, x_test = seen["x"], unseen["x"]
+        has_label = np.isfinite(seen["z_spec"])
+        split = np.where(has_label, label_split(seen["source_id"], seed), "none")
         good = np.isfinite(x).all(axis=1)
         fit, check = good & (split == "train"), good & (split == "validation")
         log1p = []
@@ -176,7 +138,6 @@ def main() -> None:
         sample = (x[fit], seen["z_spec"][fit], x[check], seen["z_spec"][check])
         median = density_median(checkpoint.config, sample, x_test, options.density_steps)
         estimates[f"{name}, density"] = median[galaxy]
-    z_phot, rate = predict_pita(test, options.checkpoint)
     estimates["PITA"] = z_phot[galaxy]
 
     # Every method is judged on the same sources: those that all of them could measure.

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import about
+from side_by_side import about, alternate
 
 from photozhpc.bench.bench import bench_infer
 from photozhpc.bench.synthetic_store import make_store
@@ -71,16 +71,14 @@ def ceiling(
 
 def seconds_of(run, device: str) -> float:
     """Median seconds of a call, the device idle before and after."""
+
+    def run_and_wait() -> None:
+        run()
+        wait(device)
+
     for _ in range(3):
-        run()
-    times = []
-    for _ in range(10):
-        wait(device)
-        start = time.perf_counter()
-        run()
-        wait(device)
-        times.append(time.perf_counter() - start)
-    return median(times)
+        run_and_wait()
+    return median(alternate({"run": run_and_wait}, 10)["run"])
 
 
 def wait(device: str) -> None:

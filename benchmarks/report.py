@@ -5,6 +5,7 @@ python benchmarks/report.py
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from photozhpc.figures.scaling import plot_learning_curves, plot_scaling, scaling_table
@@ -18,21 +19,26 @@ SMALL_FILES = 2 * len(COLUMNS) + 3
 CARD = HERE.parent / "photozhpc" / "model" / "bundled" / "MODEL_CARD.md"
 
 
+def table(header: list[str], rows: Iterable[list[object]], align: str) -> str:
+    """A Markdown table; `align` has l or r for each column, or - where nothing is said."""
+    marks = {"l": ":--", "r": "--:", "-": "---"}
+    lines = [" | ".join(map(str, cells)) for cells in (header, *rows)]
+    lines = [f"| {line} |" for line in lines]
+    return "\n".join([lines[0], f"|{'|'.join(marks[a] for a in align)}|", *lines[1:]])
+
+
 def metrics_table(result: dict) -> str:
     """A Markdown table: one row a cut, three numbers a method."""
     methods = list(result["metrics"]["all"])
-    lines = [
-        "| galaxies | n | " + " | ".join(methods) + " |",
-        "|---|---|" + "---|" * len(methods),
-    ]
-    for cut, by_method in result["metrics"].items():
-        cells = [
+    rows = [
+        [cut, next(iter(by_method.values()))["n"]]
+        + [
             f"{m['bias']:+.4f} / {m['nmad']:.4f} / {100 * m['outlier_fraction']:.2f}%"
             for m in by_method.values()
         ]
-        n = next(iter(by_method.values()))["n"]
-        lines.append(f"| {cut} | {n} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for cut, by_method in result["metrics"].items()
+    ]
+    return table(["galaxies", "n", *methods], rows, "-" * (2 + len(methods)))
 
 
 def gain_lines(result: dict) -> str:
@@ -49,26 +55,20 @@ def gain_lines(result: dict) -> str:
 
 def interval_table(evaluation: dict) -> str:
     """Coverage, PIT and CRPS as `photozhpc evaluate` found them: overall and against magnitude."""
-    lines = [
-        "| galaxies | n | 68% | 90% | 99% | KS of PIT | CRPS | CRPS, global Gaussian |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for group in [evaluation["overall"], *evaluation["groups"]["magnitude"]]:
-        cells = [_percent(group[f"coverage{level}"]) for level in (68, 90, 99)]
-        cells += [_number(group[name], 3) for name in ("pit_ks",)]
-        cells += [_number(group[name], 4) for name in ("crps", "crps_global_gaussian")]
-        lines.append(f"| {group['label']} | {group['n_intervals']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells = [with_error(group[f"coverage{level}"], 1, 100) for level in (68, 90, 99)]
+        cells.append(with_error(group["pit_ks"], 3))
+        cells += [with_error(group[name], 4) for name in ("crps", "crps_global_gaussian")]
+        rows.append([group["label"], group["n_intervals"], *cells])
+    levels = ["68%", "90%", "99%"]
+    header = ["galaxies", "n", *levels, "KS of PIT", "CRPS", "CRPS, global Gaussian"]
+    return table(header, rows, "-" * 8)
 
 
-def _percent(measured: dict) -> str:
-    value, error = 100 * measured["value"], measured["error"]
-    return f"{value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
-
-
-def _number(measured: dict, digits: int) -> str:
-    value, error = measured["value"], measured["error"]
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+def with_error(measured: dict, digits: int, scale: float = 1) -> str:
+    value, error = scale * measured["value"], measured["error"]
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {scale * error:.{digits}f}")
 
 
 def science_section(path: Path) -> str:
@@ -123,11 +123,11 @@ def load(name: str) -> dict:
 
 def throughput_section() -> str:
     """What was asked of the speed, and what was reached, each from one run of one benchmark."""
-    rows: list[tuple[str, str, str, str, str]] = []
+    rows: list[list[object]] = []
 
     def row(what: str, against: str, asked: str, reached: object, benchmark: str) -> None:
         value = f"{reached:.2f}" if isinstance(reached, float) else str(reached)
-        rows.append((what, against, asked, value, f"bench_{benchmark}.py"))
+        rows.append([what, against, asked, value, f"bench_{benchmark}.py"])
 
     if found := load("inference"):
         if use := found.get("utilisation"):
@@ -217,14 +217,12 @@ def throughput_section() -> str:
         seconds = f"{found['resume_seconds_to_first_new_part']:.0f} s"
         what = f"resumed with {found['parts_resumed']} parts there, until work begins"
         row(what, "", "60 s", seconds, "scale")
-    lines = ["| what | against | asked | reached | benchmark |", "|:--|:--|--:|--:|:--|"]
-    lines += ["| " + " | ".join(cells) + " |" for cells in rows]
     notes = RESULTS / "throughput.md"
     return (
         "## Throughput\n\nTwo cores, no GPU; ratios are medians over rounds in which both sides "
         "ran in turn. `python benchmarks/bench_NAME.py --save`; machine, versions and rates are "
         "below.\n\n"
-        + "\n".join(lines)
+        + table(["what", "against", "asked", "reached", "benchmark"], rows, "llrrl")
         + ("\n\n" + notes.read_text().strip() if notes.exists() else "")
     )
 
@@ -235,22 +233,21 @@ def cost_table() -> str:
     rates = sorted(use["compiled"]["from_disk_per_s"])
     rate = rates[len(rates) // 2]
     stored, written = use["store_bytes_per_source"], use["catalog_bytes_per_source"]
-    lines = [
-        "| sources | hours on these 2 cores | store | its files | catalogue | parts |",
-        "|--:|--:|--:|--:|--:|--:|",
-    ]
+    rows = []
     for n in (10**6, 10**8, 10**9):
         rows_per_part = max(2048, min(max(n // 512, 1024), 32768))
-        cells = [
-            f"{n:.0e}",
-            f"{n / rate / 3600:.2g}",
-            f"{n * stored / 1e12:,.2f} TB",
-            f"{n / 2048 + SMALL_FILES * n / 8192:,.0f}",
-            f"{n * written / 1e9:,.1f} GB",
-            f"{n / rows_per_part:,.0f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + (
+        rows.append(
+            [
+                f"{n:.0e}",
+                f"{n / rate / 3600:.2g}",
+                f"{n * stored / 1e12:,.2f} TB",
+                f"{n / 2048 + SMALL_FILES * n / 8192:,.0f}",
+                f"{n * written / 1e9:,.1f} GB",
+                f"{n / rows_per_part:,.0f}",
+            ]
+        )
+    header = ["sources", "hours on these 2 cores", "store", "its files", "catalogue", "parts"]
+    return table(header, rows, "r" * 6) + (
         f"\n\nFrom benchmarks/results: {rate:,.0f} sources/s (inference.json), "
         f"{stored / 1e3:.1f} kB of store and {written:.0f} bytes of catalogue per source, tiles of "
         f"8192 sources with {SMALL_FILES} small files each, shards of 2048 in one "
@@ -262,21 +259,19 @@ def gpu_table() -> str:
     """Rates on a GPU: of the network alone, of reading, and from store to catalogue."""
     found = load("gpu")
     models = {name: one for name, one in found.items() if isinstance(one, dict) and "disk" in one}
-    lines = [
-        "| per second | " + " | ".join(f"`{name}`" for name in models) + " |",
-        "|:--|" + "--:|" * len(models),
-    ]
-    for kind in next(iter(models.values()))["ceiling"]:
-        rates = [one["ceiling"][kind]["images_per_s"] for one in models.values()]
-        lines.append(f"| network alone, {kind} | " + " | ".join(f"{r:,.0f}" for r in rates) + " |")
-    for threads in next(iter(models.values()))["feed"]:
-        rates = [one["feed"][threads] for one in models.values()]
+    first = next(iter(models.values()))
+    rates = {
+        f"network alone, {kind}": [m["ceiling"][kind]["images_per_s"] for m in models.values()]
+        for kind in first["ceiling"]
+    }
+    for threads in first["feed"]:
         what = f"reading and decoding, {threads.replace('_', ' ')}"
-        lines.append(f"| {what} | " + " | ".join(f"{r:,.0f}" for r in rates) + " |")
-    rates = [one["disk"]["from_disk_per_s"] for one in models.values()]
-    cells = [f"{r:,.0f}" for r in rates]
-    lines.append("| store to catalogue, 1 worker, not compiled | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + (
+        rates[what] = [m["feed"][threads] for m in models.values()]
+    what = "store to catalogue, 1 worker, not compiled"
+    rates[what] = [m["disk"]["from_disk_per_s"] for m in models.values()]
+    header = ["per second", *(f"`{name}`" for name in models)]
+    rows = [[what, *(f"{rate:,.0f}" for rate in row)] for what, row in rates.items()]
+    return table(header, rows, "l" + "r" * len(models)) + (
         f"\n\n{found['gpu']}, {found['cores']} cores, torch {found['versions']['torch']} "
         f"(gpu.json); {found['sources']:,} sources of 64 px."
     )
@@ -285,15 +280,18 @@ def gpu_table() -> str:
 def export_table() -> str:
     """Seconds and memory of the export of a large catalogue, by format."""
     found = load("export")
-    lines = [
-        f"| {found['sources']:.0e} sources to | seconds | peak memory | on disk |",
-        "|:--|--:|--:|--:|",
+    rows = [
+        [
+            f"`{to}`",
+            f"{one['seconds']:.0f}",
+            f"{one['peak_pss_mb'] / 1024:.1f} GB",
+            f"{one['written_gb']:.1f} GB",
+        ]
+        for to, one in found["formats"].items()
     ]
-    for to, one in found["formats"].items():
-        memory = f"{one['peak_pss_mb'] / 1024:.1f} GB"
-        lines.append(f"| `{to}` | {one['seconds']:.0f} | {memory} | {one['written_gb']:.1f} GB |")
     hats = found["formats"]["hats"]
-    return "\n".join(lines) + (
+    header = [f"{found['sources']:.0e} sources to", "seconds", "peak memory", "on disk"]
+    return table(header, rows, "lrrr") + (
         f"\n\nThe HATS catalogue has {hats['partitions']} partitions. LSDB finds the "
         f"{hats['cone_search_rows']} sources within 10' in {hats['cone_search_seconds']:.1f} s, "
         f"and one by its identifier in {hats['id_search_seconds']:.1f} s."
@@ -313,11 +311,12 @@ def faults_section() -> str:
             f"After each the catalogue is compared with the undisturbed one, verified, and looked "
             f"through for remains."
         )
-        table = ["| fault | exit code of the run with the fault: how often |", "|:--|:--|"]
-        for fault, codes in chaos["exit_codes_by_fault"].items():
-            shown = ", ".join(f"{code}: {n}" for code, n in sorted(codes.items()))
-            table.append(f"| {fault} | {shown} |")
-        lines.append("\n".join(table))
+        rows = [
+            [fault, ", ".join(f"{code}: {n}" for code, n in sorted(codes.items()))]
+            for fault, codes in chaos["exit_codes_by_fault"].items()
+        ]
+        header = ["fault", "exit code of the run with the fault: how often"]
+        lines.append(table(header, rows, "ll"))
     if fuzz := found.get("fuzz"):
         lines.append(
             f"`python tests/system/fuzz/long.py --cases {fuzz['cases']} --seed {fuzz['seed']} "
@@ -326,10 +325,8 @@ def faults_section() -> str:
             f"or what the file says): {fuzz['failures']}."
         )
         names = ("cases", "refused", "unchanged", "read as the file says", "failures")
-        table = ["| input | " + " | ".join(names) + " |", "|:--|" + "--:|" * len(names)]
-        for target, counts in fuzz["targets"].items():
-            table.append(f"| {target} | " + " | ".join(str(counts[n]) for n in names) + " |")
-        lines.append("\n".join(table))
+        rows = [[target, *(n[name] for name in names)] for target, n in fuzz["targets"].items()]
+        lines.append(table(["input", *names], rows, "l" + "r" * len(names)))
     return "\n\n".join(lines)
 
 
@@ -337,6 +334,12 @@ def timing_section(path: Path) -> str:
     """The ratios of one benchmark, as its JSON has them."""
     result = json.loads(path.read_text())
     return "```json\n" + json.dumps(result, indent=1) + "\n```"
+
+
+def between_marks(text: str, name: str, block: str) -> str:
+    """Return a text with `block` between its comments <!-- name --> and <!-- /name -->."""
+    marks = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    return re.sub(marks, lambda m: f"{m[1]}{block}\n{m[2]}", text, flags=re.DOTALL)
 
 
 def texts() -> dict[Path, str]:
@@ -360,22 +363,15 @@ def texts() -> dict[Path, str]:
             "![z-z](figures/bundled_zz.png) ![coverage](figures/bundled_coverage.png) "
             "![PIT](figures/bundled_pit.png)"
         )
-        card = CARD.read_text()
-        written[CARD] = re.sub(
-            r"(<!-- metrics -->\n).*?(<!-- /metrics -->)",
-            lambda m: f"{m[1]}{block}\n{m[2]}",
-            card,
-            flags=re.DOTALL,
-        )
+        written[CARD] = between_marks(CARD.read_text(), "metrics", block)
     sections += [science_section(path) for path in sorted(RESULTS.glob("science_*.json"))]
     gpu = f"## On a GPU\n\n`benchmarks/gpu.sh`: {load('gpu').get('note', '')}\n\n{gpu_table()}"
     sections += [throughput_section(), gpu, faults_section()]
     guide = HERE.parent / "docs" / "performance.md"
     text = guide.read_text()
     tables = {"cost": cost_table(), "export": export_table(), "gpu": gpu_table()}
-    for name, table in tables.items():
-        marks = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text = re.sub(marks, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
+    for name, block in tables.items():
+        text = between_marks(text, name, block)
     written[guide] = text
     for path in sorted(RESULTS.glob("*.json")):
         program = f"bench_{path.stem.split('_')[0]}.py"

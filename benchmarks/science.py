@@ -20,7 +20,6 @@ import dataclasses
 import glob
 import json
 import os
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from side_by_side import processor
 
 from photozhpc import __version__
 from photozhpc.config import from_mapping, load_yaml
@@ -103,24 +103,30 @@ def history(config: TrainConfig) -> list[dict]:
     return [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
 
 
+def galaxies(patterns: list[str]) -> pd.DataFrame:
+    """The galaxies of truth tables, by source_id."""
+    files = sorted(path for pattern in patterns for path in glob.glob(pattern))
+    table = pd.concat(map(pd.read_parquet, files))
+    return table[~table["is_star"]].set_index("source_id")
+
+
+def predict_images(stores: list[CutoutStore], engine: Engine) -> tuple[np.ndarray, np.ndarray]:
+    """Identifiers and redshifts of all sources of some stores."""
+    ids, z = [], []
+    for store in stores:
+        for key in store.shards():
+            sources = store.read_sources(key)
+            z.append(engine.predict(store.read_cutouts(key), sources.ebv_N).z_phot_N)
+            ids.append(sources.source_id_N)
+    return np.concatenate(ids), np.concatenate(z)
+
+
 class Sky:
     """Galaxies of unseen skies with their true redshifts."""
 
     def __init__(self, stores: list[str], truth: list[str]) -> None:
         self.stores = [CutoutStore.open(path) for path in stores]
-        files = sorted(path for pattern in truth for path in glob.glob(pattern))
-        table = pd.concat(map(pd.read_parquet, files))
-        self.z_true = table[~table["is_star"]].set_index("source_id")["z_true"]
-
-    def predict_images(self, model_file: Path, device: str) -> tuple[np.ndarray, np.ndarray]:
-        engine = Engine(load_checkpoint(model_file), device)
-        ids, z = [], []
-        for store in self.stores:
-            for key in store.shards():
-                sources = store.read_sources(key)
-                z.append(engine.predict(store.read_cutouts(key), sources.ebv_N).z_phot_N)
-                ids.append(sources.source_id_N)
-        return np.concatenate(ids), np.concatenate(z)
+        self.z_true = galaxies(truth)["z_true"]
 
     def metrics(self, source_id: np.ndarray, z_phot: np.ndarray) -> dict:
         z_true = self.z_true.reindex(source_id).to_numpy()
@@ -158,10 +164,8 @@ def run_mlp(
     if method.endswith("all apertures"):
         chosen = list(range(len(radii)))
     softening = {a: typical_noise(store, a)[1] for a in chosen}
-    seen, unseen = (
-        photometry(CutoutStore.open(options.store), softening),
-        [photometry(test, softening) for test in sky.stores],
-    )
+    seen = photometry(store, softening)
+    unseen = [photometry(test, softening) for test in sky.stores]
     x_test = np.concatenate([part["x"] for part in unseen])
     ids = np.concatenate([part["source_id"] for part in unseen])
     rows = {}
@@ -202,7 +206,8 @@ def run(method: str, options: argparse.Namespace, fraction: float, seed: int, sk
         result |= {"metrics": metrics, "validation": validation, "n_labels": n_labels}
     else:
         model_file, config = train_images(method, options, fraction, seed)
-        z = sky.predict_images(model_file, "cpu" if options.device == "auto" else options.device)
+        device = "cpu" if options.device == "auto" else options.device
+        z = predict_images(sky.stores, Engine(load_checkpoint(model_file), device))
         labels = read_labels(CutoutStore.open(options.store), "train", seed, fraction)
         result |= {
             "metrics": sky.metrics(*z),
@@ -213,7 +218,9 @@ def run(method: str, options: argparse.Namespace, fraction: float, seed: int, sk
         }
         joint = Path(config.out) / "best.safetensors"
         if joint != model_file:
-            result["metrics_before_refit"] = sky.metrics(*sky.predict_images(joint, "cpu"))
+            result["metrics_before_refit"] = sky.metrics(
+                *predict_images(sky.stores, Engine(load_checkpoint(joint)))
+            )
         if method == "self-supervised":
             pretraining = image_config(options.recipe, "self-supervised", options, 1.0, seed)
             result["pretraining_history"] = history(pretraining)
@@ -226,14 +233,6 @@ def run(method: str, options: argparse.Namespace, fraction: float, seed: int, sk
         f"outliers {m['outlier_fraction']:.4f}",
         flush=True,
     )
-
-
-def processor() -> str:
-    """The CPU's name, where Linux tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def short(epochs: list[dict], n: int = 100) -> list[dict]:

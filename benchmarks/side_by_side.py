@@ -34,9 +34,9 @@ def profile(run: Callable[[], object], n_shown: int = 10) -> dict[str, float]:
     import torch
 
     run()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         run()
-    own = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    own = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
     largest = sorted(own, key=own.__getitem__, reverse=True)[:n_shown]
     return {name: float(f"{own[name] / sum(own.values()):.3g}") for name in largest}
 
@@ -63,12 +63,14 @@ def processor() -> str:
     return platform.machine()
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
+def parser(doc: str | None, rounds: int | None = 5) -> argparse.ArgumentParser:
+    """Options of a benchmark; without rounds, it measures once."""
     options = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--save", action="store_true", help="write results/*.json")
-    options.add_argument("--rounds", type=int, default=5)
+    if rounds is not None:
+        options.add_argument("--rounds", type=int, default=rounds)
     return options
 
 

@@ -6,13 +6,22 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from photozhpc.config import bundled_configs, read_config
 from photozhpc.errors import ConfigError, did_you_mean
 
 _NAME = re.compile(r"[^\W_][\w .+-]{0,99}")
 _PLACEHOLDERS = re.compile(r"\{tile(?::[^{}]*)?\}|\{band\}")
 MAX_CUTOUT_PIX = 2048
-AB_ZERO_POINT_NJY = 31.4  # m_AB = 31.4 - 2.5 log10(flux / nJy)
+AB_ZERO_POINT_NJY = 31.4
+
+
+def ab_magnitude(flux_njy: ArrayLike) -> NDArray[np.float64]:
+    """Return m_AB = 31.4 - 2.5 log10(flux / nJy); NaN where the flux is not positive."""
+    flux = np.asarray(flux_njy, np.float64)
+    return AB_ZERO_POINT_NJY - 2.5 * np.log10(np.where(flux > 0, flux, np.nan))
 
 
 def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:

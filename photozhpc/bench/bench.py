@@ -34,7 +34,7 @@ COST_SOURCES = (10**6, 10**8, 10**9)
 
 
 def bench_extract(n_sources: int = 5000, rounds: int = 3) -> dict[str, Any]:
-    """Return sources a second of the kernels of an extraction, on all cores: four bands."""
+    """Return sources per second of the kernels of an extraction, on all cores: four bands."""
     survey = load_survey("roman-sim")
     rng = np.random.default_rng(0)
     image_CHW = rng.normal(0, 1, (len(survey.bands), TILE_PIX, TILE_PIX)).astype(np.float32)
@@ -132,7 +132,7 @@ def from_disk(
     workers: int,
     device: Device = "cpu",
 ) -> dict[str, float]:
-    """Make the catalogue of a store; return sources a second, and the seconds of the start-up.
+    """Make the catalogue of a store; return sources per second, and the seconds of the start-up.
 
     The rate is sustained: while all workers are at work, from when a tenth of the sources is
     written until nine tenths are; of fewer than 20 parts, from the start-up to the end.
@@ -159,7 +159,7 @@ def in_memory(
     devices: list[str],
     seconds: float = MEASURED_SECONDS,
 ) -> tuple[float, bool]:
-    """Return images a second of so many engines side by side, and whether they were compiled.
+    """Return images per second of so many engines side by side, and whether they were compiled.
 
     The images are in memory, as the engine sees them, and as many threads hand them over as in a
     worker.
@@ -176,19 +176,19 @@ def in_memory(
     ]
     for process in processes:
         process.start()
-    found: list[tuple[float, bool]] = []
+    rates: list[tuple[float, bool]] = []
     try:
-        while len(found) < workers:
+        while len(rates) < workers:
             with suppress(queue.Empty):
-                found.append(answer.get(timeout=1))
+                rates.append(answer.get(timeout=1))
             if any(process.exitcode for process in processes):
                 raise RunError("the engine could not be measured: a process of it died (see above)")
     finally:
         for process in processes:
-            if len(found) < workers:  # the others wait for the one that died
+            if len(rates) < workers:  # the others wait for the one that died
                 process.kill()
             process.join()
-    return sum(rate for rate, _ in found), all(is_compiled for _, is_compiled in found)
+    return sum(rate for rate, _ in rates), all(is_compiled for _, is_compiled in rates)
 
 
 def _in_memory(

@@ -60,7 +60,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes:
         z_kind: what the reference redshifts are, for people.
@@ -120,22 +120,22 @@ def evaluate(
             or is of other sources.
     """
     tables = tuple(truth_tables(truth))
-    known = read_truth(tables)
-    if not len(known.source_id_N):
+    reference = read_truth(tables)
+    if not len(reference.source_id_N):
         raise SourceListError(f"{tables[0]}: the truth holds no galaxy with a redshift above 0")
-    found = match(catalog, known, incomplete_ok=incomplete_ok)
-    if not len(found.matched.source_id_N):
+    joined = match(catalog, reference, incomplete_ok=incomplete_ok)
+    if not len(joined.matched.source_id_N):
         raise SourceListError(
             f"{catalog} and {tables[0]} have no source_id in common: the catalogue's are like "
-            f"{found.example_id}, the truth's like {known.source_id_N[0]}; pass the truth table of "
-            f"this catalogue's sources"
+            f"{joined.example_id}, the truth's like {reference.source_id_N[0]}; pass the truth "
+            f"table of this catalogue's sources"
         )
-    has_photoz_N = np.isfinite(found.matched.z_phot_N)
+    has_photoz_N = np.isfinite(joined.matched.z_phot_N)
     if not has_photoz_N.any():
         raise CatalogError(
             f"{catalog}: photoz is null for all {len(has_photoz_N)} sources that are in the truth"
         )
-    matched = found.matched.rows(has_photoz_N)
+    matched = joined.matched.rows(has_photoz_N)
     has_intervals_N = np.isfinite(matched.crps_N)
     judged_N = has_intervals_N if has_intervals_N.any() else np.ones_like(has_intervals_N)
     judged = matched.rows(judged_N)
@@ -145,9 +145,9 @@ def evaluate(
     ]
     scores = _Scores.of(matched, gaussians, judged_N)
     rng = np.random.default_rng(seed)
-    notes = list(known.notes)
+    notes = list(reference.notes)
     groups: dict[str, list[Group]] = {}
-    for kind, cuts in _cuts(matched, found.band).items():
+    for kind, cuts in _cuts(matched, joined.band).items():
         groups[kind] = []
         for cut in cuts:
             if len(cut.row_N) >= MIN_IN_BIN or kind == "overall":
@@ -161,21 +161,21 @@ def evaluate(
     return Evaluation(
         catalog=Path(catalog),
         truth=tables,
-        z_kind=known.z_kind,
+        z_kind=reference.z_kind,
         matched=matched,
-        n_rows=found.n_rows,
-        n_truth=len(known.source_id_N),
+        n_rows=joined.n_rows,
+        n_truth=len(reference.source_id_N),
         n_without_photoz=int(np.count_nonzero(~has_photoz_N)),
         n_without_mag=int(np.count_nonzero(~np.isfinite(matched.mag_N))),
-        band=found.band,
-        mag_origin=found.mag_origin,
+        band=joined.band,
+        mag_origin=joined.mag_origin,
         gaussian=gaussians[0],
         shifted_gaussian=gaussians[1],
         groups=groups,
         notes=notes,
         n_resamples=n_resamples,
         seed=seed,
-        truth_notes=known.notes,
+        truth_notes=reference.notes,
     )
 
 
@@ -251,9 +251,9 @@ def _binned(x_N: NDArray[np.float64], widths: Sequence[float], name: str) -> lis
 
     The sparsest bin is merged with the sparser of its neighbours until all have 20 sources.
     """
-    known_N = np.flatnonzero(np.isfinite(x_N))
+    finite_N = np.flatnonzero(np.isfinite(x_N))
     for width in widths:
-        steps, counts = np.unique(np.floor(x_N[known_N] / width), return_counts=True)
+        steps, counts = np.unique(np.floor(x_N[finite_N] / width), return_counts=True)
         bins = [(step, step, n) for step, n in zip(steps, counts, strict=True)]
         while len(bins) > 1 and min(n for *_, n in bins) < MIN_IN_BIN:
             i = min(range(len(bins)), key=lambda k: bins[k][2])
@@ -265,6 +265,6 @@ def _binned(x_N: NDArray[np.float64], widths: Sequence[float], name: str) -> lis
     cuts = []
     for first, last, _ in bins:
         low, high = float(first * width), float((last + 1) * width)
-        rows_N = known_N[(x_N[known_N] >= low) & (x_N[known_N] < high)]
+        rows_N = finite_N[(x_N[finite_N] >= low) & (x_N[finite_N] < high)]
         cuts.append(_Cut(f"{name} {low:g} to {high:g}", rows_N, low, high, last > first))
     return cuts

@@ -1,24 +1,39 @@
-"""How figures look: on paper and in light pages, and in dark ones."""
+"""How every figure looks: its width, its fonts and its colours, on paper and on dark pages."""
 
+import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-STYLE: dict[Any, Any] = {
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from photozhpc.files.disk import write_durably
+
+COLUMN_WIDTH_INCH = 3.5  # one column of a journal
+WIDE_INCH = 7.1  # two columns and the gap between them
+_SVG_DPI = 200  # of the parts of an SVG that are pixels
+_STYLE: dict[Any, Any] = {
     "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1,
     "legend.frameon": False,
     "legend.fontsize": 7,
     "pdf.fonttype": 42,  # text stays text; journals refuse Type 3 fonts
+    "svg.hashsalt": "photozhpc",  # the same figure is the same file
 }
 
 
 @dataclass(frozen=True)
-class Look:
-    """Colours of a figure; those of data can be told apart without colour vision.
+class Theme:
+    """The colours of a figure; those of data differ for readers without colour vision, too.
 
     Attributes:
-        ink, paper: text and lines; what they stand on.
+        ink, paper: text and lines; the ground behind them.
         blue, orange, green, purple, grey: of data, after Okabe & Ito (2008), at 3:1 or more
             against the paper (WCAG 2.2, 1.4.11).
         density: colour map of densities: the more, the further from the paper.
@@ -40,10 +55,9 @@ class Look:
         ticks = ("xtick.color", "ytick.color")
         papers = ("axes.facecolor", "figure.facecolor", "savefig.facecolor")
         return {
-            **STYLE,
+            **_STYLE,
             **dict.fromkeys((*inks, *ticks), self.ink),
             **dict.fromkeys(papers, self.paper),
-            "svg.hashsalt": "photozhpc",  # the same figure is the same file
         }
 
     @property
@@ -51,7 +65,7 @@ class Look:
         return (self.blue, self.orange, self.green, self.purple, self.grey)
 
 
-PAPER = Look(
+PAPER = Theme(
     ink="black",
     paper="white",
     blue="#0072B2",
@@ -61,7 +75,7 @@ PAPER = Look(
     grey="#777777",
     density="viridis_r",
 )
-DARK = Look(
+DARK = Theme(
     ink="#E4E7EB",
     paper="#171B21",
     blue="#56B4E9",
@@ -71,3 +85,55 @@ DARK = Look(
     grey="#9AA3AD",
     density="viridis",
 )
+
+
+def drawn(draw: Callable[[Theme], Figure], theme: Theme = PAPER) -> Figure:
+    """Return what `draw` draws, with the theme's settings of Matplotlib."""
+    with matplotlib.rc_context(theme.rc):
+        return draw(theme)
+
+
+def new_figure(
+    height_inch: float, width_inch: float = COLUMN_WIDTH_INCH, *, arranged: bool = True
+) -> Figure:
+    """Return an empty figure, to be drawn within the `rc` of its theme.
+
+    Args:
+        arranged: Matplotlib places the axes so that no label is cut off; else the caller does.
+    """
+    layout = "constrained" if arranged else None
+    figure = Figure(figsize=(width_inch, height_inch), dpi=300, layout=layout)  # type: ignore[arg-type]
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def figure_file(figure: Figure, kind: str, theme: Theme = PAPER) -> bytes:
+    """Return a figure as a file: "png", "pdf" or "svg". Equal figures make equal files."""
+    undated: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    dpi = _SVG_DPI if kind == "svg" else "figure"
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(theme.rc):
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=undated.get(kind))
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure in the format that the path's suffix names.
+
+    Raises:
+        RunError: the disk is full, or cannot be written.
+    """
+    path = Path(path)
+    write_durably(path, figure_file(figure, path.suffix.removeprefix(".")))
+
+
+def save_png_and_pdf(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG, and as PDF beside it; return both paths.
+
+    Raises:
+        RunError: the disk is full, or cannot be written.
+    """
+    paths = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
+    for file in paths:
+        save_figure(figure, file)
+    return paths

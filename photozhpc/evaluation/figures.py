@@ -1,15 +1,16 @@
 """The figures of an evaluation: one journal column wide, in colours that all can tell apart."""
 
-import matplotlib
+from collections.abc import Callable
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from photozhpc.evaluation.evaluate import Evaluation, Group
-from photozhpc.evaluation.figure_style import PAPER, Look
+from photozhpc.evaluation.figure_style import Theme, new_figure
 from photozhpc.evaluation.match import INTERVALS_PERCENT
-from photozhpc.evaluation.zz import new_figure, plot_zz
+from photozhpc.evaluation.zz import plot_zz
 from photozhpc.metrics import point_metrics
 
 _N_PIT_BINS = 20
@@ -22,26 +23,29 @@ _ROWS = {
 }
 
 
-def draw_evaluation(evaluation: Evaluation, look: Look = PAPER) -> dict[str, Figure]:
-    """Return the figures by name: zz, metrics, and where there are intervals pit and coverage."""
+def figures_of(evaluation: Evaluation) -> dict[str, Callable[[Theme], Figure]]:
+    """Return what draws each figure: zz, metrics, and where there are intervals pit and coverage.
+
+    `figure_style.drawn` calls it, with the settings of the theme.
+    """
     matched = evaluation.matched
-    metrics = point_metrics(matched.z_ref_N, matched.z_phot_N)
-    figures = {
-        "zz": plot_zz(
-            matched.z_ref_N, matched.z_phot_N, metrics, reference=evaluation.z_kind, look=look
+    z_ref_N, z_phot_N = matched.z_ref_N, matched.z_phot_N
+    metrics = point_metrics(z_ref_N, z_phot_N)
+    plots: dict[str, Callable[[Theme], Figure]] = {
+        "zz": lambda theme: plot_zz(
+            z_ref_N, z_phot_N, metrics, reference=evaluation.z_kind, theme=theme
         )
     }
-    with matplotlib.rc_context(look.rc):
-        if evaluation.groups["magnitude"] or evaluation.groups["redshift"]:
-            figures["metrics"] = plot_metrics(evaluation, look)
-        if evaluation.has_intervals:
-            figures["pit"] = plot_pit(matched.pit_N, look)
-            if evaluation.groups["magnitude"]:
-                figures["coverage"] = plot_coverage(evaluation, look)
-    return figures
+    if evaluation.groups["magnitude"] or evaluation.groups["redshift"]:
+        plots["metrics"] = lambda theme: plot_metrics(evaluation, theme)
+    if evaluation.has_intervals:
+        plots["pit"] = lambda theme: plot_pit(matched.pit_N, theme)
+    if evaluation.has_intervals and evaluation.groups["magnitude"]:
+        plots["coverage"] = lambda theme: plot_coverage(evaluation, theme)
+    return plots
 
 
-def plot_metrics(evaluation: Evaluation, look: Look = PAPER) -> Figure:
+def plot_metrics(evaluation: Evaluation, theme: Theme) -> Figure:
     """Draw the point statistics, and the CRPS if there is one, in bins."""
     names = [name for name in _ROWS if name != "crps" or evaluation.has_intervals]
     columns = {
@@ -56,10 +60,12 @@ def plot_metrics(evaluation: Evaluation, look: Look = PAPER) -> Figure:
         axes_RC[row, 0].set_ylabel(label)
         for axes, groups in zip(axes_RC[row], columns.values(), strict=True):
             if name == "crps":
-                _draw_bins(axes, groups, "crps_global_gaussian", look.orange, "s", label="Gaussian")
-            _draw_bins(axes, groups, name, look.blue, "o", scale, label="catalogue")
+                _draw_bins(
+                    axes, groups, "crps_global_gaussian", theme.orange, "s", label="Gaussian"
+                )
+            _draw_bins(axes, groups, name, theme.blue, "o", scale, label="catalogue")
             if name == "bias":
-                axes.axhline(0, color=look.grey, linewidth=0.6, zorder=0)
+                axes.axhline(0, color=theme.grey, linewidth=0.6, zorder=0)
         if name != "bias":
             axes_RC[row, 0].set_ylim(bottom=0)  # once all is drawn: it ends the autoscaling
     if "crps" in names:
@@ -71,20 +77,20 @@ def plot_metrics(evaluation: Evaluation, look: Look = PAPER) -> Figure:
     return figure
 
 
-def plot_coverage(evaluation: Evaluation, look: Look = PAPER) -> Figure:
+def plot_coverage(evaluation: Evaluation, theme: Theme) -> Figure:
     """Draw which fraction of the sources is in each interval, against magnitude."""
     figure = new_figure(2.6)
     axes = figure.add_subplot()
     groups = evaluation.groups["magnitude"]
     # Beside each other, so that none is hidden.
-    looks = zip(
+    styles = zip(
         INTERVALS_PERCENT,
-        (look.blue, look.orange, look.green),
+        (theme.blue, theme.orange, theme.green),
         "os^",
         (0.35, 0.5, 0.65),
         strict=True,
     )
-    for percent, colour, marker, place in looks:
+    for percent, colour, marker, place in styles:
         axes.axhline(percent, color=colour, linewidth=0.7, linestyle="--", zorder=0)
         name, label = f"coverage{percent}", f"{percent} %"
         _draw_bins(axes, groups, name, colour, marker, 100, label, place)
@@ -97,7 +103,7 @@ def plot_coverage(evaluation: Evaluation, look: Look = PAPER) -> Figure:
     return figure
 
 
-def plot_pit(pit_N: np.ndarray, look: Look = PAPER) -> Figure:
+def plot_pit(pit_N: np.ndarray, theme: Theme) -> Figure:
     """Draw the histogram of the PIT, and by how much its distribution departs from uniform.
 
     The bands hold 95% of perfect catalogues, bin by bin and level by level.
@@ -110,16 +116,16 @@ def plot_pit(pit_N: np.ndarray, look: Look = PAPER) -> Figure:
     expected = n / _N_PIT_BINS
     counts, edges = np.histogram(pit_N, bins=_N_PIT_BINS, range=(0, 1))
     low, high = binom.ppf(tails, n, 1 / _N_PIT_BINS) / expected
-    top.axhspan(low, high, color=look.grey, alpha=0.35, linewidth=0)
-    top.stairs(counts / expected, edges, baseline=None, color=look.blue, linewidth=1.2)
+    top.axhspan(low, high, color=theme.grey, alpha=0.35, linewidth=0)
+    top.stairs(counts / expected, edges, baseline=None, color=theme.blue, linewidth=1.2)
     top.set(ylabel="sources / expected", xlim=(0, 1))
     top.set_ylim(bottom=0)
     level = np.linspace(0, 1, 201)
     low_level, high_level = binom.ppf(tails[:, None], n, level) / n - level
-    bottom.fill_between(level, low_level, high_level, color=look.grey, alpha=0.35, linewidth=0)
+    bottom.fill_between(level, low_level, high_level, color=theme.grey, alpha=0.35, linewidth=0)
     observed = np.searchsorted(pit_N, level, side="right") / n
-    bottom.plot(level, observed - level, color=look.blue, linewidth=1.2)
-    bottom.axhline(0, color=look.grey, linewidth=0.6, zorder=0)
+    bottom.plot(level, observed - level, color=theme.blue, linewidth=1.2)
+    bottom.axhline(0, color=theme.grey, linewidth=0.6, zorder=0)
     bottom.set(xlabel="PIT, p", ylabel="fraction(PIT ≤ p) − p")
     figure.align_ylabels()
     return figure
@@ -135,14 +141,14 @@ def _draw_bins(
     label: str | None = None,
     place: float = 0.5,
 ) -> None:
-    """Draw a statistic, as wide as the bin; the marker stands at `place`, 0 to 1, in the bin."""
+    """Draw a statistic, as wide as the bin; the marker is at `place`, 0 to 1, in the bin."""
     low_G, high_G = np.array([[group.low, group.high] for group in groups], dtype=np.float64).T
     x_G = low_G + place * (high_G - low_G)
-    found = [group.statistics[name] for group in groups]
+    estimates = [group.statistics[name] for group in groups]
     axes.errorbar(
         x_G,
-        [scale * estimate.value for estimate in found],
-        yerr=[scale * estimate.error for estimate in found],
+        [scale * estimate.value for estimate in estimates],
+        yerr=[scale * estimate.error for estimate in estimates],
         xerr=[x_G - low_G, high_G - x_G],
         fmt=marker,
         color=colour,

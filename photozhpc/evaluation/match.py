@@ -1,28 +1,29 @@
 """A catalogue and the truth, joined part by part; of each source only its scores are kept."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from photozhpc.catalog.notes import Due
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, catalog_parts, read_part
+from photozhpc.catalog.photoz_catalog import catalog_parts, open_part, read_part
 from photozhpc.errors import CatalogError
+from photozhpc.evaluation.catalog_columns import (
+    LEVEL_Q,
+    QUANTILES,
+    band_columns,
+    floats,
+    levels_of,
+    quantiles,
+)
 from photozhpc.evaluation.truth import Truth
-from photozhpc.files.disk import read_fault
-from photozhpc.metrics import crps, inside_interval, pit
-from photozhpc.survey import AB_ZERO_POINT_NJY
+from photozhpc.metrics import crps, inside_interval
+from photozhpc.survey import ab_magnitude
 
 INTERVALS_PERCENT = (68, 90, 99)
-_QUANTILES = sorted(INTERVAL_LEVELS, key=lambda name: INTERVAL_LEVELS[name])
-_LEVEL_Q = np.array([INTERVAL_LEVELS[name] for name in _QUANTILES])
 _OOD = "photoz_ood"
-_APERTURE_ARCSEC = 0.4
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Matched:
     inside_NI: NDArray[np.float64]
 
     def rows(self, keep_N: NDArray[np.bool_]) -> "Matched":
-        """Return some of the sources."""
+        """Return the sources where keep_N is true."""
         return Matched(*(getattr(self, field.name)[keep_N] for field in fields(self)))
 
 
@@ -86,16 +87,18 @@ def match(catalog: str | Path, truth: Truth, *, incomplete_ok: bool = False) -> 
             quantiles that do not ascend.
     """
     parts = catalog_parts(catalog, incomplete_ok=incomplete_ok)
-    names = _column_names(parts[0])
-    band, flux_name = _last_band(names)
+    due = Due.beside(parts[0])
+    with open_part(parts[0], due) as file:
+        names = file.schema_arrow.names
+    bands = band_columns(names)
+    band, flux_name = (bands[-1].band, bands[-1].flux) if bands else (None, None)
     true_mag_N = truth.magnitudes.get(band) if band else None
     columns = ["source_id", "photoz", "photoz_flags"]
-    has_quantiles = all(name in names for name in _QUANTILES)
-    columns += _QUANTILES if has_quantiles else []
+    has_quantiles = set(QUANTILES) <= set(names)
+    columns += QUANTILES if has_quantiles else []
     columns += [_OOD] if _OOD in names else []
     columns += [flux_name] if flux_name and true_mag_N is None else []
     pieces, n_rows, example_id = [], 0, None
-    due = Due.beside(parts[0])
     for part in parts:
         table = read_part(part, columns, due)
         n_rows += len(table)
@@ -104,16 +107,20 @@ def match(catalog: str | Path, truth: Truth, *, incomplete_ok: bool = False) -> 
             example_id = int(id_N[0])
         at_N = np.searchsorted(truth.source_id_N, id_N)
         at_N[at_N == len(truth.source_id_N)] = 0
-        known_N = np.flatnonzero(truth.source_id_N[at_N] == id_N)
-        at_N = at_N[known_N]
-        table = table.take(known_N)
-        mag_N = true_mag_N[at_N] if true_mag_N is not None else _magnitudes(table, flux_name)
+        common_N = np.flatnonzero(truth.source_id_N[at_N] == id_N)
+        at_N, table = at_N[common_N], table.take(common_N)
+        if true_mag_N is not None:
+            mag_N = true_mag_N[at_N]
+        elif flux_name is not None:
+            mag_N = ab_magnitude(floats(table, flux_name))
+        else:
+            mag_N = np.full(len(table), np.nan)
         pieces.append(_piece(part, table, truth.z_ref_N[at_N], mag_N, has_quantiles))
     matched = Matched(
         *(np.concatenate([getattr(piece, f.name) for piece in pieces]) for f in fields(Matched))
     )
     if len(np.unique(matched.source_id_N)) < len(matched.source_id_N):
-        raise CatalogError(f"{catalog}: has a source_id twice; make the catalogue anew")
+        raise CatalogError(f"{catalog}: a source_id appears twice; make the catalogue anew")
     origin = f"mag_{band} of the truth" if true_mag_N is not None else flux_name
     return Match(matched, n_rows, band, origin, example_id)
 
@@ -129,21 +136,15 @@ def _piece(
     pit_N = crps_N = none_N
     inside_NI = np.full((len(table), len(INTERVALS_PERCENT)), np.nan)
     if has_quantiles:
-        quantile_NQ = np.column_stack([_floats(table, name) for name in _QUANTILES])
-        try:
-            pit_N = pit(z_ref_N, quantile_NQ, _LEVEL_Q)
-        except ValueError as error:
-            raise CatalogError(
-                f"{part}: {error}: photoz_low99 <= photoz_low90 <= ... <= photoz_high99 must hold; "
-                f"make the catalogue anew"
-            ) from error
-        crps_N = crps(z_ref_N, quantile_NQ, _LEVEL_Q)
+        quantile_NQ = quantiles(table)
+        pit_N = levels_of(z_ref_N, quantile_NQ, part)
+        crps_N = crps(z_ref_N, quantile_NQ, LEVEL_Q)
         inside_NI = np.column_stack(
             [
                 inside_interval(
                     z_ref_N,
-                    _floats(table, f"photoz_low{percent}"),
-                    _floats(table, f"photoz_high{percent}"),
+                    floats(table, f"photoz_low{percent}"),
+                    floats(table, f"photoz_high{percent}"),
                 )
                 for percent in INTERVALS_PERCENT
             ]
@@ -151,45 +152,11 @@ def _piece(
     return Matched(
         source_id_N=table.column("source_id").to_numpy(),
         z_ref_N=z_ref_N,
-        z_phot_N=_floats(table, "photoz"),
+        z_phot_N=floats(table, "photoz"),
         flags_N=table.column("photoz_flags").to_numpy(),
         mag_N=mag_N,
-        ood_N=_floats(table, _OOD) if _OOD in table.column_names else none_N,
+        ood_N=floats(table, _OOD) if _OOD in table.column_names else none_N,
         pit_N=pit_N,
         crps_N=crps_N,
         inside_NI=inside_NI,
     )
-
-
-def _column_names(part: Path) -> list[str]:
-    try:
-        return pq.read_schema(part).names
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise CatalogError(
-            read_fault(part, error)
-            or f"{part}: the part is missing or damaged ({' '.join(str(error).split())[:160]})"
-        ) from error
-
-
-def _last_band(names: Sequence[str]) -> tuple[str | None, str | None]:
-    """Return the catalogue's last band and the name of its flux nearest to 0.4 arcsec."""
-    found = [m for m in map(re.compile(r"aper(\d+)_(.+)_flux").fullmatch, names) if m]
-    if not found:
-        return None, None
-    band = found[-1][2]
-    radii = {int(m[1]) / 10: m[0] for m in found if m[2] == band}
-    return band, radii[min(radii, key=lambda radius: abs(radius - _APERTURE_ARCSEC))]
-
-
-def _magnitudes(table: pa.Table, flux_name: str | None) -> NDArray[np.float64]:
-    if flux_name is None:
-        return np.full(len(table), np.nan)
-    flux_njy_N = _floats(table, flux_name)
-    positive_N = flux_njy_N > 0
-    mag_N = np.full(len(table), np.nan)
-    mag_N[positive_N] = AB_ZERO_POINT_NJY - 2.5 * np.log10(flux_njy_N[positive_N])
-    return mag_N
-
-
-def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:
-    return table.column(name).to_numpy().astype(np.float64)

@@ -1,15 +1,18 @@
-"""What is said at the end of `photozhpc infer`: OUT/summary.json, OUT/zz.png and a few lines."""
+"""The end of `photozhpc infer`: summary.json, footprint.moc.fits, zz.png and a few lines."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from photozhpc.catalog.footprint import FOOTPRINT_NAME, write_footprint
 from photozhpc.catalog.notes import PDF_FOLDER
+from photozhpc.catalog.photoz_catalog import catalog_parts
 from photozhpc.catalog.run import RunSummary
+from photozhpc.evaluation.figure_style import save_figure
 from photozhpc.evaluation.match import match
-from photozhpc.evaluation.truth import read_truth, store_labels
-from photozhpc.evaluation.zz import plot_zz, save_figure
+from photozhpc.evaluation.truth import read_truth, store_labels, tables_text
+from photozhpc.evaluation.zz import plot_zz, point_text
 from photozhpc.files.disk import write_durably
 from photozhpc.files.objects import AnyPath
 from photozhpc.metrics import point_metrics
@@ -18,7 +21,8 @@ LABELS = "z_spec labels of the store (the model may have been trained on them)"
 
 
 def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> str:
-    """Write OUT/summary.json and, where truth is known, OUT/zz.png; return the lines to show.
+    """Write OUT/summary.json, where the sources lie (OUT/footprint.moc.fits) and, where truth is
+    known, OUT/zz.png; return the lines to show.
 
     Args:
         truth: tables with source_id and z_true (or z_spec); rows with is_star are left out.
@@ -30,12 +34,11 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
         RunError: the disk is full.
     """
     if truth:
-        tables = f"{truth[0]}" + (f" and {len(truth) - 1} more" if len(truth) > 1 else "")
-        known, reference = read_truth(truth), tables
+        redshifts, reference = read_truth(truth), tables_text(truth)
     else:
-        known, reference = store_labels(run.store_path), LABELS
-    matched = match(run.path, known).matched if len(known.source_id_N) else None
-    document = {**_document(run), "notes": list(known.notes)}
+        redshifts, reference = store_labels(run.store_path), LABELS
+    matched = match(run.path, redshifts).matched if len(redshifts.source_id_N) else None
+    document = {**_document(run), "notes": list(redshifts.notes)}
     counts = run.counts
     lines = [
         f"rows       {counts.rows} ({counts.flagged} flagged, "
@@ -49,21 +52,25 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
     else:
         lines.append("speed      nothing was left to do")
     lines.append(f"catalogue  {run.catalog_path}")
+    footprint = run.path / FOOTPRINT_NAME
+    if write_footprint(catalog_parts(run.path), footprint):
+        document["footprint"] = str(footprint)
+        lines.append(f"footprint  {footprint}")
     if run.pdf_form is not None:
         lines.append(f"p(z)       {run.path / PDF_FOLDER} ({run.pdf_form})")
     metrics = point_metrics(matched.z_ref_N, matched.z_phot_N) if matched else None
     if matched and metrics and metrics.n:
         path = run.path / "zz.png"
-        figure = plot_zz(matched.z_ref_N, matched.z_phot_N, metrics, reference=known.z_kind)
+        figure = plot_zz(matched.z_ref_N, matched.z_phot_N, metrics, reference=redshifts.z_kind)
         save_figure(figure, path)
         document["metrics"] = {**dataclasses.asdict(metrics), "reference": reference}
         document["figure"] = str(path)
         lines += [
-            f"accuracy   bias {metrics.bias:+.4f}, NMAD {metrics.nmad:.4f}, outliers "
-            f"{100 * metrics.outlier_fraction:.2f} %, of {metrics.n} sources with {reference}",
+            f"accuracy   {point_text(metrics.bias, metrics.nmad, metrics.outlier_fraction)}, of "
+            f"{metrics.n} sources with {reference}",
             f"figure     {path}",
         ]
-    lines += [f"note: {note}" for note in known.notes]
+    lines += [f"note: {note}" for note in redshifts.notes]
     write_durably(run.path / "summary.json", json.dumps(document, indent=2).encode())
     return "\n".join(lines)
 
@@ -80,6 +87,7 @@ def _document(run: RunSummary) -> dict[str, Any]:
         "parts": run.n_parts,
         "parts_resumed": run.n_parts_resumed,
         "catalog": str(run.catalog_path),
+        "footprint": None,
         "pdf": None if run.pdf_form is None else str(run.path / PDF_FOLDER),
         "pdf_form": run.pdf_form,
         "store": str(run.store_path),

@@ -11,15 +11,15 @@ from photozhpc import __version__
 from photozhpc.catalog.notes import PART_FOLDER
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.evaluation.evaluate import Estimate, Evaluation, Group
-from photozhpc.evaluation.figures import draw_evaluation
+from photozhpc.evaluation.figure_style import drawn, save_png_and_pdf
+from photozhpc.evaluation.figures import figures_of
 from photozhpc.evaluation.match import INTERVALS_PERCENT
-from photozhpc.evaluation.zz import save_figure
+from photozhpc.evaluation.truth import tables_text
 from photozhpc.files.disk import disk_error, write_durably
 from photozhpc.metrics import GlobalGaussian
 
 JSON_NAME = "evaluation.json"
 _LABEL_WIDTH = 22
-_TITLES = {"magnitude": "{band} magnitude", "redshift": "{z_kind} redshift"}
 
 
 def write_evaluation(evaluation: Evaluation, out: str | Path | None = None) -> list[Path]:
@@ -36,18 +36,16 @@ def write_evaluation(evaluation: Evaluation, out: str | Path | None = None) -> l
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
-    figures = []
-    for name, figure in draw_evaluation(evaluation).items():
-        for suffix in ("png", "pdf"):
-            figures.append(folder / f"{name}.{suffix}")
-            save_figure(figure, figures[-1])
+    figures: list[Path] = []
+    for name, draw in figures_of(evaluation).items():
+        figures += save_png_and_pdf(drawn(draw), folder / f"{name}.png")
     document = evaluation_document(evaluation) | {"figures": [str(path) for path in figures]}
     write_durably(folder / JSON_NAME, (json.dumps(document, indent=2) + "\n").encode())
     return [folder / JSON_NAME, *figures]
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
-    """Return everything that was found, and from what, ready for JSON; NaN becomes null."""
+    """Return every result of an evaluation, and what it is of, ready for JSON; NaN becomes null."""
     groups = {
         kind: [_group_document(group) for group in groups]
         for kind, groups in evaluation.groups.items()
@@ -76,12 +74,10 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
 
 def evaluation_table(evaluation: Evaluation) -> str:
     """Return the text to print, no wider than 100 columns but for paths."""
-    truth = evaluation.truth
-    more = f" and {len(truth) - 1} more" if len(truth) > 1 else ""
     lines = [
         f"catalogue   {evaluation.catalog}: {evaluation.n_rows} rows",
-        f"truth       {truth[0]}{more}: {evaluation.n_truth} galaxies with {evaluation.z_kind} "
-        f"redshifts",
+        f"truth       {tables_text(evaluation.truth)}: {evaluation.n_truth} galaxies with "
+        f"{evaluation.z_kind} redshifts",
         f"compared    {len(evaluation.matched.z_ref_N)} sources"
         + _unless_zero("; {} more have no photoz", evaluation.n_without_photoz),
     ]
@@ -119,32 +115,35 @@ def _block(
     header: str,
     line: Callable[[Group], str],
 ) -> list[str]:
+    titles = {
+        "magnitude": f"{(evaluation.band or '').upper()} magnitude",
+        "redshift": f"{evaluation.z_kind} redshift",
+        "flags": "flags",
+        "ood": "distance from the training images",
+    }
     lines = [f"{'':{_LABEL_WIDTH}}{header}"]
     for kind, groups in listed.items():
-        if kind in _TITLES and groups:
-            band = (evaluation.band or "").upper()
-            lines.append(_TITLES[kind].format(band=band, z_kind=evaluation.z_kind))
-        elif groups and kind != "overall":
-            lines.append("flags" if kind == "flags" else "distance from the training images")
+        if groups and kind in titles:
+            lines.append(titles[kind])
         indent = "" if kind == "overall" else "  "
         lines += [f"{indent + group.label:{_LABEL_WIDTH}}{line(group)}" for group in groups]
     return lines
 
 
 def _point_line(group: Group) -> str:
-    found = group.statistics
-    bias, nmad = _with_error(found["bias"], "+.4f"), _with_error(found["nmad"], ".4f")
-    outliers = _with_error(found["outlier_fraction"], ".2f", 100)
+    statistics = group.statistics
+    bias, nmad = _with_error(statistics["bias"], "+.4f"), _with_error(statistics["nmad"], ".4f")
+    outliers = _with_error(statistics["outlier_fraction"], ".2f", 100)
     return f"{group.n:>8}{bias:>20}{nmad:>18}{outliers:>18}"
 
 
 def _interval_line(group: Group) -> str:
-    found = group.statistics
+    statistics = group.statistics
     coverages = "".join(
-        f"{_with_error(found[f'coverage{p}'], '.1f', 100):>12}" for p in INTERVALS_PERCENT
+        f"{_with_error(statistics[f'coverage{p}'], '.1f', 100):>12}" for p in INTERVALS_PERCENT
     )
-    scores = [found[name].value for name in ("crps", *_GAUSSIAN_SCORES)]
-    return f"{group.n_intervals:>7}{coverages}{found['pit_ks'].value:>8.3f}" + "".join(
+    scores = [statistics[name].value for name in ("crps", *_GAUSSIAN_SCORES)]
+    return f"{group.n_intervals:>7}{coverages}{statistics['pit_ks'].value:>8.3f}" + "".join(
         f"{score:>9.4f}" for score in scores
     )
 
@@ -183,8 +182,8 @@ def _group_document(group: Group) -> dict[str, Any]:
         "n": group.n,
         "n_intervals": group.n_intervals,
         **{
-            name: {"value": _null_if_nan(found.value), "error": _null_if_nan(found.error)}
-            for name, found in group.statistics.items()
+            name: {"value": _null_if_nan(estimate.value), "error": _null_if_nan(estimate.error)}
+            for name, estimate in group.statistics.items()
         },
     }
 

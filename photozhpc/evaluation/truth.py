@@ -47,13 +47,13 @@ class Truth:
 
 def truth_tables(paths: Sequence[str | AnyPath]) -> list[AnyPath]:
     """Return the files that paths, URLs and globs name; a glob of nothing stays as it is."""
-    found: list[AnyPath] = []
+    files: list[AnyPath] = []
     for path in map(location, paths):
         if isinstance(path, ObjectPath) or path.is_file():
-            found.append(path)
+            files.append(path)
         else:
-            found += [Path(file) for file in sorted(glob(str(path)))] or [path]
-    return found
+            files += [Path(file) for file in sorted(glob(str(path)))] or [path]
+    return files
 
 
 def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
@@ -83,8 +83,8 @@ def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
     twice_N = truth.source_id_N[1:] == truth.source_id_N[:-1]
     if twice_N.any():
         raise SourceListError(
-            f"{_names(paths)}: source_id {truth.source_id_N[1:][twice_N][0]} is in the truth more "
-            f"than once ({np.count_nonzero(twice_N)} rows too many); keep one row a source"
+            f"{tables_text(paths)}: source_id {truth.source_id_N[1:][twice_N][0]} is in the truth "
+            f"more than once ({np.count_nonzero(twice_N)} rows too many); keep one row per source"
         )
     return _rows(truth, np.flatnonzero(np.isfinite(truth.z_ref_N)))
 
@@ -104,13 +104,14 @@ def store_labels(store_path: str | AnyPath) -> Truth:
         labels.append(sources.z_spec_N[labelled_N].astype(np.float64))
     remarks = Remarks()
     z_ref_N = usable_redshifts(np.concatenate(labels), "z_spec", remarks)
-    known_N = np.isfinite(z_ref_N)
+    usable_N = np.isfinite(z_ref_N)
     notes = tuple(remarks.lines())
-    truth = Truth(np.concatenate(ids)[known_N], z_ref_N[known_N], "spectroscopic", {}, notes)
+    truth = Truth(np.concatenate(ids)[usable_N], z_ref_N[usable_N], "spectroscopic", {}, notes)
     return _rows(truth, np.argsort(truth.source_id_N, kind="stable"))
 
 
-def _names(paths: Sequence[str | AnyPath]) -> str:
+def tables_text(paths: Sequence[str | AnyPath]) -> str:
+    """Return the first of the tables and how many more there are."""
     return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
@@ -129,8 +130,8 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
     if path.is_dir():
         return store_labels(path)
     table = read_columns(path, "truth table", _matters)
-    found = {name: table.find(name) for name in (*_ID_NAMES, "is_star", *_Z_NAMES)}
-    columns = {name: table.columns[known] for name, known in found.items() if known is not None}
+    own_name = {name: table.find(name) for name in (*_ID_NAMES, "is_star", *_Z_NAMES)}
+    columns = {name: table.columns[own] for name, own in own_name.items() if own is not None}
     columns |= {
         name: values for name, values in table.columns.items() if name.startswith(_MAGNITUDE_PREFIX)
     }
@@ -148,7 +149,7 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
         if column.ndim != 1 or column.dtype.kind not in _KINDS.get(name, "iuf"):
             raise SourceListError(
                 f"{path}: column '{name}' of the truth table does not hold one "
-                f"{'identifier' if name in _ID_NAMES else 'number'} a row ({column.dtype})"
+                f"{'identifier' if name in _ID_NAMES else 'number'} per row ({column.dtype})"
             )
     for name in columns:
         table.find(name)  # which of two columns of one name is meant?
@@ -158,7 +159,7 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
             f"{path}: column '{id_name}' holds {id_N.max()}, which is more than an int64 can; "
             "give the identifiers of the catalogue"
         )
-    z_unit = table.units.get(found[z_name] or "", "")
+    z_unit = table.units.get(own_name[z_name] or "", "")
     try:
         z_ref_N = np.array(to_redshifts(as_floats(columns[z_name]), z_unit))
     except (TypeError, ValueError) as error:

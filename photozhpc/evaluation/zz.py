@@ -1,42 +1,17 @@
 """The z-z plot: estimated against reference redshift."""
 
-import io
-from pathlib import Path
-
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from photozhpc.evaluation.figure_style import PAPER, STYLE, Look
-from photozhpc.files.disk import write_durably
+from photozhpc.evaluation.figure_style import PAPER, Theme, new_figure
 from photozhpc.metrics import OUTLIER_THRESHOLD, PointMetrics
 
-COLUMN_WIDTH_INCH = 3.5  # one column of a journal
 _FEW = 1000  # below this many sources a density says less than the points
 _N_BINS = 80
 _AXIS_QUANTILE = 0.998
-
-
-def new_figure(height_inch: float) -> Figure:
-    """Return an empty figure of one column's width; fill and save it within STYLE."""
-    figure = Figure(figsize=(COLUMN_WIDTH_INCH, height_inch), dpi=300, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure, as what the path's suffix says.
-
-    Raises:
-        RunError: the disk is full, or cannot be written.
-    """
-    path, buffer = Path(path), io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=path.suffix.removeprefix("."))
-    write_durably(path, buffer.getvalue())
 
 
 def plot_zz(
@@ -45,7 +20,7 @@ def plot_zz(
     metrics: PointMetrics,
     *,
     reference: str = "reference",
-    look: Look = PAPER,
+    theme: Theme = PAPER,
 ) -> Figure:
     """Draw z_phot against z_ref, with the 1:1 line and the bounds of an outlier.
 
@@ -53,30 +28,30 @@ def plot_zz(
         z_ref, z_phot: shape (N,); pairs with a NaN are left out.
         metrics: printed in the figure.
         reference: what z_ref is, for the axis.
-        look: colours.
+        theme: colours.
     """
     ref_N, phot_N = np.asarray(z_ref, np.float64), np.asarray(z_phot, np.float64)
     finite_N = np.isfinite(ref_N) & np.isfinite(phot_N)
     ref_N, phot_N = ref_N[finite_N], phot_N[finite_N]
     top = _axis_top(ref_N, phot_N)
-    with matplotlib.rc_context(look.rc):
+    with matplotlib.rc_context(theme.rc):
         figure = new_figure(2.8)
         axes = figure.add_subplot(aspect="equal")
         # What lies beyond the axes is drawn on their edge: outliers must not vanish.
         x_N, y_N = np.clip(ref_N, 0, top), np.clip(phot_N, 0, top)
         if len(x_N) < _FEW:
-            axes.plot(x_N, y_N, ".", markersize=4, color=look.blue, alpha=0.6, markeredgewidth=0)
+            axes.plot(x_N, y_N, ".", markersize=4, color=theme.blue, alpha=0.6, markeredgewidth=0)
         else:
             edges = np.linspace(0, top, _N_BINS + 1)
             image = axes.hist2d(
-                x_N, y_N, bins=[edges, edges], norm=LogNorm(), cmap=look.density, rasterized=True
+                x_N, y_N, bins=[edges, edges], norm=LogNorm(), cmap=theme.density, rasterized=True
             )[3]
             figure.colorbar(image, ax=axes, label="sources per bin", shrink=0.8, format="%g")
         line = np.array([0.0, top])
-        axes.plot(line, line, color=look.ink, linewidth=0.8)
+        axes.plot(line, line, color=theme.ink, linewidth=0.8)
         for sign in (-1, 1):
             bound = line + sign * OUTLIER_THRESHOLD * (1 + line)
-            axes.plot(line, bound, color=look.ink, linewidth=0.6, linestyle="--")
+            axes.plot(line, bound, color=theme.ink, linewidth=0.6, linestyle="--")
         axes.set(xlim=(0, top), ylim=(0, top), xlabel=f"{reference} redshift")
         axes.set_ylabel("photometric redshift")
         axes.text(
@@ -87,9 +62,14 @@ def plot_zz(
             transform=axes.transAxes,
             verticalalignment="top",
             fontsize=7,
-            bbox={"facecolor": look.paper, "alpha": 0.85, "edgecolor": "none", "pad": 1.5},
+            bbox={"facecolor": theme.paper, "alpha": 0.85, "edgecolor": "none", "pad": 1.5},
         )
     return figure
+
+
+def point_text(bias: float, nmad: float, outlier_fraction: float) -> str:
+    """Return the point statistics as part of a sentence."""
+    return f"bias {bias:+.4f}, NMAD {nmad:.4f}, outliers {100 * outlier_fraction:.2f} %"
 
 
 def _axis_top(ref_N: np.ndarray, phot_N: np.ndarray) -> float:

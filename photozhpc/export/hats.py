@@ -37,6 +37,7 @@ from hats_import.margin_cache.margin_cache_arguments import MarginCacheArguments
 from hats_import.pipeline import pipeline_with_client
 from upath import UPath
 
+from photozhpc.catalog.footprint import FOOTPRINT_NAME, write_footprint
 from photozhpc.catalog.notes import Due
 from photozhpc.catalog.photoz_catalog import read_pieces
 from photozhpc.catalog.votable import table_description, with_votable
@@ -202,6 +203,7 @@ def _write_collection(
     properties.to_properties_file(folder / margin_name)
     _write_index(folder / CATALOG_NAME, folder / index_name, source_id, scratch)
     shutil.rmtree(scratch)
+    write_footprint(parts, folder / FOOTPRINT_NAME)
     about: dict[str, Any] = {
         "name": name,
         "hats_primary_table_url": CATALOG_NAME,

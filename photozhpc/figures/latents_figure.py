@@ -3,7 +3,6 @@
 After the paper's figures 4 and 6 (arXiv 2602.10207).
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,28 +17,16 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from photozhpc.evaluation.figure_style import (
+    COLUMN_WIDTH_INCH,
+    PAPER,
+    new_figure,
+    save_png_and_pdf,
+)
 from photozhpc.figures.latents import Latents, magnitudes
-from photozhpc.figures.latents_smoothness import N_NEIGHBOURS, Smoothness
-from photozhpc.files.disk import write_durably
-from photozhpc.metrics import normalised_residual, point_metrics
+from photozhpc.figures.latents_smoothness import N_NEIGHBOURS, Smoothness, nmad_and_rms
 
-# Journal columns are 3.4 inches wide; text of 8 points is read at that size as it is.
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "pdf.fonttype": 42,  # TrueType: journals refuse type 3
-    "svg.fonttype": "none",
-}
-COLUMN_INCHES = 3.4
-_HEIGHT_INCHES = 9.0
+_HEIGHT_INCH = 9.0
 _N_CELLS = 22  # images on a side
 _N_HEXAGONS = 38
 _FEW = 800  # below this many sources medians in hexagons say less than the points
@@ -84,7 +71,7 @@ class _Quantity:
 
 
 def plot_latents(maps: Sequence[LatentMap], path: str | Path) -> Figure:
-    """Write a PNG, and a PDF beside it, with one column a model; return the figure.
+    """Write a PNG, and a PDF beside it, with one column per model; return the figure.
 
     On top the images of sources on the UMAP plane, one in each cell of a grid; below the plane
     coloured by magnitude, colour, size, reference redshift and photometric redshift, with colour
@@ -93,27 +80,14 @@ def plot_latents(maps: Sequence[LatentMap], path: str | Path) -> Figure:
     Raises:
         RunError: the disk is full, or cannot be written.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_INCHES * len(maps), _HEIGHT_INCHES), layout="constrained")
+    with matplotlib.rc_context(PAPER.rc):
+        figure = new_figure(_HEIGHT_INCH, COLUMN_WIDTH_INCH * len(maps))
         columns = figure.subfigures(1, len(maps), squeeze=False)[0]
         quantities = _quantities(maps)
-        for number, (one, column) in enumerate(zip(maps, columns, strict=True)):
-            _plot_model(column, one, quantities, number)
-        save_figure(figure, Path(path))
+        for number, (model, column) in enumerate(zip(maps, columns, strict=True)):
+            _plot_model(column, model, quantities, number)
+    save_png_and_pdf(figure, Path(path))
     return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, at 200 dpi, and as PDF beside it; equal figures make equal files.
-
-    Raises:
-        RunError: the disk is full, or cannot be written.
-    """
-    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=metadata)
-        write_durably(path.with_suffix(suffix), buffer.getvalue())
 
 
 def nearest_to_cells(point_G2: NDArray, extent: Extent, n_cells: int) -> NDArray[np.intp]:
@@ -139,9 +113,9 @@ def nearest_to_cells(point_G2: NDArray, extent: Extent, n_cells: int) -> NDArray
 
 def _quantities(maps: Sequence[LatentMap]) -> list[_Quantity]:
     bands = maps[0].latents.survey.band_names
-    mags = [magnitudes(one.latents) for one in maps]
-    z_ref = [one.z_ref_N for one in maps]
-    z_phot = [one.latents.z_phot_N.astype(float) for one in maps]
+    mags = [magnitudes(model.latents) for model in maps]
+    z_ref = [model.z_ref_N for model in maps]
+    z_phot = [model.latents.z_phot_N.astype(float) for model in maps]
     z_low, z_high = _range(z_ref)
     return [
         _quantity(f"{bands[-1]} magnitude (AB)", "cividis", [mag_NC[:, -1] for mag_NC in mags]),
@@ -150,7 +124,7 @@ def _quantities(maps: Sequence[LatentMap]) -> list[_Quantity]:
         ),
         _Quantity("reference redshift", "viridis", z_ref, z_low, z_high),
         _Quantity("photometric redshift", "viridis", z_phot, z_low, z_high),
-        _quantity(maps[0].size_label, "magma", [one.size_N for one in maps]),
+        _quantity(maps[0].size_label, "magma", [model.size_N for model in maps]),
     ]
 
 
@@ -164,18 +138,18 @@ def _range(values: list[NDArray]) -> tuple[float, float]:
 
 
 def _plot_model(
-    column: SubFigure, one: LatentMap, quantities: list[_Quantity], number: int
+    column: SubFigure, model: LatentMap, quantities: list[_Quantity], number: int
 ) -> None:
     grid = column.add_gridspec(4, 2, height_ratios=[2, 1.1, 1.1, 1.1])
-    extent = _extent(one.plane_N2)
+    extent = _extent(model.plane_N2)
     top = column.add_subplot(grid[0, :])
-    _plot_images(top, one, extent)
-    top.set_title(f"{one.name}  (N = {len(one.latents)})", fontweight="bold")
+    _plot_images(top, model, extent)
+    top.set_title(f"{model.name}  (N = {len(model.latents)})", fontweight="bold")
     top.set(xlabel="UMAP 1", ylabel="UMAP 2")
     for place, quantity in enumerate(quantities):
         axes = column.add_subplot(grid[1 + place // 2, place % 2])
-        _plot_quantity(axes, one.plane_N2, quantity, number, extent)
-    _write_numbers(column.add_subplot(grid[3, 1]), one)
+        _plot_quantity(axes, model.plane_N2, quantity, number, extent)
+    _write_numbers(column.add_subplot(grid[3, 1]), model)
 
 
 def _extent(plane_N2: NDArray) -> Extent:
@@ -184,9 +158,9 @@ def _extent(plane_N2: NDArray) -> Extent:
     return float(x_low - dx), float(x_high + dx), float(y_low - dy), float(y_high + dy)
 
 
-def _plot_images(axes: Axes, one: LatentMap, extent: Extent) -> None:
-    image_G3HW = np.nan_to_num(one.latents.image_G3HW)
-    row_YX = nearest_to_cells(one.plane_N2[one.latents.image_row_G], extent, _N_CELLS)
+def _plot_images(axes: Axes, model: LatentMap, extent: Extent) -> None:
+    image_G3HW = np.nan_to_num(model.latents.image_G3HW)
+    row_YX = nearest_to_cells(model.plane_N2[model.latents.image_row_G], extent, _N_CELLS)
     side = image_G3HW.shape[-1]
     sheet_3YX = image_G3HW[row_YX].transpose(2, 0, 3, 1, 4).reshape(3, _N_CELLS * side, -1)
     empty_YX = np.repeat(np.repeat(row_YX < 0, side, axis=0), side, axis=1)
@@ -215,22 +189,22 @@ def _plot_quantity(
     axes: Axes, plane_N2: NDArray, quantity: _Quantity, number: int, extent: Extent
 ) -> None:
     value_N = quantity.values[number]
-    known_N = np.isfinite(value_N)
-    x_N, y_N = plane_N2[known_N].T
+    finite_N = np.isfinite(value_N)
+    x_N, y_N = plane_N2[finite_N].T
     norm = Normalize(quantity.low, quantity.high)
     _dress(axes, extent)
-    if not known_N.all():
-        axes.plot(*plane_N2[~known_N].T, ".", markersize=1, color="0.8", zorder=0)
+    if not finite_N.all():
+        axes.plot(*plane_N2[~finite_N].T, ".", markersize=1, color="0.8", zorder=0)
     drawn: ScalarMappable
     if len(x_N) < _FEW:
         drawn = axes.scatter(
-            x_N, y_N, c=value_N[known_N], s=6, linewidth=0, cmap=quantity.cmap, norm=norm
+            x_N, y_N, c=value_N[finite_N], s=6, linewidth=0, cmap=quantity.cmap, norm=norm
         )
     else:
         drawn = axes.hexbin(
             x_N,
             y_N,
-            C=value_N[known_N],
+            C=value_N[finite_N],
             reduce_C_function=np.median,
             gridsize=_N_HEXAGONS,
             extent=extent,
@@ -246,18 +220,22 @@ def _dress(axes: Axes, extent: Extent) -> None:
     axes.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[], box_aspect=1)
 
 
-def _write_numbers(axes: Axes, one: LatentMap) -> None:
+def _write_numbers(axes: Axes, model: LatentMap) -> None:
     """Write the smoothness: errors of redshifts told by neighbours, against the model's own."""
     axes.set_axis_off()
     axes.set_box_aspect(1)
-    own = point_metrics(one.z_ref_N, one.latents.z_phot_N)
-    near, plane = one.of_latents, one.of_plane
+    own_nmad, own_rms = nmad_and_rms(model.z_ref_N, model.latents.z_phot_N)
+    near, plane = model.of_latents, model.of_plane
     lines = [
         ("neighbours in", "NMAD", "RMS"),
-        (f"  {one.latents.latent_ND.shape[1]} latents", f"{near.nmad:.3f}", f"{near.rms:.3f}"),
+        (
+            f"  {model.latents.latent_ND.shape[1]} latents",
+            f"{near.nmad:.3f}",
+            f"{near.rms:.3f}",
+        ),
         ("  UMAP plane", f"{plane.nmad:.3f}", f"{plane.rms:.3f}"),
         ("  shuffled", f"{near.nmad_shuffled:.3f}", f"{near.rms_shuffled:.3f}"),
-        ("the model", f"{own.nmad:.3f}", f"{_rms(one):.3f}"),
+        ("the model", f"{own_nmad:.3f}", f"{own_rms:.3f}"),
     ]
     axes.text(0, 1.0, "redshift error dz by", va="top", fontweight="bold")
     for number, cells in enumerate(lines):
@@ -265,8 +243,3 @@ def _write_numbers(axes: Axes, one: LatentMap) -> None:
         for x, cell, side in zip((0, 0.80, 1.06), cells, ("left", "right", "right"), strict=True):
             axes.text(x, y, cell, va="top", ha=side)
     axes.text(0, 0.1, f"{N_NEIGHBOURS} neighbours, N = {near.n}", va="top")
-
-
-def _rms(one: LatentMap) -> float:
-    dz_N = normalised_residual(one.z_ref_N, one.latents.z_phot_N)
-    return float(np.sqrt(np.nanmean(dz_N**2)))

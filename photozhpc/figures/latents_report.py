@@ -60,14 +60,14 @@ def report_latents(
         "reference": [str(path) for path in truth] or "z_spec labels of the store",
         "seed": seed,
         "k": N_NEIGHBOURS,
-        "models": [_record(one) for one in maps],
+        "models": [_record(model) for model in maps],
     }
     write_durably(out / "latents.json", json.dumps(document, indent=2).encode())
     lines = [
-        f"{one.name}: neighbours' redshifts have NMAD {one.of_latents.nmad:.4f} in the latents, "
-        f"{one.of_plane.nmad:.4f} in the UMAP plane, {one.of_latents.nmad_shuffled:.4f} if "
-        f"shuffled; {one.of_latents.n} sources"
-        for one in maps
+        f"{model.name}: neighbours' redshifts have NMAD {model.of_latents.nmad:.4f} in the "
+        f"latents, {model.of_plane.nmad:.4f} in the UMAP plane, "
+        f"{model.of_latents.nmad_shuffled:.4f} if shuffled; {model.of_latents.n} sources"
+        for model in maps
     ]
     return "\n".join([*lines, f"figure: {out / 'latents.png'}, numbers: {out / 'latents.json'}"])
 
@@ -87,10 +87,11 @@ def map_latents(name: str, latents: Latents, truth: Sequence[str | AnyPath]) -> 
     """
     size_N, size_label = np.empty(0), "half-light radius (arcsec)"
     if truth:
-        known = _read_known(truth, latents.source_id_N)
-        galaxy_N = ~known["is_star"].to_numpy(bool)
-        latents, known = latents.take(galaxy_N), known[galaxy_N]
-        z_ref_N, size_N = known["z_ref"].to_numpy(float), known[_SIZE].to_numpy(float)
+        truth_table = _read_truth(truth, latents.source_id_N)
+        galaxy_N = ~truth_table["is_star"].to_numpy(bool)
+        latents, truth_table = latents.take(galaxy_N), truth_table[galaxy_N]
+        z_ref_N = truth_table["z_ref"].to_numpy(float)
+        size_N = truth_table[_SIZE].to_numpy(float)
     else:
         z_ref_N = latents.z_spec_N.astype(float)
     if not np.isfinite(size_N).any():
@@ -114,18 +115,18 @@ def map_latents(name: str, latents: Latents, truth: Sequence[str | AnyPath]) -> 
     )
 
 
-def _read_known(paths: Sequence[str | AnyPath], source_id_N: NDArray[np.int64]) -> pd.DataFrame:
+def _read_truth(paths: Sequence[str | AnyPath], source_id_N: NDArray[np.int64]) -> pd.DataFrame:
     """Return z_ref, is_star and half_light_radius_arcsec of each source; NaN where unknown."""
     truth = read_truth(paths)
     table = pd.concat([_read_columns(path) for path in truth_tables(paths)])
-    known = table.set_index("source_id").reindex(index=source_id_N, columns=["is_star", _SIZE])
-    known["is_star"] = known["is_star"].eq(True)
-    known["z_ref"] = pd.Series(truth.z_ref_N, truth.source_id_N).reindex(source_id_N)
+    of_source = table.set_index("source_id").reindex(index=source_id_N, columns=["is_star", _SIZE])
+    of_source["is_star"] = of_source["is_star"].eq(True)
+    of_source["z_ref"] = pd.Series(truth.z_ref_N, truth.source_id_N).reindex(source_id_N)
     try:
-        known[_SIZE] = known[_SIZE].astype(float)
+        of_source[_SIZE] = of_source[_SIZE].astype(float)
     except (TypeError, ValueError) as error:
         raise SourceListError(f"{paths[0]}: column '{_SIZE}' does not hold numbers") from error
-    return known
+    return of_source
 
 
 def _read_columns(path: AnyPath) -> pd.DataFrame:
@@ -143,15 +144,15 @@ def _names(checkpoints: Sequence[str | Path]) -> list[str]:
     return [f"{path.resolve().parent.name}/{path.stem}" for path in paths]
 
 
-def _record(one: LatentMap) -> dict[str, Any]:
+def _record(model: LatentMap) -> dict[str, Any]:
     return {
-        "name": one.name,
-        "checkpoint": str(one.latents.checkpoint_path),
-        "checkpoint_sha256": one.latents.checkpoint_sha256,
-        "n": len(one.latents),
-        "n_dimensions": one.latents.latent_ND.shape[1],
-        "size": one.size_label,
-        "smoothness_of_latents": asdict(one.of_latents),
-        "smoothness_of_umap_plane": asdict(one.of_plane),
-        "z_phot": asdict(point_metrics(one.z_ref_N, one.latents.z_phot_N)),
+        "name": model.name,
+        "checkpoint": str(model.latents.checkpoint_path),
+        "checkpoint_sha256": model.latents.checkpoint_sha256,
+        "n": len(model.latents),
+        "n_dimensions": model.latents.latent_ND.shape[1],
+        "size": model.size_label,
+        "smoothness_of_latents": asdict(model.of_latents),
+        "smoothness_of_umap_plane": asdict(model.of_plane),
+        "z_phot": asdict(point_metrics(model.z_ref_N, model.latents.z_phot_N)),
     }

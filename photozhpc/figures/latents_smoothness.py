@@ -53,9 +53,9 @@ def smoothness(
     known_N = np.isfinite(z_ref_N)
     z_N = np.asarray(z_ref_N, dtype=np.float64)[known_N]
     neighbour_NK = neighbours(standardise(latent_ND[known_N]), k)
-    nmad, rms = _errors(z_N, neighbour_NK)
+    nmad, rms = _neighbours_errors(z_N, neighbour_NK)
     shuffled_N = np.random.default_rng(seed).permutation(z_N)
-    return Smoothness(nmad, rms, *_errors(shuffled_N, neighbour_NK), n=len(z_N))
+    return Smoothness(nmad, rms, *_neighbours_errors(shuffled_N, neighbour_NK), n=len(z_N))
 
 
 def neighbours(point_ND: NDArray, k: int) -> NDArray[np.intp]:
@@ -106,10 +106,15 @@ def import_umap() -> Any:
     return umap
 
 
-def _errors(z_N: NDArray, neighbour_NK: NDArray) -> tuple[float, float]:
-    z_told_N = np.expm1(np.log1p(z_N)[neighbour_NK].mean(axis=1))
-    rms = float(np.sqrt(np.mean(normalised_residual(z_N, z_told_N) ** 2)))
-    return point_metrics(z_N, z_told_N).nmad, rms
+def nmad_and_rms(z_ref_N: NDArray, z_N: NDArray) -> tuple[float, float]:
+    """Return the NMAD and the root mean square of dz; pairs with a NaN are left out."""
+    dz_N = normalised_residual(z_ref_N, z_N)
+    return point_metrics(z_ref_N, z_N).nmad, float(np.sqrt(np.nanmean(dz_N**2)))
+
+
+def _neighbours_errors(z_N: NDArray, neighbour_NK: NDArray) -> tuple[float, float]:
+    """Return the NMAD and RMS of redshifts estimated by the mean ln(1+z) of the neighbours."""
+    return nmad_and_rms(z_N, np.expm1(np.log1p(z_N)[neighbour_NK].mean(axis=1)))
 
 
 def _missing(package: str) -> ConfigError:

@@ -1,6 +1,6 @@
 """How accuracy grows with the number of redshift labels: the paper's figure 7 (arXiv 2602.10207).
 
-A results file holds one record a training run:
+A results file holds one record per training run:
 
     {"runs": [{"method": "PITA", "n_labels": 2000, "seed": 1,
                "metrics": {"bias": 0.001, "nmad": 0.05, "outlier_fraction": 0.08},
@@ -26,39 +26,33 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError
-from photozhpc.figures.latents_figure import COLUMN_INCHES, STYLE, save_figure
+from photozhpc.evaluation.figure_style import PAPER, WIDE_INCH, new_figure, save_png_and_pdf
 from photozhpc.files.disk import write_durably
 
 METRICS = ("bias", "nmad", "outlier_fraction")
 _LABELS = ("bias", "NMAD", "outlier fraction (%)")
-_FACTORS = (1.0, 1.0, 100.0)  # from a metric to what is shown
-# Okabe & Ito's colours, which the colour-blind can tell apart; the shapes are for print in grey.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+_FACTORS = np.array([1, 1, 100])  # from a metric to what is shown
+_DIGITS = (4, 4, 2)
+# The shapes tell methods apart in grey print.
+_COLOURS = (*PAPER.data_colours[:4], PAPER.ink, "#56B4E9", PAPER.grey)
 _MARKERS = "osD^vPX"
-_DODGE = 1.07  # neighbouring methods stand apart by this factor of n_labels
+_DODGE = 1.07  # neighbouring methods are apart by this factor of n_labels
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """A method's metrics: labels L (ascending), seeds S of each, and the three METRICS."""
+    """A method's METRICS, as they are shown, of the seeds S of each number of labels L.
+
+    Attributes:
+        n_labels_L: ascending.
+        std_L3: with S - 1 degrees of freedom; NaN of a single seed.
+    """
 
     method: str
     n_labels_L: NDArray[np.int64]
     metrics_LS3: list[NDArray[np.float64]]
-
-    @property
-    def mean_L3(self) -> NDArray[np.float64]:
-        return np.stack([metrics_S3.mean(axis=0) for metrics_S3 in self.metrics_LS3])
-
-    @property
-    def std_L3(self) -> NDArray[np.float64]:
-        """Standard deviation over seeds, with S - 1 degrees of freedom; NaN of a single seed."""
-        return np.stack(
-            [
-                m_S3.std(axis=0, ddof=1) if len(m_S3) > 1 else np.full(3, np.nan)
-                for m_S3 in self.metrics_LS3
-            ]
-        )
+    mean_L3: NDArray[np.float64]
+    std_L3: NDArray[np.float64]
 
 
 def report_scaling(results_path: str | Path, out: str | Path) -> str:
@@ -102,18 +96,18 @@ def plot_scaling(results: Sequence[Mapping[str, Any]], path: str | Path) -> Figu
     """Write a PNG, and a PDF beside it, of the metrics against the number of training labels.
 
     Mean over seeds with their standard deviation as error bars; every seed as a faint point.
-    Methods stand a little apart in n_labels so that their error bars can be told apart.
+    Methods are drawn a little apart in n_labels, so that their error bars do not overlap.
 
     Args:
         results: the runs of a results file; methods are drawn in the order in which they come.
 
     Raises:
-        ConfigError: a record lacks something, or is there twice.
+        ConfigError: a record lacks something, or appears twice.
         RunError: the disk is full, or cannot be written.
     """
     curves = _curves(results)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN_INCHES + 0.3, 2.6), layout="constrained")
+    with matplotlib.rc_context(PAPER.rc):
+        figure = new_figure(2.6, WIDE_INCH)
         panels = figure.subplots(1, 3)
         for metric, axes in enumerate(panels):
             for number, curve in enumerate(curves):
@@ -123,8 +117,8 @@ def plot_scaling(results: Sequence[Mapping[str, Any]], path: str | Path) -> Figu
             axes.set_ylabel(_LABELS[metric])
         panels[0].axhline(0, color="0.6", linewidth=0.6, zorder=0)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
-        save_figure(figure, Path(path))
+        figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    save_png_and_pdf(figure, Path(path))
     return figure
 
 
@@ -132,7 +126,7 @@ def scaling_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table of the mean metrics ± their standard deviation over seeds.
 
     Raises:
-        ConfigError: a record lacks something, or is there twice.
+        ConfigError: a record lacks something, or appears twice.
     """
     lines = [
         f"| method | labels | seeds | {' | '.join(_LABELS)} |",
@@ -141,12 +135,7 @@ def scaling_table(results: Sequence[Mapping[str, Any]]) -> str:
     for curve in _curves(results):
         rows = zip(curve.n_labels_L, curve.metrics_LS3, curve.mean_L3, curve.std_L3, strict=True)
         for n_labels, metrics_S3, mean_3, std_3 in rows:
-            cells = [
-                _cell(factor * mean, factor * std, digits)
-                for factor, mean, std, digits in zip(
-                    _FACTORS, mean_3, std_3, (4, 4, 2), strict=True
-                )
-            ]
+            cells = map(_cell, mean_3, std_3, _DIGITS)
             lines.append(
                 f"| {curve.method} | {n_labels} | {len(metrics_S3)} | {' | '.join(cells)} |"
             )
@@ -156,8 +145,8 @@ def scaling_table(results: Sequence[Mapping[str, Any]]) -> str:
 def plot_learning_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) -> Figure:
     """Write a PNG, and a PDF beside it, of validation NMAD while each run was trained.
 
-    A panel a method, a colour a number of labels, a line a seed; against optimiser steps where
-    every record of every history has them, else against epochs.
+    One panel per method, one colour per number of labels, one line per seed; against optimiser
+    steps where every record of every history has them, else against epochs.
 
     Args:
         histories: runs of a results file that have a history.
@@ -169,20 +158,19 @@ def plot_learning_curves(histories: Sequence[Mapping[str, Any]], path: str | Pat
     runs = [_history(record) for record in histories]
     if not runs:
         raise ConfigError("no run has a history, of which learning curves are drawn")
-    key = "step" if all("step" in point for run in runs for point in run.history) else "epoch"
-    methods = list(dict.fromkeys(run.method for run in runs))
-    counts = np.array([run.n_labels for run in runs])
+    key = "step" if all("step" in point for _, _, history in runs for point in history) else "epoch"
+    methods = list(dict.fromkeys(method for method, _, _ in runs))
+    counts = np.array([n_labels for _, n_labels, _ in runs])
     # A single count takes the middle of the colours.
     norm = LogNorm(counts.min() / 1.2, counts.max() * 1.2)
-    with matplotlib.rc_context(STYLE):
-        width = min(2 * COLUMN_INCHES + 0.3, 2.0 * len(methods) + 1.2)
-        figure = Figure(figsize=(width, 2.6), layout="constrained")
+    with matplotlib.rc_context(PAPER.rc):
+        figure = new_figure(2.6, min(WIDE_INCH, 2.0 * len(methods) + 1.2))
         panels = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
         colours = ScalarMappable(norm, "viridis")
         for method, axes in zip(methods, panels, strict=True):
-            for run in (run for run in runs if run.method == method):
-                x, nmad = zip(*((p[key], p["validation_nmad"]) for p in run.history), strict=True)
-                axes.plot(x, nmad, linewidth=0.9, color=colours.to_rgba(np.array(run.n_labels)))
+            for _, n_labels, history in (run for run in runs if run[0] == method):
+                x, nmad = zip(*((p[key], p["validation_nmad"]) for p in history), strict=True)
+                axes.plot(x, nmad, linewidth=0.9, color=colours.to_rgba(np.array(n_labels)))
             axes.set_title(method)
             axes.set_xlabel("optimiser step" if key == "step" else "epoch")
         panels[0].set_ylabel("validation NMAD")
@@ -194,18 +182,12 @@ def plot_learning_curves(histories: Sequence[Mapping[str, Any]], path: str | Pat
         bar.set_ticks(_thinned(np.unique(counts)))
         bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.ax.set_yticklabels([f"{n}" for n in _thinned(np.unique(counts))])
-        save_figure(figure, Path(path))
+    save_png_and_pdf(figure, Path(path))
     return figure
 
 
-@dataclass(frozen=True)
-class _Run:
-    method: str
-    n_labels: int
-    history: list[Mapping[str, Any]]
-
-
-def _history(record: Mapping[str, Any]) -> _Run:
+def _history(record: Mapping[str, Any]) -> tuple[str, int, list[Mapping[str, Any]]]:
+    """Return method, number of labels and history of a run."""
     method, n_labels, _ = _identity(record)
     points = record.get("history") or []
     if not points or not all(
@@ -216,7 +198,7 @@ def _history(record: Mapping[str, Any]) -> _Run:
             f"run of {method}, {n_labels} labels: its history must be a list of records with "
             f"epoch and validation_nmad (the lines of log.jsonl)"
         )
-    return _Run(method, n_labels, list(points))
+    return method, n_labels, list(points)
 
 
 def _curves(results: Sequence[Mapping[str, Any]]) -> list[_Curve]:
@@ -225,18 +207,19 @@ def _curves(results: Sequence[Mapping[str, Any]]) -> list[_Curve]:
         method, n_labels, seed = _identity(record)
         seeds = runs.setdefault(method, {}).setdefault(n_labels, {})
         if seed in seeds:
-            raise ConfigError(f"the run of {method}, {n_labels} labels, seed {seed} is there twice")
+            raise ConfigError(f"the run of {method}, {n_labels} labels, seed {seed} appears twice")
         seeds[seed] = _metrics(record)
     if not runs:
         raise ConfigError("the results hold no runs")
-    return [
-        _Curve(
-            method,
-            np.array(sorted(by_count)),
-            [np.array(list(by_count[count].values())) for count in sorted(by_count)],
-        )
-        for method, by_count in runs.items()
-    ]
+    return [_curve(method, by_count) for method, by_count in runs.items()]
+
+
+def _curve(method: str, by_count: dict[int, dict[int, list[float]]]) -> _Curve:
+    counts = sorted(by_count)
+    metrics_LS3 = [_FACTORS * np.array(list(by_count[count].values())) for count in counts]
+    std_L3 = [m.std(axis=0, ddof=1) if len(m) > 1 else np.full(3, np.nan) for m in metrics_LS3]
+    mean_L3 = [m.mean(axis=0) for m in metrics_LS3]
+    return _Curve(method, np.array(counts), metrics_LS3, np.array(mean_L3), np.array(std_L3))
 
 
 def _identity(record: Mapping[str, Any]) -> tuple[str, int, int]:
@@ -267,15 +250,14 @@ def _metrics(record: Mapping[str, Any]) -> list[float]:
 def _plot_curve(axes: Axes, curve: _Curve, metric: int, number: int, dodge: float) -> None:
     colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
     x_L = curve.n_labels_L * dodge
-    factor = _FACTORS[metric]
     for x, metrics_S3 in zip(x_L, curve.metrics_LS3, strict=True):
-        y_S = factor * metrics_S3[:, metric]
+        y_S = metrics_S3[:, metric]
         axes.plot(np.full(len(y_S), x), y_S, "o", color=colour, alpha=0.4, markersize=2.5, mew=0)
     axes.errorbar(
         x_L,
-        factor * curve.mean_L3[:, metric],
+        curve.mean_L3[:, metric],
         # Matplotlib draws a bar of NaN as none, which is what a single seed has.
-        yerr=factor * curve.std_L3[:, metric],
+        yerr=curve.std_L3[:, metric],
         color=colour,
         marker=marker,
         markersize=3.5,

@@ -1,21 +1,25 @@
 """One catalogue, read batch by batch: what a report counts, in memory that no survey outgrows."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from photozhpc.catalog.notes import Due
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, open_part
+from photozhpc.catalog.photoz_catalog import open_part
 from photozhpc.errors import CatalogError
-from photozhpc.files.disk import read_fault
-from photozhpc.metrics import pit
-from photozhpc.survey import AB_ZERO_POINT_NJY
+from photozhpc.evaluation.catalog_columns import (
+    QUANTILES,
+    BandColumns,
+    band_columns,
+    floats,
+    levels_of,
+    quantiles,
+)
+from photozhpc.survey import ab_magnitude
 
 BATCH_ROWS = 1 << 17
 N_SAMPLE = 3000  # up to so many sources are drawn as points; above, densities
@@ -28,53 +32,6 @@ _Z_EDGES = np.round(np.arange(0, 15 + Z_WIDTH / 2, Z_WIDTH), 10)
 _MAG_EDGES = np.round(np.arange(10, 40 + MAG_WIDTH / 2, MAG_WIDTH), 10)
 _COLOUR_EDGES = np.round(np.arange(-8, 8 + COLOUR_WIDTH / 2, COLOUR_WIDTH), 10)
 _LOG_ERR_EDGES = np.linspace(-6, 8, 1401)  # log10 nJy
-_APERTURE_ARCSEC = 0.4
-_QUANTILES = sorted(INTERVAL_LEVELS, key=lambda name: INTERVAL_LEVELS[name])
-_LEVEL_Q = np.array([INTERVAL_LEVELS[name] for name in _QUANTILES])
-_FLUX = re.compile(r"aper(\d+)_(.+)_flux")
-
-
-@dataclass(frozen=True)
-class BandColumns:
-    """Columns of a band: the aperture nearest to 0.4 arcsec, and a total flux if there is one."""
-
-    band: str
-    radius_arcsec: float
-    flux: str
-    flux_err: str | None
-    total: str | None
-
-    @property
-    def label(self) -> str:
-        return self.band.upper()
-
-    @property
-    def magnitude_text(self) -> str:
-        """Which magnitude it is, for a caption."""
-        return "Kron" if self.total else f"aperture of {self.radius_arcsec:g} arcsec radius"
-
-
-def band_columns(names: Sequence[str]) -> list[BandColumns]:
-    """Return the bands of a catalogue by its column names, in their order."""
-    radii: dict[str, dict[float, str]] = {}
-    for name in names:
-        if found := _FLUX.fullmatch(name):
-            radii.setdefault(found[2], {})[int(found[1]) / 10] = name
-    bands = []
-    for band, columns in radii.items():
-        radius = min(columns, key=lambda radius: abs(radius - _APERTURE_ARCSEC))
-        flux, total = columns[radius], f"kron_{band}_flux"
-        error = f"{flux}_err"
-        bands.append(
-            BandColumns(
-                band,
-                radius,
-                flux,
-                error if error in names else None,
-                total if total in names else None,
-            )
-        )
-    return bands
 
 
 @dataclass
@@ -100,7 +57,7 @@ class BandCounts:
             return np.nan
         at = int(np.searchsorted(np.cumsum(self.log_err_E), total / 2))
         error_njy = 10 ** ((_LOG_ERR_EDGES[at] + _LOG_ERR_EDGES[at + 1]) / 2)
-        return float(magnitudes(np.array([DETECTION_SN * error_njy]))[0])
+        return float(ab_magnitude(DETECTION_SN * error_njy))
 
 
 @dataclass
@@ -116,11 +73,8 @@ class Density:
         return cls(x_edges, y_edges, np.zeros((len(x_edges) - 1, len(y_edges) - 1), np.int64))
 
     def add(self, x_N: NDArray[np.float64], y_N: NDArray[np.float64]) -> None:
-        shape = self.counts_XY.shape
-        x_at, y_at = _bins(x_N, self.x_edges), _bins(y_N, self.y_edges)
-        inside = (x_at >= 0) & (x_at < shape[0]) & (y_at >= 0) & (y_at < shape[1])
-        flat = x_at[inside] * shape[1] + y_at[inside]
-        self.counts_XY += np.bincount(flat, minlength=self.counts_XY.size).reshape(shape)
+        counts_XY = np.histogram2d(x_N, y_N, bins=(self.x_edges, self.y_edges))[0]
+        self.counts_XY += counts_XY.astype(np.int64)
 
 
 class TopRows:
@@ -157,7 +111,7 @@ class CatalogScan:
         n_rows, n_photoz, n_intervals: rows; those with a redshift; those of them with all
             quantiles.
         flag_values: number of rows by value of photoz_flags.
-        z_Z, z_sum, n_beyond: redshifts in bins of 0.05; their sum; those beyond the last bin.
+        z_Z, z_sum: redshifts in bins of 0.05; the sum of all of them.
         stack_Z, stack_var_Z, n_stacked: sum over `n_stacked` sources, chosen at random, of the
             probability of each bin, and of p (1 - p).
         bands: by band, in the order of the columns.
@@ -177,7 +131,6 @@ class CatalogScan:
     flag_values: dict[int, int] = field(default_factory=dict)
     z_Z: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(_Z_EDGES) - 1, int))
     z_sum: float = 0.0
-    n_beyond: int = 0
     stack_Z: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_Z_EDGES) - 1))
     stack_var_Z: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_Z_EDGES) - 1))
     n_stacked: int = 0
@@ -198,6 +151,11 @@ class CatalogScan:
         return colour_N, _magnitude(table, last, "total", COLOUR_SN)
 
 
+def rebin(count_B: NDArray, merge: int) -> NDArray:
+    """Return counts in bins that are `merge` of the given ones; bins left over are left out."""
+    return count_B[: len(count_B) // merge * merge].reshape(-1, merge).sum(axis=1)
+
+
 def scan_catalog(parts: Sequence[Path]) -> CatalogScan:
     """Read the parts of a catalogue once, and count.
 
@@ -211,13 +169,13 @@ def scan_catalog(parts: Sequence[Path]) -> CatalogScan:
         for edges in (_MAG_EDGES, _Z_EDGES)
     )
     scan = CatalogScan([BandCounts(band) for band in columns], colour_mag, colour_z)
-    has_quantiles = set(_QUANTILES) <= set(names)
+    has_quantiles = set(QUANTILES) <= set(names)
     wanted = ["source_id", "ra", "dec", "tile_id", "photoz", "photoz_flags", "photoz_ood"]
-    wanted += _QUANTILES if has_quantiles else []
+    wanted += QUANTILES if has_quantiles else []
     for band in columns:
         wanted += [name for name in (band.flux, band.flux_err, band.total) if name]
     wanted = [name for name in wanted if name in names]
-    share = min(1.0, N_STACKED / max(sum(map(_n_rows, parts)), 1))
+    share = min(1.0, N_STACKED / max(_count_rows(parts), 1))
     rng = np.random.default_rng(0)  # the same catalogue gives the same page
     sample, high_z, far_out = TopRows(N_SAMPLE), TopRows(N_GALLERY), TopRows(N_GALLERY)
     for part, table in read_batches(parts, wanted):
@@ -243,9 +201,7 @@ def _count_redshifts(scan: CatalogScan, z_N: NDArray[np.float64]) -> None:
     z_N = z_N[np.isfinite(z_N)]
     scan.n_photoz += len(z_N)
     scan.z_sum += float(z_N.sum())
-    counts_Z, beyond = _counted(z_N, _Z_EDGES)
-    scan.z_Z += counts_Z
-    scan.n_beyond += beyond
+    scan.z_Z += np.histogram(z_N, _Z_EDGES)[0]
 
 
 def _stack(
@@ -256,7 +212,7 @@ def _stack(
     part: Path,
 ) -> None:
     """Add the PDFs of some sources to the stack; a PDF is that of `photozhpc.metrics`."""
-    quantile_NQ = np.column_stack([floats(table, name) for name in _QUANTILES])
+    quantile_NQ = quantiles(table)
     whole_N = np.isfinite(quantile_NQ).all(axis=1) & np.isfinite(z_N)
     scan.n_intervals += int(whole_N.sum())
     quantile_NQ = quantile_NQ[whole_N & chosen_N]
@@ -267,13 +223,7 @@ def _stack(
     below_N = np.zeros(n)  # what would lie below z = 0 is put at z = 0, into the first bin
     top = float(quantile_NQ.max())
     for at, edge in enumerate(_Z_EDGES[1:]):
-        try:
-            upto_N = pit(np.full(n, edge), quantile_NQ, _LEVEL_Q)
-        except ValueError as error:
-            raise CatalogError(
-                f"{part}: {error}: photoz_low99 <= photoz_low90 <= ... <= photoz_high99 must "
-                f"hold; make the catalogue anew"
-            ) from error
+        upto_N = levels_of(np.full(n, edge), quantile_NQ, part)
         p_N = upto_N - below_N
         scan.stack_Z[at] += p_N.sum()
         scan.stack_var_Z[at] += (p_N * (1 - p_N)).sum()
@@ -289,11 +239,11 @@ def _count_photometry(scan: CatalogScan, table: pa.Table, z_N: NDArray[np.float6
         # Counted on the aperture: at an edge a source may be detected and have no Kron flux.
         detected_N = np.isfinite(_magnitude(table, band.columns, "flux", DETECTION_SN))
         band.n_detected += int(detected_N.sum())
-        band.mag_M += _counted(mag_N, _MAG_EDGES)[0]
+        band.mag_M += np.histogram(mag_N, _MAG_EDGES)[0]
         if band.columns.flux_err is not None:
             error_N = floats(table, band.columns.flux_err)
             log_N = np.log10(error_N[error_N > 0])
-            band.log_err_E += _counted(log_N, _LOG_ERR_EDGES)[0]
+            band.log_err_E += np.histogram(log_N, _LOG_ERR_EDGES)[0]
     if scan.colour_mag is not None and scan.colour_z is not None:
         colour_N, mag_N = scan.colours(table)
         scan.colour_mag.add(mag_N, colour_N)
@@ -308,26 +258,10 @@ def _magnitude(
     flux_N = aperture_N
     if kind == "total" and columns.total is not None:
         flux_N = floats(table, columns.total)
-    mag_N = magnitudes(flux_N)
+    mag_N = ab_magnitude(flux_N)
     if columns.flux_err is not None:
         mag_N[~(aperture_N >= min_sn * floats(table, columns.flux_err))] = np.nan
     return mag_N
-
-
-def magnitudes(flux_njy_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return AB magnitudes of fluxes in nJy; NaN where they are not positive."""
-    mag_N = np.full(len(flux_njy_N), np.nan)
-    positive_N = flux_njy_N > 0
-    mag_N[positive_N] = AB_ZERO_POINT_NJY - 2.5 * np.log10(flux_njy_N[positive_N])
-    return mag_N
-
-
-def floats(table: pa.Table, name: str) -> NDArray[np.float64]:
-    """Return a column as float64; null is NaN."""
-    column = table.column(name)
-    if pa.types.is_floating(column.type):
-        column = column.cast(pa.float64())
-    return np.asarray(column.to_numpy(), np.float64)
 
 
 def read_batches(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
@@ -353,10 +287,8 @@ def read_batches(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
 
 
 def _names(part: Path) -> list[str]:
-    try:
-        names = list(pq.read_schema(part).names)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise _damaged(part, error) from error
+    with open_part(part) as file:
+        names = file.schema_arrow.names
     for name in ("source_id", "ra", "dec", "photoz", "photoz_flags"):
         if name not in names:
             raise CatalogError(
@@ -364,6 +296,15 @@ def _names(part: Path) -> list[str]:
                 f"'photozhpc infer' wrote, not an export of it"
             )
     return names
+
+
+def _count_rows(parts: Sequence[Path]) -> int:
+    due = Due.beside(parts[0])
+    n_rows = 0
+    for part in parts:
+        with open_part(part, due) as file:
+            n_rows += file.metadata.num_rows
+    return n_rows
 
 
 def _check_kinds(part: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
@@ -379,34 +320,3 @@ def _check_kinds(part: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
             wanted, good = "numbers", number
         if not good:
             raise CatalogError(f"{part}: column '{name}' must hold {wanted}, not {kind}")
-
-
-def _n_rows(part: Path) -> int:
-    try:
-        return int(pq.read_metadata(part).num_rows)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise _damaged(part, error) from error
-
-
-def _damaged(part: Path, error: Exception) -> CatalogError:
-    reason = " ".join(str(error).split())[:160]
-    return CatalogError(
-        read_fault(part, error)
-        or f"{part}: the part is missing or damaged ({reason}); run the same 'photozhpc infer' "
-        f"again to make it anew"
-    )
-
-
-def _bins(value_N: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the bin of each value; outside of the edges, or NaN: one that is not there."""
-    return np.searchsorted(edges, value_N, side="right") - 1
-
-
-def _counted(
-    value_N: NDArray[np.float64], edges: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], int]:
-    """Return the counts in the bins, and how many lie outside of them."""
-    at_N = _bins(value_N, edges)
-    inside_N = (at_N >= 0) & (at_N < len(edges) - 1)
-    counts = np.bincount(at_N[inside_N], minlength=len(edges) - 1)
-    return counts, int(len(value_N) - inside_N.sum())

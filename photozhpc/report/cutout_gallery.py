@@ -11,8 +11,9 @@ from PIL import Image
 
 from photozhpc.catalog.photoz_catalog import PhotozFlag
 from photozhpc.errors import StoreError
-from photozhpc.report.catalog_scan import BandColumns, floats, magnitudes
+from photozhpc.evaluation.catalog_columns import BandColumns, floats
 from photozhpc.store import CutoutStore, ShardKey
+from photozhpc.survey import ab_magnitude
 
 _SOFTENING = 8.0  # Q of Lupton et al. (2004)
 _STRETCH_SIGMA = 12.0
@@ -25,7 +26,7 @@ class Cutout:
 
     Attributes:
         png: its composite; None: it is not in the store.
-        facts: what the catalogue says of it, a line each.
+        facts: what the catalogue says of it, line by line.
         alt: the same as a sentence.
     """
 
@@ -83,26 +84,26 @@ def _read(store: CutoutStore, tile_of: dict[int, str]) -> dict[int, NDArray[np.f
     wanted: dict[str, set[int]] = {}
     for source_id, tile_id in tile_of.items():
         wanted.setdefault(tile_id, set()).add(source_id)
-    found: dict[int, NDArray[np.float32]] = {}
+    cutouts: dict[int, NDArray[np.float32]] = {}
     n_sources = store.tiles()
     for tile_id, ids in wanted.items():
         for index in range(-(-n_sources.get(tile_id, 0) // store.shard_len)):
             key = ShardKey(tile_id, index)
             id_N = store.read_sources(key).source_id_N
             for row in np.flatnonzero(np.isin(id_N, list(ids))):
-                found[int(id_N[row])] = store.read_cutouts(key, slice(row, row + 1))[0]
-            if ids <= set(found):
+                cutouts[int(id_N[row])] = store.read_cutouts(key, slice(row, row + 1))[0]
+            if ids <= set(cutouts):
                 break
-    if not found:
+    if not cutouts:
         raise StoreError(f"{store.path}: holds none of the sources that were looked for")
-    return found
+    return cutouts
 
 
 def _mean(image_CSS: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the mean of some bands where they have data; NaN where none has."""
-    known = np.isfinite(image_CSS)
-    total = np.where(known, image_CSS, 0).sum(axis=0, dtype=np.float64)
-    count = known.sum(axis=0)
+    has_data = np.isfinite(image_CSS)
+    total = np.where(has_data, image_CSS, 0).sum(axis=0, dtype=np.float64)
+    count = has_data.sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
@@ -110,7 +111,7 @@ def _without_sky(image_SS: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return an image less the median of the faintest of its sides that have data."""
     n = max(len(image_SS) // 8, 1)
     sides = (image_SS[:n], image_SS[-n:], image_SS[:, :n], image_SS[:, -n:])
-    skies = [np.median(known) for side in sides if len(known := side[np.isfinite(side)])]
+    skies = [np.median(data) for side in sides if len(data := side[np.isfinite(side)])]
     return image_SS - min(skies) if skies else image_SS
 
 
@@ -129,10 +130,10 @@ def _noise(planes: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _composite(image_3SS: NDArray[np.float64]) -> bytes:
-    known: NDArray[np.bool_] = np.all(np.isfinite(image_3SS), axis=0)
+    has_data: NDArray[np.bool_] = np.all(np.isfinite(image_3SS), axis=0)
     red, green, blue = np.where(np.isfinite(image_3SS), image_3SS, 0)[:, ::-1]  # y goes up
     rgb = make_lupton_rgb(red, green, blue, minimum=-1.0, stretch=_STRETCH_SIGMA, Q=_SOFTENING)
-    rgb[~known[::-1]] = _WITHOUT_DATA
+    rgb[~has_data[::-1]] = _WITHOUT_DATA
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -149,7 +150,7 @@ def _captions(table: pa.Table, bands: list[BandColumns]) -> list[tuple[tuple[str
     ood_N = floats(table, "photoz_ood") if "photoz_ood" in named else np.full(len(z_N), np.nan)
     last = bands[-1] if bands else None
     mag_N = (
-        magnitudes(floats(table, last.total or last.flux)) if last else np.full(len(z_N), np.nan)
+        ab_magnitude(floats(table, last.total or last.flux)) if last else np.full(len(z_N), np.nan)
     )
     captions = []
     for z, low, high, ood, mag, flags in zip(

@@ -9,15 +9,15 @@ import numpy as np
 
 from photozhpc.errors import PhotozError
 from photozhpc.evaluation.evaluate import Evaluation, evaluate
-from photozhpc.evaluation.figure_style import PAPER
-from photozhpc.evaluation.figures import draw_evaluation
+from photozhpc.evaluation.figures import figures_of
 from photozhpc.evaluation.summary import LABELS
 from photozhpc.evaluation.tables import JSON_NAME, default_folder
-from photozhpc.evaluation.truth import store_labels, truth_tables
+from photozhpc.evaluation.truth import store_labels, tables_text, truth_tables
+from photozhpc.evaluation.zz import point_text
 from photozhpc.files.disk import read_json
 from photozhpc.files.objects import AnyPath, location
 from photozhpc.report.page_source import PageSource
-from photozhpc.report.plot import Plot
+from photozhpc.report.plot import Plot, with_minus
 from photozhpc.store import CutoutStore
 
 _MAX_ROWS_FOR_LABELS = 10_000_000
@@ -32,7 +32,7 @@ class Accuracy:
         evaluation: None where there is no truth; `note` then says why.
         reference: what was compared with.
         note: what a reader must know.
-        plots, rows: figures; rows of the table, one a group of sources.
+        plots, rows: figures; rows of the table, one per group of sources.
     """
 
     evaluation: Evaluation | None = None
@@ -50,7 +50,7 @@ def compare(source: PageSource, truth: Sequence[str | AnyPath], n_rows: int) -> 
     """
     if truth:
         evaluation = evaluate(source.path, truth, incomplete_ok=True)
-        return _told(evaluation, _names(evaluation.truth), "")
+        return _accuracy(evaluation, tables_text(evaluation.truth), "")
     reasons = []
     for paths, reference, note in _known_truths(source, n_rows):
         try:
@@ -58,7 +58,7 @@ def compare(source: PageSource, truth: Sequence[str | AnyPath], n_rows: int) -> 
         except PhotozError as error:
             reasons.append(str(error))
             continue
-        return _told(evaluation, reference or _names(evaluation.truth), note)
+        return _accuracy(evaluation, reference or tables_text(evaluation.truth), note)
     if reasons:
         return Accuracy(note=f"No comparison with known redshifts was possible: {reasons[0]}")
     return Accuracy(
@@ -68,20 +68,20 @@ def compare(source: PageSource, truth: Sequence[str | AnyPath], n_rows: int) -> 
 
 def _known_truths(source: PageSource, n_rows: int) -> list[tuple[list[AnyPath], str, str]]:
     """Return (tables, their name, a warning) in the order in which they are tried."""
-    found: list[tuple[list[AnyPath], str, str]] = []
+    truths: list[tuple[list[AnyPath], str, str]] = []
     try:
         noted = read_json(default_folder(source.path) / JSON_NAME).get("truth")
     except (OSError, ValueError):
         noted = None
     if isinstance(noted, list) and noted and all(isinstance(path, str) for path in noted):
-        found.append(([location(path) for path in noted], "", ""))
+        truths.append(([location(path) for path in noted], "", ""))
     own_sky = truth_tables([glob.escape(str(source.folder)) + "/sky/*_truth.parquet"])
     if own_sky[0].is_file():
-        found.append((own_sky, "", ""))
+        truths.append((own_sky, "", ""))
     if source.store is not None and n_rows <= _MAX_ROWS_FOR_LABELS and _has_labels(source.store):
         note = f"The known redshifts are {LABELS}."
-        found.append(([source.store.path], "the labels of the store", note))
-    return found
+        truths.append(([source.store.path], "the labels of the store", note))
+    return truths
 
 
 def _has_labels(store: CutoutStore) -> bool:
@@ -91,7 +91,7 @@ def _has_labels(store: CutoutStore) -> bool:
         return True  # what is wrong with it is said when it is compared
 
 
-def _told(evaluation: Evaluation, reference: str, note: str) -> Accuracy:
+def _accuracy(evaluation: Evaluation, reference: str, note: str) -> Accuracy:
     note = " ".join(filter(None, (note, *(f"Note: {it}." for it in evaluation.truth_notes))))
     return Accuracy(evaluation, reference, note, _plots(evaluation), _rows(evaluation))
 
@@ -132,18 +132,15 @@ def _cell(estimate: Any, sign: str, digits: int, scale: float) -> str:
     value, error = scale * estimate.value, scale * estimate.error
     if 0 < error < 0.5 * 10.0**-digits:
         digits += 1
-    text = f"{value:{sign}.{digits}f}".replace("-", "−")
+    text = with_minus(f"{value:{sign}.{digits}f}")
     return f"{text} ± {error:.{digits}f}" if np.isfinite(error) else text
 
 
 def _plots(evaluation: Evaluation) -> list[Plot]:
     overall = evaluation.groups["overall"][0]
-    found = overall.statistics
-    point = (
-        f"bias {found['bias'].value:+.4f}, NMAD {found['nmad'].value:.4f}, "
-        f"{100 * found['outlier_fraction'].value:.1f} % outliers"
-    )
-    told = {
+    statistics = overall.statistics
+    point = point_text(*(statistics[name].value for name in ("bias", "nmad", "outlier_fraction")))
+    words = {
         "zz": (
             f"Photometric against {evaluation.z_kind} redshift",
             "Solid: 1:1; dashed: |dz| = 0.15, dz = (z_ref − z_phot) / (1 + z_ref). Sources beyond "
@@ -161,28 +158,25 @@ def _plots(evaluation: Evaluation) -> list[Plot]:
     }
     if evaluation.has_intervals:
         coverage = ", ".join(
-            f"{100 * found[f'coverage{percent}'].value:.1f} % in the {percent} % interval"
+            f"{100 * statistics[f'coverage{percent}'].value:.1f} % in the {percent} % interval"
             for percent in (68, 90, 99)
         )
-        told["pit"] = (
+        words["pit"] = (
             "Are the intervals right? The PIT",
             "Above: its histogram; below: its distribution less the uniform one. Grey: 95 % of "
             "catalogues with perfect PDFs lie within, bin by bin.",
             f"Histogram of the PIT of {overall.n_intervals:,} sources: its distribution is at most "
-            f"{found['pit_ks'].value:.3f} from uniform.",
+            f"{statistics['pit_ks'].value:.3f} from uniform.",
         )
-        told["coverage"] = (
+        words["coverage"] = (
             "Are the intervals right? Coverage",
             "Fraction of sources whose known redshift is in the interval, in bins of magnitude; "
             "dashed: what it should be.",
             f"Coverage in bins of magnitude; over all sources {coverage}.",
         )
-    figures = draw_evaluation(evaluation, PAPER)
-    return [
-        Plot(lambda look, name=name: draw_evaluation(evaluation, look)[name], *told[name])  # type: ignore[misc]
-        for name in ("zz", "pit", "metrics", "coverage")
-        if name in figures
-    ]
+    figures = figures_of(evaluation)
+    order = ("zz", "pit", "metrics", "coverage")
+    return [Plot(figures[name], *words[name]) for name in order if name in figures]
 
 
 def _range_text(evaluation: Evaluation, kind: str) -> str:
@@ -194,7 +188,3 @@ def _range_text(evaluation: Evaluation, kind: str) -> str:
         f"NMAD goes from {first.statistics['nmad'].value:.3f} in the brightest bin "
         f"({first.label}) to {last.statistics['nmad'].value:.3f} in the faintest ({last.label})."
     )
-
-
-def _names(tables: Sequence[AnyPath]) -> str:
-    return f"{tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")

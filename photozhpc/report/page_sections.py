@@ -24,11 +24,12 @@ from photozhpc.report.catalog_scan import (
     Z_WIDTH,
     CatalogScan,
     Density,
+    rebin,
 )
 from photozhpc.report.cutout_gallery import Cutout, channels, make_gallery
 from photozhpc.report.page_accuracy import Accuracy
 from photozhpc.report.page_source import PageSource
-from photozhpc.report.plot import Plot
+from photozhpc.report.plot import Plot, with_minus
 from photozhpc.report.sky_fields import SkyMap, map_sky
 from photozhpc.report.sky_figures import Coverage, area_arcmin2, coverage_of, plot_sky
 from photozhpc.report.tile_outlines import MAX_OUTLINES, tile_outlines
@@ -49,7 +50,7 @@ class Sky:
     Attributes:
         area_arcmin2: of all fields together; None without a source.
         area_is_of_tiles: or else of the map's bins that hold a source.
-        plots: one a field; rows: of the table of fields.
+        plots: one per field; rows: of the table of fields.
     """
 
     area_arcmin2: float | None = None
@@ -70,28 +71,32 @@ def sky(source: PageSource, scan: CatalogScan) -> Sky:
     maps = map_sky(source.parts, outlines_of)
     if not maps:
         return Sky()
-    plots, rows, areas, known = [], [], [], True
-    for number, one in enumerate(maps, 1):
-        coverage = coverage_of(one, outlines)
-        area = area_arcmin2(one, coverage)
-        known &= coverage.fraction_YX is not None
+    plots, rows, areas, of_tiles = [], [], [], True
+    for number, sky_map in enumerate(maps, 1):
+        coverage = coverage_of(sky_map, outlines)
+        area = area_arcmin2(sky_map, coverage)
+        of_tiles &= coverage.fraction_YX is not None
         areas.append(area)
-        name = "The whole sky" if one.is_all_sky else f"Field {number}" if len(maps) > 1 else "Sky"
-        ra, dec = one.wcs.wcs.crval
-        centre = "–" if one.is_all_sky else f"{ra:.4f}, {dec:+.4f}".replace("-", "−")
-        n_tiles = "–" if one.is_all_sky or one.tile_ids == {""} else f"{len(one.tile_ids):,}"
-        rows.append([name, centre, n_tiles, f"{one.n:,}", area_text(area), f"{one.n / area:.3g}"])
-        plots.append(_sky_plot(one, coverage, scan, name, area))
-    return Sky(sum(areas), known, plots, rows)
+        whole_sky = sky_map.is_all_sky
+        name = "The whole sky" if whole_sky else f"Field {number}" if len(maps) > 1 else "Sky"
+        ra, dec = sky_map.wcs.wcs.crval
+        centre = "–" if whole_sky else with_minus(f"{ra:.4f}, {dec:+.4f}")
+        n_tiles = "–" if whole_sky or sky_map.tile_ids == {""} else f"{len(sky_map.tile_ids):,}"
+        per_arcmin2 = f"{sky_map.n / area:.3g}"
+        rows.append([name, centre, n_tiles, f"{sky_map.n:,}", area_text(area), per_arcmin2])
+        plots.append(_sky_plot(sky_map, coverage, scan, name, area))
+    return Sky(sum(areas), of_tiles, plots, rows)
 
 
-def _sky_plot(one: SkyMap, coverage: Coverage, scan: CatalogScan, name: str, area: float) -> Plot:
+def _sky_plot(
+    sky_map: SkyMap, coverage: Coverage, scan: CatalogScan, name: str, area: float
+) -> Plot:
     points_N2 = np.empty((0, 2))
-    if scan.n_rows <= N_SAMPLE and scan.sample is not None and not one.is_all_sky:
+    if scan.n_rows <= N_SAMPLE and scan.sample is not None and not sky_map.is_all_sky:
         points_N2 = np.column_stack([scan.sample[axis].to_numpy() for axis in ("ra", "dec")])
-    side = 60 * np.sqrt(one.bin_arcmin2)
+    side = 60 * np.sqrt(sky_map.bin_arcmin2)
     bins = f"{side:.0f} arcsec" if side < 120 else f"{side / 60:.3g} arcmin"
-    projection = "Mollweide's" if one.is_all_sky else "Lambert's azimuthal"
+    projection = "Mollweide's" if sky_map.is_all_sky else "Lambert's azimuthal"
     covered = (
         "counts are over the part of a bin that the tiles cover"
         if coverage.fraction_YX is not None
@@ -102,19 +107,20 @@ def _sky_plot(one: SkyMap, coverage: Coverage, scan: CatalogScan, name: str, are
         caption += " Lines: the tiles."
     if len(points_N2):
         caption += " Dots: the sources."
-    filled = one.counts_YX[one.counts_YX > 0] / one.bin_arcmin2
-    ra, dec = one.wcs.wcs.crval
-    where = "" if one.is_all_sky else f" about RA {ra:.3f}°, Dec {dec:+.3f}°"
+    filled = sky_map.counts_YX[sky_map.counts_YX > 0] / sky_map.bin_arcmin2
+    ra, dec = sky_map.wcs.wcs.crval
+    where = "" if sky_map.is_all_sky else f" about RA {ra:.3f}°, Dec {dec:+.3f}°"
     alt = (
-        f"Map of {one.n:,} sources{where} on {area_text(area)}: on average {one.n / area:.3g} per "
-        f"square arcminute, in single bins up to {filled.max(initial=0):.3g}."
+        f"Map of {sky_map.n:,} sources{where} on {area_text(area)}: on average "
+        f"{sky_map.n / area:.3g} per square arcminute, in single bins up to "
+        f"{filled.max(initial=0):.3g}."
     )
-    title = (
-        f"Density of sources, {name[0].lower()}{name[1:]}"
-        if name != "Sky"
-        else "Density of sources"
+    title = "Density of sources"
+    if name != "Sky":
+        title += f", {name[0].lower()}{name[1:]}"
+    return Plot(
+        lambda theme: plot_sky(sky_map, coverage, points_N2, theme), title, caption, alt, True
     )
-    return Plot(lambda look: plot_sky(one, coverage, points_N2, look), title, caption, alt, True)
 
 
 def area_text(area: float) -> str:
@@ -130,7 +136,7 @@ def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
     z_ref_N = evaluation.matched.z_ref_N if evaluation else np.empty(0)
     z_kind = evaluation.z_kind if evaluation else ""
     edges, merge = draw.redshift_bins(scan, z_ref_N)
-    counts = scan.z_Z[: merge * (len(edges) - 1)].reshape(-1, merge).sum(axis=1)
+    counts = rebin(scan.z_Z, merge)[: len(edges) - 1]
     peak = int(np.argmax(counts))
     caption = f"Grey: photoz in bins of {merge * Z_WIDTH:g}."
     if scan.n_stacked:
@@ -159,7 +165,7 @@ def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
         alt += f" The mean of the {len(z_ref_N):,} {z_kind} redshifts is {np.mean(z_ref_N):.2f}."
     if not_shown := scan.n_photoz - int(counts.sum()):
         caption += f" {not_shown:,} redshifts lie beyond the figure."
-    plots = [Plot(lambda look: draw.plot_nz(scan, z_ref_N, z_kind, look), "n(z)", caption, alt)]
+    plots = [Plot(lambda theme: draw.plot_nz(scan, z_ref_N, z_kind, theme), "n(z)", caption, alt)]
     if scan.colour_z is not None and scan.colour_z.counts_XY.any():
         plots.append(_colour_plot(scan, scan.colour_z, "photometric redshift", "photoz"))
     return plots
@@ -173,8 +179,9 @@ def photometry(scan: CatalogScan, where: Sky) -> dict[str, Any]:
     for band in scan.bands:
         peak = "–"
         if band.n_detected:
-            at = int(np.argmax(band.mag_M.reshape(-1, 5).sum(axis=1)))
-            peak = f"{band.mag_edges[5 * at]:.1f} to {band.mag_edges[5 * at + 5]:.1f}"
+            edges = band.mag_edges[:: draw.COUNT_BINS]
+            at = int(np.argmax(rebin(band.mag_M, draw.COUNT_BINS)))
+            peak = f"{edges[at]:.1f} to {edges[at + 1]:.1f}"
         rows.append(
             [
                 band.columns.label,
@@ -191,7 +198,7 @@ def photometry(scan: CatalogScan, where: Sky) -> dict[str, Any]:
         per = "" if where.area_is_of_tiles else " that hold a source"
         plots.append(
             Plot(
-                lambda look: draw.plot_counts(scan, where.area_arcmin2, look),
+                lambda theme: draw.plot_counts(scan, where.area_arcmin2, theme),
                 "Number counts",
                 f"Sources with an aperture flux of {DETECTION_SN:g} times its error or more, per "
                 f"magnitude ({kinds}), over the area of the "
@@ -220,7 +227,7 @@ def _colour_plot(scan: CatalogScan, density: Density, against: str, kind: str) -
     if kind == "mag":
         caption += f" Magnitude: {last.magnitude_text}."
     return Plot(
-        lambda look: draw.plot_colour(scan, density, kind, look),
+        lambda theme: draw.plot_colour(scan, density, kind, theme),
         f"Colour and {against}",
         caption,
         f"Colour {first.label} − {last.label} of {n:,} sources against {against}: median "
@@ -273,8 +280,7 @@ def galleries(source: PageSource, scan: CatalogScan) -> dict[str, Any]:
         f"{size} × {size} pixels, {size * survey.pixel_scale_arcsec:.3g} arcsec a side, as on the "
         f"tile's grid; {channels(survey.band_names)[0]}; asinh scale (Lupton et al. 2004), one for "
         f"each of the galleries, in units of the noise, local sky taken off; grey: no data. z is "
-        f"photoz with its 68 % "
-        f"interval, OOD is photoz_ood."
+        f"photoz with its 68 % interval, OOD is photoz_ood."
     )
     return {"why": "", "kinds": kinds, "about": about}
 
@@ -282,37 +288,37 @@ def galleries(source: PageSource, scan: CatalogScan) -> dict[str, Any]:
 def pace(source: PageSource) -> dict[str, Any]:
     """Return how fast the run went, and what happened in it."""
     n_rows = source.status.get("sources", 0)
-    found = None if source.run is None else read_throughput(source.run, n_rows)
-    if found is None:
+    rate = None if source.run is None else read_throughput(source.run, n_rows)
+    if rate is None:
         why = "There is no run beside the catalogue, so nothing is known of its pace."
         return {"why": why, "plots": [], "rows": [], "set_aside": []}
-    busiest = float(found.sources_per_s.max())
+    busiest = float(rate.sources_per_s.max())
     plot = Plot(
-        lambda look: draw.plot_throughput(found, look),
-        "Sources a second",
+        lambda theme: draw.plot_throughput(rate, theme),
+        "Sources per second",
         "From the notes of the workers: a part's sources are spread evenly over the time it took. "
         "Pauses of more than a minute are cut out. Dashed: the share of all sources that is done.",
-        f"{found.n_sources:,} sources in {_duration(found.seconds)} of work, "
-        f"{found.mean_rate:,.0f} a second on average and {busiest:,.0f} at most, by "
-        f"{found.n_workers} workers.",
+        f"{rate.n_sources:,} sources in {_duration(rate.seconds)} of work, "
+        f"{rate.mean_rate:,.0f} per second on average and {busiest:,.0f} at most, by "
+        f"{rate.n_workers} workers.",
         True,
     )
-    lost = sum(event == "worker lost" for _, event in found.marks)
+    lost = sum(event == "worker lost" for _, event in rate.marks)
     rows = [
-        ["sources", f"{found.n_sources:,} of {n_rows:,}"],
-        ["parts", f"{found.n_parts:,} of {source.status.get('parts', 0):,}"],
-        ["time at work", _duration(found.seconds)],
-        ["rate", f"{found.mean_rate:,.0f} sources/s on average, {busiest:,.0f} at most"],
-        ["worker processes", f"{found.n_workers:,}"],
+        ["sources", f"{rate.n_sources:,} of {n_rows:,}"],
+        ["parts", f"{rate.n_parts:,} of {source.status.get('parts', 0):,}"],
+        ["time at work", _duration(rate.seconds)],
+        ["rate", f"{rate.mean_rate:,.0f} sources/s on average, {busiest:,.0f} at most"],
+        ["worker processes", f"{rate.n_workers:,}"],
         ["workers lost and replaced", f"{lost:,}"],
-        ["starts", f"{found.n_starts:,}"],
-        ["machines", ", ".join(found.hosts[:20]) or "–"],
+        ["starts", f"{rate.n_starts:,}"],
+        ["machines", ", ".join(rate.hosts[:20]) or "–"],
     ]
-    if found.n_untimed:
-        rows.append(["not timed", f"{found.n_untimed:,} sources of parts noted later"])
+    if rate.n_untimed:
+        rows.append(["not timed", f"{rate.n_untimed:,} sources of parts noted later"])
     aside = [
-        f"part {one.get('part')}: {one.get('reason')}"
-        for one in source.status.get("set_aside", [])[:20]
+        f"part {part.get('part')}: {part.get('reason')}"
+        for part in source.status.get("set_aside", [])[:20]
     ]
     return {"why": "", "plots": [plot], "rows": rows, "set_aside": aside}
 
@@ -368,11 +374,11 @@ def summary(
     if scan.n_photoz:
         facts.append(("mean redshift", f"{scan.z_sum / scan.n_photoz:.3f}"))
     if accuracy.evaluation is not None:
-        found = accuracy.evaluation.groups["overall"][0].statistics
+        statistics = accuracy.evaluation.groups["overall"][0].statistics
         facts += [
-            ("NMAD", f"{found['nmad'].value:.4f}"),
-            ("bias", f"{found['bias'].value:+.4f}".replace("-", "−")),
-            ("outliers", f"{100 * found['outlier_fraction'].value:.1f} %"),
+            ("NMAD", f"{statistics['nmad'].value:.4f}"),
+            ("bias", with_minus(f"{statistics['bias'].value:+.4f}")),
+            ("outliers", f"{100 * statistics['outlier_fraction'].value:.1f} %"),
         ]
     return {
         "survey": str(survey) if survey else source.folder.absolute().name,

@@ -1,18 +1,14 @@
 """What a report is made from: the parts, the run's folder, its store, whatever of it is there."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from photozhpc.catalog.notes import PART_FOLDER
-from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts
+from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts, open_part
 from photozhpc.catalog.status import status_of
-from photozhpc.errors import CatalogError, PhotozError, StoreError
-from photozhpc.files.disk import read_fault
+from photozhpc.errors import CatalogError, PhotozError
 from photozhpc.files.objects import location
 from photozhpc.store import CutoutStore
 
@@ -38,7 +34,6 @@ class PageSource:
     provenance: dict[str, Any]
     store: CutoutStore | None
     why_no_store: str = ""
-    notes: list[str] = field(default_factory=list)
 
     @property
     def is_finished(self) -> bool:
@@ -73,19 +68,13 @@ def open_source(path: Path) -> PageSource:
 
 
 def _provenance(part: Path) -> dict[str, Any]:
+    with open_part(part) as file:
+        text = (file.schema_arrow.metadata or {}).get(PROVENANCE_KEY, b"{}")
     try:
-        text = (pq.read_schema(part).metadata or {}).get(PROVENANCE_KEY, b"{}")
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise CatalogError(
-            read_fault(part, error)
-            or f"{part}: the part is missing or damaged ({' '.join(str(error).split())[:160]}); "
-            f"run the same 'photozhpc infer' again to make it anew"
-        ) from error
-    try:
-        found = json.loads(text)
+        provenance = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return provenance if isinstance(provenance, dict) else {}
 
 
 def _store(provenance: dict[str, Any], folder: Path) -> tuple[CutoutStore | None, str]:
@@ -101,9 +90,9 @@ def _store(provenance: dict[str, Any], folder: Path) -> tuple[CutoutStore | None
             return None, f"The store {noted} is no longer there."
         store = CutoutStore.open(place)
         identity = provenance.get("identity")
-        due = identity.get("store_fingerprint") if isinstance(identity, dict) else None
-        if due is not None and store.fingerprint() != due:
+        fingerprint = identity.get("store_fingerprint") if isinstance(identity, dict) else None
+        if fingerprint is not None and store.fingerprint() != fingerprint:
             return None, f"The store {place} has changed since, or is another one."
-    except (PhotozError, StoreError) as error:
+    except PhotozError as error:
         return None, f"The store cannot be read: {error}"
     return store, ""

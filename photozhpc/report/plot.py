@@ -1,16 +1,14 @@
 """A figure of a page: drawn for light and for dark, as SVG inside the page, and told in words."""
 
 import base64
-import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from photozhpc.evaluation.figure_style import DARK, PAPER, Look
+from photozhpc.evaluation.figure_style import DARK, PAPER, Theme, drawn, figure_file
 
 _PICTURE = """<picture>
 <source media="print" srcset="{light}">
@@ -24,22 +22,24 @@ class Plot:
     """A figure of the page.
 
     Attributes:
-        draw: draws it in a Look.
+        draw: draws it in a Theme.
         title: a few words.
         caption: how it was computed.
         alt: what it shows, with the numbers, for those who do not see it.
         wide: two columns wide.
     """
 
-    draw: Callable[[Look], Figure]
+    draw: Callable[[Theme], Figure]
     title: str
     caption: str
     alt: str
     wide: bool = False
 
     def picture(self) -> Markup:
-        """Return the HTML of the picture, with one image for each look."""
-        light, dark = (self._svg(look) for look in (PAPER, DARK))
+        """Return the HTML of the picture, with one image for each theme."""
+        light, dark = (
+            figure_file(drawn(self.draw, theme), "svg", theme) for theme in (PAPER, DARK)
+        )
         width, height = _size(light)
         return Markup(
             _PICTURE.format(
@@ -51,22 +51,20 @@ class Plot:
             )
         )
 
-    def _svg(self, look: Look) -> bytes:
-        buffer = io.BytesIO()
-        figure = self.draw(look)
-        with matplotlib.rc_context(look.rc):
-            figure.savefig(buffer, format="svg", dpi=200, metadata={"Date": None})
-        return buffer.getvalue()
-
 
 def data_uri(content: bytes, kind: str) -> str:
     """Return content as a URI that needs no network."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
+def with_minus(text: str) -> str:
+    """Return a number as it is typeset: with a minus sign, not a hyphen."""
+    return text.replace("-", "−")
+
+
 def _size(svg: bytes) -> tuple[int, int]:
     """Return width and height in CSS pixels: 96 an inch, of which an SVG's point is a 72nd."""
-    found = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg[:2000])
-    if found is None:
+    box = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg[:2000])
+    if box is None:
         raise ValueError("an SVG without a viewBox")
-    return round(float(found[1]) * 96 / 72), round(float(found[2]) * 96 / 72)
+    return round(float(box[1]) * 96 / 72), round(float(box[2]) * 96 / 72)

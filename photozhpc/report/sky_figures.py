@@ -2,21 +2,19 @@
 
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from astropy import units
 from astropy.visualization.wcsaxes import CoordinateHelper, WCSAxes
 from astropy.visualization.wcsaxes.frame import EllipticalFrame
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.path import Path as Outline
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from photozhpc.evaluation.figure_style import Look
+from photozhpc.evaluation.figure_style import WIDE_INCH, Theme, new_figure
+from photozhpc.report.plot import with_minus
 from photozhpc.report.sky_fields import SkyMap
 
-WIDE_INCH = 7.1  # two columns of a journal
 _N_FINE = 2000  # points along the map, to see how much of a bin is covered
 _MIN_COVERED = 0.25
 _FEW_POINTS = 300
@@ -84,7 +82,9 @@ def density_map(sky: SkyMap, coverage: Coverage) -> NDArray[np.float64]:
     return np.where(known_YX, sky.counts_YX / area_YX, np.nan)
 
 
-def plot_sky(sky: SkyMap, coverage: Coverage, points_N2: NDArray[np.float64], look: Look) -> Figure:
+def plot_sky(
+    sky: SkyMap, coverage: Coverage, points_N2: NDArray[np.float64], theme: Theme
+) -> Figure:
     """Draw the density of sources, north up and east to the left, with the tiles' outlines.
 
     Args:
@@ -98,97 +98,93 @@ def plot_sky(sky: SkyMap, coverage: Coverage, points_N2: NDArray[np.float64], lo
     tall = max(scale * (height + 2 * margin), _MIN_TALL_INCH)
     total = tall + _BOTTOM_INCH + _TOP_INCH
     left = (WIDE_INCH - _LEFT_INCH - _RIGHT_INCH - wide) / 2 + _LEFT_INCH
-    with matplotlib.rc_context(look.rc):
-        figure = Figure(figsize=(WIDE_INCH, total), dpi=200)
-        FigureCanvasAgg(figure)
-        frame = {"frame_class": EllipticalFrame} if sky.is_all_sky else {}
-        place = [left / WIDE_INCH, _BOTTOM_INCH / total, wide / WIDE_INCH, tall / total]
-        axes = WCSAxes(figure, place, wcs=sky.wcs, **frame)
-        figure.add_axes(axes)
-        image = axes.imshow(
-            density_map(sky, coverage),
-            origin="lower",
-            cmap=look.density,
-            interpolation="nearest",
-            vmin=0,
+    figure = new_figure(total, WIDE_INCH, arranged=False)
+    frame = {"frame_class": EllipticalFrame} if sky.is_all_sky else {}
+    place = [left / WIDE_INCH, _BOTTOM_INCH / total, wide / WIDE_INCH, tall / total]
+    axes = WCSAxes(figure, place, wcs=sky.wcs, **frame)
+    figure.add_axes(axes)
+    image = axes.imshow(
+        density_map(sky, coverage),
+        origin="lower",
+        cmap=theme.density,
+        interpolation="nearest",
+        vmin=0,
+    )
+    if len(points_N2):
+        x_N, y_N = sky.wcs.wcs_world2pix(points_N2, 0).T
+        size = 1.6 if len(points_N2) > _FEW_POINTS else 3
+        axes.plot(x_N, y_N, ".", markersize=size, markeredgewidth=0, color=theme.ink)
+    for points_K2 in coverage.outlines.values():
+        axes.plot(*points_K2.T, color=theme.ink, linewidth=0.8)
+    if sky.is_all_sky and np.count_nonzero(sky.counts_YX) < _FEW_POINTS:
+        y_K, x_K = np.nonzero(sky.counts_YX)  # a bin would hardly be seen
+        axes.scatter(
+            x_K,
+            y_K,
+            c=sky.counts_YX[y_K, x_K] / sky.bin_arcmin2,
+            s=14,
+            cmap=image.cmap,
+            norm=image.norm,
+            edgecolors=theme.ink,
+            linewidths=0.4,
+            zorder=2.5,
         )
-        if len(points_N2):
-            x_N, y_N = sky.wcs.wcs_world2pix(points_N2, 0).T
-            size = 1.6 if len(points_N2) > _FEW_POINTS else 3
-            axes.plot(x_N, y_N, ".", markersize=size, markeredgewidth=0, color=look.ink)
-        for points_K2 in coverage.outlines.values():
-            axes.plot(*points_K2.T, color=look.ink, linewidth=0.8)
-        if sky.is_all_sky and np.count_nonzero(sky.counts_YX) < _FEW_POINTS:
-            y_K, x_K = np.nonzero(sky.counts_YX)  # a bin would hardly be seen
-            axes.scatter(
-                x_K,
-                y_K,
-                c=sky.counts_YX[y_K, x_K] / sky.bin_arcmin2,
-                s=14,
-                cmap=image.cmap,
-                norm=image.norm,
-                edgecolors=look.ink,
-                linewidths=0.4,
-                zorder=2.5,
-            )
-        axes.set_xlim(-0.5 - margin, width - 0.5 + margin)
-        axes.set_ylim(-0.5 - margin, height - 0.5 + margin)
-        _label(axes, sky, look)
-        bar = figure.add_axes(
-            ((left + wide + 0.12) / WIDE_INCH, place[1], 0.13 / WIDE_INCH, place[3])
-        )
-        figure.colorbar(image, cax=bar, label="sources per arcmin$^2$")
+    axes.set_xlim(-0.5 - margin, width - 0.5 + margin)
+    axes.set_ylim(-0.5 - margin, height - 0.5 + margin)
+    _label(axes, sky, theme)
+    bar = figure.add_axes(((left + wide + 0.12) / WIDE_INCH, place[1], 0.13 / WIDE_INCH, place[3]))
+    figure.colorbar(image, cax=bar, label="sources per arcmin$^2$")
     return figure
 
 
-def _label(axes: WCSAxes, sky: SkyMap, look: Look) -> None:
+def _label(axes: WCSAxes, sky: SkyMap, theme: Theme) -> None:
     ra, dec = axes.coords
     height_deg, width_deg = np.array(sky.counts_YX.shape) * np.sqrt(sky.bin_arcmin2) / 60
     highest_deg = abs(float(sky.wcs.wcs.crval[1])) + height_deg / 2
     spread_deg = width_deg / np.cos(np.radians(min(highest_deg, 89.9)))
     for axis, span_deg in ((ra, spread_deg), (dec, height_deg)):
-        axis.set_ticks(color=look.ink, size=3, width=0.6)
+        axis.set_ticks(color=theme.ink, size=3, width=0.6)
         axis.set_major_formatter(_form(span_deg))
-        axis.set_ticklabel(color=look.ink, exclude_overlapping=True)
-    axes.coords.frame.set_color(look.ink)
+        axis.set_ticklabel(color=theme.ink, exclude_overlapping=True)
+    axes.coords.frame.set_color(theme.ink)
     axes.coords.frame.set_linewidth(0.6)
     if sky.is_all_sky:
-        axes.coords.grid(color=look.grey, linewidth=0.4, alpha=0.7)
-        ra.set_ticks(spacing=60 * units.deg, color=look.ink, size=0)
-        dec.set_ticks(spacing=30 * units.deg, color=look.ink, size=0)
-        around = [withStroke(linewidth=2, foreground=look.paper)]
-        ra.set_ticklabel(color=look.ink, path_effects=around)
+        axes.coords.grid(color=theme.grey, linewidth=0.4, alpha=0.7)
+        ra.set_ticks(spacing=60 * units.deg, color=theme.ink, size=0)
+        dec.set_ticks(spacing=30 * units.deg, color=theme.ink, size=0)
+        around = [withStroke(linewidth=2, foreground=theme.paper)]
+        ra.set_ticklabel(color=theme.ink, path_effects=around)
         dec.set_ticklabel_visible(False)  # WCSAxes has none for circles that end on the ellipse
         for dec_deg in (-60, -30, 30, 60):
             left_deg = (sky.wcs.wcs.crval[0] + 179.99) % 360
             x, y = sky.wcs.wcs_world2pix(left_deg, dec_deg, 0)
-            axes.text(x - 2, y, f"{dec_deg}°".replace("-", "−"), ha="right", va="center")
+            axes.text(x - 2, y, with_minus(f"{dec_deg}°"), ha="right", va="center")
         ra.set_axislabel("")
         dec.set_axislabel("")
         return
     if highest_deg > _POLAR_DEG:  # meridians converge: no side of the figure is either axis
-        axes.coords.grid(color=look.grey, linewidth=0.4, alpha=0.7)
+        axes.coords.grid(color=theme.grey, linewidth=0.4, alpha=0.7)
     ra.set_ticklabel_position("b")
     ra.set_axislabel_position("b")
     dec.set_ticklabel_position("l")
     dec.set_axislabel_position("l")
     if highest_deg > 90:  # meridians leave by every side, and circles by none
-        ra.set_ticks(spacing=45 * units.deg, color=look.ink, size=3, width=0.6)
+        ra.set_ticks(spacing=45 * units.deg, color=theme.ink, size=3, width=0.6)
         ra.set_ticklabel_position("lb")
         ra.set_axislabel("right ascension; circles: declination (ICRS)", minpad=0.6)
-        _label_circles(axes, dec, sky, height_deg, look)
+        _label_circles(axes, dec, sky, height_deg, theme)
         return
     ra.set_axislabel("right ascension (ICRS)", minpad=0.6)
     dec.set_axislabel("declination (ICRS)", minpad=0.6)
 
 
 def _label_circles(
-    axes: WCSAxes, dec: CoordinateHelper, sky: SkyMap, height_deg: float, look: Look
+    axes: WCSAxes, dec: CoordinateHelper, sky: SkyMap, height_deg: float, theme: Theme
 ) -> None:
     """Draw circles of declination about a pole, with their values on them."""
     step = 10.0 ** np.floor(np.log10(height_deg / 2))
     step *= 2 if height_deg / 2 > 4 * step else 1
-    dec.set_ticks(spacing=step * units.deg, color=look.ink, size=0)
+    dec.set_ticks(spacing=step * units.deg, color=theme.ink, size=0)
     dec.set_ticklabel_visible(False)
     dec.set_axislabel("")
     ra_deg, sign = 22.5, float(np.sign(sky.wcs.wcs.crval[1]))
@@ -199,11 +195,11 @@ def _label_circles(
             axes.text(
                 x,
                 y,
-                f"{dec_deg:.{max(0, int(np.ceil(-np.log10(step))))}f}°".replace("-", "−"),
+                with_minus(f"{dec_deg:.{max(0, int(np.ceil(-np.log10(step))))}f}°"),
                 fontsize=7,
                 ha="center",
                 va="center",
-                path_effects=[withStroke(linewidth=2, foreground=look.paper)],
+                path_effects=[withStroke(linewidth=2, foreground=theme.paper)],
             )
 
 

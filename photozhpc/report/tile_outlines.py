@@ -16,7 +16,7 @@ from photozhpc.errors import MosaicError, StoreError
 from photozhpc.files.disk import is_count
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import check_outside
-from photozhpc.store import CutoutStore, ShardKey
+from photozhpc.store import CutoutStore
 
 MAX_OUTLINES = 300
 _ON_A_SIDE = 5
@@ -25,26 +25,17 @@ _ON_A_SIDE = 5
 def tile_outlines(store: CutoutStore, tile_ids: Iterable[str]) -> dict[str, NDArray[np.float64]]:
     """Return points (ra, dec) around each tile, closed, shape (21, 2), degrees.
 
-    It is the tile's own edge; in a store made before November 2026, which knows no shape of a tile
-    whose WCS does not tell it (FITS), the box around its sources. Tiles without a WCS, or that are
-    gone, are left out.
+    It is the tile's own edge. Tiles without a WCS or a shape, or that are gone, are left out.
     """
     outlines = {}
-    n_sources = store.tiles()
     for tile_id in sorted(tile_ids):
         try:
             attributes = store.tile_attributes(tile_id)
-            text = attributes.get("wcs")
-            if not isinstance(text, dict):
+            text, shape_HW = attributes.get("wcs"), attributes.get("shape_HW")
+            if not isinstance(text, dict) or not _is_shape(shape_HW):
                 continue
-            wcs = _wcs_of(text)
-            box = _edge(wcs, attributes.get("shape_HW"))
-            if box is None:
-                box = _box_of_sources(store, tile_id, n_sources.get(tile_id, 0))
-            if box is None:
-                continue
-            y_K, x_K = _around(box)
-            ra_K, dec_K = grid.pixel_to_sky(wcs, y_K, x_K)
+            y_K, x_K = _around(*shape_HW)
+            ra_K, dec_K = grid.pixel_to_sky(_wcs_of(text), y_K, x_K)
         except (StoreError, MosaicError):
             continue
         if np.isfinite(ra_K).all() and np.isfinite(dec_K).all():
@@ -67,39 +58,14 @@ def _wcs_of(text: dict[str, Any]) -> Any:
         raise MosaicError(f"a WCS of the store is damaged ({type(error).__name__})") from error
 
 
-def _edge(wcs: Any, shape_HW: Any) -> tuple[float, float, float, float] | None:
-    """Return (x0, x1, y0, y1) of a tile of known shape, or of a gwcs that knows its image's."""
-    if isinstance(shape_HW, list) and len(shape_HW) == 2 and all(map(is_count, shape_HW)):
-        return -0.5, shape_HW[1] - 0.5, -0.5, shape_HW[0] - 0.5
-    bounds = getattr(wcs, "bounding_box", None)
-    if bounds is None:
-        return None
-    (x0, x1), (y0, y1) = bounds.bounding_box(order="F")
-    return float(x0), float(x1), float(y0), float(y1)
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_count, value))
 
 
-def _box_of_sources(
-    store: CutoutStore, tile_id: str, n_sources: int
-) -> tuple[float, float, float, float] | None:
-    """Return (x0, x1, y0, y1) around the sources of a tile."""
-    if not n_sources:
-        return None
-    lows, highs = [], []
-    for index in range(-(-n_sources // store.shard_len)):
-        found = store.read_measurements(ShardKey(tile_id, index))
-        lows.append([np.nanmin(found.x_N), np.nanmin(found.y_N)])
-        highs.append([np.nanmax(found.x_N), np.nanmax(found.y_N)])
-    (x0, y0), (x1, y1) = np.min(lows, axis=0), np.max(highs, axis=0)
-    return float(x0), float(x1), float(y0), float(y1)
-
-
-def _around(
-    box: tuple[float, float, float, float],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (y, x) of points around a box; its sides may be curved on the sky."""
-    x0, x1, y0, y1 = box
+def _around(height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (y, x) of points around an image; its sides may be curved on the sky."""
     up = np.linspace(0, 1, _ON_A_SIDE, endpoint=False)
     flat = np.zeros(_ON_A_SIDE)
     x_K = np.concatenate([up, flat + 1, 1 - up, flat, [0.0]])
     y_K = np.concatenate([flat, up, flat + 1, 1 - up, [0.0]])
-    return y0 + y_K * (y1 - y0), x0 + x_K * (x1 - x0)
+    return y_K * height - 0.5, x_K * width - 0.5

@@ -23,8 +23,10 @@ from astropy.table import Table
 from click.testing import CliRunner
 from hats.catalog import TableProperties
 from hats.catalog.dataset.collection_properties import CollectionProperties
+from mocpy import MOC
 
 from photozhpc.catalog import read_catalog
+from photozhpc.catalog.footprint import FOOTPRINT_NAME
 from photozhpc.catalog.photoz_catalog import catalog_schema, make_table, write_part
 from photozhpc.cli import main
 from photozhpc.errors import CatalogError, ConfigError, RunError
@@ -107,6 +109,7 @@ def coordinates(frame: pd.DataFrame) -> SkyCoord:
 
 def test_hats_holds_every_source_with_a_position_once(hats_folder, rows):
     catalog = lsdb.open_catalog(hats_folder)
+    assert MOC.load(hats_folder / FOOTPRINT_NAME).sky_fraction > 0
     assert len(catalog.get_healpix_pixels()) >= 4
     assert catalog.hc_structure.catalog_info.total_rows == len(rows)
     read = catalog.compute().sort_values("source_id").reset_index(drop=True)

@@ -226,7 +226,7 @@ def test_the_figure_has_its_panels_and_both_models_the_same_colours(tmp_path: Pa
     maps = [synthetic_map("self-supervised", 1200, 0), synthetic_map("PITA", 300, 1)]
     figure = plot_latents(maps, tmp_path / "latents.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latents.pdf", "latents.png"]
-    assert imread(tmp_path / "latents.png").shape[:2] == (1800, 1360)
+    assert imread(tmp_path / "latents.png").shape[:2] == (2700, 2100)
     assert (tmp_path / "latents.pdf").read_bytes().startswith(b"%PDF")
     first, second = figure.subfigs
     assert first.axes[0].get_title() == "self-supervised  (N = 1200)"
@@ -301,7 +301,7 @@ def test_truth_tables_may_lack_columns_and_sources(tmp_path: Path, suffix: str) 
             table.to_parquet(path)
         else:
             Table.from_pandas(table).write(path)
-    known = report_module._read_known([full, bare], np.array([2**60 + 1, 4, 7, 9]))
+    known = report_module._read_truth([full, bare], np.array([2**60 + 1, 4, 7, 9]))
     assert known["is_star"].tolist() == [False, True, False, False]
     np.testing.assert_array_equal(known["z_ref"], [2.0, np.nan, np.nan, 1.0])
     size_N = known["half_light_radius_arcsec"]

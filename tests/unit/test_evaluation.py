@@ -302,7 +302,7 @@ def test_faulty_catalogues_are_named(sky, tmp_path):
         evaluate(sky.out, [sky.truth])
     (sky.out / "catalog/part-000001.parquet").write_bytes(sound)
     part.write_bytes(sound)
-    with pytest.raises(CatalogError, match="a source_id twice"):
+    with pytest.raises(CatalogError, match="source_id appears twice"):
         evaluate(sky.out, [sky.truth])
     sky.quantile_NQ[3, 2] = 99
     with pytest.raises(CatalogError, match="quantiles must ascend"):

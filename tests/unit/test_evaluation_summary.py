@@ -7,9 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy import units as u
 from astropy.table import Table
 from matplotlib.image import imread
+from mocpy import MOC
 
+from photozhpc.catalog import footprint
+from photozhpc.catalog.footprint import write_footprint
 from photozhpc.catalog.photoz_catalog import Counts, make_table, write_part
 from photozhpc.catalog.run import RunSummary
 from photozhpc.errors import RunError, SourceListError
@@ -100,10 +104,40 @@ def test_with_truth_galaxies_are_compared(run, tmp_path):
     assert metrics["bias"] == pytest.approx(expected.bias, abs=1e-6)
     assert metrics["nmad"] == pytest.approx(expected.nmad, abs=1e-6)
     assert document["figure"] == str(run.path / "zz.png")
+    assert document["footprint"] == str(run.path / "footprint.moc.fits")
+    assert MOC.load(document["footprint"]).contains_lonlat([0] * u.deg, [0] * u.deg).all()
     assert f"rows       {N} (2 flagged, 1 of them without a redshift)" in text
     assert "65 sources/s" in text
     assert f"catalogue  {run.path / 'catalog'}" in text
     assert f"bias {expected.bias:+.4f}" in text
+
+
+def test_a_footprint_holds_every_source_and_little_else(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    ra_N, dec_N = rng.uniform(-0.5, 0.5, 20_000) % 360, rng.uniform(-0.5, 0.5, 20_000)
+    ra_N[7] = np.nan
+    parts = [tmp_path / f"part-{index:06d}.parquet" for index in range(4)]
+    for part, ra, dec in zip(parts, np.split(ra_N, 4), np.split(dec_N, 4), strict=True):
+        pq.write_table(pa.table({"ra": ra, "dec": dec}), part)
+    path = tmp_path / "a.fits"
+    assert write_footprint(parts, path)
+    moc = MOC.load(path)
+    placed_N = np.isfinite(ra_N)
+    assert moc.contains_lonlat(ra_N[placed_N] * u.deg, dec_N[placed_N] * u.deg).all()
+    assert moc.max_order == 11  # 16 sources per cell of 3 square arcminutes
+    assert 1 < 41253 * moc.sky_fraction < 1.15  # square degrees
+    once = path.read_bytes()
+    monkeypatch.setattr(footprint, "_BATCH_ROWS", 100)
+    write_footprint(parts, path)
+    assert path.read_bytes() == once
+    pq.write_table(
+        pa.table(
+            {"ra": [None], "dec": [0.0]}, pa.schema({"ra": pa.float64(), "dec": pa.float64()})
+        ),
+        parts[0],
+    )
+    assert not write_footprint(parts[:1], tmp_path / "none.fits")
+    assert not (tmp_path / "none.fits").exists()
 
 
 def test_without_truth_labels_are_named_for_what_they_are(run):

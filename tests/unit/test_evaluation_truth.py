@@ -59,10 +59,10 @@ def test_a_magnitude_of_99_is_none(tmp_path: Path) -> None:
     ("columns", "words"),
     [
         ({"z_true": Z * u.km / u.s}, "'km / s' is not known as a unit of a redshift; convert it"),
-        ({"source_id": [4.0, 3.0, 2.0, 1.0]}, "does not hold one identifier a row"),
+        ({"source_id": [4.0, 3.0, 2.0, 1.0]}, "does not hold one identifier per row"),
         (
             {"source_id": MaskedColumn([4, 3, 2, 1], mask=[0, 1, 0, 0])},
-            "does not hold one identifier a row",
+            "does not hold one identifier per row",
         ),
     ],
 )

@@ -51,7 +51,7 @@ def test_the_table_has_mean_and_standard_deviation_over_seeds() -> None:
 
 def test_the_figure_shows_means_error_bars_and_every_seed(tmp_path: Path) -> None:
     figure = plot_scaling(RUNS, tmp_path / "scaling.png")
-    assert imread(tmp_path / "scaling.png").shape[:2] == (520, 1420)
+    assert imread(tmp_path / "scaling.png").shape[:2] == (780, 2130)
     assert (tmp_path / "scaling.pdf").read_bytes().startswith(b"%PDF")
     assert [axes.get_ylabel() for axes in figure.axes] == ["bias", "NMAD", "outlier fraction (%)"]
     for axes in figure.axes:
@@ -112,7 +112,7 @@ def test_a_report_writes_what_the_results_allow(tmp_path: Path) -> None:
     ("runs", "message"),
     [
         ([], "hold no runs"),
-        ([*RUNS, RUNS[0]], "PITA, 4000 labels, seed 0 is there twice"),
+        ([*RUNS, RUNS[0]], "PITA, 4000 labels, seed 0 appears twice"),
         ([{**RUNS[0], "method": None}], r"needs method \(str\), got None"),
         ([{**RUNS[0], "n_labels": "many"}], r"needs n_labels \(int\), got 'many'"),
         ([{**RUNS[0], "n_labels": 0}], "n_labels must be positive"),

@@ -94,8 +94,8 @@ def test_fields_apart_have_a_map_each_and_many_share_the_sky(tmp_path):
     )
     assert [sky.is_all_sky for sky in maps] == [True]
     assert maps[0].n == many
-    for look in (PAPER, DARK):
-        plot_sky(maps[0], NOTHING, np.empty((0, 2)), look).canvas.draw()
+    for theme in (PAPER, DARK):
+        plot_sky(maps[0], NOTHING, np.empty((0, 2)), theme).canvas.draw()
 
 
 def test_the_whole_sky_has_its_area(tmp_path):

@@ -1,0 +1,84 @@
+"""What `evaluate` and `report` take from the columns of a catalogue: PDFs, bands, magnitudes."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
+from photozhpc.errors import CatalogError
+from photozhpc.metrics import pit
+
+QUANTILES = sorted(INTERVAL_LEVELS, key=lambda name: INTERVAL_LEVELS[name])
+LEVEL_Q = np.array([INTERVAL_LEVELS[name] for name in QUANTILES])
+_APERTURE_ARCSEC = 0.4
+_FLUX = re.compile(r"aper(\d+)_(.+)_flux")
+
+
+@dataclass(frozen=True)
+class BandColumns:
+    """Columns of a band: the aperture nearest to 0.4 arcsec, and a total flux if there is one."""
+
+    band: str
+    radius_arcsec: float
+    flux: str
+    flux_err: str | None
+    total: str | None
+
+    @property
+    def label(self) -> str:
+        return self.band.upper()
+
+    @property
+    def magnitude_text(self) -> str:
+        """Which magnitude it is, for a caption."""
+        return "Kron" if self.total else f"aperture of {self.radius_arcsec:g} arcsec radius"
+
+
+def band_columns(names: Sequence[str]) -> list[BandColumns]:
+    """Return the bands of a catalogue by its column names, in their order."""
+    radii: dict[str, dict[float, str]] = {}
+    for name in names:
+        if match := _FLUX.fullmatch(name):
+            radii.setdefault(match[2], {})[int(match[1]) / 10] = name
+    bands = []
+    for band, columns in radii.items():
+        radius = min(columns, key=lambda radius: abs(radius - _APERTURE_ARCSEC))
+        flux, total = columns[radius], f"kron_{band}_flux"
+        error = f"{flux}_err" if f"{flux}_err" in names else None
+        bands.append(BandColumns(band, radius, flux, error, total if total in names else None))
+    return bands
+
+
+def floats(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """Return a column as float64; null is NaN."""
+    column = table.column(name)
+    if pa.types.is_floating(column.type):
+        column = column.cast(pa.float64())
+    return np.asarray(column.to_numpy(), np.float64)
+
+
+def quantiles(table: pa.Table) -> NDArray[np.float64]:
+    """Return quantile_NQ at the levels LEVEL_Q; null is NaN."""
+    return np.column_stack([floats(table, name) for name in QUANTILES])
+
+
+def levels_of(
+    z_N: NDArray[np.float64], quantile_NQ: NDArray[np.float64], part: Path
+) -> NDArray[np.float64]:
+    """Return the probability that each PDF gives to redshifts up to z.
+
+    Raises:
+        CatalogError: the quantiles of `part` do not ascend.
+    """
+    try:
+        return pit(z_N, quantile_NQ, LEVEL_Q)
+    except ValueError as error:
+        raise CatalogError(
+            f"{part}: {error}: photoz_low99 <= photoz_low90 <= ... <= photoz_high99 must hold; "
+            f"make the catalogue anew"
+        ) from error
