@@ -5,9 +5,13 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from photozhpc.config import from_mapping, load_yaml
 from photozhpc.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SURVEY_DIR = Path(__file__).parent / "configs" / "surveys"
 
@@ -15,6 +19,13 @@ _NAME = re.compile(r"[^\W_][\w .+-]{0,99}")
 _PLACEHOLDERS = re.compile(r"\{tile(?::[^{}]*)?\}|\{band\}")
 MAX_CUTOUT_PIX = 2048
 AB_ZERO_POINT_NJY = 31.4  # m_AB = 31.4 - 2.5 log10(flux / nJy)
+
+
+def ab_magnitude(flux_njy: "NDArray[Any]") -> "NDArray[Any]":
+    """Return the AB magnitudes of fluxes in nJy; NaN where a flux is not positive."""
+    import numpy as np  # commands that need no arrays start without it
+
+    return AB_ZERO_POINT_NJY - 2.5 * np.log10(np.where(flux_njy > 0, flux_njy, np.nan))
 
 
 def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from photozhpc.errors import CatalogError
 from photozhpc.evaluation.truth import Truth
 from photozhpc.files.disk import read_fault
 from photozhpc.metrics import crps, inside_interval, pit
-from photozhpc.survey import AB_ZERO_POINT_NJY
+from photozhpc.survey import ab_magnitude
 
 INTERVALS_PERCENT = (68, 90, 99)
 _QUANTILES = sorted(INTERVAL_LEVELS, key=lambda name: INTERVAL_LEVELS[name])
@@ -184,11 +184,7 @@ def _last_band(names: Sequence[str]) -> tuple[str | None, str | None]:
 def _magnitudes(table: pa.Table, flux_name: str | None) -> NDArray[np.float64]:
     if flux_name is None:
         return np.full(len(table), np.nan)
-    flux_njy_N = _floats(table, flux_name)
-    positive_N = flux_njy_N > 0
-    mag_N = np.full(len(table), np.nan)
-    mag_N[positive_N] = AB_ZERO_POINT_NJY - 2.5 * np.log10(flux_njy_N[positive_N])
-    return mag_N
+    return ab_magnitude(_floats(table, flux_name))
 
 
 def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from photozhpc.model.checkpoint import load_checkpoint
 from photozhpc.model.engine import Engine, usable
 from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore
-from photozhpc.survey import AB_ZERO_POINT_NJY, Survey
+from photozhpc.survey import Survey, ab_magnitude
 
 MAX_IMAGES = 2000  # sources whose image is kept for the figure: 30 MB
 IMAGE_SIZE = 36  # pixels: 2 arcsec in roman-sim
@@ -129,7 +129,7 @@ def read_latents(
 
 def magnitudes(latents: Latents) -> NDArray[np.float64]:
     """Return mag_NC in the feature aperture, AB, dereddened; NaN where the flux is not positive."""
-    return _ab(latents.flux_NCR[:, :, feature_aperture(latents.survey)])
+    return ab_magnitude(latents.flux_NCR[:, :, feature_aperture(latents.survey)])
 
 
 def concentration(latents: Latents) -> tuple[NDArray[np.float64], str]:
@@ -142,7 +142,7 @@ def concentration(latents: Latents) -> tuple[NDArray[np.float64], str]:
     inner, outer = int(np.argmin(radii)), feature_aperture(latents.survey)
     flux_NR = latents.flux_NCR[:, -1]
     label = f"mag(r < {radii[inner]:g}″) − mag(r < {radii[outer]:g}″)"
-    return _ab(flux_NR[:, inner]) - _ab(flux_NR[:, outer]), label
+    return ab_magnitude(flux_NR[:, inner]) - ab_magnitude(flux_NR[:, outer]), label
 
 
 def feature_aperture(survey: Survey) -> int:
@@ -200,8 +200,3 @@ def _centres(cutout_BCSS: NDArray[np.float32]) -> NDArray[np.float32]:
     start = size // 2 - side // 2
     rgb = [n_bands - 1, (n_bands - 1) // 2, 0]
     return cutout_BCSS[:, rgb, start : start + side, start : start + side]
-
-
-def _ab(flux_njy: NDArray) -> NDArray[np.float64]:
-    flux = np.asarray(flux_njy, dtype=np.float64)
-    return AB_ZERO_POINT_NJY - 2.5 * np.log10(np.where(flux > 0, flux, np.nan))

@@ -15,7 +15,7 @@ from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, open_part
 from photozhpc.errors import CatalogError
 from photozhpc.files.disk import read_fault
 from photozhpc.metrics import pit
-from photozhpc.survey import AB_ZERO_POINT_NJY
+from photozhpc.survey import ab_magnitude
 
 BATCH_ROWS = 1 << 17
 N_SAMPLE = 3000  # up to so many sources are drawn as points; above, densities
@@ -100,7 +100,7 @@ class BandCounts:
             return np.nan
         at = int(np.searchsorted(np.cumsum(self.log_err_E), total / 2))
         error_njy = 10 ** ((_LOG_ERR_EDGES[at] + _LOG_ERR_EDGES[at + 1]) / 2)
-        return float(magnitudes(np.array([DETECTION_SN * error_njy]))[0])
+        return float(ab_magnitude(np.array([DETECTION_SN * error_njy]))[0])
 
 
 @dataclass
@@ -308,17 +308,9 @@ def _magnitude(
     flux_N = aperture_N
     if kind == "total" and columns.total is not None:
         flux_N = floats(table, columns.total)
-    mag_N = magnitudes(flux_N)
+    mag_N = ab_magnitude(flux_N)
     if columns.flux_err is not None:
         mag_N[~(aperture_N >= min_sn * floats(table, columns.flux_err))] = np.nan
-    return mag_N
-
-
-def magnitudes(flux_njy_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return AB magnitudes of fluxes in nJy; NaN where they are not positive."""
-    mag_N = np.full(len(flux_njy_N), np.nan)
-    positive_N = flux_njy_N > 0
-    mag_N[positive_N] = AB_ZERO_POINT_NJY - 2.5 * np.log10(flux_njy_N[positive_N])
     return mag_N
 
 

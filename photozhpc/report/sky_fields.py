@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from photozhpc.extract.extract import OFF_TILE_ID
+from photozhpc.mosaic.grid import unit_vectors
 from photozhpc.report.catalog_scan import floats, read_batches
 
 MAX_FIELDS = 6  # more, or wider ones, are shown on the whole sky
@@ -155,7 +156,7 @@ def _fields(extents: dict[str, _Extent], outlines: dict[str, NDArray[np.float64]
     )
     if not np.isfinite(corners_T82).all():
         return [_all_sky()]
-    vector_T83 = _unit_vectors(corners_T82)
+    vector_T83 = unit_vectors(*np.moveaxis(corners_T82, -1, 0))
     centre_T3 = _normed(vector_T83.mean(axis=1))
     radius_T = np.degrees(np.arccos(np.clip((vector_T83 @ centre_T3[..., None])[..., 0], -1, 1)))
     radius = float(radius_T.max())
@@ -185,9 +186,9 @@ def _around(extent: _Extent, outline_K2: NDArray[np.float64] | None) -> NDArray[
     corners_82 = extent.corners()
     if outline_K2 is None or not np.isfinite(corners_82).all():
         return corners_82
-    edge_83 = _unit_vectors(outline_K2[[0, 2, 5, 7, 10, 12, 15, 17]])
+    edge_83 = unit_vectors(*outline_K2[[0, 2, 5, 7, 10, 12, 15, 17]].T)
     centre_3 = _normed(edge_83.mean(axis=0))
-    middle_3 = _normed(_unit_vectors(corners_82).mean(axis=0))
+    middle_3 = _normed(unit_vectors(*corners_82.T).mean(axis=0))
     return _degrees(edge_83) if middle_3 @ centre_3 >= (edge_83 @ centre_3).min() else corners_82
 
 
@@ -241,11 +242,6 @@ def _plane(ra: float, dec: float) -> WCS:
     wcs.wcs.cunit = ["deg", "deg"]
     wcs.wcs.set()
     return wcs
-
-
-def _unit_vectors(sky_2: NDArray[np.float64]) -> NDArray[np.float64]:
-    ra, dec = np.radians(sky_2[..., 0]), np.radians(sky_2[..., 1])
-    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
 
 
 def _degrees(vector_3: NDArray[np.float64]) -> NDArray[np.float64]:
