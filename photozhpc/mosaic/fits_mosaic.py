@@ -527,7 +527,15 @@ def _band_plane(
         return rows, err, bad
 
     one_error = factor if noise is None else None
-    return BandPlane(path, band.name, image.shape, wcs, scale, read_rows, tuple(notes), one_error)
+    masked = [mask for mask, _ in masks]
+    roles = tuple(
+        role
+        for role, plane in planes.items()
+        if plane is image or any(plane is used for used in (*noise_planes, *masked))
+    )
+    return BandPlane(
+        path, band.name, image.shape, wcs, scale, read_rows, tuple(notes), one_error, roles
+    )
 
 
 def _asinh_scale(path: AnyPath, headers: Sequence[fits.Header]) -> tuple[float, float] | None:

@@ -11,8 +11,9 @@ from PIL import Image
 
 from photozhpc.catalog.photoz_catalog import PhotozFlag
 from photozhpc.errors import StoreError
-from photozhpc.report.catalog_scan import BandColumns, floats, magnitudes
+from photozhpc.report.catalog_scan import BandColumns, floats
 from photozhpc.store import CutoutStore, ShardKey
+from photozhpc.survey import ab_magnitude
 
 _SOFTENING = 8.0  # Q of Lupton et al. (2004)
 _STRETCH_SIGMA = 12.0
@@ -149,7 +150,7 @@ def _captions(table: pa.Table, bands: list[BandColumns]) -> list[tuple[tuple[str
     ood_N = floats(table, "photoz_ood") if "photoz_ood" in named else np.full(len(z_N), np.nan)
     last = bands[-1] if bands else None
     mag_N = (
-        magnitudes(floats(table, last.total or last.flux)) if last else np.full(len(z_N), np.nan)
+        ab_magnitude(floats(table, last.total or last.flux)) if last else np.full(len(z_N), np.nan)
     )
     captions = []
     for z, low, high, ood, mag, flags in zip(
