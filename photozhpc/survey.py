@@ -28,6 +28,11 @@ def ab_magnitude(flux_njy: "NDArray[Any]") -> "NDArray[Any]":
     return AB_ZERO_POINT_NJY - 2.5 * np.log10(np.where(flux_njy > 0, flux_njy, np.nan))
 
 
+def flux_of_ab(magnitude_ab: Any) -> Any:
+    """Return the flux in nJy of AB magnitudes: of a number, or of an array of any shape."""
+    return 10.0 ** (-0.4 * (magnitude_ab - AB_ZERO_POINT_NJY))
+
+
 def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """Return one name, several, or none as a tuple."""
     if value is None:

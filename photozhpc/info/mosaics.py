@@ -18,9 +18,9 @@ from photozhpc.files.fits_length import check_length, unzipped
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import opened_tree
 from photozhpc.mosaic.band_image import DAMAGED
-from photozhpc.mosaic.fits_mosaic import celestial_wcs
-from photozhpc.mosaic.fits_roles import header_bands
+from photozhpc.mosaic.fits_roles import header_bands, is_image
 from photozhpc.mosaic.fits_siblings import sibling_paths
+from photozhpc.mosaic.fits_wcs import celestial_wcs
 from photozhpc.mosaic.tile import open_planes
 from photozhpc.survey import Survey, load_survey, survey_names
 
@@ -94,7 +94,7 @@ def _primary_of_gzip(path: Path) -> dict[str, Any]:
 def _about_fits(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int, int] | None]:
     check_length(plain, path)
     with fits.open(plain, memmap=False) as hdus:
-        images = [hdu for hdu in hdus[:_MAX_EXTENSIONS] if _is_image(hdu)]
+        images = [hdu for hdu in hdus[:_MAX_EXTENSIONS] if is_image(hdu)]
         tables = [hdu for hdu in hdus[:_MAX_EXTENSIONS] if isinstance(hdu, fits.BinTableHDU)]
         if not images:
             tables = [hdu for hdu in tables if not isinstance(hdu, fits.CompImageHDU)]
@@ -118,11 +118,6 @@ def _about_fits(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
             "files_beside": {role: p.name for role, p in sibling_paths(path).items()},
         }
         return found, wcs, (height, width)
-
-
-def _is_image(hdu: Any) -> bool:
-    kinds = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
-    return isinstance(hdu, kinds) and len(hdu.shape) >= 2 and 0 not in hdu.shape
 
 
 def _plane_text(hdu: Any) -> str:
