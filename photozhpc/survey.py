@@ -5,12 +5,13 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any
 
 from photozhpc.config import bundled_configs, read_config
 from photozhpc.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
 _NAME = re.compile(r"[^\W_][\w .+-]{0,99}")
 _PLACEHOLDERS = re.compile(r"\{tile(?::[^{}]*)?\}|\{band\}")
@@ -18,10 +19,17 @@ MAX_CUTOUT_PIX = 2048
 AB_ZERO_POINT_NJY = 31.4
 
 
-def ab_magnitude(flux_njy: ArrayLike) -> NDArray[np.float64]:
+def ab_magnitude(flux_njy: "ArrayLike") -> "NDArray[Any]":
     """Return m_AB = 31.4 - 2.5 log10(flux / nJy); NaN where the flux is not positive."""
+    import numpy as np  # commands that need no arrays start without it
+
     flux = np.asarray(flux_njy, np.float64)
     return AB_ZERO_POINT_NJY - 2.5 * np.log10(np.where(flux > 0, flux, np.nan))
+
+
+def flux_of_ab(magnitude_ab: Any) -> Any:
+    """Return the flux in nJy of AB magnitudes: of a number, or of an array of any shape."""
+    return 10.0 ** (-0.4 * (magnitude_ab - AB_ZERO_POINT_NJY))
 
 
 def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -114,11 +114,13 @@ def settled(path: Path) -> bytes:
     if path.suffix in (".json", ".jsonl"):
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         return json.dumps([_settled_json(json.loads(line)) for line in lines]).encode()
-    if path.suffix == ".fits" :
+    if path.suffix == ".fits":
         from astropy.io import fits
 
         with fits.open(path) as hdus:
-            cards = [str(c) for h in hdus for c in h.header.cards if not UNSETTLED.search(str(c).lower())]
+            cards = [
+                str(c) for h in hdus for c in h.header.cards if not UNSETTLED.search(str(c).lower())
+            ]
             return repr(cards).encode() + b"".join(
                 b"" if h.data is None else np.ascontiguousarray(h.data).tobytes() for h in hdus
             )
@@ -128,8 +130,11 @@ def settled(path: Path) -> bytes:
         parts: list[bytes] = []
         with h5py.File(path) as file:
             file.visititems(
-                lambda name, item: parts.append(name.encode() + np.asarray(item).tobytes())
-                if isinstance(item, h5py.Dataset) and "version" not in name else None
+                lambda name, item: (
+                    parts.append(name.encode() + np.asarray(item).tobytes())
+                    if isinstance(item, h5py.Dataset) and "version" not in name
+                    else None
+                )
             )
         return b"".join(parts)
     return path.read_bytes()

@@ -148,9 +148,9 @@ def extract(
     as_json: bool,
 ) -> None:
     """Measure sources on mosaics and cut them out into a store; run again to continue."""
-    from photozhpc.extract.extract import extract as run
+    from photozhpc.extract.extract import extract
 
-    summary = run(
+    summary = extract(
         load_survey(survey),
         mosaics,
         store,

@@ -2,12 +2,8 @@
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,15 +22,15 @@ from photozhpc.extract.extract import (
     depths_on_tiles,
     find_mosaics,
     mosaics_stamp,
-    unit_vectors,
 )
 from photozhpc.files.disk import remove_stale_partials, write_durably
 from photozhpc.files.objects import AnyPath
 from photozhpc.mosaic.detect import REPEAT_PIX, detect_sources, first_sightings
 from photozhpc.mosaic.footprint import Footprint, read_footprints
+from photozhpc.mosaic.grid import unit_vectors
 from photozhpc.mosaic.tile import read_tile
 from photozhpc.survey import Survey, names_of
-from photozhpc.workers.signals import die_with_parent, signals_held_back
+from photozhpc.workers.pool import run_jobs
 
 _STAMP_KEY = b"photozhpc.detection"
 _NUMBER_BITS = 24  # 16 million sources a tile; 39 bits are left for the tile's name
@@ -76,7 +72,7 @@ def make_source_list(
 
     Args:
         threshold, min_area_pix: see `detect_sources`.
-        workers: processes; default: one a core, but not more than tiles.
+        workers: processes; default: one per core, but not more than tiles.
         progress: called with tiles done and in all.
 
     Raises:
@@ -90,8 +86,8 @@ def make_source_list(
             f"threshold and min_area_pix must be positive, got {threshold}, {min_area_pix}"
         )
     notes: list[str] = []
-    found = find_mosaics(mosaics, survey, notes)
-    check_names(found)
+    tile_mosaics = find_mosaics(mosaics, survey, notes)
+    check_names(tile_mosaics)
     made_from = [
         {
             "tile": tile_id,
@@ -101,7 +97,7 @@ def make_source_list(
             "min_area_pix": min_area_pix,
             "version": __version__,
         }
-        for tile_id, bands in found.items()
+        for tile_id, bands in tile_mosaics.items()
     ]
     stamps = [_digest(one) for one in made_from]
     whole = _digest(stamps)
@@ -111,7 +107,7 @@ def make_source_list(
                 f"{out}: is there already, and was not made of these mosaics in this way; choose "
                 f"another --out or delete that one"
             )
-        return _present(out, len(found))
+        return _present(out, len(tile_mosaics))
 
     folder = out.with_name(f".{out.name}.tiles")
     try:
@@ -119,18 +115,18 @@ def make_source_list(
     except OSError as error:
         raise RunError(f"{folder}: cannot be made ({error.strerror})") from error
     remove_stale_partials(folder)
-    parts = [folder / f"{tile_id}.parquet" for tile_id in found]
-    due = [
+    parts = [folder / f"{tile_id}.parquet" for tile_id in tile_mosaics]
+    jobs = [
         (survey, bands, part, stamp, threshold, min_area_pix)
-        for bands, part, stamp in zip(found.values(), parts, stamps, strict=True)
+        for bands, part, stamp in zip(tile_mosaics.values(), parts, stamps, strict=True)
         if not part.exists() or _read_stamp(part) != stamp
     ]
     try:
-        notes += _detect_all(due, len(found), workers, progress, out)
-        table, repeats = _join(survey, found, parts)
+        notes += _detect_all(jobs, len(tile_mosaics), workers, progress, out)
+        table, repeats = _join(survey, tile_mosaics, parts)
     except (OSError, RunError):
         if _read_stamp(out) == whole:  # by a twin of this run, which then cleared away the parts
-            return _present(out, len(found))
+            return _present(out, len(tile_mosaics))
         raise
     if not len(table):
         raise SourceListError(
@@ -139,7 +135,7 @@ def make_source_list(
         )
     _write(table, out, whole)
     shutil.rmtree(folder, ignore_errors=True)
-    return DetectSummary(len(found), len(table), repeats, False, tuple(sorted(notes)))
+    return DetectSummary(len(tile_mosaics), len(table), repeats, False, tuple(sorted(notes)))
 
 
 def _present(out: Path, n_tiles: int) -> DetectSummary:
@@ -151,13 +147,13 @@ def tile_number(tile_id: str) -> int:
     return int.from_bytes(hashlib.sha256(tile_id.encode()).digest()[:8]) >> (_NUMBER_BITS + 1)
 
 
-def check_names(found: dict[str, Any]) -> None:
+def check_names(tile_mosaics: dict[str, Any]) -> None:
     """Check that no two tiles share a number.
 
     Raises:
         SourceListError: two do: one chance in a hundred for 100 000 tiles.
     """
-    numbered = sorted((tile_number(tile_id), tile_id) for tile_id in found)
+    numbered = sorted((tile_number(tile_id), tile_id) for tile_id in tile_mosaics)
     for (number, tile_id), (other, other_id) in pairwise(numbered):
         if number == other:
             raise SourceListError(
@@ -167,42 +163,24 @@ def check_names(found: dict[str, Any]) -> None:
 
 
 def _detect_all(
-    due: list[tuple],
+    jobs: list[tuple[Any, ...]],
     n_tiles: int,
     workers: int | None,
     progress: Callable[[int, int], None],
     out: Path,
 ) -> list[str]:
-    """Search the tiles that are due, in processes; return notes on their mosaics."""
+    """Search the tiles that are left, in processes; return notes on their mosaics."""
     notes: list[str] = []
-    done = n_tiles - len(due)
+    done = n_tiles - len(jobs)
     progress(done, n_tiles)
-    n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(due)))
-    if n_workers == 1:
-        for job in due:
-            notes += _detect_tile(*job)
-            done += 1
-            progress(done, n_tiles)
-        return notes
-    try:
-        with signals_held_back():
-            context = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(n_workers, context, die_with_parent)
-            futures = [pool.submit(_detect_tile, *job) for job in due]
-        for future in as_completed(futures):
-            notes += future.result()
-            done += 1
-            progress(done, n_tiles)
-        pool.shutdown()
-    except BrokenProcessPool:
-        raise RunError(
-            f"a process was killed while detecting sources for {out} (out of memory?); run the "
-            f"same command again, with fewer --workers"
-        ) from None
-    except BaseException:
-        for process in multiprocessing.active_children():
-            process.kill()  # a tile's part is there whole or not at all
-        raise
+
+    def finished(_: int, tile_notes: list[str]) -> None:
+        nonlocal done
+        notes.extend(tile_notes)
+        done += 1
+        progress(done, n_tiles)
+
+    run_jobs(_detect_tile, jobs, workers, f"detecting sources for {out}", finished)
     return notes
 
 
@@ -217,27 +195,33 @@ def _detect_tile(
     """Search one tile, write what was found, return notes on its mosaics."""
     tile = read_tile(bands.get(ALL_BANDS, bands), survey)
     check_pixel_scale(tile, survey)
-    found = detect_sources(tile, survey, threshold, min_area_pix)
-    if len(found.y_N) >= 1 << _NUMBER_BITS:
-        raise SourceListError(f"tile '{part.stem}' has {len(found.y_N)} sources; cut it up")
-    ra_N, dec_N = tile.pixel_to_sky(found.y_N, found.x_N)
-    columns = {"y": found.y_N, "x": found.x_N, "ra": ra_N, "dec": dec_N, "flags": found.flags_N}
+    detected = detect_sources(tile, survey, threshold, min_area_pix)
+    if len(detected.y_N) >= 1 << _NUMBER_BITS:
+        raise SourceListError(f"tile '{part.stem}' has {len(detected.y_N)} sources; cut it up")
+    ra_N, dec_N = tile.pixel_to_sky(detected.y_N, detected.x_N)
+    columns = {
+        "y": detected.y_N,
+        "x": detected.x_N,
+        "ra": ra_N,
+        "dec": dec_N,
+        "flags": detected.flags_N,
+    }
     _write(pa.table(columns), part, stamp)
     missing = [f"no mosaic of band {band}" for band in tile.missing_bands]
     return [f"tile '{part.stem}': {note}" for note in (*missing, *tile.notes)]
 
 
 def _join(
-    survey: Survey, found: dict[str, dict[str, AnyPath]], parts: list[Path]
+    survey: Survey, tile_mosaics: dict[str, dict[str, AnyPath]], parts: list[Path]
 ) -> tuple[pa.Table, int]:
     """Return the list of all tiles, each source once, and how many repeats were left out."""
-    footprints = list(read_footprints(found, survey).values())
+    footprints = list(read_footprints(tile_mosaics, survey).values())
     tables = [pq.read_table(part) for part in parts]
     tile_N = np.repeat(np.arange(len(parts)), [len(table) for table in tables])
     joined = pa.concat_tables(tables)
     ra_N, dec_N = joined["ra"].to_numpy(), joined["dec"].to_numpy()
     number_N = np.concatenate([np.arange(len(table)) for table in tables])
-    names = list(found)
+    names = list(tile_mosaics)
     id_T = np.array([tile_number(name) << _NUMBER_BITS for name in names], np.int64)
     keep_N = _kept_once(ra_N, dec_N, tile_N, footprints, survey.pixel_scale_arcsec)
     columns = survey.source_columns

@@ -2,23 +2,19 @@
 
 import hashlib
 import io
-import multiprocessing
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from photozhpc.errors import MosaicError, RunError, StoreError
+from photozhpc.errors import MosaicError, StoreError
 from photozhpc.files.disk import files_below, remove_stale_partials
 from photozhpc.files.objects import AnyPath, ObjectPath, list_objects, location
 from photozhpc.logs import LOG
@@ -26,6 +22,7 @@ from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.duplicates import one_of_each
 from photozhpc.mosaic.fits_siblings import without_siblings
 from photozhpc.mosaic.footprint import Footprint, read_footprints
+from photozhpc.mosaic.grid import unit_vectors
 from photozhpc.mosaic.measure import Photometry, forced_photometry, noise_weights
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.tile import Tile, read_tile
@@ -38,9 +35,9 @@ from photozhpc.sources.find import (
 from photozhpc.sources.read import Sources
 from photozhpc.store.cutout_store import TILE_ID, CutoutStore, check_local
 from photozhpc.store.rounding import round_pixels, rounding_step
-from photozhpc.store.schema import Measurements
+from photozhpc.store.schema import Measurements, StoreIndex
 from photozhpc.survey import Survey, names_of
-from photozhpc.workers.signals import die_with_parent, signals_held_back
+from photozhpc.workers.pool import run_jobs
 
 OFF_TILE_ID = "off-tile"
 ALL_BANDS = "*"
@@ -127,24 +124,24 @@ def find_mosaics(
         if claimed and not survey.prefer_mosaics:
             raise MosaicError(f"{claimed[0]} and {file} are both band {band} of tile '{tile_id}'")
         claimed.append(file)
-    found = one_of_each(claims, survey, notes)
-    if OFF_TILE_ID in found:
+    tile_mosaics = one_of_each(claims, survey, notes)
+    if OFF_TILE_ID in tile_mosaics:
         raise MosaicError(f"{where}: a tile cannot be called '{OFF_TILE_ID}'; rename its mosaics")
-    for tile_id, bands in found.items():
+    for tile_id, bands in tile_mosaics.items():
         if not TILE_ID.fullmatch(tile_id):
             raise MosaicError(
                 f"{next(iter(bands.values()))}: the tile's name '{tile_id}' will be a folder of "
                 f"the store: use letters, digits, . _ + -"
             )
-    if not found:
+    if not tile_mosaics:
         if not files:
             raise MosaicError(f"{where}: no such folder or files; give --mosaics DIR_OR_GLOB")
         raise MosaicError(
-            f"{where}: none of {len(files)} files is called like a mosaic of survey "
+            f"{where}: none of {len(files)} files has a name like the mosaics of survey "
             f"'{survey.name}' ({' or '.join(names_of(survey.mosaic_pattern))}, "
             f"bands {' '.join(survey.band_names)})"
         )
-    return found
+    return tile_mosaics
 
 
 def extract(
@@ -165,7 +162,7 @@ def extract(
         mosaics: folder (searched with its subfolders) or glob.
         source_lists: files; default: those beside the mosaics.
         size: side of the cutouts, pixels; default: the survey's.
-        workers: processes; default: one a core, but not more than tiles.
+        workers: processes; default: one per core, but not more than tiles.
         share: (i, n): do the i-th of n equal shares of the tiles, from 0; others do the rest.
         ebv_map: where E(B-V) of sources whose list has none is from; see `dust.EBV_MAPS`.
         progress: called with sources done and in all.
@@ -176,13 +173,13 @@ def extract(
     map_text = describe_map(ebv_map)
     check_local(store_path)
     notes: list[str] = []
-    found = find_mosaics(mosaics, survey, notes)
+    tile_mosaics = find_mosaics(mosaics, survey, notes)
     lists = list(source_lists) or find_source_lists(mosaics, survey, notes)
     joined = read_survey_lists(lists, survey)
     notes += joined.notes
-    footprints = read_footprints(found, survey)
+    footprints = read_footprints(tile_mosaics, survey)
     tile_N = assign_tiles(joined.sources, list(footprints.values()))
-    kept_N = sources_to_measure(joined, lists, tile_N, list(found), survey, notes)
+    kept_N = sources_to_measure(joined, lists, tile_N, list(tile_mosaics), survey, notes)
     sources, tile_N = joined.sources[kept_N], tile_N[kept_N]
     without_ebv_M = np.flatnonzero(np.isnan(sources.ebv_N))
     fill_ebv(sources[without_ebv_M[:1]], ebv_map)  # a map that cannot be had stops it here
@@ -194,58 +191,40 @@ def extract(
     remove_stale_partials(store.path / ".manifests")
 
     jobs: list[tuple[str, dict[str, AnyPath] | None, Sources]] = []
-    for index, tile_id in enumerate(found):
-        jobs.append((tile_id, found[tile_id], sources[np.flatnonzero(tile_N == index)]))
+    for index, tile_id in enumerate(tile_mosaics):
+        jobs.append((tile_id, tile_mosaics[tile_id], sources[np.flatnonzero(tile_N == index)]))
     off_tile = sources[np.flatnonzero(tile_N == -1)]
     if len(off_tile):
         jobs.append((OFF_TILE_ID, None, off_tile))
-    store.declare({tile_id: _sources_digest(some, ebv_map) for tile_id, _, some in jobs})
+    store.declare(
+        {tile_id: _sources_digest(tile_sources, ebv_map) for tile_id, _, tile_sources in jobs}
+    )
     jobs = jobs[share[0] :: share[1]]
     present = store.tiles()
     for tile_id, bands, _ in jobs:
         if tile_id in present:
             _check_same_mosaics(store, tile_id, bands)
-    due = [job for job in jobs if job[0] not in present]
+    missing = [job for job in jobs if job[0] not in present]
 
-    total = sum(len(some) for _, _, some in jobs)
-    done = sum(len(some) for tile_id, _, some in jobs if tile_id in present)
+    total = sum(len(job[2]) for job in jobs)
+    done = sum(len(job[2]) for job in jobs if job[0] in present)
     progress(done, total)
-    n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(due)))
-    if n_workers == 1:
-        for tile_id, bands, some in due:
-            notes += _ingest_tile(store.path, tile_id, bands, some, ebv_map)
-            done += len(some)
-            progress(done, total)
-    else:
-        context = multiprocessing.get_context("spawn")
-        threads = max(1, len(os.sched_getaffinity(0)) // n_workers)
-        try:
-            with signals_held_back():
-                setting = (_begin_worker, (threads,))
-                pool = ProcessPoolExecutor(n_workers, context, *setting)
-                futures = {
-                    pool.submit(_ingest_tile, store.path, *job, ebv_map): len(job[2]) for job in due
-                }
-            for future in as_completed(futures):
-                notes += future.result()
-                done += futures[future]
-                progress(done, total)
-            pool.shutdown()
-        except BrokenProcessPool:
-            raise RunError(
-                f"a process was killed while extracting to {store.path} (out of memory?); run "
-                f"the same command again, with fewer --workers"
-            ) from None
-        except BaseException:
-            for process in multiprocessing.active_children():
-                process.kill()  # a tile is there whole or not at all
-            raise
+
+    def finished(index: int, tile_notes: list[str]) -> None:
+        nonlocal done
+        notes.extend(tile_notes)
+        done += len(missing[index][2])
+        progress(done, total)
+
+    arguments = [(store.path, *job, ebv_map) for job in missing]
+    run_jobs(_extract_tile, arguments, workers, f"extracting to {store.path}", finished)
+    written = store.index()
     return ExtractSummary(
-        tiles=len(store.tiles()),
-        sources=len(store),
-        skipped_tiles=len(jobs) - len(due),
+        tiles=len(written.tiles),
+        sources=written.n_sources,
+        skipped_tiles=len(jobs) - len(missing),
         off_tile=len(off_tile),
-        bytes_per_cutout=_bytes_per_cutout(store),
+        bytes_per_cutout=_bytes_per_cutout(store, written),
         notes=tuple(sorted(notes)),
     )
 
@@ -284,13 +263,7 @@ def depths_on_tiles(
         yield index, near_M, np.minimum.reduce(edges_4M)
 
 
-def _begin_worker(threads: int) -> None:
-    die_with_parent()
-    # As many as NUMBA_NUM_THREADS lets it have.
-    numba.set_num_threads(min(threads, numba.get_num_threads()))
-
-
-def _ingest_tile(
+def _extract_tile(
     store_path: Path,
     tile_id: str,
     bands: dict[str, AnyPath] | None,
@@ -453,13 +426,6 @@ def _sources_digest(sources: Sources, ebv_map: str) -> str:
     return digest.hexdigest()
 
 
-def _bytes_per_cutout(store: CutoutStore) -> float:
-    files = (file for tile in store.tiles() for file in (store.path / tile / "cutout").rglob("*"))
-    return sum(file.stat().st_size for file in files if file.is_file()) / max(len(store), 1)
-
-
-def unit_vectors(ra_N: NDArray, dec_N: NDArray) -> NDArray[np.float64]:
-    ra_N, dec_N = np.radians(ra_N), np.radians(dec_N)
-    return np.stack(
-        [np.cos(dec_N) * np.cos(ra_N), np.cos(dec_N) * np.sin(ra_N), np.sin(dec_N)], axis=-1
-    )
+def _bytes_per_cutout(store: CutoutStore, index: StoreIndex) -> float:
+    files = (file for tile in index.tiles for file in (store.path / tile / "cutout").rglob("*"))
+    return sum(file.stat().st_size for file in files if file.is_file()) / max(index.n_sources, 1)

@@ -8,6 +8,7 @@ from photozhpc.errors import PhotozError
 from photozhpc.survey import Survey
 
 _MAX_ITEMS = 12
+_BY_NAME = ("columns", "planes", "roles", "njy_per_unit")  # keyed by names of the file itself
 
 
 def about(path: str | Path, survey: Survey | None = None) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def _shown(key: str, value: Any) -> str:
         # A digest in the middle of a line is no use to anybody.
         known = {k: v for k, v in value.items() if not str(k).endswith("sha256")}
         items = [
-            f"{k} {_shown('', v)}".replace("_", " ") if key != "columns" else f"{k} {v}"
+            f"{k if key in _BY_NAME else str(k).replace('_', ' ')} {_shown('', v)}"
             for k, v in known.items()
         ]
         text = f"{len(value)}: {_some(items)}" if key == "columns" else _some(items)

@@ -18,14 +18,13 @@ from photozhpc.files.fits_length import check_length, unzipped
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import opened_tree
 from photozhpc.mosaic.band_image import DAMAGED
-from photozhpc.mosaic.fits_mosaic import celestial_wcs
-from photozhpc.mosaic.fits_roles import header_bands
+from photozhpc.mosaic.fits_roles import header_bands, is_image
 from photozhpc.mosaic.fits_siblings import sibling_paths
+from photozhpc.mosaic.fits_wcs import celestial_wcs
 from photozhpc.mosaic.tile import open_planes
 from photozhpc.survey import Survey, load_survey, survey_names
 
 _MAX_PACKED_BYTES = 256 << 20  # of gzip, to be unpacked to look into it
-_ERROR_WORDS = ("ERR", "RMS", "SIGMA", "UNC", "STD", "VAR", "IVM", "IVAR", "WHT", "WEIGHT", "WT")
 _EXPOSURE_KEYS = ("EXPTIME", "TEXPTIME", "XPOSURE")
 _MAX_EXTENSIONS = 200
 
@@ -95,7 +94,7 @@ def _primary_of_gzip(path: Path) -> dict[str, Any]:
 def _about_fits(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int, int] | None]:
     check_length(plain, path)
     with fits.open(plain, memmap=False) as hdus:
-        images = [hdu for hdu in hdus[:_MAX_EXTENSIONS] if _is_image(hdu)]
+        images = [hdu for hdu in hdus[:_MAX_EXTENSIONS] if is_image(hdu)]
         tables = [hdu for hdu in hdus[:_MAX_EXTENSIONS] if isinstance(hdu, fits.BinTableHDU)]
         if not images:
             tables = [hdu for hdu in tables if not isinstance(hdu, fits.CompImageHDU)]
@@ -105,7 +104,6 @@ def _about_fits(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
         first = images[0]
         wcs = celestial_wcs(path, hdus, first)
         names = {f"{hdu.name or 'PRIMARY'}": _plane_text(hdu) for hdu in images}
-        words = {word for name in names for word in name.upper().replace("-", "_").split("_")}
         headers = (first.header, hdus[0].header)
         height, width = (int(n) for n in first.shape[-2:])
         found = {
@@ -117,15 +115,9 @@ def _about_fits(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
             "unit": next((str(h["BUNIT"]) for h in headers if h.get("BUNIT")), None),
             "filter": next((text for _, text in header_bands(*headers)), None),
             "exposure_s": next((e for h in headers if (e := _first(h, _EXPOSURE_KEYS))), None),
-            "has_errors": bool(words & set(_ERROR_WORDS)),
             "files_beside": {role: p.name for role, p in sibling_paths(path).items()},
         }
         return found, wcs, (height, width)
-
-
-def _is_image(hdu: Any) -> bool:
-    kinds = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
-    return isinstance(hdu, kinds) and len(hdu.shape) >= 2 and 0 not in hdu.shape
 
 
 def _plane_text(hdu: Any) -> str:
@@ -167,7 +159,6 @@ def _about_asdf(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
             raise MosaicError(f"{path}: 'data' must have two axes, it has shape {shape}")
         wcs = meta.get("wcs")
         instrument, coadd = meta.get("instrument", {}), meta.get("coadd_info", {})
-        noise = {"err", "weight", "var_poisson", "var_rnoise", "var_flat", "var_sky"}
         found = {
             "kind": "mosaic",
             "path": str(path),
@@ -177,7 +168,6 @@ def _about_asdf(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
             "unit": str(getattr(roman["data"], "unit", None) or "MJy/sr"),
             "filter": instrument.get("optical_element") or instrument.get("filter"),
             "exposure_s": coadd.get("exposure_time"),
-            "has_errors": bool(noise & set(shapes)),
         }
         usable = wcs is not None and not isinstance(wcs, Mapping | str) and len(shape) == 2
         return found, wcs if usable else None, (shape[-2], shape[-1])
@@ -197,6 +187,8 @@ def _calibrated(
                 found["survey"] = candidate.name
                 found["survey_guessed"] = guessed or None
                 found["bands"] = [plane.band for plane in planes]
+                found["roles"] = {plane.band: list(plane.roles) for plane in planes}
+                found["has_errors"] = all(plane.one_error is None for plane in planes)
                 found["njy_per_unit"] = {p.band: float(p.njy_per_unit) for p in planes}
                 found["notes"] = [note for plane in planes for note in plane.notes]
                 wcs, shape_HW = planes[0].wcs, planes[0].shape_HW

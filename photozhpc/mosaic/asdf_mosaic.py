@@ -236,6 +236,7 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
                     f"{path}: '{name}' has shape {tuple(plane.shape)}, 'data' {(height, width)}"
                 )
             del planes[name]
+    roles = ("image", *(name for name in planes if name not in _VARIANCES or "err" not in planes))
     variances = [planes.pop(name) for name in _VARIANCES if name in planes]
     notes: tuple[str, ...] = ()
     constant = np.nan
@@ -270,7 +271,8 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
         return image, err, bad
 
     one_error = constant if notes else None
-    return BandPlane(path, band.name, (height, width), wcs, scale, read_rows, notes, one_error)
+    shape_HW = (height, width)
+    return BandPlane(path, band.name, shape_HW, wcs, scale, read_rows, notes, one_error, roles)
 
 
 def _array(node: Any) -> tuple[Any, str | None]:

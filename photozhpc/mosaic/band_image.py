@@ -56,6 +56,7 @@ class BandPlane:
         read_rows: (first, last + 1) -> image and 1-sigma error in the file's unit and bad
             pixels; None for what the file does not have.
         notes: what a user should know: an estimated error, a skipped plane.
+        roles: of the planes of the file, and of files beside it, that are read.
         one_error: the error, where it is one number estimated from a part of the image (not
             above 0: that failed); None where the file has errors.
     """
@@ -68,6 +69,7 @@ class BandPlane:
     read_rows: Callable[[int, int], Rows]
     notes: tuple[str, ...] = ()
     one_error: float | None = None
+    roles: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager

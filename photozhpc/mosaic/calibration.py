@@ -10,7 +10,7 @@ from astropy import units as u
 from astropy.io import fits
 
 from photozhpc.errors import MosaicError
-from photozhpc.survey import AB_ZERO_POINT_NJY, Band
+from photozhpc.survey import Band, flux_of_ab
 
 SR_PER_ARCSEC2 = (math.pi / (180 * 3600)) ** 2
 
@@ -92,7 +92,7 @@ def njy_per_unit(
                 f"BUNIT '{stated}' counts from magnitudes that are not AB ({why}); {_advice(band)}"
             )
     if band.zero_point_ab is not None:
-        return _from_zero_point(band.zero_point_ab)
+        return flux_of_ab(band.zero_point_ab)
     is_rate = not stated or is_count_rate(unit)
     if not is_rate and not _is_one(parsed, u.ct):
         raise MosaicError(
@@ -102,7 +102,7 @@ def njy_per_unit(
     flam, plam, fnu = (_stated(headers, key) for key in ("PHOTFLAM", "PHOTPLAM", "PHOTFNU"))
     if flam and plam:
         zero_point = -2.5 * math.log10(flam) - 5 * math.log10(plam) - 2.408
-        return _from_zero_point(zero_point) / (1.0 if is_rate else _seconds(headers, band))
+        return flux_of_ab(zero_point) / (1.0 if is_rate else _seconds(headers, band))
     if fnu:
         return fnu * 1e9 / (1.0 if is_rate else _seconds(headers, band))
     return _from_header(headers, band)
@@ -171,13 +171,13 @@ def _from_header(headers: Sequence[fits.Header], band: Band) -> float | None:
     if max(found.values()) - min(found.values()) > _MAX_DISAGREEMENT_MAG:
         raise MosaicError(f"its zero points disagree ({shown}); {_advice(band)}")
     if first in _AB_KEYS:
-        return _from_zero_point(found[first])
+        return flux_of_ab(found[first])
     why = _not_ab(headers, found)
     if why is None and set(found) <= set(_KEYS_IF_AB) and not _says_ab(headers, found):
         why = "the header does not say which system's it is"
     if why is not None:
         raise MosaicError(f"its zero point ({shown}) may not be AB: {why}; {_advice(band)}")
-    return _from_zero_point(found[first])
+    return flux_of_ab(found[first])
 
 
 def _not_ab(headers: Sequence[fits.Header], keys: Iterable[str] = ()) -> str | None:
@@ -277,7 +277,3 @@ def _is_flux(unit: u.UnitBase | None) -> bool:
 
 def _is_one(unit: u.UnitBase | None, target: u.UnitBase) -> bool:
     return unit is not None and unit.is_equivalent(target) and math.isclose(unit.to(target), 1)
-
-
-def _from_zero_point(zero_point_ab: float) -> float:
-    return 10 ** (0.4 * (AB_ZERO_POINT_NJY - zero_point_ab))

@@ -100,7 +100,7 @@ def _pixel_sides(wcs: Any, shape_HW: tuple[int, int]) -> tuple[FloatN, FloatN]:
     """The step on the unit sphere of one pixel along x, and along y, in the middle of the grid."""
     y, x = (shape_HW[0] - 1) / 2, (shape_HW[1] - 1) / 2
     lon, lat = _forward(wcs, np.array([y, y, y - 0.5, y + 0.5]), np.array([x - 0.5, x + 0.5, x, x]))
-    vector = _unit_vectors(lon, lat)
+    vector = unit_vectors(lon, lat)
     return vector[1] - vector[0], vector[3] - vector[2]
 
 
@@ -171,11 +171,12 @@ def _in_axis_order(wcs: WCS, lon: FloatN, lat: FloatN) -> tuple[FloatN, FloatN]:
 
 
 def _separation_deg(lon: FloatN, lat: FloatN, lon_other: FloatN, lat_other: FloatN) -> FloatN:
-    chord = np.linalg.norm(_unit_vectors(lon, lat) - _unit_vectors(lon_other, lat_other), axis=-1)
+    chord = np.linalg.norm(unit_vectors(lon, lat) - unit_vectors(lon_other, lat_other), axis=-1)
     return np.asarray(np.degrees(2 * np.arcsin(np.minimum(chord / 2, 1))))
 
 
-def _unit_vectors(lon: FloatN, lat: FloatN) -> FloatN:
+def unit_vectors(lon: FloatN, lat: FloatN) -> FloatN:
+    """Return (N, 3): the directions of places on the sky, given in degrees."""
     lon, lat = np.radians(lon), np.radians(lat)
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import StoreError
-from photozhpc.survey import AB_ZERO_POINT_NJY, Survey
+from photozhpc.survey import Survey, flux_of_ab
 
 NJY_PER_UJY = 1000.0
 # AB magnitude of one electron per second in the CANDELS mosaics: the ACS values of the CANDELS
@@ -83,4 +83,4 @@ def njy_per_count(
             f"{len(survey.bands)} zero points are needed ({' '.join(survey.band_names)}), got "
             f"{list(zero_point_ab_C)}"
         )
-    return (10 ** (0.4 * (AB_ZERO_POINT_NJY - np.asarray(zero_point_ab_C)))).astype(np.float32)
+    return flux_of_ab(np.asarray(zero_point_ab_C)).astype(np.float32)

@@ -18,7 +18,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from photozhpc.evaluation.catalog_columns import floats
-from photozhpc.extract.extract import OFF_TILE_ID, unit_vectors
+from photozhpc.extract.extract import OFF_TILE_ID
+from photozhpc.mosaic.grid import unit_vectors
 from photozhpc.report.catalog_scan import read_batches
 
 MAX_FIELDS = 6  # more, or wider ones, are shown on the whole sky

@@ -1,6 +1,5 @@
 """What surveys and spectrographs know of the sources: positions, E(B-V), some redshifts."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from photozhpc.files.disk import replacing
 from photozhpc.sky.population import Population
 from photozhpc.sky.sed import Floats
+from photozhpc.survey import ab_magnitude
 
 
 def label_probability(sources: Population, bands: tuple[str, ...], label_fraction: float) -> Floats:
@@ -23,7 +24,7 @@ def label_probability(sources: Population, bands: tuple[str, ...], label_fractio
     if not galaxy_N.any() or label_fraction == 0.0:
         return np.zeros(len(sources))
     flux_NC = np.maximum(sources.flux_njy_NC, 1e-6)
-    magnitude_N = 31.4 - 2.5 * np.log10(sources.reference_njy_N)
+    magnitude_N = ab_magnitude(sources.reference_njy_N)
     colour_N = np.clip(-2.5 * np.log10(flux_NC[:, 0] / flux_NC[:, -1]), -1.0, 5.0)
     score_N = (
         -0.7 * (magnitude_N - 23.5)
@@ -97,7 +98,7 @@ def write_truth(
         "angle_rad": sources.angle_rad_N.astype(np.float32),
     }
     for c, band in enumerate(bands):
-        magnitude_N = 31.4 - 2.5 * np.log10(np.maximum(flux_NC[:, c], 1e-12))
+        magnitude_N = ab_magnitude(np.maximum(flux_NC[:, c], 1e-12))
         columns[f"mag_{band.lower()}"] = magnitude_N.astype(np.float32)
         share_N = sources.bulge_njy_NC[:, c] / np.maximum(flux_NC[:, c], 1e-12)
         columns[f"bulge_to_total_{band.lower()}"] = share_N.astype(np.float32)
@@ -105,10 +106,6 @@ def write_truth(
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write Parquet under a temporary name, then rename."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
+    """Write Parquet; atomic."""
+    with replacing(path) as partial:
         pq.write_table(table, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """Roman level-3 mosaic files: WCS and ASDF writing with roman_datamodels."""
 
 import inspect
-import os
 from pathlib import Path
 
 import asdf
@@ -14,6 +13,7 @@ from astropy.modeling import models
 from astropy.time import Time
 from roman_datamodels import datamodels
 
+from photozhpc.files.disk import replacing
 from photozhpc.sky.observe import Observed
 
 NJY_TO_MJY = 1e-15
@@ -90,15 +90,10 @@ def write_mosaic(
     meta.statistics.image_rms = float(np.std(sample))
     meta.wcs = wcs
     _fill_wcsinfo(meta.wcsinfo, wcs, size, centre_deg, pixel_scale_arcsec)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with asdf.AsdfFile({"roman": model._instance}) as file:
-            for name in ("err", "weight", "context", "var_poisson", "var_rnoise"):
-                file.set_array_compression(file["roman"][name], "lz4")
-            file.write_to(partial, **NO_CHECKSUMS)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, asdf.AsdfFile({"roman": model._instance}) as file:
+        for name in ("err", "weight", "context", "var_poisson", "var_rnoise"):
+            file.set_array_compression(file["roman"][name], "lz4")
+        file.write_to(partial, **NO_CHECKSUMS)
 
 
 def _fill_wcsinfo(

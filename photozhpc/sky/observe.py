@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from photozhpc.errors import ConfigError, did_you_mean
 from photozhpc.sky.sed import Floats, roman_bandpasses
 from photozhpc.sky.sky_config import SkyConfig
+from photozhpc.survey import AB_ZERO_POINT_NJY, flux_of_ab
 
 Plane = NDArray[np.float32]
 # Bits of mantissa kept of planes that are smooth, so that they compress: 0.4% and 1.6%.
@@ -41,13 +42,13 @@ def sky_sigma_njy(bands: tuple[str, ...], config: SkyConfig, noise_area_C: Float
             known = did_you_mean(band, config.depth_ab)
             raise ConfigError(f"depth_ab has no depth for band '{band}'{known}")
     depth_C = np.array([config.depth_ab[band] for band in bands])
-    return 10.0 ** (-0.4 * (depth_C - 31.4)) / 5.0 / np.sqrt(noise_area_C)
+    return flux_of_ab(depth_C) / 5.0 / np.sqrt(noise_area_C)
 
 
 def electrons_per_njy(band: str, exposure_time_s: float) -> float:
     """Detected photons per nJy in the exposure, from GalSim's Roman zero points."""
     zero_point = roman_bandpasses()[band.upper()].zeropoint  # one photon per second per cm2
-    rate = 10.0 ** (-0.4 * (31.4 - zero_point)) * galsim.roman.collecting_area
+    rate = 10.0 ** (-0.4 * (AB_ZERO_POINT_NJY - zero_point)) * galsim.roman.collecting_area
     return float(rate * exposure_time_s)
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from photozhpc.sky.sed import N_TYPES, Floats, SedGrid, sed_grid, star_colours
 from photozhpc.sky.sky_config import SkyConfig
+from photozhpc.survey import flux_of_ab
 
 Z_MIN = 0.02
 BULGE_TRUNCATION = 7.0  # in half-light radii, as SDSS truncates de Vaucouleurs profiles
@@ -112,7 +113,7 @@ def _cells(
     """
     z_Z, modulus_Z, _, volume_Z, _ = cosmology(config.z_max)
     z_Z, modulus_Z, volume_Z = z_Z[:-2], modulus_Z[:-2], volume_Z[:-2]
-    flux_limit = 10.0 ** (-0.4 * (config.render_limit_ab - 31.4))
+    flux_limit = flux_of_ab(config.render_limit_ab)
     types = (0.0, 1.0) if quiescent else (2.0, 3.0, 4.0)
     zero_Z = np.zeros_like(z_Z)
     brightest_Z = np.max(
@@ -191,7 +192,7 @@ class SkyPhysics:
             disk_axis_ratio_N=disk_q_N,
             angle_rad_N=angle_N,
         )
-        return drawn.take(reference_N > 10.0 ** (-0.4 * (config.render_limit_ab - 31.4)))
+        return drawn.take(reference_N > flux_of_ab(config.render_limit_ab))
 
     def _stars(self, rng: np.random.Generator, area: float) -> Population:
         """Black-body stars: dN/dm ~ 10^(0.12 m) from 18 to the catalogue limit, 24 at most dwarfs.
@@ -206,7 +207,7 @@ class SkyPhysics:
         warm_N = np.array([4000.0, 6500.0, 12000.0])[kind_N]
         temperature_N = cool_N + (warm_N - cool_N) * rng.random(n)
         fnu_NC = star_colours((*self.bands, self.config.reference_band), temperature_N)
-        flux_N = 10.0 ** (-0.4 * (mag_N - 31.4))
+        flux_N = flux_of_ab(mag_N)
         flux_NC = fnu_NC * (flux_N / fnu_NC[:, -1])[:, None]
         zero_N = np.zeros(n)
         return Population(

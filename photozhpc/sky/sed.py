@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, did_you_mean
+from photozhpc.survey import flux_of_ab
 
 Floats = NDArray[np.float64]
 
@@ -171,7 +172,7 @@ class SedGrid:
                 i_N += weight_N * wa_N * self.rest_i_TA[t0_N + dt, a0_N + da]
         g_minus_i_N = -2.5 * np.log10(g_N / i_N)
         abs_i_N = (1.15 + 0.70 * g_minus_i_N - log_mass_N) / 0.4
-        scale_N = 10.0 ** (-0.4 * (abs_i_N + modulus_N - 31.4)) * (1.0 + z_N) / i_N
+        scale_N = flux_of_ab(abs_i_N + modulus_N) * (1.0 + z_N) / i_N
         return fnu_NC * scale_N[:, None]
 
 

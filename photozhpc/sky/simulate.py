@@ -3,11 +3,7 @@
 import errno
 import importlib.metadata
 import json
-import multiprocessing
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import numpy as np
 
 from photozhpc.config import to_mapping
 from photozhpc.errors import ConfigError, RunError
+from photozhpc.files.disk import remove_stale_partials, write_durably
 from photozhpc.sky.catalogue import (
     label_probability,
     measured_redshifts,
@@ -27,8 +24,8 @@ from photozhpc.sky.population import Population, SkyPhysics
 from photozhpc.sky.render import Renderer
 from photozhpc.sky.sed import Floats, galsim_band_name
 from photozhpc.sky.sky_config import SkyConfig, load_sky_config
-from photozhpc.survey import Survey
-from photozhpc.workers.signals import die_with_parent
+from photozhpc.survey import Survey, ab_magnitude
+from photozhpc.workers.pool import run_jobs
 
 MANIFEST = "sky.json"
 PHYSICS_VERSION = 2  # raised when the same configuration and seed come to give another sky
@@ -45,7 +42,7 @@ def simulate_sky(
     seed: int,
     config: SkyConfig | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
     """Write `tiles` tiles of a simulated sky into `out`; a tile that is there is kept.
 
@@ -56,7 +53,7 @@ def simulate_sky(
     Args:
         survey: bands (Roman filters), pixel scale and extinction.
         config: None for the default sky.
-        workers: processes; None: one a core.
+        workers: processes; None: one per core.
         progress: called with (tiles done, tiles).
 
     Returns:
@@ -76,36 +73,19 @@ def simulate_sky(
     sky_sigma_njy(survey.band_names, config, np.ones(len(survey.bands)))
     out = Path(out)
     _write_manifest(out, survey, config, seed, tiles)
+    remove_stale_partials(out)
     ids = [tile_id(seed, index) for index in range(tiles)]
-    todo = [i for i in range(tiles) if not (out / f"{ids[i]}_cat.parquet").exists()]
-    done = tiles - len(todo)
-    if progress is not None:
+    missing = [i for i in range(tiles) if not (out / f"{ids[i]}_cat.parquet").exists()]
+    done = tiles - len(missing)
+    progress(done, tiles)
+
+    def finished(_index: int, _result: None) -> None:
+        nonlocal done
+        done += 1
         progress(done, tiles)
-    workers = min(workers or os.cpu_count() or 1, max(len(todo), 1))
-    if workers == 1:
-        for index in todo:
-            _simulate_tile(survey, out, seed, index, config)
-            done += 1
-            if progress is not None:
-                progress(done, tiles)
-        return ids
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, die_with_parent) as pool:
-        futures = [pool.submit(_simulate_tile, survey, out, seed, i, config) for i in todo]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                done += 1
-                if progress is not None:
-                    progress(done, tiles)
-        except BrokenProcessPool:
-            raise RunError(
-                "a worker process was lost, most likely for lack of memory: run again with fewer "
-                "workers; finished tiles are kept"
-            ) from None
-        finally:
-            for future in futures:
-                future.cancel()
+
+    jobs = [(survey, out, seed, index, config) for index in missing]
+    run_jobs(_simulate_tile, jobs, workers, f"simulating tiles into {out}", finished)
     return ids
 
 
@@ -158,7 +138,7 @@ def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: Sky
     sources = _physics(bands, config).draw(rng, side_arcmin**2)
     y_N, x_N = _positions(rng, len(sources), size, config, scale)
     ebv_N = _extinction(rng, y_N, x_N, size, config)
-    magnitude_N = 31.4 - 2.5 * np.log10(sources.reference_njy_N)
+    magnitude_N = ab_magnitude(sources.reference_njy_N)
     inside_N = (np.abs(y_N - (size - 1) / 2) < size / 2) & (np.abs(x_N - (size - 1) / 2) < size / 2)
     listed_N = np.flatnonzero(inside_N & (magnitude_N < config.catalogue_limit_ab))
     if len(listed_N) >= MAX_TILES:
@@ -183,15 +163,15 @@ def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: Sky
             )
             path = out / f"{name}_{band.lower()}_coadd.asdf"
             write_mosaic(path, observed, band, wcs, centre, scale, config.exposure_time_s)
-        known = sources.take(listed_N)
+        listed = sources.take(listed_N)
         y_K, x_K, ebv_K = y_N[listed_N], x_N[listed_N], ebv_N[listed_N]
-        source_id_K = (np.int64(seed) << 32) + (np.int64(index) << 16) + np.arange(len(known))
+        source_id_K = (np.int64(seed) << 32) + (np.int64(index) << 16) + np.arange(len(listed))
         ra_K, dec_K = (np.asarray(v, float).reshape(-1) for v in wcs(x_K, y_K))
-        write_truth(out / f"{name}_truth.parquet", source_id_K, ra_K, dec_K, ebv_K, known, bands)
-        probability_K = label_probability(known, bands, config.label_fraction)
-        z_spec_K = measured_redshifts(rng, known, probability_K)
+        write_truth(out / f"{name}_truth.parquet", source_id_K, ra_K, dec_K, ebv_K, listed, bands)
+        probability_K = label_probability(listed, bands, config.label_fraction)
+        z_spec_K = measured_redshifts(rng, listed, probability_K)
         scatter_K = _astrometric_scatter_pix(dimmed.take(listed_N), sigma_C, renderer)
-        shift_2K = rng.standard_normal((2, len(known))) * scatter_K
+        shift_2K = rng.standard_normal((2, len(listed))) * scatter_K
         ra_K, dec_K = (
             np.asarray(v, float).reshape(-1) for v in wcs(x_K + shift_2K[0], y_K + shift_2K[1])
         )
@@ -286,9 +266,7 @@ def _write_manifest(out: Path, survey: Survey, config: SkyConfig, seed: int, til
             except importlib.metadata.PackageNotFoundError:
                 versions[name] = "unknown"
         text = json.dumps({"sky": sky, "seeds": seeds, "versions": versions}, indent=1)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_durably(path, text.encode())
     except OSError as error:
         raise RunError(
             f"{out}: cannot be written ({error.strerror}); choose another --out"

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from photozhpc.files.disk import parse_json
 from photozhpc.files.objects import AnyPath, ObjectPath
 from photozhpc.store.manifest import FileNote
-from photozhpc.store.shard_file import WHOLE_BYTES, ShardFile, open_shard
+from photozhpc.store.shard_file import ShardFile, open_shard
 
 _ENCODING = ["bytes", "blosc", "crc32c"]
 _CRC_BYTES = 4
@@ -93,7 +93,10 @@ class ArrayLayout:
         )
         path = self.folder / self.file_name(start)
         with open_shard(path, note.n_bytes) as file:
-            _check_whole(path, file, note)
+            if file.size != note.n_bytes:
+                raise ValueError(f"it has {file.size} bytes, the manifest says {note.n_bytes}")
+            if note.crc32c is None:
+                raise ValueError("the manifest has no checksums of its chunks")
             places = self._places(file, note.crc32c)
             file.expect(*self._span(places, chunks_due, centre))
             for chunk in chunks_due:
@@ -214,25 +217,6 @@ def _read_checked(file: ShardFile, offset: int, length: int, due: bytes | None =
     return content
 
 
-def _check_whole(path: AnyPath, file: ShardFile, note: FileNote) -> None:
-    """Check a file's size and, where the manifest has no checksums of chunks, its SHA-256, once.
-
-    Large remote files are not fetched for it: their size alone is compared.
-    """
-    if file.size != note.n_bytes:
-        raise ValueError(f"it has {file.size} bytes, the manifest says {note.n_bytes}")
-    if note.crc32c is not None or (isinstance(path, ObjectPath) and file.size > WHOLE_BYTES):
-        return
-    if _sha256(path, file.size, file.mtime_ns) != note.sha256:
-        raise ValueError("its SHA-256 is not the manifest's")
-
-
-@lru_cache(maxsize=1 << 16)
-def _sha256(path: AnyPath, _size: int, _mtime_ns: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _decode(encoded: bytes, target: NDArray[Any]) -> None:
     _check_size(encoded, target.nbytes)
     blosc.decompress(encoded, target)
@@ -248,7 +232,6 @@ def _check_size(encoded: bytes, due: int) -> None:
 def forget_layouts() -> None:
     """Forget what was read of arrays."""
     _read_layout.cache_clear()
-    _sha256.cache_clear()
 
 
 @lru_cache(maxsize=256)

@@ -36,6 +36,7 @@ from photozhpc.store.manifest import (
     copied,
     forget_manifests,
     json_sha256,
+    list_manifests,
     make_manifest,
     not_of_store,
     own_digest,
@@ -46,8 +47,6 @@ from photozhpc.store.manifest import (
 from photozhpc.store.schema import (
     COLUMNS,
     FORMAT,
-    READABLE_FORMATS,
-    SINCE_FORMAT_2,
     Measurements,
     ShardKey,
     StoreIndex,
@@ -74,14 +73,13 @@ class CutoutStore:
         size: int,
         shard_len: int,
         sha256: str,
-        format_: int = FORMAT,
     ) -> None:
         self.path: Any = path
         self.survey = survey
         self.cutout_size = size
         self.shard_len = shard_len
-        self.format = format_
         self.sha256 = sha256
+        self._last_index: tuple[Any, StoreIndex] | None = None
 
     @classmethod
     def create(
@@ -112,11 +110,6 @@ class CutoutStore:
         names = {p.name for p in path.iterdir()} if path.is_dir() else set()
         if (path / "zarr.json").exists():
             store = cls.open(path)
-            if store.format != FORMAT:
-                raise StoreError(
-                    f"{path}: the store there has format {store.format}, without Kron fluxes; it "
-                    f"can be read, not added to: choose another --store or delete that one"
-                )
             wanted = {"survey": survey, "cutout_size": size, "shard_len": shard_len}
             for name, value in wanted.items():
                 if getattr(store, name) != value:
@@ -159,15 +152,18 @@ class CutoutStore:
             forget_objects()
         try:
             attributes = read_json(path / "zarr.json")["attributes"]["photozhpc"]
-            if (format_ := attributes["format"]) not in READABLE_FORMATS or isinstance(
-                format_, bool
-            ):
+            if (format_ := attributes["format"]) != FORMAT or isinstance(format_, bool):
+                advice = "extract it again" if format_ == 1 else "upgrade photozhpc"
                 raise StoreError(
-                    f"{path}: the store has format {format_}, "
-                    f"this photozhpc reads formats 1 and {FORMAT}; upgrade photozhpc"
+                    f"{path}: the store has format {format_}, this photozhpc reads format "
+                    f"{FORMAT}; {advice}"
                 )
-            # Stores of photozhpc up to 2026-11 have no checksum here.
-            if attributes.get("sha256", own_digest(attributes)) != own_digest(attributes):
+            if "sha256" not in attributes:
+                raise StoreError(
+                    f"{path}: damaged, or made by a development version of photozhpc: its "
+                    f"zarr.json has no checksum; extract it again"
+                )
+            if attributes["sha256"] != own_digest(attributes):
                 raise StoreError(f"{path}: damaged: its zarr.json was altered; copy it again")
             if foreign := set(attributes) - _ATTRIBUTES:
                 raise StoreError(f"{path}: damaged: its zarr.json has '{min(foreign)}'")
@@ -194,19 +190,25 @@ class CutoutStore:
             ) from error
         if not all(is_count(n) and 0 < n < 1 << 31 for n in (size, shard_len)):
             raise StoreError(f"{path}: damaged: cutout_size {size!r}, shard_len {shard_len!r}")
-        return cls(path, survey, size, shard_len, own_digest(attributes), format_)
+        return cls(path, survey, size, shard_len, own_digest(attributes))
 
     def index(self) -> StoreIndex:
-        """Read all manifests, once.
+        """Return what the manifests say; they are read again when one was added or changed.
 
         Raises:
             StoreError: one is damaged, of another store, or of a tile that is a copy.
         """
+        paths, stamps = list_manifests(self.path / ".manifests")
+        if self._last_index is None or self._last_index[0] != stamps:
+            self._last_index = stamps, self._read_index(paths)
+        return self._last_index[1]
+
+    def _read_index(self, paths: list[Any]) -> StoreIndex:
         tiles: dict[str, int] = {}
         plans: dict[str, str | None] = {}
         holders: dict[str, str] = {}
         digest = hashlib.sha256()
-        for tile_id, manifest in read_manifests(self.path / ".manifests"):
+        for tile_id, manifest in read_manifests(paths):
             tiles[tile_id] = n = manifest["n_sources"]
             n_files = sum(name.startswith("cutout/c/") for name in manifest["files"])
             if n_files != -(-n // self.shard_len):
@@ -215,8 +217,7 @@ class CutoutStore:
                     f"extract the tile again"
                 )
             digest.update(manifest["sha256"].encode())
-            if "plan" in manifest:
-                plans[tile_id] = manifest["plan"]
+            plans[tile_id] = manifest["plan"]
             for problem in (not_of_store(manifest, self.sha256), copied(manifest, holders)):
                 if problem is not None:
                     raise StoreError(f"{self.path}: {problem}")
@@ -224,7 +225,7 @@ class CutoutStore:
 
     def tiles(self) -> dict[str, int]:
         """Return the number of sources of every finished tile, by tile_id, sorted."""
-        return self.index().tiles
+        return dict(self.index().tiles)
 
     def shards(self) -> list[ShardKey]:
         """Return the keys of all shards, sorted by tile and index."""
@@ -277,7 +278,7 @@ class CutoutStore:
         return index
 
     def __len__(self) -> int:
-        return sum(self.tiles().values())
+        return self.index().n_sources
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over all manifests: equal if and only if all content is equal."""
@@ -445,9 +446,6 @@ class CutoutStore:
 
     def _read_column(self, key: ShardKey, name: str) -> NDArray[Any]:
         with self._reading(key, name):
-            if self.format == 1 and name in SINCE_FORMAT_2:
-                _, _, start, stop = self._rows(key, "source_id")
-                return np.full((stop - start, len(self.survey.bands)), np.nan, np.float32)
             array, tile, start, stop = self._rows(key, name)
             values = np.empty((stop - start, *array.shape[1:]), array.dtype)
             array.read_rows(start, stop, values, tile.files[f"{name}/{array.file_name(start)}"])

@@ -29,8 +29,7 @@ class FileNote:
 
     Attributes:
         n_bytes, sha256: of the file.
-        crc32c: of its chunks, in their order, 4 bytes each; None where the file is none of an
-            array, or the store was made before they were noted.
+        crc32c: of its chunks, in their order, 4 bytes each; None of a file without chunks.
     """
 
     n_bytes: int
@@ -112,26 +111,46 @@ def _checked(path: AnyPath, content: bytes) -> dict[str, Any]:
         raise _damaged(path, error) from error
     if not sound:
         raise StoreError(f"{path}: the tile's manifest was altered; extract the tile again")
+    if "store" not in manifest or "plan" not in manifest:
+        raise StoreError(
+            f"{path}: the tile's manifest says no store and plan, as of a development version of "
+            f"photozhpc; extract the store again"
+        )
     if not (is_count(manifest.get("n_sources")) and _are_files(manifest.get("files"))):
         raise StoreError(f"{path}: the tile's manifest is not photozhpc's; extract the tile again")
     return manifest
 
 
-def read_manifests(folder: AnyPath) -> list[tuple[str, dict[str, Any]]]:
-    """Read all manifests of a store, sorted by tile; remote ones many at a time.
+def list_manifests(folder: AnyPath) -> tuple[list[Any], list[Any]]:
+    """Return the manifests of a store, sorted by tile, and stamps that tell if one has changed."""
+    paths: list[Any] = sorted(folder.glob("*.json"))
+    return paths, [_stamp(path) for path in paths]
+
+
+def _stamp(path: AnyPath) -> tuple[Any, ...]:
+    if isinstance(path, ObjectPath):
+        return path.name, path.size, path.etag
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise _damaged(path, error) from error
+    return path.name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def read_manifests(paths: list[Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Read manifests, {tile_id: manifest}; remote ones many at a time.
 
     Raises:
         StoreError: one is damaged.
     """
-    paths: list[Any] = sorted(folder.glob("*.json"))
-    if not isinstance(folder, ObjectPath):
+    if not paths or not isinstance(paths[0], ObjectPath):
         return [(path.stem, read_manifest(path)) for path in paths]
-    found = []
+    manifests = []
     for start in range(0, len(paths), _AT_A_TIME):
-        some = paths[start : start + _AT_A_TIME]
-        contents = read_ranges([(path, 0, path.size) for path in some])
-        found += [(p.stem, _checked(p, c)) for p, c in zip(some, contents, strict=True)]
-    return found
+        batch = paths[start : start + _AT_A_TIME]
+        contents = read_ranges([(path, 0, path.size) for path in batch])
+        manifests += [(p.stem, _checked(p, c)) for p, c in zip(batch, contents, strict=True)]
+    return manifests
 
 
 def tile_of(path: AnyPath) -> TileNote:
@@ -184,6 +203,7 @@ def _are_files(files: object) -> bool:
         isinstance(about, dict)
         and is_count(about.get("bytes"))
         and isinstance(about.get("sha256"), str)
+        and ("/c/" in f"/{name}") == ("crc32c" in about)
         and _CRC32C.fullmatch(str(about.get("crc32c", ""))) is not None
         and name[:1] not in ("", "/")
         and ".." not in PurePosixPath(name).parts
@@ -210,8 +230,8 @@ def check_file(path: AnyPath, expected: dict[str, Any]) -> str | None:
 
 
 def not_of_store(manifest: dict[str, Any], store_sha256: str) -> str | None:
-    """Return a line if a tile was made for another store, as far as its manifest says."""
-    if manifest.get("store", store_sha256) == store_sha256:
+    """Return a line if a tile was made for another store."""
+    if manifest["store"] == store_sha256:
         return None
     return (
         f"tile {manifest['tile_id']}: was made for another store, or the zarr.json here is "

@@ -7,7 +7,7 @@ STORE/TILE/cutout                   float32 (N, C, S, S) nJy, NaN where there is
                                     sources and a band of lines
 STORE/TILE/{source_id,ra,dec,y,x,ebv,z_spec}            (N,)
 STORE/TILE/{flux,flux_err}          float32 (N, C, R) nJy;  flags uint16 (N, C)
-STORE/TILE/{kron_flux,kron_flux_err}                    float32 (N, C) nJy (from format 2 on)
+STORE/TILE/{kron_flux,kron_flux_err}                    float32 (N, C) nJy
                                     one file each, in chunks of shard_len sources
 STORE/.manifests/TILE.json          size and SHA-256 of every file of the tile, CRC32C of its chunks
 STORE/plan.json                     the tiles that an extraction set out to write
@@ -18,9 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = 2  # 2: Kron fluxes
-READABLE_FORMATS = (1, 2)
-SINCE_FORMAT_2 = ("kron_flux", "kron_flux_err")
+FORMAT = 2
 
 
 @dataclass(frozen=True, order=True)
@@ -68,8 +66,7 @@ class StoreIndex:
         tiles: number of sources by tile_id, sorted.
         shard_len: sources in a shard; fewer in the last one of a tile.
         fingerprint: equal if and only if all content is equal.
-        plans: by tile_id, the SHA-256 of the plan under which it was extracted, None without one;
-            tiles of before this was noted are left out.
+        plans: by tile_id, the SHA-256 of the plan under which it was extracted, None without one.
     """
 
     tiles: dict[str, int]

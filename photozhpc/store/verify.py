@@ -38,8 +38,7 @@ def verify_store(store: "CutoutStore") -> list[str]:
             problems.append(str(error))
             continue
         tile_id = manifest["tile_id"]
-        if "plan" in manifest:
-            plans[tile_id] = manifest["plan"]
+        plans[tile_id] = manifest["plan"]
         copy = copied(manifest, holders)
         if copy is None:
             n_sources[tile_id] = manifest["n_sources"]

@@ -6,7 +6,7 @@ from astropy.io import fits
 from astropy.io.fits.hdu.compressed import _tiled_compression as tiled_compression
 
 from builders.mosaics import make_header, make_survey
-from photozhpc.mosaic import fits_mosaic
+from photozhpc.mosaic import fits_plane
 from photozhpc.mosaic.tile import read_tile
 
 SURVEY = make_survey("F814W", zero_point_ab=31.4)
@@ -47,7 +47,7 @@ def test_the_pixels_are_those_of_astropy(tmp_path, monkeypatch, packing, rows_in
     assert np.array_equal(tile.err_CHW[0], err)
 
 
-@pytest.mark.parametrize("kept_bytes", [fits_mosaic._MAX_KEPT_BYTES, 0])
+@pytest.mark.parametrize("kept_bytes", [fits_plane._MAX_KEPT_BYTES, 0])
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_a_tile_is_unpacked_about_once(tmp_path, monkeypatch, packing, kept_bytes):
     """Without an error plane, so that rows are sampled before the image is read."""
@@ -61,7 +61,7 @@ def test_a_tile_is_unpacked_about_once(tmp_path, monkeypatch, packing, kept_byte
 
     monkeypatch.setattr(tiled_compression, "_decompress_tile", counted)
     monkeypatch.setattr("photozhpc.mosaic.tile._SECTION_PIXELS", 40 * SHAPE[1])
-    monkeypatch.setattr(fits_mosaic, "_MAX_KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(fits_plane, "_MAX_KEPT_BYTES", kept_bytes)
     path = write(tmp_path / "x_f814w_drz.fits.fz", *packing, "SCI")
     with fits.open(path) as hdus:
         assert hdus[1].data.shape == SHAPE

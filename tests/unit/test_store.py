@@ -15,7 +15,8 @@ import pytest
 from builders.stores import SURVEY, fill
 from photozhpc.errors import StoreError
 from photozhpc.store import CutoutStore, ShardKey
-from photozhpc.store.manifest import own_digest
+from photozhpc.store import manifest as manifest_module
+from photozhpc.store.manifest import own_digest, read_manifest
 
 N, SHARD = 200, 64
 
@@ -222,12 +223,39 @@ def test_another_survey_in_the_metadata_of_a_store_is_found(store: CutoutStore) 
         CutoutStore.open(store.path)
 
 
-def test_a_store_without_a_checksum_of_its_metadata_is_read(store: CutoutStore) -> None:
+def test_a_store_of_the_development_version_is_refused_in_one_line(store: CutoutStore) -> None:
+    fill(store, "a", N)
+    manifest_file = store.path / ".manifests" / "a.json"
+    manifest = json.loads(manifest_file.read_text())
+    del manifest["store"], manifest["plan"]
+    manifest_file.write_text(json.dumps(manifest | {"sha256": own_digest(manifest)}))
+    with pytest.raises(StoreError, match="development version") as refused:
+        CutoutStore.open(store.path).shards()
+    assert "\n" not in str(refused.value)
     path = store.path / "zarr.json"
     document = json.loads(path.read_text())
     del document["attributes"]["photozhpc"]["sha256"]
     path.write_text(json.dumps(document))
-    assert CutoutStore.open(store.path).survey == SURVEY
+    with pytest.raises(StoreError, match="development version"):
+        CutoutStore.open(store.path)
+
+
+def test_manifests_are_read_once_and_new_tiles_are_seen(store: CutoutStore, monkeypatch) -> None:
+    fill(store, "a", N)
+    opened = CutoutStore.open(store.path)
+    assert len(opened) == N
+    reads: list[Path] = []
+    monkeypatch.setattr(
+        manifest_module, "read_manifest", lambda p, read=read_manifest: reads.append(p) or read(p)
+    )
+    assert (opened.fingerprint(), len(opened.shards())) == (store.fingerprint(), 4)
+    reads.clear()
+    assert (len(opened), opened.tiles(), len(opened.shard_lengths())) == (N, {"a": N}, 4)
+    assert reads == []
+    fill(CutoutStore.open(store.path), "b", 10, seed=1)  # by another process, as it were
+    assert opened.tiles() == {"a": N, "b": 10}
+    (store.path / ".manifests" / "b.json").unlink()
+    assert opened.tiles() == {"a": N}
 
 
 def test_a_read_error_of_the_disk_names_the_shard(small_store: CutoutStore, monkeypatch) -> None:
@@ -307,28 +335,16 @@ OUT_OF_PLACE: dict[str, tuple[Callable[[CutoutStore], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["", "without checksums of chunks"])
 @pytest.mark.parametrize("what", OUT_OF_PLACE)
-def test_what_is_whole_and_out_of_place_is_not_read(
-    store: CutoutStore, what: str, old: bool
-) -> None:
+def test_what_is_whole_and_out_of_place_is_not_read(store: CutoutStore, what: str) -> None:
     """Every file passes its own checksums: what tells is the manifest."""
     for seed, tile_id in enumerate("ab"):
         fill(store, tile_id, N, seed)
-        if old:  # a store of before 2026-11-28
-            path = store.path / ".manifests" / f"{tile_id}.json"
-            manifest = json.loads(path.read_text())
-            for about in manifest["files"].values():
-                about.pop("crc32c", None)
-            manifest = {k: v for k, v in manifest.items() if k not in ("store", "plan")}
-            path.write_text(json.dumps(manifest | {"sha256": own_digest(manifest)}))
     assert len(_all_of(store)) == 8
     assert store.verify() == []
     change, said = OUT_OF_PLACE[what]
     change(store)
     found = CutoutStore.open(store.path)
-    if old and said == "was made for another store":
-        pytest.skip("manifests did not say for which store")
     problems = found.verify()
     assert any(said in problem for problem in problems), problems
     with pytest.raises(StoreError) as told:

@@ -1,6 +1,5 @@
 """The direct reader against Zarr, which wrote the arrays."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +7,12 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
+from zarr.codecs import GzipCodec
 
 from builders.stores import SURVEY, fill
 from photozhpc.errors import StoreError
 from photozhpc.store import CutoutStore
 from photozhpc.store.chunks import read_layout
-from photozhpc.store.manifest import make_manifest, own_digest
 
 
 @pytest.fixture(scope="module", params=[(44, 16, 40), (16, 16, 100), (31, 7, 20)])
@@ -57,33 +55,6 @@ def test_images_are_in_bands_and_columns_in_chunks_of_a_shard(tmp_path) -> None:
     assert group["cutout"].shards == (128, 4, 66, 66)
     assert group["flux"].chunks == (128, 4, 5)
     assert group["flux"].shards == (256, 4, 5)
-
-
-def test_stores_of_earlier_versions_are_read(store: CutoutStore, tmp_path) -> None:
-    """Bits shuffled, whole images in a chunk, each column one chunk without a shard."""
-    old = CutoutStore.create(tmp_path / "s", SURVEY, store.cutout_size, store.shard_len)
-    codecs = [BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()]
-    new = zarr.open_group(store.path / "a", mode="r")
-    group = zarr.create_group(old.path / "a")
-    for name, array in new.arrays():
-        sizes = {"chunks": array.shape}
-        if name == "cutout":
-            chunk_len = array.chunks[0]
-            sizes = {"chunks": (chunk_len, *array.shape[1:]), "shards": array.shards}
-        about = {"dtype": array.dtype, "shape": array.shape, "compressors": codecs, **sizes}
-        copied = group.create_array(name, **about, config={"write_empty_chunks": True})
-        copied[...] = array[...]
-    manifest = make_manifest(old.path / "a", "a", len(store), {}, "", None)
-    del manifest["store"], manifest["plan"]
-    manifest["sha256"] = own_digest(manifest)
-    (old.path / ".manifests" / "a.json").write_text(json.dumps(manifest))
-    for key in store.shards():
-        np.testing.assert_array_equal(
-            old.read_cutouts(key, side=5), store.read_cutouts(key, side=5)
-        )
-        np.testing.assert_array_equal(
-            old.read_measurements(key).flux_NCR, store.read_measurements(key).flux_NCR
-        )
 
 
 def test_an_array_of_another_encoding_is_refused(store: CutoutStore, tmp_path) -> None:

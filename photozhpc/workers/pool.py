@@ -1,0 +1,67 @@
+"""A pool of processes for independent jobs: the tiles of an extraction, a detection, a sky."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from photozhpc.errors import RunError
+from photozhpc.workers.signals import die_with_parent, signals_held_back
+
+Result = TypeVar("Result")
+
+
+def run_jobs(
+    work: Callable[..., Result],
+    jobs: Sequence[tuple[Any, ...]],
+    workers: int | None,
+    doing: str,
+    finished: Callable[[int, Result], None],
+) -> None:
+    """Call `work(*job)` for every job, in several processes; a single one is this process.
+
+    Signals that stop a run reach this process alone. When it stops, for whatever reason, it kills
+    the others: what a job writes must be there whole or not at all.
+
+    Args:
+        workers: processes; None: one per core. There are never more than jobs.
+        doing: what the jobs do, for the message about a killed process.
+        finished: called here with the index of a job and its result, in the order of completion.
+
+    Raises:
+        RunError: a process was killed.
+    """
+    cores = len(os.sched_getaffinity(0))
+    n_workers = max(1, min(workers or cores, len(jobs)))
+    if n_workers == 1:
+        for index, job in enumerate(jobs):
+            finished(index, work(*job))
+        return
+    try:
+        with signals_held_back():
+            context = multiprocessing.get_context("spawn")
+            threads = max(1, cores // n_workers)
+            pool = ProcessPoolExecutor(n_workers, context, _begin_worker, (threads,))
+            futures = {pool.submit(work, *job): index for index, job in enumerate(jobs)}
+        for future in as_completed(futures):
+            finished(futures[future], future.result())
+        pool.shutdown()
+    except BrokenProcessPool:
+        raise RunError(
+            f"a process was killed while {doing} (out of memory?); run the same command again, "
+            f"with fewer --workers; what is finished is kept"
+        ) from None
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+
+
+def _begin_worker(threads: int) -> None:
+    die_with_parent()
+    import numba
+
+    # NUMBA_NUM_THREADS may allow fewer.
+    numba.set_num_threads(min(threads, numba.get_num_threads()))
