@@ -58,6 +58,11 @@ class Preempted(RunError):
     """A run that was asked to stop and saved its state: run it again to go on."""
 
 
+def one_line(error: object, length: int = 200) -> str:
+    """Return the text of an error in one line, cut off; its type if it says nothing."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'X'? Known: ..." for an error about an unknown name."""
     names = sorted(known)

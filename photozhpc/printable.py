@@ -28,7 +28,7 @@ def printable(text: str) -> str:
     """
     if ":/" not in text:
         return text
-    return _URL.sub(lambda found: found[1] + _without_secrets(found[2]), text)
+    return _URL.sub(lambda url: url[1] + _without_secrets(url[2]), text)
 
 
 def _without_secrets(address: str) -> str:

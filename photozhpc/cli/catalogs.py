@@ -12,7 +12,7 @@ from photozhpc.cli.group import JSON, LOCAL, Examples, Location, Progress, echo_
 from photozhpc.cli.parameters import SITE, SURVEY
 from photozhpc.errors import PhotozError
 from photozhpc.files.disk import read_json
-from photozhpc.files.objects import AnyPath
+from photozhpc.files.objects import AnyPath, is_remote
 from photozhpc.logs import LOG
 from photozhpc.printable import printable
 from photozhpc.survey import load_survey
@@ -274,7 +274,7 @@ def verify(path: AnyPath, store_path: AnyPath | None, as_json: bool) -> None:
     """
     from photozhpc.store import CutoutStore
 
-    if isinstance(path, Path) and (path / "run.json").is_file():
+    if not is_remote(path) and (path / "run.json").is_file():
         _verify_catalog(path, store_path, as_json)
         return
     if store_path is not None:

@@ -26,6 +26,7 @@ from click.shell_completion import CompletionItem
 
 from photozhpc import __version__
 from photozhpc.errors import PhotozError, Preempted
+from photozhpc.files.disk import is_full
 from photozhpc.files.objects import AnyPath, location
 from photozhpc.logs import LOG, is_quiet, is_verbose, set_verbosity, verbosity_kept
 from photozhpc.printable import printable
@@ -173,7 +174,7 @@ def _of_file_system(error: OSError) -> Exception:
     if is_verbose():
         LOG.debug("what led to the error below:\n%s", traceback.format_exc().rstrip())
     what = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         what = "the disk is full; free some space and run the same command again"
     return _OneLine(f"{error.filename}: {what}" if error.filename else what)
 

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean
-from photozhpc.files.objects import AnyPath, ObjectPath, location
+from photozhpc.files.objects import AnyPath, expand_glob, location
 from photozhpc.sources.redshifts import Remarks, is_placeholder, usable_redshifts
 from photozhpc.sources.sky_units import to_redshifts
 from photozhpc.sources.table_file import as_floats, read_columns
@@ -47,13 +45,7 @@ class Truth:
 
 def truth_tables(paths: Sequence[str | AnyPath]) -> list[AnyPath]:
     """Return the files that paths, URLs and globs name; a glob of nothing stays as it is."""
-    files: list[AnyPath] = []
-    for path in map(location, paths):
-        if isinstance(path, ObjectPath) or path.is_file():
-            files.append(path)
-        else:
-            files += [Path(file) for file in sorted(glob(str(path)))] or [path]
-    return files
+    return [file for path in paths for file in expand_glob(location(path))]
 
 
 def read_truth(paths: Sequence[str | AnyPath]) -> Truth:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from photozhpc.errors import MosaicError, StoreError
-from photozhpc.files.disk import files_below, remove_stale_partials
-from photozhpc.files.objects import AnyPath, ObjectPath, list_objects, location
+from photozhpc.files.disk import remove_stale_partials
+from photozhpc.files.objects import AnyPath, is_remote, list_files, location, version_of
 from photozhpc.logs import LOG
 from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.duplicates import one_of_each
@@ -86,18 +86,11 @@ def find_mosaics(
             survey has no `prefer_mosaics`.
     """
     path = location(where)
-    files: list[Any]
     notes = [] if notes is None else notes
-    if isinstance(path, ObjectPath):
-        files = list_objects(path)
-    elif path.is_dir():
-        files = files_below(path, notes)
-    else:
-        base = Path(path.anchor) if path.is_absolute() else Path()
-        try:
-            files = sorted(base.glob(str(path.relative_to(base))))
-        except ValueError as error:
-            raise MosaicError(f"{where}: not a folder, and not a glob ({error})") from error
+    try:
+        files = list_files(path, notes)
+    except ValueError as error:
+        raise MosaicError(f"{where}: not a folder, and not a glob ({error})") from error
     claims: dict[str, dict[str, list[AnyPath]]] = {}
     matches = {file: match for file in files if (match := survey.match_mosaic(file.name))}
     mosaics = without_siblings(matches, survey)
@@ -109,16 +102,16 @@ def find_mosaics(
         )
     for file in mosaics:
         match = matches[file]
-        if isinstance(file, Path) and not file.is_file():
+        if is_remote(file):
+            file = file.with_size()
+        elif not file.is_file():
             if file.is_symlink() and not file.exists():
                 raise MosaicError(f"{file}: a link to what is not there; mend or remove the link")
             continue
-        if isinstance(file, ObjectPath) and file.size is None:
-            file = file.described()  # the index page of a web server does not say
         tile_id = match[0] or "tile"
         band = match[1].name if match[1] is not None else ALL_BANDS
         claimed = claims.setdefault(tile_id, {}).setdefault(band, [])
-        if isinstance(file, Path) and any(os.path.samefile(file, str(one)) for one in claimed):
+        if not is_remote(file) and any(os.path.samefile(file, str(one)) for one in claimed):
             notes.append(f"{file} is {claimed[0]} under another name: read once")
             continue
         if claimed and not survey.prefer_mosaics:
@@ -405,14 +398,8 @@ def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, AnyPa
 
 def mosaics_stamp(bands: dict[str, AnyPath] | None) -> dict[str, list[Any]]:
     """Say which mosaics these are: by size, and date of a file or ETag of an object."""
-    return {band: _stamp(path) for band, path in (bands or {}).items()}
-
-
-def _stamp(path: AnyPath) -> list[Any]:
-    if isinstance(path, ObjectPath):  # as it was listed; `fetched` reads no other version
-        return [path.size, path.etag]
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    # Objects as they were listed: `fetched` reads no other version.
+    return {band: [*version_of(path)] for band, path in (bands or {}).items()}
 
 
 def _sources_digest(sources: Sources, ebv_map: str) -> str:

@@ -62,8 +62,8 @@ def own(folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = folder.resolve()
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & _OTHERS_WRITE:
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & _OTHERS_WRITE:
         raise PermissionError(f"{folder} is not yours alone to write to")
     for place in folder.parents:
         if not _keeps_names(place.stat()):

@@ -160,7 +160,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def files_below(folder: Path, notes: list[str] | None = None) -> list[Path]:
-    """Return what is in a folder and in those below it, sorted, but folders.
+    """Return the files in a folder and in those below it, sorted.
 
     Links to folders are followed, each folder once however many links lead to it, and under the
     name that needs no link if there is one.
@@ -168,7 +168,7 @@ def files_below(folder: Path, notes: list[str] | None = None) -> list[Path]:
     Args:
         notes: gets a line on folders that cannot be listed.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     faults: list[OSError] = []
     seen: set[tuple[int, int]] = set()
     linked = [str(folder)]
@@ -179,7 +179,7 @@ def files_below(folder: Path, notes: list[str] | None = None) -> list[Path]:
                 folders.clear()
                 continue
             seen.add((about.st_dev, about.st_ino))
-            found += [Path(root, name) for name in names]
+            files += [Path(root, name) for name in names]
             paths = [os.path.join(root, name) for name in sorted(folders)]
             linked += [path for path in paths if os.path.islink(path)]
     if faults and notes is not None:
@@ -187,12 +187,17 @@ def files_below(folder: Path, notes: list[str] | None = None) -> list[Path]:
             f"{len(faults)} folders cannot be listed, such as {faults[0].filename} "
             f"({faults[0].strerror}): what is in them is left out"
         )
-    return sorted(found)
+    return sorted(files)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed for want of room: on the disk, in the quota, or in one file."""
+    return error.errno in _FULL
 
 
 def disk_error(path: Path, error: OSError) -> RunError:
     """Return the one line that says why `path` could not be written, and what to do."""
-    if error.errno in _FULL:
+    if is_full(error):
         return RunError(
             f"{path}: the disk is full ({error.strerror}); make room and run the same command "
             f"again: what is finished is kept"

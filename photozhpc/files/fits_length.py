@@ -1,20 +1,18 @@
 """Whether a FITS file is as long as its headers say; unpacking of .gz."""
 
 import contextlib
-import errno
 import gzip
 import os
 import re
 import shutil
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from photozhpc.errors import MosaicError
-from photozhpc.files.disk import read_fault
-from photozhpc.files.objects import AnyPath, ObjectPath
+from photozhpc.files.disk import is_full, read_fault, temporary_folder
+from photozhpc.files.objects import AnyPath, is_remote
 
 _BLOCK = 2880
 _CARD = 80
@@ -32,7 +30,7 @@ def unzipped(path: AnyPath, shown: AnyPath | None = None) -> Iterator[Path]:
     Raises:
         MosaicError: missing, a folder, not readable, or a gzip file that is cut short.
     """
-    if isinstance(path, ObjectPath):
+    if is_remote(path):
         try:
             with path.fetched() as copy, unzipped(copy, path) as plain:
                 yield plain
@@ -53,8 +51,8 @@ def unzipped(path: AnyPath, shown: AnyPath | None = None) -> Iterator[Path]:
             return
     except OSError as error:
         raise MosaicError(f"{path}: cannot be read ({error.strerror})") from error
-    with tempfile.TemporaryDirectory(prefix="photozhpc-") as folder:
-        plain = Path(folder) / path.name.removesuffix(".gz")
+    with temporary_folder("photozhpc-unpacked") as folder:
+        plain = folder / path.name.removesuffix(".gz")
         try:
             with gzip.open(path, "rb") as packed, open(plain, "wb") as out:
                 shutil.copyfileobj(packed, out, 1 << 20)
@@ -64,7 +62,7 @@ def unzipped(path: AnyPath, shown: AnyPath | None = None) -> Iterator[Path]:
                 "download it again"
             ) from error
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if not is_full(error):
                 why = read_fault(shown or path, error) or f"{shown or path}: {error}"
                 raise MosaicError(why) from error
             raise MosaicError(

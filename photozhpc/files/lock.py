@@ -62,7 +62,7 @@ def locked(
     Args:
         command: what is done meanwhile, for those who are refused.
         error: what they get.
-        place: what they are told to be in use; default: the folder.
+        place: what the error says is in use; default: the folder.
         keep: leave the file behind, empty.
 
     Raises:
@@ -109,8 +109,8 @@ def _taken(path: Path, error: type[PhotozError], place: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         free = False
         try:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # others may have put it
+            about = os.fstat(handle)
+            if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:  # others may have put it
                 raise disk_error(path, OSError("it is no file of its own; delete it"))
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The one before may have deleted the file that was opened here.

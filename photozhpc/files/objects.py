@@ -6,6 +6,7 @@ holds none: it is a URL, and can be sent to other processes.
 
 import errno
 import fnmatch
+import glob
 import io
 import os
 import re
@@ -14,11 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from photozhpc.errors import StorageError
-from photozhpc.files.disk import temporary_folder
+from photozhpc.files.disk import files_below, is_full, temporary_folder
 from photozhpc.files.requests import (
     TRIES,
     file_system,
@@ -29,6 +30,9 @@ from photozhpc.files.requests import (
     wait_seconds,
 )
 from photozhpc.printable import printable
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 PROTOCOLS = ("s3", "https", "http")
 HEAD_BYTES = 1 << 18  # holds the header of most mosaics; a request costs about as much as this
@@ -124,20 +128,20 @@ class ObjectPath:
     def iterdir(self) -> Iterator["ObjectPath"]:
         system = file_system(self.url)
         with telling(self.url):
-            found = system.ls(self.url, detail=True, refresh=True)
-        yield from (_listed(system, about) for about in found)
+            listing = system.ls(self.url, detail=True, refresh=True)
+        yield from (_listed(system, about) for about in listing)
 
     def glob(self, pattern: str) -> Iterator["ObjectPath"]:
         """Yield what the folder itself holds under names like `pattern`."""
         try:
-            found = list(self.iterdir())
+            paths = list(self.iterdir())
         except FileNotFoundError:
             return
-        yield from (path for path in found if fnmatch.fnmatchcase(path.name, pattern))
+        yield from (path for path in paths if path.match(pattern))
 
-    def rglob(self, pattern: str) -> Iterator["ObjectPath"]:
-        """Yield the objects of the folder and of those in it that are called like `pattern`."""
-        yield from (p for p in list_objects(self) if fnmatch.fnmatchcase(p.name, pattern))
+    def match(self, pattern: str) -> bool:
+        """Whether its name is like `pattern`."""
+        return fnmatch.fnmatchcase(self.name, pattern)
 
     def described(self) -> "ObjectPath":
         """Ask for size and ETag, whatever was known.
@@ -153,6 +157,17 @@ class ObjectPath:
         if about.get("type") == "directory":
             raise missing(self.url)
         return replace(self, size=about.get("size"), etag=_etag(about))
+
+    def with_size(self) -> "ObjectPath":
+        """Ask for the size if it is not known: the index page of a web server does not say it.
+
+        Raises:
+            FileNotFoundError, StorageError: as `described`; or the server does not say it either.
+        """
+        path = self if self.size is not None else self.described()
+        if path.size is None:
+            raise StorageError(f"{self}: the server does not say how long it is; download it first")
+        return path
 
     def read_range(self, start: int, stop: int) -> bytes:
         """Read bytes [start, stop) in one request.
@@ -170,16 +185,16 @@ class ObjectPath:
         with telling(self.url):
             return bytes(tried(self.url, lambda: system.cat_file(self.url, start=0)))
 
-    def open(self, mode: str = "rb", head: bytes = b"") -> io.RawIOBase:
+    def open(self, mode: str = "rb", buffering: int = 0, head: bytes = b"") -> io.RawIOBase:
         """Open for reading here and there: what is read is requested in blocks, and kept.
 
         Args:
+            buffering: as of `Path.open`; there is no buffer but the blocks.
             head: the beginning, if it is there already.
         """
         if mode != "rb":
             raise ValueError(f"objects are opened for reading ('rb'), not '{mode}'")
-        known = self if self.size is not None else self.described()
-        return _Blocks(known, _known(known, known.size), head)
+        return _Blocks(self.with_size(), head)
 
     @contextmanager
     def fetched(self) -> Iterator[Path]:
@@ -189,8 +204,8 @@ class ObjectPath:
             FileNotFoundError, StorageError: as `described`; the object was replaced in the
                 meantime, or since it was listed; or there is no room for the copy.
         """
-        known = self if self.size is not None else self.described()
-        size = _known(self, known.size)
+        asked = self.with_size()
+        size = asked.size or 0
         with temporary_folder("photozhpc-fetched") as folder:
             copy = folder / self.name
             step = _PIECE_BYTES * _PIECES_AT_A_TIME
@@ -202,16 +217,16 @@ class ObjectPath:
                             break
                         out.writelines(self._pieces(at, min(at + step, size)))
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                if not is_full(error):
                     raise
                 raise StorageError(
                     f"{self}: no room for {size / 1e9:.2f} GB in {folder} ({error.strerror}); set "
                     f"TMPDIR to a larger disk"
                 ) from error
             now = self.described()
-            if (now.size, now.etag) != (size, known.etag):
+            if (now.size, now.etag) != (size, asked.etag):
                 raise StorageError(
-                    f"{self}: was replaced while it was read ({size} bytes, ETag {known.etag}; "
+                    f"{self}: was replaced while it was read ({size} bytes, ETag {asked.etag}; "
                     f"now {now.size} bytes, ETag {now.etag}); run the same command again"
                 )
             yield copy
@@ -229,9 +244,15 @@ class ObjectPath:
 
 
 AnyPath = Path | ObjectPath
+PathLike = str | os.PathLike[str] | ObjectPath
 
 
-def location(where: str | os.PathLike[str] | ObjectPath) -> AnyPath:
+def is_remote(path: AnyPath) -> "TypeIs[ObjectPath]":
+    """Whether a path is that of an object, and not of a file on a disk."""
+    return isinstance(path, ObjectPath)
+
+
+def location(where: PathLike) -> AnyPath:
     """Take a text for what it is: the URL of an object, or a path.
 
     Raises:
@@ -239,16 +260,16 @@ def location(where: str | os.PathLike[str] | ObjectPath) -> AnyPath:
     """
     if isinstance(where, ObjectPath):
         return where
-    found = _URL.match(where) if isinstance(where, str) else None
-    if found is None:
+    match = _URL.match(where) if isinstance(where, str) else None
+    if match is None:
         return Path(where)
-    if found[1].lower() not in PROTOCOLS:
+    if match[1].lower() not in PROTOCOLS:
         raise StorageError(
-            f"{where}: '{found[1]}' is not a protocol that is read; known: {', '.join(PROTOCOLS)}"
+            f"{where}: photozhpc does not read '{match[1]}' URLs; known: {', '.join(PROTOCOLS)}"
         )
-    url = f"{found[1].lower()}://{str(where)[found.end() :].rstrip('/')}"
+    url = f"{match[1].lower()}://{str(where)[match.end() :].rstrip('/')}"
     if not re.match(r"[^:]+://[^/]", url):
-        raise StorageError(f"{where}: names no bucket or server; give {found[1]}://NAME/FOLDER")
+        raise StorageError(f"{where}: names no bucket or server; give {match[1]}://NAME/FOLDER")
     return ObjectPath(url)
 
 
@@ -258,6 +279,59 @@ def is_glob(where: AnyPath) -> bool:
         place, _ = where._parts
         return any(letter in place for letter in ("*[" if place.startswith("http") else "*?["))
     return any(letter in str(where) for letter in "*?[")
+
+
+def list_files(where: AnyPath, notes: list[str] | None = None) -> list[AnyPath]:
+    """Return the files in a folder and in those below it, or behind a glob, sorted.
+
+    Of a URL it may be just the object. Of a path on a disk there may be folders behind a glob.
+
+    Args:
+        notes: gets a line on folders that cannot be listed.
+
+    Raises:
+        ValueError: it is not a folder, and not a glob.
+        StorageError: the server cannot be reached, or refuses.
+    """
+    if isinstance(where, ObjectPath):
+        return [*list_objects(where)]
+    if where.is_dir():
+        return [*files_below(where, notes)]
+    base = Path(where.anchor) if where.is_absolute() else Path()
+    return [*sorted(base.glob(str(where.relative_to(base))))]
+
+
+def expand_glob(where: AnyPath) -> list[AnyPath]:
+    """Return the files that a glob on a disk names, sorted; anything else is returned as it is."""
+    if isinstance(where, ObjectPath) or where.is_file():
+        return [where]
+    return [Path(file) for file in sorted(glob.glob(str(where)))] or [where]
+
+
+def version_of(path: AnyPath) -> tuple[int | None, int | str | None]:
+    """Return what changes with the content: size, and date (ns) of a file or ETag of an object.
+
+    Of an object it is what a listing said: no request is made.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    if isinstance(path, ObjectPath):
+        return path.size, path.etag
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def size_of(path: AnyPath) -> int:
+    """Return the size in bytes as it is now; of an object of which the server says none, 0.
+
+    Raises:
+        OSError: there is no such file or object.
+        StorageError: the server cannot be reached, or refuses.
+    """
+    if isinstance(path, ObjectPath):
+        return path.described().size or 0
+    return path.stat().st_size
 
 
 def list_objects(where: ObjectPath) -> list[ObjectPath]:
@@ -271,14 +345,14 @@ def list_objects(where: ObjectPath) -> list[ObjectPath]:
     try:
         with telling(where.url):
             if is_glob(where):
-                found = tried(where.url, lambda: system.glob(where.url, detail=True))
+                entries = tried(where.url, lambda: system.glob(where.url, detail=True))
             elif _is_web_file(system, where.url):
                 return [where.described()]
             else:
-                found = tried(where.url, lambda: system.find(where.url, detail=True))
+                entries = tried(where.url, lambda: system.find(where.url, detail=True))
     except FileNotFoundError:
         return []
-    listed = (_listed(system, about) for about in found.values() if about["type"] == "file")
+    listed = (_listed(system, about) for about in entries.values() if about["type"] == "file")
     return sorted(path for path in listed if path.name)
 
 
@@ -293,8 +367,8 @@ def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int | None]]) -> list[by
         StorageError: the server cannot be reached or refuses, or sends fewer bytes, or more.
     """
     read: dict[int, bytes] = {}
-    due = [n for n, (_, start, stop) in enumerate(ranges) if stop is None or stop > start]
-    if not due:
+    wanted = [n for n, (_, start, stop) in enumerate(ranges) if stop is None or stop > start]
+    if not wanted:
         return [b""] * len(ranges)
     url = ranges[0][0].url
     if _server(url) in _WITHOUT_RANGES:
@@ -306,26 +380,26 @@ def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int | None]]) -> list[by
             time.sleep(wait_seconds(attempt - 1))
         with telling(url):
             answers = system.cat_ranges(
-                [ranges[n][0].url for n in due],
-                [ranges[n][1] for n in due],
-                [ranges[n][2] for n in due],
+                [ranges[n][0].url for n in wanted],
+                [ranges[n][1] for n in wanted],
+                [ranges[n][2] for n in wanted],
                 on_error="return",
             )
         failures: dict[int, BaseException] = {}
-        for n, answer in zip(due, answers, strict=True):
+        for n, answer in zip(wanted, answers, strict=True):
             path, start, stop = ranges[n]
             if isinstance(answer, BaseException):
                 failures[n] = answer
             elif stop is None or len(answer) == stop - start:
                 read[n] = answer
-            elif len(answer) > stop - start and len(answer) == _size(path):
+            elif len(answer) > stop - start and len(answer) == path.with_size().size:
                 _WITHOUT_RANGES.add(_server(url))
                 read[n] = answer[start:stop]
             else:
                 failures[n] = EOFError(f"{len(answer)} bytes came for {stop - start}")
         if not failures:
             return [read.get(n, b"") for n in range(len(ranges))]
-        due = list(failures)
+        wanted = list(failures)
         if not all(is_transient(url, error) for error in failures.values()):
             break
     n = min(failures, key=lambda n: is_transient(url, failures[n]))
@@ -334,22 +408,23 @@ def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int | None]]) -> list[by
     raise AssertionError
 
 
-def read_heads(paths: Iterable[ObjectPath]) -> dict[ObjectPath, bytes]:
-    """Read the first HEAD_BYTES of objects, all at a time.
+def read_heads(paths: Iterable[AnyPath]) -> dict[AnyPath, bytes]:
+    """Read the first HEAD_BYTES of the objects among some paths, all at a time.
 
     Raises:
         FileNotFoundError, StorageError: as `read_ranges`.
     """
-    ranges = [(path, 0, min(_size(path), HEAD_BYTES)) for path in paths]
-    return dict(zip((path for path, _, _ in ranges), read_ranges(ranges), strict=True))
+    objects = [path.with_size() for path in paths if isinstance(path, ObjectPath)]
+    heads = read_ranges([(path, 0, min(path.size or 0, HEAD_BYTES)) for path in objects])
+    return dict(zip(objects, heads, strict=True))
 
 
 class _Blocks(io.RawIOBase):
     """An object that is read in blocks of HEAD_BYTES, one request each, which are kept."""
 
-    def __init__(self, path: ObjectPath, size: int, head: bytes) -> None:
+    def __init__(self, path: ObjectPath, head: bytes) -> None:
         self._path = path
-        self._size = size
+        self._size = path.size or 0
         self._at = 0
         self._blocks = {0: head} if head else {}
 
@@ -391,20 +466,8 @@ def _listed(system: Any, about: dict[str, Any]) -> ObjectPath:
 
 def _etag(about: dict[str, Any]) -> str | None:
     """What changes with the content: the ETag, of web servers without one the date."""
-    found = about.get("ETag") or about.get("Last-Modified")
-    return None if found is None else str(found).strip('"')
-
-
-def _known(path: ObjectPath, size: int | None) -> int:
-    if size is None:
-        raise StorageError(f"{path}: the server does not say how long it is; download it first")
-    return size
-
-
-def _size(path: ObjectPath) -> int:
-    """Return the size, which the index page of a web server does not say."""
-    known = path if path.size is not None else path.described()
-    return _known(known, known.size)
+    version = about.get("ETag") or about.get("Last-Modified")
+    return None if version is None else str(version).strip('"')
 
 
 def _server(url: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from photozhpc.errors import StorageError
+from photozhpc.errors import StorageError, one_line
 from photozhpc.printable import printable
 
 TRIES = 4  # of what fsspec does not try again itself; the waits double from the first
@@ -37,7 +37,7 @@ def file_system(url: str) -> Any:
     except ImportError as error:
         raise StorageError(
             f"{url}: reading it needs a package that is not installed ({error.name}); install "
-            f"the extra: pip install 'photozhpc[remote]'"
+            f"the extra: pip install 'photozhpc[s3]'"
         ) from error
     settings: dict[str, Any] = {}
     with telling(url):
@@ -134,7 +134,7 @@ def _line(url: str, error: BaseException) -> str:
     import aiohttp
     import botocore.exceptions as boto
 
-    detail = printable(" ".join(str(error).split()))[:200] or type(error).__name__
+    detail = one_line(printable(str(error)) or type(error).__name__)
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError | boto.NoCredentialsError) or status in (401, 403):
         who = "credentials that are set up" if has_credentials() else "anonymous requests"

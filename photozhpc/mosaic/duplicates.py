@@ -6,7 +6,7 @@ from typing import Any
 
 from photozhpc.errors import MosaicError
 from photozhpc.files.disk import read_fault
-from photozhpc.files.objects import AnyPath, ObjectPath
+from photozhpc.files.objects import AnyPath
 from photozhpc.mosaic.band_image import DAMAGED
 from photozhpc.survey import Survey
 
@@ -66,7 +66,7 @@ def exposure_time_s(path: AnyPath) -> float:
     try:
         with (
             warnings.catch_warnings(),
-            path.open() if isinstance(path, ObjectPath) else path.open("rb", buffering=0) as packed,
+            path.open("rb", buffering=0) as packed,
         ):
             warnings.simplefilter("ignore")
             start = packed.read(2)

@@ -6,13 +6,12 @@ x_drz.fits, x_drz_wht.fits), or with one word for another (x_drz.fits, x_wht.fit
 KiDS: _sci, _wei). Pan-STARRS' skycells have variances in .wt and named bits in .mask.
 """
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from photozhpc.errors import StorageError
-from photozhpc.files.objects import AnyPath, ObjectPath
+from photozhpc.files.objects import AnyPath, is_remote
 from photozhpc.survey import Survey
 
 ASIDE = "aside"  # of the mosaic, but not used: models, exposure maps, other masks
@@ -104,12 +103,10 @@ def _end(name: str) -> str | None:
 
 
 def _names_beside(path: AnyPath) -> list[str]:
-    if not isinstance(path, ObjectPath):
-        with suppress(OSError):
-            return sorted(os.listdir(path.parent))
-        return []
     with suppress(StorageError, OSError):
         return sorted(other.name for other in path.parent.iterdir())
+    if not is_remote(path):
+        return []
     end = _FITS.search(path.name)
     stem = path.name[: end.start()] if end else path.name
     cut = re.fullmatch(r"(.+[._-])([A-Za-z0-9]+)", stem)

@@ -10,7 +10,7 @@ from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import ArrayLike
 
 from photozhpc.errors import MosaicError
-from photozhpc.files.objects import AnyPath, ObjectPath, read_heads
+from photozhpc.files.objects import AnyPath, is_remote, read_heads
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import asdf_grid
 from photozhpc.mosaic.fits_mosaic import fits_grid
@@ -45,16 +45,15 @@ def read_footprints(
     Raises:
         PhotozError: as `read_footprint`.
     """
-    found: dict[str, Footprint] = {}
+    footprints: dict[str, Footprint] = {}
+    first = {name: next(iter(bands.values())) for name, bands in tiles.items()}
     names = list(tiles)
     for start in range(0, len(names), _HEADS_AT_A_TIME):
-        some = names[start : start + _HEADS_AT_A_TIME]
-        first = [next(iter(tiles[name].values())) for name in some]
-        heads = read_heads(path for path in first if isinstance(path, ObjectPath))
-        for name, path in zip(some, first, strict=True):
-            head = heads.get(path, b"") if isinstance(path, ObjectPath) else b""
-            found[name] = read_footprint(tiles[name], survey, head)
-    return found
+        batch = names[start : start + _HEADS_AT_A_TIME]
+        heads = read_heads(first[name] for name in batch)
+        for name in batch:
+            footprints[name] = read_footprint(tiles[name], survey, heads.get(first[name], b""))
+    return footprints
 
 
 def read_footprint(paths: Mapping[str, AnyPath], survey: Survey, head: bytes = b"") -> Footprint:
@@ -82,7 +81,7 @@ def _remote_grid(
     path: AnyPath, survey: Survey, band: str, head: bytes
 ) -> tuple[tuple[int, int], Any] | None:
     """Return shape and WCS from the headers of a remote file; None: it has to be fetched."""
-    if not isinstance(path, ObjectPath):
+    if not is_remote(path):
         return None
     try:
         with path.open(head=head) as stream:

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from photozhpc.errors import MosaicError
 from photozhpc.files.fits_length import unzipped
-from photozhpc.files.objects import AnyPath, ObjectPath, location
+from photozhpc.files.objects import AnyPath, PathLike, location
 from photozhpc.mosaic import grid
 from photozhpc.mosaic.asdf_mosaic import open_asdf
 from photozhpc.mosaic.band_image import BandPlane
@@ -32,8 +32,6 @@ _MAX_GRID_OFFSET_PIX = 0.05
 _MANY_ZEROS = 0.1  # of the pixels: said, where zeros are data
 _COARSE = 3.0  # steps between values that repeat: a MAD below it is a rounded one
 _SAME_ERROR = 0.01  # an estimate that moves by less stays as it was
-
-PathLike = str | os.PathLike[str] | ObjectPath
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +151,7 @@ def _files(
             (location(path), survey.band(name)) for name, path in paths.items()
         ]
     else:
-        if isinstance(paths, str | os.PathLike | ObjectPath):
+        if isinstance(paths, str) or not isinstance(paths, Iterable):
             paths = [paths]
         listed = [location(path) for path in paths]
         files = [(path, None) for path in without_siblings(listed, survey)]

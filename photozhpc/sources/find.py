@@ -1,14 +1,13 @@
 """Which source lists, and which of their sources, a store is made of."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, SourceListError
 from photozhpc.files.disk import files_below
-from photozhpc.files.objects import AnyPath, ObjectPath, is_glob, location
+from photozhpc.files.objects import AnyPath, is_glob, is_remote, list_objects, location
 from photozhpc.mosaic.duplicates import note_on
 from photozhpc.sources.read import JoinedLists, read_source_lists
 from photozhpc.survey import Survey, names_of
@@ -32,17 +31,17 @@ def find_source_lists(
     """
     path = location(where)
     folder: AnyPath
-    if isinstance(path, ObjectPath):
+    if is_remote(path):
         folder = path.parent if is_glob(path) or path.is_file() else path
         if is_glob(folder):
             raise SourceListError(f"{where}: which source lists are meant? Pass --sources")
     else:
         folder = path if path.is_dir() else path.parent
 
-    def below(pattern: str) -> list[Any]:
-        if isinstance(folder, ObjectPath):
-            return sorted(folder.rglob(pattern))
-        return [file for file in files_below(folder) if file.match(pattern)]
+    def below(pattern: str) -> list[AnyPath]:
+        below_folder: Sequence[AnyPath]
+        below_folder = list_objects(folder) if is_remote(folder) else files_below(folder)
+        return [file for file in below_folder if file.match(pattern)]
 
     patterns = names_of(survey.source_pattern)
     of_tile: dict[str, list[tuple[int, int, AnyPath]]] = {}

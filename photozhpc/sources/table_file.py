@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from photozhpc.errors import MosaicError, SourceListError
 from photozhpc.files.disk import read_fault
 from photozhpc.files.fits_length import check_length, unzipped
-from photozhpc.files.objects import AnyPath, ObjectPath
+from photozhpc.files.objects import AnyPath, ObjectPath, is_remote
 from photozhpc.sources.numbered_table import numbered_header, read_numbered
 from photozhpc.sources.text_table import clean_name, decoded, find_layout, read_described, read_text
 
@@ -82,7 +82,7 @@ def read_columns(
         SourceListError: the file is missing, damaged, of another kind, or holds several tables
             any of which could be meant.
     """
-    if isinstance(path, ObjectPath):
+    if is_remote(path):
         return _read_fetched(path, what, wanted)
     if not path.is_file():
         raise SourceListError(f"{path}: no such {what}")

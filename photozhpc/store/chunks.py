@@ -18,7 +18,7 @@ from numcodecs import blosc
 from numpy.typing import DTypeLike, NDArray
 
 from photozhpc.files.disk import parse_json
-from photozhpc.files.objects import AnyPath, ObjectPath
+from photozhpc.files.objects import AnyPath, version_of
 from photozhpc.store.manifest import FileNote
 from photozhpc.store.shard_file import ShardFile, open_shard
 
@@ -37,10 +37,7 @@ def read_layout(folder: AnyPath, dtype: DTypeLike) -> "ArrayLayout":
         OSError, ValueError, KeyError, TypeError, IndexError: it is missing, damaged, or of an
             array that this package did not write.
     """
-    if isinstance(folder, ObjectPath):
-        return _read_layout(folder, np.dtype(dtype), 0, 0)
-    found = (folder / "zarr.json").stat()
-    return _read_layout(folder, np.dtype(dtype), found.st_size, found.st_mtime_ns)
+    return _read_layout(folder, np.dtype(dtype), version_of(folder / "zarr.json"))
 
 
 @dataclass(frozen=True)
@@ -235,7 +232,9 @@ def forget_layouts() -> None:
 
 
 @lru_cache(maxsize=256)
-def _read_layout(folder: AnyPath, dtype: np.dtype[Any], _size: int, _mtime_ns: int) -> ArrayLayout:
+def _read_layout(
+    folder: AnyPath, dtype: np.dtype[Any], _version: tuple[int | None, int | str | None]
+) -> ArrayLayout:
     text = (folder / "zarr.json").read_bytes()
     about = parse_json(text)
     shape, outer = tuple(about["shape"]), about["chunk_grid"]["configuration"]["chunk_shape"]

@@ -28,7 +28,7 @@ from photozhpc.files.disk import (
     read_json,
     write_durably,
 )
-from photozhpc.files.objects import AnyPath, ObjectPath, location
+from photozhpc.files.objects import AnyPath, is_remote, location
 from photozhpc.sources.read import Sources
 from photozhpc.store.chunks import ArrayLayout, forget_layouts, read_layout
 from photozhpc.store.manifest import (
@@ -146,7 +146,7 @@ class CutoutStore:
             StoreError: there is no store, it is damaged, or a newer photozhpc wrote it.
         """
         path = location(path)
-        if isinstance(path, ObjectPath):
+        if is_remote(path):
             forget_layouts()
             forget_manifests()
             forget_objects()
@@ -170,7 +170,7 @@ class CutoutStore:
             size, shard_len = attributes["cutout_size"], attributes["shard_len"]
             survey = from_mapping(Survey, attributes["survey"], f"{path}/zarr.json: survey")
         except (FileNotFoundError, NotADirectoryError):
-            if isinstance(path, ObjectPath):
+            if is_remote(path):
                 raise StoreError(f"{path}: no store there; check the address") from None
             raise StoreError(
                 f"{path}: no store there; make one with 'photozhpc extract --store {path}'"
@@ -495,7 +495,7 @@ def check_local(path: str | AnyPath) -> None:
     Raises:
         StoreError: it is not on a disk.
     """
-    if isinstance(location(path), ObjectPath):
+    if is_remote(location(path)):
         raise StoreError(
             f"{path}: a store is written to a disk; pass a local --store, and copy it there when "
             f"it is finished ('aws s3 cp --recursive')"

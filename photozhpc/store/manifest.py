@@ -17,7 +17,7 @@ from typing import Any
 
 from photozhpc.errors import StoreError
 from photozhpc.files.disk import is_count, parse_json, read_fault
-from photozhpc.files.objects import AnyPath, ObjectPath, read_ranges
+from photozhpc.files.objects import AnyPath, is_remote, read_ranges, size_of, version_of
 
 _AT_A_TIME = 256  # manifests of a remote store
 _CRC32C = re.compile("([0-9a-f]{8})*")
@@ -143,7 +143,7 @@ def read_manifests(paths: list[Any]) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         StoreError: one is damaged.
     """
-    if not paths or not isinstance(paths[0], ObjectPath):
+    if not paths or not is_remote(paths[0]):
         return [(path.stem, read_manifest(path)) for path in paths]
     manifests = []
     for start in range(0, len(paths), _AT_A_TIME):
@@ -162,14 +162,11 @@ def tile_of(path: AnyPath) -> TileNote:
         OSError: there is no manifest.
         StoreError: it is damaged or was altered.
     """
-    if isinstance(path, ObjectPath):
-        return _tile_of(path, 0, 0)
-    found = path.stat()
-    return _tile_of(path, found.st_size, found.st_mtime_ns)
+    return _tile_of(path, version_of(path))
 
 
 @lru_cache(maxsize=256)
-def _tile_of(path: AnyPath, _size: int, _mtime_ns: int) -> TileNote:
+def _tile_of(path: AnyPath, _version: tuple[int | None, int | str | None]) -> TileNote:
     manifest = read_manifest(path)
     return TileNote(
         manifest["n_sources"],
@@ -214,7 +211,7 @@ def _are_files(files: object) -> bool:
 def check_file(path: AnyPath, expected: dict[str, Any]) -> str | None:
     """Return what is wrong with a file; None: it is as the manifest says."""
     try:
-        size = path.described().size or 0 if isinstance(path, ObjectPath) else path.stat().st_size
+        size = size_of(path)
         if size < expected["bytes"]:
             return f"truncated: {size} of {expected['bytes']} bytes"
         if size > expected["bytes"]:

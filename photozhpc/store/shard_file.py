@@ -4,9 +4,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 
-from photozhpc.files.objects import AnyPath, ObjectPath, read_ranges
+from photozhpc.files.objects import AnyPath, ObjectPath, is_remote, read_ranges, size_of
 
 # What is asked for first: of a small object all, of a large one the end, where the index is.
 WHOLE_BYTES = 1 << 20
@@ -74,21 +73,16 @@ def open_shard(path: AnyPath, size: int | None = None) -> Iterator[ShardFile]:
     Raises:
         OSError: it is missing.
     """
-    if isinstance(path, ObjectPath):
-        yield _RemoteFile(path, _size(path) if size is None else size)
+    if is_remote(path):
+        yield _RemoteFile(path, size_of(path) if size is None else size)
     else:
-        with open(Path(path), "rb", buffering=0) as stream:
+        with open(path, "rb", buffering=0) as stream:
             yield _LocalFile(stream.fileno())
 
 
 def forget_objects() -> None:
     """Forget what was read of objects: another version may be there."""
     _read_tail.cache_clear()
-
-
-def _size(path: ObjectPath) -> int:
-    known = path.described().size
-    return 0 if known is None else known
 
 
 @lru_cache(maxsize=64)

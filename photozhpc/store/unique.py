@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import StoreError
-from photozhpc.files.objects import ObjectPath
+from photozhpc.files.objects import is_remote
 from photozhpc.store import CutoutStore, ShardKey
 
 _THREADS = 4
@@ -21,7 +21,7 @@ def check_unique(store: CutoutStore) -> None:
     Raises:
         StoreError: an identifier is there twice.
     """
-    if isinstance(store.path, ObjectPath):
+    if is_remote(store.path):
         return
     lengths = store.shard_lengths()
     id_N = np.empty(sum(lengths.values()), np.int64)

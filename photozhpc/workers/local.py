@@ -1,4 +1,4 @@
-"""Dask on this machine: one worker process a device, out of reach of its other users."""
+"""Dask on this machine: one worker process per device, out of reach of its other users."""
 
 import atexit
 import logging
@@ -26,7 +26,7 @@ from distributed.scheduler import Scheduler
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_mp_context
 
-from photozhpc.errors import ConfigError, RunError
+from photozhpc.errors import ConfigError, RunError, one_line
 from photozhpc.files.disk import temporary_folder
 from photozhpc.logs import is_verbose
 from photozhpc.workers.memory import WORKER_ENVIRONMENT
@@ -41,7 +41,7 @@ MIN_WORKER_BYTES = 2 << 30
 WORKER_TTL_SECONDS = 30
 # Dask serves HTTP (health, Prometheus) even without a dashboard, by default on every interface.
 LOOPBACK_HTTP = "127.0.0.1:0"
-# A task is set aside when this many workers and one more died under it.
+# A task is set aside when one more worker than this died under it.
 ALLOWED_FAILURES = 2
 
 _QUIET_LOGGERS = ("distributed", "distributed.client", "distributed.worker", "tornado", "asyncio")
@@ -114,10 +114,10 @@ def worker_environments(
     n_cores: int = CPU_COUNT,
     memory_bytes: int = MEMORY_LIMIT,
 ) -> list[dict[str, str]]:
-    """Return one set of environment variables a worker: its device and its number of threads.
+    """Return one set of environment variables per worker: its device and its number of threads.
 
     Args:
-        workers: how many; None: one a device, or one a core as far as memory goes.
+        workers: how many; None: one per device, or one per core as far as memory goes.
         devices: from `device_list`; with more workers than devices, devices are shared.
 
     Raises:
@@ -166,7 +166,7 @@ def local_client(
     process alone, which then stops the workers without waiting for their tasks.
 
     Args:
-        workers: how many; None: one a CUDA device, or one a core.
+        workers: how many; None: one per CUDA device, or one per core.
         devices: what `device_list` would return.
         tasks_per_worker: tasks that a worker runs at a time, in threads.
         preload: modules that every worker needs. Without CUDA they are imported once, in a
@@ -283,32 +283,38 @@ def kill_workers(cluster: SpecCluster) -> None:
 
 
 def _start(specs: dict[int, dict[str, Any]], losses: SchedulerPlugin) -> SpecCluster:
-    scheduler_options = {
+    options = {
+        **scheduler_options(losses),
         "host": str(own_folder()),
         "protocol": PROTOCOL,
         "port": 0,
+    }
+    try:
+        return SpecCluster(
+            workers=specs,
+            scheduler={"cls": LocalScheduler, "options": options},
+            silence_logs=_dask_level(),
+        )
+    except (OSError, RuntimeError, TimeoutError) as error:
+        raise RunError(
+            f"the worker processes did not start ({one_line(error)}); try fewer --workers, and "
+            f"check that there is room in {own_folder().parent}"
+        ) from error
+
+
+def scheduler_options(losses: SchedulerPlugin) -> dict[str, Any]:
+    """Return what a scheduler is told here and on a cluster."""
+    return {
         "dashboard": False,
         "dashboard_address": LOOPBACK_HTTP,
         "worker_ttl": f"{WORKER_TTL_SECONDS}s",
         "allowed_failures": ALLOWED_FAILURES,
         "plugins": [losses],
     }
-    try:
-        return SpecCluster(
-            workers=specs,
-            scheduler={"cls": LocalScheduler, "options": scheduler_options},
-            silence_logs=_dask_level(),
-        )
-    except (OSError, RuntimeError, TimeoutError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise RunError(
-            f"the worker processes did not start ({first}); try fewer --workers, and see that "
-            f"there is room in {own_folder().parent}"
-        ) from error
 
 
 class LostWorkers(SchedulerPlugin):
-    """Tells of workers that died or froze."""
+    """Reports workers that died or froze."""
 
     def __init__(self, report: Callable[[str], None] | None) -> None:
         self.report = report

@@ -20,15 +20,14 @@ from distributed import Client
 from distributed.deploy.adaptive import Adaptive
 from distributed.security import Security
 
-from photozhpc.errors import ConfigError, RunError
+from photozhpc.errors import ConfigError, RunError, one_line
 from photozhpc.workers.local import (
-    ALLOWED_FAILURES,
     CONFIG,
     LOOPBACK_HTTP,
-    WORKER_TTL_SECONDS,
     LostWorkers,
     own_folder,
     quiet_logs,
+    scheduler_options,
 )
 from photozhpc.workers.memory import WORKER_ENVIRONMENT
 from photozhpc.workers.pinning import WORKERS_VARIABLE
@@ -40,7 +39,7 @@ _ADAPT_EVERY = "2s"
 
 
 def workers_per_job(site: Site, workers: int | None) -> int:
-    """Return how many worker processes a job has: one a GPU, else one a core."""
+    """Return how many worker processes a job has: one per GPU, else one per core."""
     wanted = site.infer
     return workers or wanted.gpus_per_node or wanted.cpus_per_task
 
@@ -63,7 +62,7 @@ def slurm_client(
 
     Args:
         folder: seen by all nodes; the credentials are there, for the user alone, while it runs.
-        workers: a job; default: `workers_per_job`.
+        workers: per job; default: `workers_per_job`.
         wanted: returns how many workers there is work for; asked every few seconds.
         on_worker_lost: called (in another thread) with the address of a worker that died.
 
@@ -109,17 +108,10 @@ def slurm_client(
                 death_timeout=60,
                 interface=site.interface,
                 security=security,
-                scheduler_options={
-                    "dashboard": False,
-                    "dashboard_address": LOOPBACK_HTTP,
-                    "worker_ttl": f"{WORKER_TTL_SECONDS}s",
-                    "allowed_failures": ALLOWED_FAILURES,
-                    "plugins": [losses],
-                },
+                scheduler_options=scheduler_options(losses),
             )
         except (OSError, RuntimeError, ValueError, TimeoutError) as error:
-            first = " ".join(str(error).split())[:200]
-            raise RunError(f"the Dask scheduler did not start ({first})") from error
+            raise RunError(f"the Dask scheduler did not start ({one_line(error)})") from error
         try:
             _check_accepted(cluster.job_script())
             cluster.adapt(
@@ -147,8 +139,9 @@ def scheduler_client(address: str) -> Iterator[Client]:
         try:
             client = Client(address, set_as_default=False, timeout="20s")
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            first = " ".join(str(error).split())[:200]
-            raise RunError(f"{address}: no Dask scheduler lets us in ({first})") from error
+            raise RunError(
+                f"{address}: no Dask scheduler lets us in ({one_line(error)})"
+            ) from error
         with client:
             yield client
 

@@ -378,7 +378,7 @@ def test_what_is_not_there_or_closed_is_told_in_a_line(
     assert "no such" in refused("s3://no-such-bucket/l3")
     assert "none of" in refused(f"s3://{BUCKET}/l3/*_cat.parquet")
     assert "no such" in refused(f"S3://{BUCKET}/nothing")
-    assert "'gs' is not a protocol" in refused("gs://bucket/l3")
+    assert "'gs' URLs" in refused("gs://bucket/l3")
     assert "names no bucket" in refused("s3://")
     assert "no such source list" in refused(mosaics, source_lists=[f"{mosaics}/none.parquet"])
     assert "written to a disk" in refused(mosaics, store=f"s3://{BUCKET}/out")
@@ -412,7 +412,7 @@ def test_a_missing_extra_and_a_missing_network(tmp_path: Path) -> None:
     program = "import sys; {}; from photozhpc.cli import main; main()"
     command = ["extract", "--survey", "roman-sim", "--mosaics", "s3://b/l3", "--store"]
     expected = {
-        "sys.modules['s3fs'] = None": ({}, "pip install 'photozhpc[remote]'"),
+        "sys.modules['s3fs'] = None": ({}, "pip install 'photozhpc[s3]'"),
         "pass": ({"AWS_PROFILE": "nobody"}, "AWS_PROFILE"),
         "0": (
             {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"},
