@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.catalog.notes import Due
+from photozhpc.catalog.notes import RunNotes
+from photozhpc.catalog.part_file import read_footer
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, catalog_parts, read_part
 from photozhpc.errors import CatalogError
 from photozhpc.evaluation.truth import Truth
-from photozhpc.files.disk import read_fault
 from photozhpc.metrics import crps, inside_interval, pit
 from photozhpc.survey import AB_ZERO_POINT_NJY
 
@@ -86,7 +85,7 @@ def match(catalog: str | Path, truth: Truth, *, incomplete_ok: bool = False) -> 
             quantiles that do not ascend.
     """
     parts = catalog_parts(catalog, incomplete_ok=incomplete_ok)
-    names = _column_names(parts[0])
+    names = read_footer(parts[0])[0].names
     band, flux_name = _last_band(names)
     true_mag_N = truth.magnitudes.get(band) if band else None
     columns = ["source_id", "photoz", "photoz_flags"]
@@ -95,9 +94,9 @@ def match(catalog: str | Path, truth: Truth, *, incomplete_ok: bool = False) -> 
     columns += [_OOD] if _OOD in names else []
     columns += [flux_name] if flux_name and true_mag_N is None else []
     pieces, n_rows, example_id = [], 0, None
-    due = Due.beside(parts[0])
+    noted = RunNotes.beside(parts[0])
     for part in parts:
-        table = read_part(part, columns, due)
+        table = read_part(part, columns, noted)
         n_rows += len(table)
         id_N = table.column("source_id").to_numpy()
         if example_id is None and len(id_N):
@@ -159,16 +158,6 @@ def _piece(
         crps_N=crps_N,
         inside_NI=inside_NI,
     )
-
-
-def _column_names(part: Path) -> list[str]:
-    try:
-        return pq.read_schema(part).names
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise CatalogError(
-            read_fault(part, error)
-            or f"{part}: the part is missing or damaged ({' '.join(str(error).split())[:160]})"
-        ) from error
 
 
 def _last_band(names: Sequence[str]) -> tuple[str | None, str | None]:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.catalog.notes import Due
+from photozhpc.catalog.notes import RunNotes
+from photozhpc.catalog.part_file import read_footer
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, open_part
 from photozhpc.errors import CatalogError
-from photozhpc.files.disk import read_fault
 from photozhpc.metrics import pit
 from photozhpc.survey import AB_ZERO_POINT_NJY
 
@@ -217,7 +216,7 @@ def scan_catalog(parts: Sequence[Path]) -> CatalogScan:
     for band in columns:
         wanted += [name for name in (band.flux, band.flux_err, band.total) if name]
     wanted = [name for name in wanted if name in names]
-    share = min(1.0, N_STACKED / max(sum(map(_n_rows, parts)), 1))
+    share = min(1.0, N_STACKED / max(sum(read_footer(part)[1] for part in parts), 1))
     rng = np.random.default_rng(0)  # the same catalogue gives the same page
     sample, high_z, far_out = TopRows(N_SAMPLE), TopRows(N_GALLERY), TopRows(N_GALLERY)
     for part, table in read_batches(parts, wanted):
@@ -334,12 +333,12 @@ def read_batches(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
     """Yield (part, rows) with at most BATCH_ROWS rows at a time; pages are checked.
 
     Raises:
-        CatalogError: a part is damaged or not what is due, lacks one of the columns, or holds
+        CatalogError: a part is damaged or not what was noted, lacks one of the columns, or holds
             something else in it.
     """
-    due = Due.beside(parts[0]) if parts else None
+    noted = RunNotes.beside(parts[0]) if parts else None
     for part in parts:
-        with open_part(part, due) as file:
+        with open_part(part, noted) as file:
             missing = sorted(set(columns) - set(file.schema_arrow.names))
             if missing:
                 raise CatalogError(f"{part}: has no column '{missing[0]}', unlike {parts[0]}")
@@ -353,10 +352,7 @@ def read_batches(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
 
 
 def _names(part: Path) -> list[str]:
-    try:
-        names = list(pq.read_schema(part).names)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise _damaged(part, error) from error
+    names: list[str] = read_footer(part)[0].names
     for name in ("source_id", "ra", "dec", "photoz", "photoz_flags"):
         if name not in names:
             raise CatalogError(
@@ -379,22 +375,6 @@ def _check_kinds(part: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
             wanted, good = "numbers", number
         if not good:
             raise CatalogError(f"{part}: column '{name}' must hold {wanted}, not {kind}")
-
-
-def _n_rows(part: Path) -> int:
-    try:
-        return int(pq.read_metadata(part).num_rows)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise _damaged(part, error) from error
-
-
-def _damaged(part: Path, error: Exception) -> CatalogError:
-    reason = " ".join(str(error).split())[:160]
-    return CatalogError(
-        read_fault(part, error)
-        or f"{part}: the part is missing or damaged ({reason}); run the same 'photozhpc infer' "
-        f"again to make it anew"
-    )
 
 
 def _bins(value_N: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.intp]:

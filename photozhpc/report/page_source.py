@@ -1,18 +1,15 @@
 """What a report is made from: the parts, the run's folder, its store, whatever of it is there."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from photozhpc.catalog.notes import PART_FOLDER
-from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts
+from photozhpc.catalog.notes import run_folder_of
+from photozhpc.catalog.part_file import PROVENANCE_KEY, read_footer
+from photozhpc.catalog.photoz_catalog import catalog_parts
 from photozhpc.catalog.status import status_of
 from photozhpc.errors import CatalogError, PhotozError, StoreError
-from photozhpc.files.disk import read_fault
+from photozhpc.files.disk import parse_json
 from photozhpc.files.objects import location
 from photozhpc.store import CutoutStore
 
@@ -53,10 +50,8 @@ def open_source(path: Path) -> PageSource:
     """
     if not path.exists():
         raise CatalogError(f"{path}: no such folder or file; pass the --out of 'photozhpc infer'")
-    folder = path if path.is_dir() else path.parent
-    if folder.name == PART_FOLDER and (folder.parent / "run.json").is_file():
-        folder = folder.parent
-    run = folder if (folder / "run.json").is_file() else None
+    run = run_folder_of(path)
+    folder = run or (path if path.is_dir() else path.parent)
     try:
         parts = catalog_parts(path, incomplete_ok=True)
     except CatalogError:
@@ -73,19 +68,11 @@ def open_source(path: Path) -> PageSource:
 
 
 def _provenance(part: Path) -> dict[str, Any]:
+    text = (read_footer(part)[0].metadata or {}).get(PROVENANCE_KEY, b"{}")
     try:
-        text = (pq.read_schema(part).metadata or {}).get(PROVENANCE_KEY, b"{}")
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise CatalogError(
-            read_fault(part, error)
-            or f"{part}: the part is missing or damaged ({' '.join(str(error).split())[:160]}); "
-            f"run the same 'photozhpc infer' again to make it anew"
-        ) from error
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _store(provenance: dict[str, Any], folder: Path) -> tuple[CutoutStore | None, str]:
