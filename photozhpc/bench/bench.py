@@ -24,7 +24,7 @@ from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.photometry import local_sky, sum_circles
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
-from photozhpc.workers.crew import tasks_per_worker
+from photozhpc.workers.dask_workers import tasks_per_worker
 from photozhpc.workers.local import Device, device_list
 from photozhpc.workers.memory import keep_freed_memory
 

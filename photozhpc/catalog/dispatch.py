@@ -5,17 +5,16 @@ from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from distributed import Client, Future, KilledWorker, as_completed
 from distributed.scheduler import NoWorkerError
 
-from photozhpc.catalog.predict import ModelKey, check_fit, predict_part
-from photozhpc.catalog.run_folder import Part, RunFolder
+from photozhpc.catalog.predict import check_fit, predict_part
+from photozhpc.catalog.run_folder import ModelKey, Part, RunFolder
 from photozhpc.errors import CheckpointError, ConfigError, PhotozError, RunError
 from photozhpc.printable import printable
 from photozhpc.store import CutoutStore
-from photozhpc.workers.crew import Crew
+from photozhpc.workers.dask_workers import DaskWorkers
 
 _AHEAD_SECONDS = 0.1
 _POLL_SECONDS = 0.01
@@ -23,35 +22,22 @@ _MAX_AHEAD = 64
 
 
 @dataclass(frozen=True)
-class Job:
+class CatalogRun:
     """A run: which store, through which model, into which folder."""
 
     store: CutoutStore
-    checkpoint_path: Path
+    model: ModelKey
     folder: RunFolder
-    device: str
     command: str
     provenance: str = "{}"
 
-    @property
-    def model(self) -> ModelKey:
-        identity = self.folder.identity
-        return ModelKey(
-            self.store.path,
-            str(self.checkpoint_path),
-            identity["checkpoint_sha256"],
-            self.device,
-            identity["compiled"],
-            identity.get("pdf"),
-        )
 
-
-def load_model(client: Client, job: Job) -> None:
+def load_model(client: Client, run: CatalogRun) -> None:
     """Load the model in every worker and check that it fits the store."""
     futures = [
         client.submit(
             check_fit,
-            job.model,
+            run.model,
             key=f"load-{address}",
             workers=[address],
             allow_other_workers=True,  # its worker may die and come back under another address
@@ -66,9 +52,9 @@ def load_model(client: Client, job: Job) -> None:
 
 def stream_parts(
     client: Client,
-    job: Job,
+    run: CatalogRun,
     parts: list[Part],
-    crew: Crew,
+    workers: DaskWorkers,
     made: Callable[[Part], None],
     alone: bool = False,
 ) -> dict[Part, BaseException]:
@@ -82,23 +68,23 @@ def stream_parts(
         RunError, CheckpointError: what would fail every part.
     """
 
-    n_workers, n_tasks = (1, 0) if alone else (crew.n_workers, crew.n_tasks)
-    if crew.scheduler is not None and not alone:
+    n_workers, n_tasks = (1, 0) if alone else (workers.n_workers, workers.n_tasks)
+    if workers.scheduler is not None and not alone:
         n_workers = len(client.nthreads())
         n_tasks = max(client.nthreads().values())
 
-    def submit(some: list[Part]) -> list[Future]:
+    def submit(batch: list[Part]) -> list[Future]:
         futures: list[Future] = client.map(
             predict_part,
-            [job.model] * len(some),
-            some,
-            [str(job.folder.part_path(part)) for part in some],
-            [job.folder.part_identity(part) for part in some],
-            [job.provenance] * len(some),
+            [run.model] * len(batch),
+            batch,
+            [run.folder.part_path(part) for part in batch],
+            [run.folder.part_identity(part) for part in batch],
+            [run.provenance] * len(batch),
             # One name for all, because Dask keeps names for ever.
-            key=[("predict-part", part.index, n_tasks) for part in some],
+            key=[("predict-part", part.index, n_tasks) for part in batch],
         )
-        in_flight.update(zip(futures, some, strict=True))
+        in_flight.update(zip(futures, batch, strict=True))
         return futures
 
     in_flight: dict[Future, Part] = {}
@@ -123,10 +109,8 @@ def stream_parts(
         depth = min(n_tasks + 1, max(1, (len(parts) - n_done) // (2 * n_workers)))
         ahead = ahead if n_tasks and depth > n_tasks else 0
         room = n_workers * depth + ahead - len(in_flight)
-        if room > ahead // 2:
-            some = list(islice(waiting, room))
-            if some:
-                done.update(submit(some))
+        if room > ahead // 2 and (more := list(islice(waiting, room))):
+            done.update(submit(more))
     return failures
 
 

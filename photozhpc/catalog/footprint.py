@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from astropy import units
 
-from photozhpc.catalog.notes import Due
+from photozhpc.catalog.notes import RunNotes
 from photozhpc.catalog.photoz_catalog import read_pieces
 from photozhpc.files.disk import write_durably
 
@@ -33,11 +33,11 @@ def write_footprint(parts: Sequence[Path], path: Path) -> bool:
         CatalogError: a part is damaged.
         RunError: the disk is full, or cannot be written.
     """
-    due = Due.beside(parts[0])
+    noted = RunNotes.beside(parts[0])
     footprint, n_sources = None, 0
     waiting: list[pa.Table] = []
     for part in parts:
-        waiting += read_pieces(part, ["ra", "dec"], due)
+        waiting += read_pieces(part, ["ra", "dec"], noted)
         if sum(map(len, waiting)) >= _BATCH_ROWS or part is parts[-1]:
             table, waiting = pa.concat_tables(waiting), []
             cells, n_placed = _cells(table)

@@ -1,4 +1,6 @@
-"""What a run noted of its parts, and whether a file is the part that it is called.
+"""What stands in the folder of a run: run.json, notes of its parts, events; the only reader of it.
+
+It says too whether a file is the part that its name says.
 
 A part's own checksums say that it is whole, not whose it is. Its metadata name the run and the
 number under which it was made; OUT/notes has its rows, bytes and SHA-256.
@@ -19,9 +21,12 @@ from photozhpc.files.disk import is_count, read_fault, read_json
 PART_FOLDER = "catalog"
 PDF_FOLDER = "pdf"
 NOTES_FOLDER = "notes"
+RUN_FILE = "run.json"
+EVENTS_FILE = "events.jsonl"
 PART_KEY = b"photozhpc.part"
 PART_NAME = re.compile(r"part-(\d{6,})\.parquet")
 _AGAIN = "; run the same 'photozhpc infer' again to make it anew"
+_MAX_SECONDS = 1e11  # since 1970: of no clock
 _NOTED = ("part", "rows", "flagged", "without_photoz", "bytes")
 
 
@@ -43,10 +48,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class FileNote:
-    """What is noted of a file of p(z)."""
+    """What is noted of a file."""
 
     n_bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, content: bytes | memoryview) -> "FileNote":
+        return cls(len(content), hashlib.sha256(content).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -55,34 +64,67 @@ class PartNote:
 
     Attributes:
         counts: of its rows.
-        n_bytes, sha256: of the file.
-        pdf: of the file of p(z) beside it; None: there is none.
+        file: of the catalogue.
+        pdf: the file of p(z) beside it; None: there is none.
+        at: when it was finished, seconds since 1970; 0: unknown.
+        seconds: that it took; 0: unknown.
+        worker: that made it, as "host-pid".
     """
 
     counts: Counts
-    n_bytes: int
-    sha256: str
+    file: FileNote
     pdf: FileNote | None = None
+    at: float = 0.0
+    seconds: float = 0.0
+    worker: str = ""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What run.json says of a run: which it is, and how many parts and rows it makes."""
+    """What run.json says of a run.
+
+    Attributes:
+        identity: which run it is.
+        n_parts, n_rows: that it makes.
+        about: the whole file.
+    """
 
     identity: dict[str, Any]
     n_parts: int
     n_rows: int
+    about: dict[str, Any]
+
+    @property
+    def provenance(self) -> str:
+        """run.json as every part has it in its metadata."""
+        return json.dumps(self.about, sort_keys=True)
 
 
-def read_run(file: Path) -> Run:
-    """Read the run.json of a catalogue.
+def run_folder_of(path: Path) -> Path | None:
+    """Return the folder of a run that `path` is, or whose catalog/, pdf/ or part it is.
+
+    None: there is no run.json.
+    """
+    is_file = path.is_file()
+    folder = path.parent if is_file else path
+    name = folder.absolute().name
+    if name in (PART_FOLDER, PDF_FOLDER) and not (folder / PART_FOLDER).is_dir():
+        folder = folder.parent if folder.name == name else folder.absolute().parent
+    elif is_file:
+        return None
+    return folder if (folder / RUN_FILE).is_file() else None
+
+
+def read_run(out: Path) -> Run:
+    """Read the run.json in the folder of a run.
 
     Raises:
         CatalogError: it is missing or damaged.
     """
+    file = out / RUN_FILE
     try:
         about = read_json(file)
-        run = Run(about["identity"], about["n_parts"], about["n_rows"])
+        run = Run(about["identity"], about["n_parts"], about["n_rows"], about)
     except (OSError, ValueError, KeyError) as error:
         raise CatalogError(
             read_fault(file, error) or f"{file}: is damaged ({type(error).__name__})"
@@ -108,20 +150,18 @@ def read_notes(out: Path) -> dict[int, PartNote]:
 
     Lines that were cut short are passed over; of two on the same part, the later one holds.
     """
-    lines = [
-        line for file in sorted((out / NOTES_FOLDER).glob("*.jsonl")) for line in read_lines(file)
+    notes = [
+        (line["part"], note)
+        for file in sorted((out / NOTES_FOLDER).glob("*.jsonl"))
+        for line in read_lines(file)
+        if (note := _part_note(line)) is not None
     ]
-    notes: dict[int, PartNote] = {}
-    for line in sorted(lines, key=_time):
-        numbers: list[Any] = [line.get(key) for key in _NOTED]
-        if all(map(is_count, numbers)):
-            part, rows, flagged, without_photoz, n_bytes = numbers
-            counts = Counts(rows, flagged, without_photoz)
-            pdf = None
-            if is_count(line.get("pdf_bytes")):
-                pdf = FileNote(line["pdf_bytes"], str(line.get("pdf_sha256")))
-            notes[part] = PartNote(counts, n_bytes, str(line.get("sha256")), pdf)
-    return notes
+    return dict(sorted(notes, key=lambda item: item[1].at))
+
+
+def read_events(out: Path) -> list[dict[str, Any]]:
+    """Return the events of a run in the order of their file; "at" is a number in all of them."""
+    return [line | {"at": _seconds(line, "at")} for line in read_lines(out / EVENTS_FILE)]
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -137,34 +177,31 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Due:
-    """What the parts of a catalogue must be.
+class RunNotes:
+    """What a run says of itself and of its parts: what those must be.
 
     Attributes:
-        run: in whose folder they lie; None: in none, and any part will do.
-        notes: of it, by the index of the part.
+        run: in whose folder the parts lie; None: in none, and any part will do.
+        notes: of the parts, by index.
     """
 
     run: Run | None
     notes: dict[int, PartNote]
 
     @classmethod
-    def beside(cls, part: Path) -> "Due":
-        """Read what is due of the parts beside this one, or of the p(z).
+    def beside(cls, part: Path) -> "RunNotes":
+        """Read what was noted of the parts beside this one, or of the p(z).
 
         Raises:
             CatalogError: run.json is damaged.
         """
-        folder = part.absolute().parent
-        out = folder.parent
-        if folder.name not in (PART_FOLDER, PDF_FOLDER) or not (out / "run.json").is_file():
-            return cls(None, {})
-        return cls(read_run(out / "run.json"), read_notes(out))
+        out = run_folder_of(part)
+        return cls(None, {}) if out is None else cls(read_run(out), read_notes(out))
 
     def note(self, part: Path) -> PartNote | None:
         """Return what was noted of the part that is called like a file."""
-        found = PART_NAME.fullmatch(part.name)
-        return None if found is None else self.notes.get(int(found[1]))
+        match = PART_NAME.fullmatch(part.name)
+        return None if match is None else self.notes.get(int(match[1]))
 
     def check_place(self, part: Path, metadata: Mapping[bytes, bytes] | None) -> None:
         """Check by its metadata that a file is of the run, and the part that its name says.
@@ -197,14 +234,14 @@ class Due:
         if note is None:
             return
         n_bytes = part.stat().st_size
-        if (n_rows, n_bytes) != (note.counts.rows, note.n_bytes):
+        if (n_rows, n_bytes) != (note.counts.rows, note.file.n_bytes):
             raise CatalogError(
                 f"{part}: was altered: {n_rows} rows in {n_bytes} bytes, noted were "
-                f"{note.counts.rows} in {note.n_bytes}{_AGAIN}"
+                f"{note.counts.rows} in {note.file.n_bytes}{_AGAIN}"
             )
 
 
-def check_sha256(file: Path, content: bytes, note: PartNote | FileNote) -> None:
+def check_sha256(file: Path, content: bytes, note: FileNote) -> None:
     """Check that a file is the one that was noted.
 
     Raises:
@@ -216,6 +253,27 @@ def check_sha256(file: Path, content: bytes, note: PartNote | FileNote) -> None:
         )
 
 
-def _time(line: dict[str, Any]) -> float:
-    at = line.get("at")
-    return float(at) if isinstance(at, int | float) and abs(at) < 1e12 else 0.0
+def _part_note(line: dict[str, Any]) -> PartNote | None:
+    """Return what a line of notes says of a part; None: it is damaged."""
+    numbers: list[Any] = [line.get(key) for key in _NOTED]
+    if not all(map(is_count, numbers)):
+        return None
+    _, rows, flagged, without_photoz, n_bytes = numbers
+    pdf = None
+    if is_count(line.get("pdf_bytes")):
+        pdf = FileNote(line["pdf_bytes"], str(line.get("pdf_sha256")))
+    return PartNote(
+        Counts(rows, flagged, without_photoz),
+        FileNote(n_bytes, str(line.get("sha256"))),
+        pdf,
+        at=_seconds(line, "at"),
+        seconds=_seconds(line, "seconds"),
+        worker=str(line.get("worker")),
+    )
+
+
+def _seconds(line: dict[str, Any], key: str) -> float:
+    """Return a time in a line of JSON; 0 where a damaged line has none."""
+    value = line.get(key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value < _MAX_SECONDS else 0.0  # type: ignore[operator,arg-type]

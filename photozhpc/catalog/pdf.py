@@ -22,21 +22,18 @@ from numpy.typing import NDArray
 
 from photozhpc.catalog.notes import (
     PART_FOLDER,
-    PART_KEY,
     PDF_FOLDER,
-    Due,
     FileNote,
+    RunNotes,
     check_sha256,
     part_name,
     read_run,
+    run_folder_of,
 )
-from photozhpc.catalog.photoz_catalog import (
-    PROVENANCE_KEY,
-    part_files,
-)
+from photozhpc.catalog.part_file import check_identity, damage_reported, write_part_file
+from photozhpc.catalog.photoz_catalog import part_files
 from photozhpc.catalog.votable import with_votable
 from photozhpc.errors import CatalogError
-from photozhpc.files.disk import read_fault, write_durably
 from photozhpc.model.redshift_grid import grid_cells
 
 COLUMN_OF_FORM = {"quantiles": "photoz_quantiles", "grid": "photoz_pdf"}
@@ -164,24 +161,16 @@ def write_pdf_part(
     Raises:
         RunError: the disk is full, or cannot be written.
     """
-    metadata = {
-        **(table.schema.metadata or {}),
-        PART_KEY: _identity_text(identity),
-        PROVENANCE_KEY: provenance.encode(),
-    }
-    buffer = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata(metadata),
-        buffer,
-        compression="zstd",
+    return write_part_file(
+        table,
+        path,
+        identity,
+        provenance,
+        {},
         use_dictionary=False,
         use_byte_stream_split=[f"{table.column_names[1]}.list.element"],
-        write_page_checksum=True,
         write_statistics=["source_id"],
     )
-    content = memoryview(buffer.getvalue())
-    write_durably(path, content, sync_rename=False)
-    return FileNote(content.nbytes, hashlib.sha256(content).hexdigest())
 
 
 def check_pdf_part(path: Path, identity: Mapping[str, Any], n_rows: int, form: str) -> FileNote:
@@ -191,22 +180,21 @@ def check_pdf_part(path: Path, identity: Mapping[str, Any], n_rows: int, form: s
         CatalogError: it is not there, damaged, or of other shards or another run.
     """
     part, content, metadata = _read(path)
-    if metadata.get(PART_KEY) != _identity_text(identity):
-        raise CatalogError(f"{path}: is a part of another run")
+    check_identity(path, metadata, identity)
     if len(part.source_id_N) != n_rows or part.form != form:
         raise CatalogError(f"{path}: has other rows or another form than are due")
-    return FileNote(len(content), hashlib.sha256(content).hexdigest())
+    return FileNote.of(content)
 
 
-def read_due_pdf_part(path: Path, due: Due) -> PdfPart:
+def read_noted_pdf_part(path: Path, noted: RunNotes) -> PdfPart:
     """Read one file of p(z), which must be what its name says and, if noted, has its SHA-256.
 
     Raises:
-        CatalogError: it is not there, or damaged, or not what is due.
+        CatalogError: it is not there, or damaged, or not what was noted.
     """
     part, content, metadata = _read(path)
-    due.check_place(path, metadata)
-    note = due.note(path)
+    noted.check_place(path, metadata)
+    note = noted.note(path)
     if note is not None and note.pdf is not None:
         check_sha256(path, content, note.pdf)
     return part
@@ -219,7 +207,7 @@ def read_pdf_part(path: Path) -> tuple[PdfPart, FileNote]:
         CatalogError: it is not there, or damaged.
     """
     part, content, _ = _read(path)
-    return part, FileNote(len(content), hashlib.sha256(content).hexdigest())
+    return part, FileNote.of(content)
 
 
 def read_pdf(path: str | Path, *, incomplete_ok: bool = False) -> Iterator[PdfPart]:
@@ -233,9 +221,9 @@ def read_pdf(path: str | Path, *, incomplete_ok: bool = False) -> Iterator[PdfPa
         CatalogError: the catalogue has no p(z), or a file of it is missing or damaged.
     """
     files = pdf_parts(path, incomplete_ok=incomplete_ok)
-    due = Due.beside(files[0])
+    noted = RunNotes.beside(files[0])
     for file in files:
-        yield read_due_pdf_part(file, due)
+        yield read_noted_pdf_part(file, noted)
 
 
 def pdf_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path]:
@@ -250,8 +238,8 @@ def pdf_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path]:
     folder = path / PDF_FOLDER if (path / PART_FOLDER).is_dir() else path
     if path.name == PART_FOLDER:
         folder = pdf_folder(path)
-    run_file = folder.parent / "run.json"
-    n_parts = read_run(run_file).n_parts if run_file.is_file() else None
+    out = run_folder_of(path)
+    n_parts = None if out is None else read_run(out).n_parts
     files = part_files(folder, n_parts)
     if not files:
         raise CatalogError(
@@ -269,27 +257,15 @@ def pdf_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path]:
 
 
 def _read(path: Path) -> tuple[PdfPart, bytes, dict[bytes, bytes]]:
-    try:
+    with damage_reported(path, "the p(z) of this part"):
         content = path.read_bytes()
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
             metadata = file.schema_arrow.metadata or {}
             table = file.read()
-        part = _part(table, metadata)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        pa.ArrowException,
-    ) as error:
-        raise CatalogError(
-            read_fault(path, error)
-            or f"{path}: the p(z) of this part is missing or damaged "
-            f"({' '.join(str(error).split())[:120]}); run the same 'photozhpc infer' again to "
-            f"make it anew"
-        ) from error
+        try:
+            part = _part(table, metadata)
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
     return part, content, metadata
 
 
@@ -323,7 +299,3 @@ def _rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
 
 def _digest(about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def _identity_text(identity: Mapping[str, Any]) -> bytes:
-    return json.dumps(identity, sort_keys=True).encode()

@@ -8,8 +8,6 @@ IVOA Note 1.0), so that TOPCAT and astropy show them. Pages carry checksums.
 """
 
 import enum
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -27,15 +25,17 @@ from photozhpc.catalog.notes import (
     PART_KEY,
     PART_NAME,
     Counts,
-    Due,
+    FileNote,
     PartNote,
+    RunNotes,
     check_sha256,
     part_name,
     read_run,
+    run_folder_of,
 )
+from photozhpc.catalog.part_file import check_identity, damage_reported, write_part_file
 from photozhpc.catalog.votable import with_votable
 from photozhpc.errors import CatalogError, did_you_mean
-from photozhpc.files.disk import read_fault, write_durably
 from photozhpc.survey import Survey
 
 SCHEMA_VERSION = 3  # 2: intervals and photoz_ood; 3: Kron fluxes
@@ -49,7 +49,6 @@ INTERVAL_LEVELS = {
     "photoz_high99": 0.995,
 }
 SCHEMA_VERSION_KEY = b"photozhpc.schema_version"
-PROVENANCE_KEY = b"photozhpc.provenance"
 # astropy asks for the length of a text column under this key, or guesses it.
 TEXT_LENGTH_KEY = b"table::len::tile_id"
 
@@ -204,34 +203,23 @@ def make_table(
 def write_part(
     table: pa.Table, path: Path, identity: Mapping[str, Any], provenance: str = "{}"
 ) -> PartNote:
-    """Write a part so that it is there whole or not at all, even if the machine loses power.
+    """Write a part so that it is there whole or not at all; see `part_file.write_part_file`.
 
     The run syncs the folder when it ends; a part that a power cut takes away is made again.
-
-    Args:
-        identity: which run and which shards it is of; `check_part` asks for the same.
-        provenance: JSON: versions, hashes, command; the metadata photozhpc.provenance.
 
     Raises:
         RunError: the disk is full, or cannot be written.
     """
-    metadata = {
-        **(table.schema.metadata or {}),
-        TEXT_LENGTH_KEY: str(text_length(table["tile_id"])).encode(),
-        PART_KEY: _identity_text(identity),
-        PROVENANCE_KEY: provenance.encode(),
-    }
-    buffer = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata(metadata),
-        buffer,
-        compression="zstd",
+    length = str(text_length(table["tile_id"])).encode()
+    file = write_part_file(
+        table,
+        path,
+        identity,
+        provenance,
+        {TEXT_LENGTH_KEY: length},
         use_dictionary=["tile_id"],
-        write_page_checksum=True,
     )
-    content = memoryview(buffer.getvalue())
-    write_durably(path, content, sync_rename=False)
-    return PartNote(count_rows(table), content.nbytes, hashlib.sha256(content).hexdigest())
+    return PartNote(count_rows(table), file)
 
 
 def text_length(column: pa.ChunkedArray) -> int:
@@ -245,20 +233,14 @@ def check_part(path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.
     Raises:
         CatalogError: it is not there, damaged, or of other shards or another run.
     """
-    try:
+    with damage_reported(path):
         content = path.read_bytes()
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-            found = file.schema_arrow
-            if (found.metadata or {}).get(PART_KEY) != _identity_text(identity):
-                raise CatalogError(f"{path}: is a part of another run")
-            if file.metadata.num_rows != n_rows or not found.equals(schema):
+            check_identity(path, file.schema_arrow.metadata, identity)
+            if file.metadata.num_rows != n_rows or not file.schema_arrow.equals(schema):
                 raise CatalogError(f"{path}: has other rows or columns than are due")
             counts = count_rows(file.read())
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise CatalogError(
-            read_fault(path, error) or f"{path}: the part is missing or damaged ({_line(error)})"
-        ) from error
-    return PartNote(counts, len(content), hashlib.sha256(content).hexdigest())
+    return PartNote(counts, FileNote.of(content))
 
 
 def read_catalog(
@@ -284,13 +266,13 @@ def read_catalog(
             a column unknown; with `verify`, nothing was noted of a part.
     """
     parts = catalog_parts(path, incomplete_ok=incomplete_ok)
-    due = Due.beside(parts[0])
-    if verify and (unknown := [part for part in parts if due.note(part) is None]):
+    noted = RunNotes.beside(parts[0])
+    if verify and (unknown := [part for part in parts if noted.note(part) is None]):
         raise CatalogError(
             f"{unknown[0]}: nothing was noted of it to verify it by; run the same 'photozhpc "
             f"infer' again, or copy its notes/ folder and run.json too"
         )
-    tables = [read_part(part, columns, due, verify=verify) for part in parts]
+    tables = [read_part(part, columns, noted, verify=verify) for part in parts]
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
@@ -306,49 +288,49 @@ def check_n_rows(path: str | Path, n_rows: int) -> None:
     Raises:
         CatalogError: they have not.
     """
-    run_file = _run_file(Path(path))
-    if run_file is not None and n_rows != read_run(run_file).n_rows:
+    out = None if Path(path).is_file() else run_folder_of(Path(path))
+    if out is not None and n_rows != (n_made := read_run(out).n_rows):
         raise CatalogError(
-            f"{path}: damaged: the parts hold {n_rows} rows, the run made "
-            f"{read_run(run_file).n_rows}; 'photozhpc verify' says which part it is"
+            f"{path}: damaged: the parts hold {n_rows} rows, the run made {n_made}; "
+            f"'photozhpc verify' says which part it is"
         )
 
 
 def read_part(
     part: Path,
     columns: Sequence[str] | None = None,
-    due: Due | None = None,
+    noted: RunNotes | None = None,
     *,
     verify: bool = False,
 ) -> pa.Table:
     """Read one file of a catalogue, with its checksums.
 
     Args:
-        due, verify: as `open_part` takes them.
+        noted, verify: as `open_part` takes them.
 
     Raises:
-        CatalogError: it is missing, damaged or not what is due, or a column is unknown.
+        CatalogError: it is missing, damaged or not what was noted, or a column is unknown.
     """
-    return pa.concat_tables(read_pieces(part, columns, due, verify=verify))
+    return pa.concat_tables(read_pieces(part, columns, noted, verify=verify))
 
 
 def read_pieces(
     part: Path,
     columns: Sequence[str] | None = None,
-    due: Due | None = None,
+    noted: RunNotes | None = None,
     *,
     verify: bool = False,
 ) -> Iterator[pa.Table]:
     """Yield one file of a catalogue row group by row group, with its checksums; at least one table.
 
     Args:
-        due, verify: as `open_part` takes them.
+        noted, verify: as `open_part` takes them.
 
     Raises:
-        CatalogError: it is missing, damaged or not what is due, or a column is unknown.
+        CatalogError: it is missing, damaged or not what was noted, or a column is unknown.
     """
     of_the_part = (PART_KEY, TEXT_LENGTH_KEY)
-    with open_part(part, due, verify=verify) as file:
+    with open_part(part, noted, verify=verify) as file:
         known = file.schema_arrow.names
         for name in columns or ():
             if name not in known:
@@ -368,45 +350,28 @@ def read_pieces(
 
 @contextmanager
 def open_part(
-    part: Path, due: Due | None = None, *, verify: bool = False
+    part: Path, noted: RunNotes | None = None, *, verify: bool = False
 ) -> Iterator[pq.ParquetFile]:
     """Open a file of a catalogue, which must be what its name says; pages are checked when read.
 
     Args:
-        due: what the files beside it must be, for who opens many; default: it is looked up.
+        noted: of the files beside it, for a caller that opens many; default: it is looked up.
         verify: read the file whole, and compare it with its SHA-256, if that was noted.
 
     Raises:
         CatalogError: it is missing or damaged, or is another part, or was altered.
     """
-    due = Due.beside(part) if due is None else due
-    note = due.note(part)
-    try:
+    noted = RunNotes.beside(part) if noted is None else noted
+    note = noted.note(part)
+    with damage_reported(part):
         content = part.read_bytes() if verify and note is not None else None
         source = part if content is None else pa.BufferReader(content)
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            due.check_place(part, file.schema_arrow.metadata)
-            due.check_size(part, file.metadata.num_rows)
+            noted.check_place(part, file.schema_arrow.metadata)
+            noted.check_size(part, file.metadata.num_rows)
             if content is not None and note is not None:
-                check_sha256(part, content, note)
+                check_sha256(part, content, note.file)
             yield file
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise CatalogError(
-            read_fault(part, error)
-            or f"{part}: the part is missing or damaged ({_line(error)}); run the same "
-            f"'photozhpc infer' again to make it anew"
-        ) from error
-
-
-def _run_file(path: Path) -> Path | None:
-    """The run.json that tells of a whole catalogue at `path`, if there is one."""
-    if path.is_file():
-        return None
-    path = path.absolute()
-    if path.name == PART_FOLDER and not (path / PART_FOLDER).is_dir():
-        path = path.parent
-    file = path / "run.json"
-    return file if file.is_file() else None
 
 
 def catalog_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path]:
@@ -419,8 +384,8 @@ def catalog_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path
     if path.is_file():
         return [path]
     folder = path / PART_FOLDER if (path / PART_FOLDER).is_dir() else path
-    run_file = _run_file(path)
-    n_parts = None if run_file is None else read_run(run_file).n_parts
+    out = run_folder_of(path)
+    n_parts = None if out is None else read_run(out).n_parts
     parts = part_files(folder, n_parts)
     if n_parts is not None and len(parts) < n_parts and not incomplete_ok:
         raise CatalogError(
@@ -462,11 +427,3 @@ def _null_where_not_finite(values_N: NDArray[np.float32]) -> pa.Array:
     finite_N = np.isfinite(values_N)
     mask_N = None if finite_N.all() else ~finite_N
     return pa.array(np.ascontiguousarray(values_N), mask=mask_N)
-
-
-def _identity_text(identity: Mapping[str, Any]) -> bytes:
-    return json.dumps(identity, sort_keys=True).encode()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

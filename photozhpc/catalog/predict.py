@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +25,7 @@ from photozhpc.catalog.photoz_catalog import (
     make_table,
     write_part,
 )
-from photozhpc.catalog.run_folder import Part, file_sha256, note_part
+from photozhpc.catalog.run_folder import ModelKey, Part, note_part
 from photozhpc.errors import CatalogError, CheckpointError, StoreError
 from photozhpc.files.objects import AnyPath
 from photozhpc.logs import LOG
@@ -33,7 +33,6 @@ from photozhpc.store import CutoutStore
 
 if TYPE_CHECKING:
     from photozhpc.model.engine import Engine, PhotometryEngine
-    from photozhpc.model.pdf import PdfForm
 
 T = TypeVar("T")
 
@@ -44,29 +43,10 @@ MIN_BLOCK_LEN = 256
 _loading = threading.Lock()
 
 
-@dataclass(frozen=True)
-class ModelKey:
-    """Which model, on which device, for which store; what a worker needs to load it.
-
-    Attributes:
-        checkpoint_sha256: of the file that the run began with.
-        device: as `Engine` takes it.
-        compiled: whether full batches run through compiled code.
-        pdf: the form in which p(z) is written beside the catalogue; None: it is not.
-    """
-
-    store_path: AnyPath
-    checkpoint_path: str
-    checkpoint_sha256: str
-    device: str
-    compiled: bool
-    pdf: "PdfForm | None" = None
-
-
 def predict_part(
     model: ModelKey,
     part: Part,
-    part_path: str,
+    path: Path,
     identity: Mapping[str, Any],
     provenance: str = "{}",
 ) -> None:
@@ -84,7 +64,6 @@ def predict_part(
     """
     started = time.monotonic()
     store = _open_store(model.store_path)
-    path = Path(part_path)
     # Dask repeats a task whose worker died after the part was written.
     if path.exists():
         try:
@@ -247,14 +226,14 @@ def load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
 
 @lru_cache(maxsize=1)
 def _load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
-    if file_sha256(model.checkpoint_path) != model.checkpoint_sha256:
-        raise CheckpointError(
-            f"{model.checkpoint_path}: the checkpoint was changed while the run was going on"
-        )
     from photozhpc.model.checkpoint import load_checkpoint
     from photozhpc.model.engine import make_engine
 
     store = _open_store(model.store_path)
     checkpoint = load_checkpoint(model.checkpoint_path)
+    if checkpoint.sha256 != model.checkpoint_sha256:
+        raise CheckpointError(
+            f"{model.checkpoint_path}: the checkpoint was changed while the run was going on"
+        )
     checkpoint.check_store(store.survey, store.cutout_size)
     return make_engine(checkpoint, store.survey, model.device, model.compiled, model.pdf)

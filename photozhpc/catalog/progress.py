@@ -12,7 +12,7 @@ _LINE_EVERY_FRACTION = 0.1
 _LINE_EVERY_SECONDS = 30.0
 
 
-class Progress:
+class SourceProgress:
     """Counts sources and tells of them on stderr.
 
     Args:

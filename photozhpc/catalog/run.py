@@ -12,15 +12,17 @@ from dask.system import CPU_COUNT
 from distributed import KilledWorker
 
 from photozhpc import __version__
-from photozhpc.catalog.dispatch import Job, load_model, reason_of, stream_parts
+from photozhpc.catalog.dispatch import CatalogRun, load_model, reason_of, stream_parts
 from photozhpc.catalog.notes import Counts
 from photozhpc.catalog.pdf import check_pdf_part, pdf_path
 from photozhpc.catalog.photoz_catalog import catalog_schema, check_part
-from photozhpc.catalog.progress import Progress
+from photozhpc.catalog.progress import SourceProgress
 from photozhpc.catalog.run_folder import (
+    ModelKey,
     Part,
     RunFolder,
     default_rows_per_part,
+    file_sha256,
     note_part,
     plan_parts,
 )
@@ -33,7 +35,7 @@ from photozhpc.printable import printable
 from photozhpc.store import CutoutStore
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import Survey
-from photozhpc.workers.crew import PRELOAD, Crew
+from photozhpc.workers.dask_workers import PRELOAD, DaskWorkers
 from photozhpc.workers.local import (
     Device,
     import_early,
@@ -122,12 +124,13 @@ def run_inference(
         KeyboardInterrupt: Ctrl-C, after the workers were stopped; what is finished is kept.
     """
     started = time.monotonic()
-    crew = Crew.of(workers, device, site, jobs, scheduler)
-    if not crew.is_local:  # what other machines are told
+    checkpoint_path, out = Path(checkpoint_path), Path(out)
+    processes = DaskWorkers.of(workers, device, site, jobs, scheduler)
+    if not processes.is_local:  # what other machines are told
         store_path = location(store_path).absolute()
-        checkpoint_path, out = (Path(path).absolute() for path in (checkpoint_path, out))
+        checkpoint_path, out = checkpoint_path.absolute(), out.absolute()
     store = CutoutStore.open(store_path)
-    if crew.is_local and crew.device == "cpu":
+    if processes.is_local and processes.device == "cpu":
         import_early(PRELOAD)
     if survey is not None and survey.name != store.survey.name:
         raise StoreError(
@@ -143,48 +146,48 @@ def run_inference(
     rows_per_part = default_rows_per_part(n_rows) if rows_per_part is None else rows_per_part
     parts = plan_parts(index.shard_lengths(), rows_per_part)
     compiled = n_rows >= COMPILE_FROM_ROWS if compiled is None else compiled
-    if compiled and crew.is_local:
+    if compiled and processes.is_local:
         with suppress(OSError):  # of which the workers tell
             code_cache()  # one for all of them
-    job = Job(
-        store,
-        Path(checkpoint_path),
-        RunFolder.of(out, index.fingerprint, checkpoint_path, rows_per_part, compiled, pdf),
-        crew.device,
-        command,
+    model = ModelKey(
+        store.path, checkpoint_path, file_sha256(checkpoint_path), processes.device, compiled, pdf
     )
-    begun = job.folder.is_begun()
-    with job.folder.locked():
-        finished = _finished_parts(job, parts) if begun else {}
-        due = [part for part in parts if part.index not in finished]
+    folder = RunFolder.of(out, index.fingerprint, rows_per_part, model)
+    run = CatalogRun(store, model, folder, command)
+    begun = run.folder.is_begun()
+    with run.folder.locked():
+        finished = _finished_parts(run, parts) if begun else {}
+        unfinished = [part for part in parts if part.index not in finished]
         before = sum(finished.values(), Counts(0, 0, 0))
-        LOG.debug("infer: %s: %d sources, %d parts, %d due", out, n_rows, len(parts), len(due))
-        bar = Progress(n_rows, before.rows, enabled=progress)
+        LOG.debug(
+            "infer: %s: %d sources, %d parts, %d due", out, n_rows, len(parts), len(unfinished)
+        )
+        bar = SourceProgress(n_rows, before.rows, enabled=progress)
         if finished:
             bar.note(f"infer: {len(finished)} of {len(parts)} parts were finished before")
         try:
-            if due:
-                _make(job, due, crew, bar, len(parts), n_rows)
-                job.folder.log("finished")
+            if unfinished:
+                _make(run, unfinished, processes, bar, len(parts), n_rows)
+                run.folder.log("finished")
         except BaseException as error:
-            job.folder.log("stopped", reason=reason_of(error))
+            run.folder.log("stopped", reason=reason_of(error))
             raise
         finally:
             bar.close()
-            for folder in (job.folder.pdf, job.folder.catalog):
-                remove_stale_partials(folder)
-                sync_folder(folder)
-    notes = job.folder.notes()
-    missing = [part.file_name for part in due if part.index not in notes]
+            for parts_folder in (run.folder.pdf, run.folder.catalog):
+                remove_stale_partials(parts_folder)
+                sync_folder(parts_folder)
+    notes = run.folder.notes()
+    missing = [part.file_name for part in unfinished if part.index not in notes]
     if missing:
         raise RunError(f"{out}: {missing[0]} was made, but not noted; run the same command again")
-    counts = sum((notes[part.index].counts for part in due), before)
+    counts = sum((notes[part.index].counts for part in unfinished), before)
     if counts.rows != n_rows:
         raise RunError(f"{out}: {counts.rows} rows were written for {n_rows} sources")
     return RunSummary(
-        path=job.folder.path,
+        path=run.folder.path,
         store_path=store.path,
-        checkpoint_path=job.checkpoint_path,
+        checkpoint_path=run.model.checkpoint_path,
         survey_name=store.survey.name,
         counts=counts,
         n_parts=len(parts),
@@ -196,58 +199,65 @@ def run_inference(
     )
 
 
-def _finished_parts(job: Job, parts: list[Part]) -> dict[int, Counts]:
+def _finished_parts(run: CatalogRun, parts: list[Part]) -> dict[int, Counts]:
     """Return the counts of the parts that are there, sound, and of this run, by index.
 
     Up to MAX_PARTS_READ parts are read whole. Of more, those that were noted as finished are
     believed if they have the size that was noted; `photozhpc verify` reads them all.
     """
-    schema = catalog_schema(job.store.survey)
-    form = job.folder.pdf_form
-    sizes, notes = job.folder.part_sizes(), job.folder.notes()
-    pdf_sizes = job.folder.part_sizes(job.folder.pdf)
+    schema = catalog_schema(run.store.survey)
+    form = run.folder.pdf_form
+    sizes, notes = run.folder.part_sizes(), run.folder.notes()
+    pdf_sizes = run.folder.part_sizes(run.folder.pdf)
 
     def check(part: Part) -> Counts | None:
         size, note = sizes.get(part.file_name), notes.get(part.index)
         if size is None:
             return None
         if len(sizes) > MAX_PARTS_READ and note is not None:
-            as_noted = (note.n_bytes, note.counts.rows) == (size, part.n_rows)
+            as_noted = (note.file.n_bytes, note.counts.rows) == (size, part.n_rows)
             if form is not None:
                 pdf_size = None if note.pdf is None else note.pdf.n_bytes
                 as_noted &= pdf_size is not None and pdf_sizes.get(part.file_name) == pdf_size
             return note.counts if as_noted else None
-        path = job.folder.part_path(part)
+        path = run.folder.part_path(part)
         try:
-            identity = job.folder.part_identity(part)
-            found = check_part(path, identity, part.n_rows, schema)
+            identity = run.folder.part_identity(part)
+            made = check_part(path, identity, part.n_rows, schema)
             if form is not None:
                 file = check_pdf_part(pdf_path(path), identity, part.n_rows, form)
-                found = replace(found, pdf=file)
+                made = replace(made, pdf=file)
         except CatalogError:
             return None  # it is made anew
         if note is None:  # its worker died before it could
-            note_part(path, part, found, 0.0)
-        elif (note.sha256, note.pdf) != (found.sha256, found.pdf):
+            note_part(path, part, made, 0.0)
+        elif (note.file, note.pdf) != (made.file, made.pdf):
             return None
-        return found.counts
+        return made.counts
 
     with ThreadPoolExecutor(max_workers=min(CPU_COUNT, 16)) as pool:
-        found = pool.map(check, parts)
-        return {part.index: n for part, n in zip(parts, found, strict=True) if n is not None}
+        counts = pool.map(check, parts)
+        return {part.index: n for part, n in zip(parts, counts, strict=True) if n is not None}
 
 
-def _make(job: Job, due: list[Part], crew: Crew, bar: Progress, n_parts: int, n_rows: int) -> None:
-    """Make the parts that are due, in worker processes.
+def _make(
+    run: CatalogRun,
+    unfinished: list[Part],
+    processes: DaskWorkers,
+    bar: SourceProgress,
+    n_parts: int,
+    n_rows: int,
+) -> None:
+    """Make the parts that are unfinished, in worker processes.
 
     Raises:
         RunError, CheckpointError: as `run_inference`.
     """
-    left = set(due)
+    left = set(unfinished)
 
     def lost(worker: str) -> None:
         bar.note("infer: a worker died or froze; it is replaced and its part is made again")
-        job.folder.log("worker lost", worker=worker)
+        run.folder.log("worker lost", worker=worker)
 
     def done(part: Part) -> None:
         left.discard(part)
@@ -255,50 +265,52 @@ def _make(job: Job, due: list[Part], crew: Crew, bar: Progress, n_parts: int, n_
 
     with (
         ThreadPoolExecutor(1) as pool,
-        crew.client(job.folder.path, lambda: len(left), lost) as client,
+        processes.client(run.folder.path, lambda: len(left), lost) as client,
     ):
-        unique = pool.submit(check_unique, job.store)  # while workers start and load the model
-        if not crew.is_local:
-            bar.note(f"infer: waiting for workers ({crew.described})")
+        unique = pool.submit(check_unique, run.store)  # while workers start and load the model
+        if not processes.is_local:
+            bar.note(f"infer: waiting for workers ({processes.described})")
             client.wait_for_workers(1)
-        if job.model.compiled:
+        if run.model.compiled:
             bar.note("infer: compiling the model, if that was not done on this machine before")
-        load_model(client, job)
+        load_model(client, run)
         unique.result()
-        job = replace(job, provenance=job.folder.begin(_about(job, n_parts, n_rows)))
+        run = replace(run, provenance=run.folder.begin(_about(run, n_parts, n_rows)))
         port = client.scheduler_info()["services"].get("dashboard")
-        job.folder.log(
+        run.folder.log(
             "begun",
-            workers=crew.described,
-            parts_due=len(due),
+            workers=processes.described,
+            parts_due=len(unfinished),
             pid=os.getpid(),
-            metrics=f"http://127.0.0.1:{port}/metrics" if port and not crew.scheduler else None,
+            metrics=f"http://127.0.0.1:{port}/metrics"
+            if port and not processes.scheduler
+            else None,
         )
         bar.start()
-        failures = stream_parts(client, job, due, crew, done)
+        failures = stream_parts(client, run, unfinished, processes, done)
         # A part is blamed too for the death of a worker at which it only waited: try it alone.
         killed = [part for part, error in failures.items() if isinstance(error, KilledWorker)]
         if killed:
-            alone = stream_parts(client, job, killed, crew, done, alone=True)
+            alone = stream_parts(client, run, killed, processes, done, alone=True)
             failures = {p: e for p, e in failures.items() if p not in killed} | alone
     for part, error in failures.items():
         shards = [str(key) for key in part.shards]
-        job.folder.log("set aside", part=part.index, shards=shards, reason=reason_of(error))
+        run.folder.log("set aside", part=part.index, shards=shards, reason=reason_of(error))
     if failures:
-        raise RunError(_failure_line(job.folder, failures, n_parts))
+        raise RunError(_failure_line(run.folder, failures, n_parts))
 
 
-def _about(job: Job, n_parts: int, n_rows: int) -> dict[str, Any]:
+def _about(run: CatalogRun, n_parts: int, n_rows: int) -> dict[str, Any]:
     """Return what run.json and every part say of the run, beside its identity."""
     return {
         "photozhpc": __version__,
         "n_parts": n_parts,
         "n_rows": n_rows,
-        "survey": job.store.survey.name,
-        "store": str(job.store.path.absolute()),
-        "checkpoint": str(job.checkpoint_path.absolute()),
-        "device": job.device,
-        "command": printable(job.command),
+        "survey": run.store.survey.name,
+        "store": str(run.store.path.absolute()),
+        "checkpoint": str(run.model.checkpoint_path.absolute()),
+        "device": run.model.device,
+        "command": printable(run.command),
     }
 
 

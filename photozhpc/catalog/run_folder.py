@@ -17,14 +17,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from photozhpc.catalog.notes import (
+    EVENTS_FILE,
     NOTES_FOLDER,
     PART_FOLDER,
+    RUN_FILE,
     PartNote,
     part_name,
     read_notes,
+    read_run,
     run_id,
 )
 from photozhpc.catalog.pdf import pdf_folder
@@ -32,13 +35,15 @@ from photozhpc.catalog.photoz_catalog import SCHEMA_VERSION
 from photozhpc.errors import CatalogError, CheckpointError
 from photozhpc.files.disk import (
     disk_error,
-    read_fault,
-    read_json,
     remove_stale_partials,
     write_durably,
 )
 from photozhpc.files.lock import locked
+from photozhpc.files.objects import AnyPath
 from photozhpc.store import ShardKey
+
+if TYPE_CHECKING:
+    from photozhpc.model.pdf import PdfForm
 
 # What makes two runs the same run, and how to call a difference.
 _IDENTITY = {
@@ -49,7 +54,6 @@ _IDENTITY = {
     "compiled": "the model compiled or not, whose last digits differ: see --compile",
     "pdf": "p(z) in another form, or none: see --pdf",
 }
-EVENTS_FILE = "events.jsonl"
 _MIN_ROWS_PER_PART = 1024
 _MAX_ROWS_PER_PART = 32768
 _WANTED_PARTS = 512
@@ -95,6 +99,25 @@ def plan_parts(shard_lengths: Mapping[ShardKey, int], rows_per_part: int) -> lis
 
 
 @dataclass(frozen=True)
+class ModelKey:
+    """Which model, on which device, for which store; what a worker needs to load it.
+
+    Attributes:
+        checkpoint_sha256: of the file that the run began with.
+        device: as `Engine` takes it.
+        compiled: whether full batches run through compiled code.
+        pdf: the form in which p(z) is written beside the catalogue; None: it is not.
+    """
+
+    store_path: AnyPath
+    checkpoint_path: Path
+    checkpoint_sha256: str
+    device: str
+    compiled: bool
+    pdf: "PdfForm | None" = None
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """The output folder of one run, which is known by `identity`."""
 
@@ -104,28 +127,21 @@ class RunFolder:
     @classmethod
     def of(
         cls,
-        path: str | Path,
+        path: Path,
         store_fingerprint: str,
-        checkpoint_path: str | Path,
         rows_per_part: int,
-        compiled: bool,
-        pdf: str | None = None,
+        model: ModelKey,
     ) -> "RunFolder":
-        """Say which run a store and a checkpoint make; nothing is written.
-
-        Raises:
-            CheckpointError: the checkpoint is missing or cannot be read.
-        """
+        """Say which run a store and a model make; nothing is written."""
         return cls(
-            Path(path),
+            path,
             {
                 "store_fingerprint": store_fingerprint,
-                "checkpoint_sha256": file_sha256(checkpoint_path),
+                "checkpoint_sha256": model.checkpoint_sha256,
                 "schema_version": SCHEMA_VERSION,
                 "rows_per_part": rows_per_part,
-                "compiled": compiled,
-                # Without p(z) the identity is that of the time before it could be had.
-                **({} if pdf is None else {"pdf": pdf}),
+                "compiled": model.compiled,
+                **({} if model.pdf is None else {"pdf": model.pdf}),
             },
         )
 
@@ -171,7 +187,7 @@ class RunFolder:
 
     def log(self, event: str, **about: Any) -> None:
         """Add a line to events.jsonl, if the run was begun: what happened, when, and to whom."""
-        if not (self.path / "run.json").exists():
+        if not self._has_begun:
             return
         line = {"at": round(time.time(), 3), "event": event, "host": socket.gethostname(), **about}
         with suppress(OSError):  # a full disk is told of elsewhere
@@ -183,27 +199,18 @@ class RunFolder:
         Raises:
             CatalogError: the folder holds another run, or something else.
         """
-        file = self.path / "run.json"
+        file = self.path / RUN_FILE
         other = "; choose another --out or delete that folder"
         if self.path.exists() and not self.path.is_dir():
             raise CatalogError(f"{self.path}: is not a folder{other}")
-        try:
-            found = read_json(file)["identity"]
-            differences = [
-                what for key, what in _IDENTITY.items() if found.get(key) != self.identity.get(key)
-            ]
-        except FileNotFoundError:
+        if not file.exists():
             if any(self.catalog.glob("*")):
-                raise CatalogError(
-                    f"{self.catalog}: holds files, but {file} is missing{other}"
-                ) from None
+                raise CatalogError(f"{self.catalog}: holds files, but {file} is missing{other}")
             return False
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CatalogError(
-                read_fault(file, error)
-                or f"{file}: is damaged or not of photozhpc ({' '.join(str(error).split())[:80]})"
-                f"{other}"
-            ) from error
+        identity = read_run(self.path).identity
+        differences = [
+            what for key, what in _IDENTITY.items() if identity.get(key) != self.identity.get(key)
+        ]
         if differences:
             raise CatalogError(f"{self.path}: holds another run ({'; '.join(differences)}){other}")
         return True
@@ -219,15 +226,11 @@ class RunFolder:
         """
         if not self.is_begun():
             document = {"format": 1, **about, "identity": self.identity}
-            write_durably(self.path / "run.json", json.dumps(document, indent=2).encode())
+            write_durably(self.path / RUN_FILE, json.dumps(document, indent=2).encode())
         remove_stale_partials(self.path)
         remove_stale_partials(self.catalog)
         remove_stale_partials(self.pdf)
-        return self.provenance()
-
-    def provenance(self) -> str:
-        """Return run.json as every part has it in its metadata."""
-        return json.dumps(json.loads((self.path / "run.json").read_bytes()), sort_keys=True)
+        return read_run(self.path).provenance
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -264,7 +267,7 @@ class RunFolder:
 
     @property
     def _has_begun(self) -> bool:
-        return (self.path / "run.json").exists()
+        return (self.path / RUN_FILE).exists()
 
 
 def file_sha256(path: str | Path) -> str:
@@ -297,8 +300,8 @@ def note_part(part_path: Path, part: Part, note: PartNote, seconds: float) -> No
         "worker": worker,
         "seconds": round(seconds, 3),
         **asdict(note.counts),
-        "bytes": note.n_bytes,
-        "sha256": note.sha256,
+        "bytes": note.file.n_bytes,
+        "sha256": note.file.sha256,
         **(
             {}
             if note.pdf is None

@@ -5,8 +5,18 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from photozhpc.catalog.notes import NOTES_FOLDER, PART_FOLDER, part_name, read_lines, read_run
-from photozhpc.catalog.run_folder import EVENTS_FILE
+from photozhpc.catalog.notes import (
+    EVENTS_FILE,
+    PART_FOLDER,
+    RUN_FILE,
+    Counts,
+    PartNote,
+    part_name,
+    read_events,
+    read_lines,
+    read_notes,
+    read_run,
+)
 from photozhpc.errors import PhotozError
 from photozhpc.files.disk import is_count
 from photozhpc.files.lock import is_held
@@ -26,7 +36,7 @@ def status_of(path: str | Path, now: float | None = None) -> dict[str, Any]:
         PhotozError: there is no run, or its files are damaged.
     """
     path, now = Path(path), time.time() if now is None else now
-    if (path / "run.json").is_file():
+    if (path / RUN_FILE).is_file():
         return _catalog_status(path, now)
     if (path / "log.jsonl").is_file():
         return _training_status(path)
@@ -38,44 +48,38 @@ def status_of(path: str | Path, now: float | None = None) -> dict[str, Any]:
 
 
 def _catalog_status(path: Path, now: float) -> dict[str, Any]:
-    run = read_run(path / "run.json")
+    run = read_run(path)
     n_parts, n_rows = run.n_parts, run.n_rows
     begun_at, metrics = 0.0, ""
-    failed: dict[int, dict[str, Any]] = {}
-    events = list(read_lines(path / EVENTS_FILE))
+    failed: list[dict[str, Any]] = []
+    events = read_events(path)
     for event in events:
         if event.get("event") == "begun":
-            begun_at, failed = _number(event, "at"), {}
+            begun_at, failed = event["at"], []
             metrics = f"{event.get('metrics')} on {event.get('host')}"
-        elif event.get("event") == "set aside":
-            failed[int(_number(event, "part"))] = event
-    notes: dict[int, dict[str, Any]] = {}
-    files = (path / NOTES_FOLDER).glob("*.jsonl")
-    lines = [line for file in sorted(files) for line in read_lines(file)]
-    for line in sorted(lines, key=lambda line: _number(line, "at")):
-        if is_count(line.get("part")) and is_count(line.get("rows")):
-            notes[line["part"]] = line
+        elif event.get("event") == "set aside" and is_count(event.get("part")):
+            failed.append(event)
+    notes = read_notes(path)
     lost = _lost(path, notes)
-    notes = {part: line for part, line in notes.items() if part not in lost}
-    rows_done = sum(note["rows"] for note in notes.values())
+    notes = {part: note for part, note in notes.items() if part not in lost}
+    counts = sum((note.counts for note in notes.values()), Counts(0, 0, 0))
     finished = len(notes) >= n_parts
     running = is_held(path / ".lock")
-    last_at = max((_number(note, "at") for note in notes.values()), default=begun_at)
+    last_at = max((note.at for note in notes.values()), default=begun_at)
     end = now if running else last_at
     start = max(begun_at, end - _WINDOW_SECONDS)
     workers: dict[str, dict[str, Any]] = defaultdict(lambda: {"parts": 0, "sources": 0, "at": 0.0})
     recent = 0
     for note in notes.values():
-        at = _number(note, "at")
-        if at < begun_at:
+        if note.at < begun_at:
             continue  # of an earlier start
-        worker = workers[str(note.get("worker"))]
+        worker = workers[note.worker]
         worker["parts"] += 1
-        worker["sources"] += note["rows"]
-        worker["at"] = max(worker["at"], at)
-        recent += note["rows"] if at >= start else 0
+        worker["sources"] += note.counts.rows
+        worker["at"] = max(worker["at"], note.at)
+        recent += note.counts.rows if note.at >= start else 0
     rate = recent / (end - start) if end > start else 0.0
-    left = n_rows - rows_done
+    left = n_rows - counts.rows
     return {
         "kind": "catalogue",
         "path": str(path),
@@ -83,20 +87,20 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
         "parts": n_parts,
         "parts_done": len(notes),
         "sources": n_rows,
-        "sources_done": rows_done,
+        "sources_done": counts.rows,
         "pdf": run.identity.get("pdf"),
-        "flagged": sum(int(_number(note, "flagged")) for note in notes.values()),
+        "flagged": counts.flagged,
         "sources_per_s": rate,
         "seconds_left": left / rate if rate and running else None,
         "metrics": metrics if running else None,
         "parts_lost": lost,
         "workers_lost": sum(
-            e.get("event") == "worker lost" and _number(e, "at") >= begun_at for e in events
+            event.get("event") == "worker lost" and event["at"] >= begun_at for event in events
         ),
         "set_aside": [
             {key: event.get(key) for key in ("part", "shards", "reason")}
-            for part, event in failed.items()
-            if part not in notes
+            for event in failed
+            if event["part"] not in notes
         ],
         "workers": {
             name: {
@@ -109,19 +113,12 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
     }
 
 
-def _lost(path: Path, notes: dict[int, dict[str, Any]]) -> list[int]:
+def _lost(path: Path, notes: dict[int, PartNote]) -> list[int]:
     """Return the parts that were noted, and are not there or have another size."""
     sizes = {part.name: part.stat().st_size for part in (path / PART_FOLDER).glob("part-*")}
     return sorted(
-        part for part, line in notes.items() if sizes.get(part_name(part)) != line.get("bytes")
+        part for part, note in notes.items() if sizes.get(part_name(part)) != note.file.n_bytes
     )
-
-
-def _number(line: dict[str, Any], key: str) -> float:
-    """Return a number of a line of JSON; 0 where a damaged line has none."""
-    value = line.get(key, 0)
-    known = isinstance(value, int | float) and abs(value) <= 2**53
-    return float(value) if known else 0.0
 
 
 def _training_status(path: Path) -> dict[str, Any]:

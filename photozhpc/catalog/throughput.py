@@ -2,18 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.catalog.notes import NOTES_FOLDER, read_lines
-from photozhpc.catalog.run_folder import EVENTS_FILE
-from photozhpc.files.disk import is_count
+from photozhpc.catalog.notes import read_events, read_notes
 
 _N_BINS = 80
 _PAUSE_SECONDS = 60.0  # a longer time without any part in work, between two starts, is cut out
-_MAX_SECONDS = 1e7
+_MAX_SECONDS = 1e7  # that a part takes; more is no time
 
 
 @dataclass(frozen=True)
@@ -56,48 +53,40 @@ def read_throughput(run: Path, n_rows: int) -> Throughput | None:
     Args:
         n_rows: sources of the whole run.
     """
-    latest: dict[int, tuple[float, float, int, str]] = {}
-    for file in sorted((run / NOTES_FOLDER).glob("*.jsonl")):
-        for line in read_lines(file):
-            at, seconds, rows = line.get("at"), line.get("seconds"), line.get("rows")
-            if is_count(line.get("part")) and is_count(rows) and _is_time(at, 1e11):
-                took = float(seconds) if _is_time(seconds, _MAX_SECONDS) else 0.0  # type: ignore[arg-type]
-                note = (float(at), took, int(rows), str(line.get("worker")))  # type: ignore[arg-type]
-                known = latest.get(line["part"])
-                if known is None or known[0] <= note[0]:
-                    latest[line["part"]] = note
-    timed = [note for note in latest.values() if note[1] > 0]
+    notes = [note for note in read_notes(run).values() if note.at]
+    timed = [note for note in notes if 0 < note.seconds < _MAX_SECONDS]
     if not timed:
         return None
-    stop_P, took_P, rows_P = np.array([note[:3] for note in timed]).T
-    start_P = stop_P - took_P
-    events = [
-        (float(line["at"]), str(line.get("event")), str(line.get("host")))
-        for line in read_lines(run / EVENTS_FILE)
-        if _is_time(line.get("at"), 1e11)
-    ]
+    stop_P = np.array([note.at for note in timed])
+    start_P = stop_P - np.array([note.seconds for note in timed])
+    rows_P = np.array([note.counts.rows for note in timed], np.float64)
+    events = [event for event in read_events(run) if event["at"]]
     clock = _Clock.of(start_P, stop_P)
     start_P, stop_P = clock.working(start_P), clock.working(stop_P)
     edges = np.linspace(0, max(float(stop_P.max()), 1e-3), _N_BINS + 1)
     done_E = _spread(start_P, stop_P, rows_P, edges)
     marks, n_starts = [], 0
-    for at, event, _ in sorted(events):
-        n_starts += event == "begun"
-        shown = {"begun": "begun again" if n_starts > 1 else ""}.get(event, event)
+    for event in sorted(events, key=lambda event: event["at"]):
+        shown = event.get("event")
+        if shown == "begun":
+            n_starts += 1
+            shown = "begun again" if n_starts > 1 else ""
         if shown in ("begun again", "stopped", "worker lost", "set aside"):
-            marks.append((float(clock.working(np.array([at]))[0]), shown))
-    workers = {note[3] for note in timed}
-    hosts = {host for _, _, host in events} | {name.rpartition("-")[0] for name in workers}
+            marks.append((float(clock.working(np.array([event["at"]]))[0]), shown))
+    workers = {note.worker for note in timed}
+    hosts = {str(event.get("host")) for event in events} | {
+        name.rpartition("-")[0] for name in workers
+    }
     return Throughput(
         edges=edges,
         sources_per_s=np.diff(done_E) / np.diff(edges),
         done_share=done_E / max(n_rows, 1),
         marks=marks,
         n_sources=int(rows_P.sum()),
-        n_parts=len(latest),
+        n_parts=len(notes),
         n_workers=len(workers),
         n_starts=max(n_starts, 1),
-        n_untimed=sum(note[2] for note in latest.values() if note[1] <= 0),
+        n_untimed=sum(note.counts.rows for note in notes) - int(rows_P.sum()),
         hosts=sorted(hosts - {"", "None"}),
     )
 
@@ -134,7 +123,3 @@ def _spread(
     """Return the sources finished by each edge, each part's spread evenly over its time."""
     length_P = np.maximum(stop_P - start_P, 1e-9)
     return np.array([(rows_P * np.clip((edge - start_P) / length_P, 0, 1)).sum() for edge in edges])
-
-
-def _is_time(value: Any, most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < most

@@ -1,6 +1,5 @@
 """Is a catalogue what its run left, whole and unaltered; and is every source in it once?"""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,15 @@ from numpy.typing import NDArray
 from photozhpc.catalog.notes import (
     PART_FOLDER,
     PDF_FOLDER,
-    Due,
+    RUN_FILE,
+    FileNote,
     PartNote,
+    RunNotes,
     part_name,
     read_run,
 )
+from photozhpc.catalog.part_file import PROVENANCE_KEY
 from photozhpc.catalog.pdf import read_pdf_part
-from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY
 from photozhpc.catalog.run_folder import Part, RunFolder, plan_parts
 from photozhpc.errors import CatalogError
 from photozhpc.files.disk import read_fault
@@ -37,10 +38,10 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
     Raises:
         CatalogError: it is not the folder of a run, or the store is another one.
     """
-    file = Path(out) / "run.json"
+    file = Path(out) / RUN_FILE
     if not file.exists():
         raise CatalogError(f"{out}: no run of 'photozhpc infer' is there")
-    about = read_run(file)
+    about = read_run(Path(out))
     run = RunFolder(Path(out), about.identity)
     rows_per_part, fingerprint = (about.identity.get(k) for k in ("rows_per_part", _FINGERPRINT))
     if type(rows_per_part) is not int or type(fingerprint) is not str:
@@ -56,8 +57,7 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
                 f"{file}: is damaged: {about.n_parts} parts, of the store it is {len(parts)}"
             )
     notes = run.notes()
-    due = Due(about, notes)
-    provenance = run.provenance()
+    noted = RunNotes(about, notes)
     problems = [
         f"notes: tell of {part_name(index)}, the run has {about.n_parts} parts"
         for index in sorted(notes)
@@ -81,28 +81,28 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
             )
             continue
         rows += len(source_id_N)
-        if metadata.get(PROVENANCE_KEY, b"{}") not in (b"{}", provenance.encode()):
+        if metadata.get(PROVENANCE_KEY, b"{}") not in (b"{}", about.provenance.encode()):
             edited.append(name)
         if run.pdf_form is not None:
             problems += _pdf_problems(run, name, source_id_N, notes.get(index))
         if index not in notes:
             problems.append(f"{name}: nothing was noted of it")
-        elif hashlib.sha256(content).hexdigest() != notes[index].sha256:
+        elif FileNote.of(content) != notes[index].file:
             problems.append(f"{name}: altered: its SHA-256 is not the one that was noted")
         else:  # as noted, if the notes are true
             try:
-                due.check_place(Path(name), metadata)
+                noted.check_place(Path(name), metadata)
             except CatalogError as error:
                 problems.append(str(error))
         if store is not None:
-            due_N = [store.read_sources(key).source_id_N for key in parts[index].shards]
-            if not np.array_equal(source_id_N, np.concatenate(due_N)):
+            stored_N = [store.read_sources(key).source_id_N for key in parts[index].shards]
+            if not np.array_equal(source_id_N, np.concatenate(stored_N)):
                 problems.append(f"{name}: does not hold the sources of its shards")
     if edited:
         problems.append(f"run.json: is not what it was when {edited[0]} was made: it was altered")
     # All that readers of the folder as a whole would take for a part.
-    found = {path.name for path in run.catalog.glob("*") if not path.name.startswith(".")}
-    unknown = found - set(names)
+    present = {path.name for path in run.catalog.glob("*") if not path.name.startswith(".")}
+    unknown = present - set(names)
     pdf_names = set() if run.pdf_form is None else set(names)
     unknown |= {f"{PDF_FOLDER}/{n}" for n in {p.name for p in run.pdf.glob("part-*")} - pdf_names}
     problems += [f"{name}: is not of this run" for name in sorted(unknown)]

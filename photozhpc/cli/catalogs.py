@@ -133,8 +133,8 @@ def infer(
     if as_json:
         echo_json(read_json(out / "summary.json") | ({"exports": exported} if exported else {}))
         return
-    for told in exported.values():
-        click.echo(sentence(told))
+    for report in exported.values():
+        click.echo(sentence(report))
 
 
 def _own_sky(
@@ -146,7 +146,7 @@ def _own_sky(
             f"no store was given; make one with 'photozhpc extract --survey {survey_name} "
             f"--mosaics DIR --store PATH' and pass --store PATH"
         )
-    from photozhpc.extract.extract import extract as run
+    from photozhpc.extract.extract import extract
     from photozhpc.sky import load_sky_config, simulate_sky
 
     survey = load_survey(survey_name)
@@ -156,7 +156,7 @@ def _own_sky(
         survey, sky, DEFAULT_TILES, DEFAULT_SEED, load_sky_config(), workers, Progress("tiles")
     )
     LOG.info("extracting cutouts and photometry to %s", store)
-    run(survey, sky, store, workers=workers, progress=Progress("sources"))
+    extract(survey, sky, store, workers=workers, progress=Progress("sources"))
     return store, truth or tuple(sorted(sky.glob("*_truth.parquet")))
 
 
@@ -176,10 +176,9 @@ def _own_sky(
 @JSON
 def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_json: bool) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
-    from photozhpc.evaluation import evaluate as run
-    from photozhpc.evaluation import evaluation_table, write_evaluation
+    from photozhpc.evaluation import evaluate, evaluation_table, write_evaluation
 
-    evaluation = run(catalog, truth)
+    evaluation = evaluate(catalog, truth)
     files = write_evaluation(evaluation, out)
     if as_json:
         click.echo(files[0].read_text(), nl=False)

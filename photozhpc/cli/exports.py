@@ -41,20 +41,20 @@ def export(
 
     An export that stands at --out is replaced when the new one is complete; nothing else is.
     """
-    told = export_as(catalog, to, out, columns, workers)
+    report = export_as(catalog, to, out, columns, workers)
     if as_json:
-        echo_json(told)
+        echo_json(report)
     else:
-        click.echo(sentence(told))
+        click.echo(sentence(report))
 
 
 def export_as(
     catalog: Path, to: str, out: Path, columns: str = "roman", workers: int | None = None
 ) -> dict[str, Any]:
     """Export, and return what there is to say of it."""
-    from photozhpc.export.export import export as run
+    from photozhpc.export.export import export
 
-    done = run(catalog, to, out, columns, workers, Progress("sources"))
+    done = export(catalog, to, out, columns, workers, Progress("sources"))
     return {
         "format": to,
         "path": str(out),
@@ -64,7 +64,11 @@ def export_as(
     }
 
 
-def sentence(told: dict[str, Any]) -> str:
+def sentence(report: dict[str, Any]) -> str:
     """Say in a sentence what `export_as` returned."""
-    why = f"; {told['left_out']} left out: they {told['why_left_out']}" if told["left_out"] else ""
-    return f"{told['sources']} sources in {told['path']}{why}"
+    why = (
+        f"; {report['left_out']} left out: they {report['why_left_out']}"
+        if report["left_out"]
+        else ""
+    )
+    return f"{report['sources']} sources in {report['path']}{why}"

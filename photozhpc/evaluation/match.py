@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from photozhpc.catalog.notes import Due
-from photozhpc.catalog.photoz_catalog import catalog_parts, open_part, read_part
+from photozhpc.catalog.notes import RunNotes
+from photozhpc.catalog.part_file import read_footer
+from photozhpc.catalog.photoz_catalog import catalog_parts, read_part
 from photozhpc.errors import CatalogError
 from photozhpc.evaluation.catalog_columns import (
     LEVEL_Q,
@@ -87,9 +88,7 @@ def match(catalog: str | Path, truth: Truth, *, incomplete_ok: bool = False) -> 
             quantiles that do not ascend.
     """
     parts = catalog_parts(catalog, incomplete_ok=incomplete_ok)
-    due = Due.beside(parts[0])
-    with open_part(parts[0], due) as file:
-        names = file.schema_arrow.names
+    names = read_footer(parts[0])[0].names
     bands = band_columns(names)
     band, flux_name = (bands[-1].band, bands[-1].flux) if bands else (None, None)
     true_mag_N = truth.magnitudes.get(band) if band else None
@@ -99,8 +98,9 @@ def match(catalog: str | Path, truth: Truth, *, incomplete_ok: bool = False) -> 
     columns += [_OOD] if _OOD in names else []
     columns += [flux_name] if flux_name and true_mag_N is None else []
     pieces, n_rows, example_id = [], 0, None
+    noted = RunNotes.beside(parts[0])
     for part in parts:
-        table = read_part(part, columns, due)
+        table = read_part(part, columns, noted)
         n_rows += len(table)
         id_N = table.column("source_id").to_numpy()
         if example_id is None and len(id_N):

@@ -9,15 +9,11 @@ import pyarrow.parquet as pq
 from astropy.io import fits
 
 from photozhpc.catalog.notes import PART_FOLDER, PART_KEY, PDF_FOLDER
-from photozhpc.catalog.photoz_catalog import (
-    SCHEMA_VERSION_KEY,
-    catalog_parts,
-    check_n_rows,
-)
+from photozhpc.catalog.photoz_catalog import SCHEMA_VERSION_KEY, catalog_parts
 from photozhpc.errors import CatalogError, ConfigError, did_you_mean
-from photozhpc.export.dialects import find_dialect, translated_schema
+from photozhpc.export.dialects import find_dialect
 from photozhpc.export.fits import PROVENANCE, TABLE_NAME, write_fits
-from photozhpc.export.rows import Exported, Report, checked_schema, count_rows
+from photozhpc.export.rows import CatalogRows, Exported, Report
 from photozhpc.export.vo_parquet import write_parquet
 from photozhpc.files.disk import disk_error, remove_stale_partials, replacing
 
@@ -56,8 +52,7 @@ def export(
     check_format(to)
     dialect, out = find_dialect(columns), Path(out)
     parts = catalog_parts(catalog)
-    schema = checked_schema(parts)
-    check_n_rows(catalog, count_rows(parts))
+    rows = CatalogRows.of(catalog, parts)
     _check_not_own(out, parts)
     check_target(out, to)
     remove_stale_partials(out.parent, out.name)
@@ -66,22 +61,19 @@ def export(
             raise ConfigError(f"a qp ensemble has no {columns} columns; leave --columns out")
         from photozhpc.export.qp import export_qp
 
-        ensemble = export_qp(catalog, out)
-        return Exported(ensemble.n_rows, ensemble.n_left_out, "have no redshift")
+        return export_qp(catalog, out)
     if to == "hats":
         from photozhpc.export.hats import export_hats
 
-        return export_hats(parts, translated_schema(schema, dialect), columns, out, workers)
+        return export_hats(rows, columns, out, workers)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial:
-            if to == "fits":
-                n_rows = write_fits(partial, parts, schema, dialect, progress)
-            else:
-                n_rows = write_parquet(partial, parts, schema, dialect, progress)
+            write = write_fits if to == "fits" else write_parquet
+            write(partial, rows, dialect, progress)
     except OSError as error:
         raise disk_error(out, error) from error
-    return Exported(n_rows)
+    return Exported(rows.n_rows)
 
 
 def check_format(to: str) -> None:

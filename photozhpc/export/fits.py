@@ -7,7 +7,7 @@ import pyarrow as pa
 from astropy.io import fits
 
 from photozhpc.export.dialects import Dialect, translated_schema
-from photozhpc.export.rows import Report, count_rows, provenance, read_rows, widest_text
+from photozhpc.export.rows import CatalogRows, Report
 
 TABLE_NAME = "PHOTOZ"
 PROVENANCE = "photozhpc provenance:"  # begins its HISTORY
@@ -21,30 +21,27 @@ _CODES = {
 }
 
 
-def write_fits(
-    path: Path, parts: list[Path], schema: pa.Schema, dialect: Dialect | None, progress: Report
-) -> int:
-    """Write a FITS file whose first extension is the table; return the number of rows.
+def write_fits(path: Path, rows: CatalogRows, dialect: Dialect | None, progress: Report) -> None:
+    """Write a FITS file whose first extension is the table.
 
     Missing numbers are NaN. Units stand in TUNITn, UCDs in TUCDn, descriptions in TCOMMn, as
     TOPCAT reads them.
     """
-    n_rows = count_rows(parts)
-    width = widest_text(parts, schema)
-    target = translated_schema(schema, dialect)
+    width = rows.text_length
+    target = translated_schema(rows.schema, dialect)
     formats = [_format(field, width) for field in target]
     row = np.dtype([(field.name, kind) for field, (_, kind) in zip(target, formats, strict=True)])
     with open(path, "wb") as stream:
         stream.write(fits.PrimaryHDU().header.tostring().encode("ascii"))
-        header = _header(target, [code for code, _ in formats], n_rows, row.itemsize)
+        header = _header(target, [code for code, _ in formats], rows.n_rows, row.itemsize)
+        header["HISTORY"] = f"{PROVENANCE} {rows.provenance}"
         stream.write(header.tostring().encode("ascii"))
-        for table in read_rows(parts, dialect, progress, n_rows):
+        for table in rows.translated(dialect, progress):
             rows_N = np.empty(len(table), row)
             for name, column in zip(table.column_names, table.columns, strict=True):
                 rows_N[name] = _values(column)
             stream.write(rows_N.tobytes())
-        stream.write(b"\0" * (-n_rows * row.itemsize % _BLOCK_BYTES))
-    return n_rows
+        stream.write(b"\0" * (-rows.n_rows * row.itemsize % _BLOCK_BYTES))
 
 
 def _format(field: pa.Field, width: int) -> tuple[str, str]:
@@ -67,7 +64,6 @@ def _header(schema: pa.Schema, codes: list[str], n_rows: int, row_bytes: int) ->
                 header[f"{keyword}{n}"] = text
     header["EXTNAME"] = TABLE_NAME
     header["RADESYS"] = "ICRS"
-    header["HISTORY"] = f"{PROVENANCE} {provenance(schema)}"
     return header
 
 

@@ -38,12 +38,13 @@ from hats_import.pipeline import pipeline_with_client
 from upath import UPath
 
 from photozhpc.catalog.footprint import FOOTPRINT_NAME, write_footprint
-from photozhpc.catalog.notes import Due
+from photozhpc.catalog.notes import RunNotes
+from photozhpc.catalog.part_file import read_footer
 from photozhpc.catalog.photoz_catalog import read_pieces
 from photozhpc.catalog.votable import table_description, with_votable
 from photozhpc.errors import CatalogError, RunError
-from photozhpc.export.dialects import find_dialect, translate, translated
-from photozhpc.export.rows import Exported, count_rows
+from photozhpc.export.dialects import find_dialect, translate, translated, translated_schema
+from photozhpc.export.rows import CatalogRows, Exported
 from photozhpc.files.disk import disk_error, partial_path, sync_folder, sync_tree
 from photozhpc.workers.local import local_client
 
@@ -57,23 +58,22 @@ INDEX_PAGE_BYTES = 16 << 10  # as hats-import has it: few values are read for on
 _PARTITION = r"Norder=([0-9]+)/Dir=[0-9]+/Npix=([0-9]+)\.parquet$"  # the end of a path
 
 
-def export_hats(
-    parts: list[Path], schema: pa.Schema, columns: str, out: Path, workers: int | None
-) -> Exported:
+def export_hats(rows: CatalogRows, columns: str, out: Path, workers: int | None) -> Exported:
     """Write a HATS collection.
 
     Args:
-        schema: of the rows, in the words of the dialect `columns`.
+        columns: name of the dialect.
 
     Raises:
         CatalogError: a part is damaged or of HATS already, or no source has a position.
         RunError: `out` cannot be written.
     """
-    if SPATIAL_INDEX_COLUMN in schema.names:
-        raise CatalogError(f"{parts[0]}: is a partition of a HATS catalogue already")
+    if SPATIAL_INDEX_COLUMN in rows.schema.names:
+        raise CatalogError(f"{rows.parts[0]}: is a partition of a HATS catalogue already")
     out = out.resolve()  # what a link points to is replaced, and not the link
-    n_nowhere = count_rows(parts) - _count_placed(parts)
-    if n_nowhere == count_rows(parts):
+    # It compares the parts with what was noted of them, too.
+    n_placed = sum(len(_placed(piece)) for piece in rows.pieces(["ra", "dec"], verify=True))
+    if not n_placed:
         raise CatalogError("no source of the catalogue has a position: HATS has no place for any")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(out)
@@ -83,7 +83,7 @@ def export_hats(
         # hats-import prints what went wrong in a task, and hats warns of what is no fault.
         with redirect_stdout(said), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Computing partitions", UserWarning)
-            n_rows = _write_collection(parts, schema, columns, partial, out.name, workers, said)
+            n_rows = _write_collection(rows, columns, partial, out.name, workers, said)
         sync_tree(partial)
         if out.exists():
             old = partial_path(out.with_name(f"{out.name}.old"))
@@ -94,18 +94,16 @@ def export_hats(
             partial.rename(out)
         sync_folder(out.parent)
     except (RuntimeError, ValueError, duckdb.Error) as error:
-        due = Due.beside(parts[0])
-        for part in parts:
-            for _ in read_pieces(part, due=due):
-                pass  # says which part is damaged, if one is
-        told = said.getvalue() if isinstance(error, RuntimeError) else ""
-        why = " ".join((told or str(error)).split())
+        for _ in rows.pieces():
+            pass  # says which part is damaged, if one is
+        printed = said.getvalue() if isinstance(error, RuntimeError) else ""
+        why = " ".join((printed or str(error)).split())
         raise RunError(f"{out}: HATS could not be written ({why[:300]})") from error
     except OSError as error:
         raise disk_error(out, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(n_rows, n_nowhere, "have no position")
+    return Exported(n_rows, rows.n_rows - n_placed, "have no position")
 
 
 class NoStdout(WorkerPlugin):
@@ -125,9 +123,9 @@ class PartsReader(InputReader):
         """Yield tables of about CHUNK_LEN rows; sources without a position are left out."""
         waiting: list[pa.Table] = []
         parts = [Path(line) for line in Path(str(input_file)).read_text().splitlines()]
-        due = Due.beside(parts[0])
+        noted = RunNotes.beside(parts[0])
         for part in parts:
-            for piece in read_pieces(part, due=due):  # _count_placed has compared the SHA-256
+            for piece in read_pieces(part, noted=noted):  # export_hats has compared the SHA-256
                 table = _placed(piece)
                 ra_N, dec_N = (table.column(name).to_numpy() for name in ("ra", "dec"))
                 index_N = compute_spatial_index(np.mod(ra_N, 360), dec_N)
@@ -142,8 +140,7 @@ class PartsReader(InputReader):
 
 
 def _write_collection(
-    parts: list[Path],
-    schema: pa.Schema,
+    rows: CatalogRows,
     columns: str,
     folder: Path,
     name: str,
@@ -152,13 +149,13 @@ def _write_collection(
 ) -> int:
     scratch = folder / "scratch"
     scratch.mkdir(parents=True)
-    schema = _with_index(schema)
-    pq.write_metadata(schema, scratch / "schema.parquet")
     dialect = find_dialect(columns)
+    schema = _with_index(translated_schema(rows.schema, dialect))
+    pq.write_metadata(schema, scratch / "schema.parquet")
     ra, dec, source_id = (
         translated(column, dialect) if dialect else column for column in ("ra", "dec", "source_id")
     )
-    lists = _part_lists(parts, scratch)
+    lists = _part_lists(rows.parts, scratch)
     shared: dict[str, Any] = {
         "output_path": folder,
         "tmp_dir": scratch,
@@ -203,7 +200,7 @@ def _write_collection(
     properties.to_properties_file(folder / margin_name)
     _write_index(folder / CATALOG_NAME, folder / index_name, source_id, scratch)
     shutil.rmtree(scratch)
-    write_footprint(parts, folder / FOOTPRINT_NAME)
+    write_footprint(rows.parts, folder / FOOTPRINT_NAME)
     about: dict[str, Any] = {
         "name": name,
         "hats_primary_table_url": CATALOG_NAME,
@@ -230,7 +227,7 @@ def _part_lists(parts: list[Path], scratch: Path) -> list[str | Path | UPath]:
     n_rows = 0
     for part in parts:
         names.append(str(part.resolve()))
-        n_rows += pq.read_metadata(part).num_rows
+        n_rows += read_footer(part)[1]
         if n_rows >= 2 * CHUNK_LEN or part is parts[-1]:
             path = scratch / f"parts-{len(lists):06d}.txt"
             path.write_text("\n".join(names) + "\n")
@@ -290,14 +287,6 @@ def _write_index(catalog: Path, folder: Path, column: str, scratch: Path) -> Non
 
 def _builder() -> str:
     return f"photozhpc v{version('photozhpc')}"
-
-
-def _count_placed(parts: list[Path]) -> int:
-    """Count the rows that have a position, and compare the parts with what was noted of them."""
-    due, columns = Due.beside(parts[0]), ["ra", "dec"]
-    return sum(
-        len(_placed(piece)) for p in parts for piece in read_pieces(p, columns, due, verify=True)
-    )
 
 
 def _placed(table: pa.Table) -> pa.Table:

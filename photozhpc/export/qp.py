@@ -7,7 +7,6 @@ cdf runs to 2.5 and its pdf integrates to as much as 4.5 (docs/decisions.md).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from photozhpc.catalog.notes import Due
-from photozhpc.catalog.pdf import PdfPart, pdf_parts, pdf_path, read_due_pdf_part
+from photozhpc.catalog.notes import RunNotes
+from photozhpc.catalog.pdf import PdfPart, pdf_parts, pdf_path, read_noted_pdf_part
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, catalog_parts, read_part
 from photozhpc.errors import CatalogError, ConfigError
+from photozhpc.export.rows import Exported
 from photozhpc.files.disk import disk_error, replacing
 from photozhpc.model.redshift_grid import redshift_grid
 
@@ -31,21 +31,7 @@ _ANCIL = (
 )
 
 
-@dataclass(frozen=True)
-class QpExport:
-    """What was written.
-
-    Attributes:
-        n_rows: distributions in the file.
-        n_left_out: sources of the catalogue without a redshift, of which qp has no notion.
-    """
-
-    path: Path
-    n_rows: int
-    n_left_out: int
-
-
-def export_qp(catalog: str | Path, out: str | Path) -> QpExport:
+def export_qp(catalog: str | Path, out: str | Path) -> Exported:
     """Write the p(z) of a catalogue as a qp ensemble; a part is in memory at a time.
 
     The ancillary table has the columns of `source_id` to `photoz_flags` (NaN for null) and
@@ -69,8 +55,8 @@ def export_qp(catalog: str | Path, out: str | Path) -> QpExport:
 
     parts = catalog_parts(catalog)
     pdf_parts(catalog)  # are they all there
-    due = Due.beside(parts[0])
-    counts = [_count(part, due) for part in parts]
+    noted = RunNotes.beside(parts[0])
+    counts = [_count(part, noted) for part in parts]
     n_rows = sum(known for _, known in counts)
     if not n_rows:
         raise CatalogError(f"{catalog}: no source has a redshift: there is no p(z) to export")
@@ -79,7 +65,7 @@ def export_qp(catalog: str | Path, out: str | Path) -> QpExport:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial:
             try:
-                for pdf, ancil in _chunks(parts, due):
+                for pdf, ancil in _chunks(parts, noted):
                     _, columns = _columns(pdf, ancil)
                     if stream is None:
                         # Of the first row alone: what qp makes of rows is long in being freed.
@@ -96,7 +82,7 @@ def export_qp(catalog: str | Path, out: str | Path) -> QpExport:
                     stream.close()
     except OSError as error:
         raise disk_error(out, error) from error
-    return QpExport(out, n_rows, sum(rows for rows, _ in counts) - n_rows)
+    return Exported(n_rows, sum(rows for rows, _ in counts) - n_rows, "have no redshift")
 
 
 def ensemble_of(part: PdfPart, ancil: dict[str, NDArray] | None = None) -> Any:
@@ -126,8 +112,8 @@ def import_qp() -> Any:
     return qp
 
 
-def _count(part: Path, due: Due) -> tuple[int, int]:
-    column = read_part(part, ["photoz"], due)["photoz"]
+def _count(part: Path, noted: RunNotes) -> tuple[int, int]:
+    column = read_part(part, ["photoz"], noted)["photoz"]
     return len(column), len(column) - column.null_count
 
 
@@ -142,11 +128,11 @@ def _columns(
     return z_P, {"data": {"yvals": density_NP}, "ancil": {**ancil, "zmode": zmode_N}}
 
 
-def _chunks(parts: list[Path], due: Due) -> Iterator[tuple[PdfPart, dict[str, NDArray]]]:
+def _chunks(parts: list[Path], noted: RunNotes) -> Iterator[tuple[PdfPart, dict[str, NDArray]]]:
     """Yield at most _CHUNK_ROWS rows at a time, of those that have a redshift, and their ancil."""
     for path in parts:
-        table = read_part(path, _ANCIL, due, verify=True)
-        pdf = read_due_pdf_part(pdf_path(path), due)
+        table = read_part(path, _ANCIL, noted, verify=True)
+        pdf = read_noted_pdf_part(pdf_path(path), noted)
         if not np.array_equal(pdf.source_id_N, table["source_id"].to_numpy()):
             raise CatalogError(
                 f"{pdf_path(path)}: does not hold the sources of {path}; run 'photozhpc verify'"

@@ -5,19 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from photozhpc.catalog.notes import Due
-from photozhpc.catalog.photoz_catalog import (
-    PROVENANCE_KEY,
-    read_part,
-    read_pieces,
-    text_length,
-)
+from photozhpc.catalog.notes import RunNotes
+from photozhpc.catalog.part_file import PROVENANCE_KEY, read_footer
+from photozhpc.catalog.photoz_catalog import check_n_rows, read_part, read_pieces, text_length
 from photozhpc.catalog.votable import table_description, with_votable
 from photozhpc.errors import CatalogError
 from photozhpc.export.dialects import Dialect, translate
-from photozhpc.files.disk import read_fault
 from photozhpc.logs import LOG
 
 Report = Callable[[int, int], None]
@@ -39,99 +33,96 @@ class Exported:
     why: str = ""
 
 
-def checked_schema(parts: list[Path]) -> pa.Schema:
-    """Return the schema that all parts share, with the first one's metadata and its own VOTable.
+@dataclass(frozen=True)
+class CatalogRows:
+    """The rows of a catalogue, part by part.
 
-    Raises:
-        CatalogError: a part is damaged, of another catalogue, or none of photozhpc's.
+    Attributes:
+        parts: its files.
+        schema: that all of them share, with the first one's metadata and a VOTable of its own.
+        noted: of them.
+        n_rows: of all, as the footers say.
     """
-    first = read_part(parts[0], columns=[]).schema
-    schema = _schema_of(parts[0])
+
+    parts: list[Path]
+    schema: pa.Schema
+    noted: RunNotes
+    n_rows: int
+
+    @classmethod
+    def of(cls, catalog: str | Path, parts: list[Path]) -> "CatalogRows":
+        """Look at the footers of the parts.
+
+        Raises:
+            CatalogError: a part is damaged, of another catalogue, or none of photozhpc's; or the
+                parts have other rows than the run made.
+        """
+        noted = RunNotes.beside(parts[0])
+        first = read_part(parts[0], [], noted).schema
+        schema, n_rows = read_footer(parts[0])
+        _check_columns(parts[0], schema)
+        for part in parts[1:]:
+            other, n_more = read_footer(part)
+            if not other.equals(schema):
+                raise CatalogError(f"{part}: has other columns than {parts[0].name}")
+            n_rows += n_more
+        check_n_rows(catalog, n_rows)
+        unknown = [part for part in parts if noted.note(part) is None]
+        if noted.run is not None and unknown:
+            LOG.warning(
+                "nothing was noted of %s (%d of %d parts): values cannot be checked; run the same "
+                "'photozhpc infer' again to note them",
+                unknown[0],
+                len(unknown),
+                len(parts),
+            )
+        # Columns may have been left out since: the VOTable in the file says what once was there.
+        schema = with_votable(schema.with_metadata(first.metadata), table_description(first))
+        return cls(parts, schema, noted, n_rows)
+
+    @property
+    def provenance(self) -> str:
+        """What the catalogue says of its making, as JSON."""
+        return (self.schema.metadata or {}).get(PROVENANCE_KEY, b"{}").decode()
+
+    @property
+    def text_length(self) -> int:
+        """The length of the longest text in any column, in bytes."""
+        names = [field.name for field in self.schema if field.type == pa.string()]
+        return max(text_length(column) for table in self.pieces(names) for column in table.columns)
+
+    def pieces(
+        self, columns: list[str] | None = None, *, verify: bool = False
+    ) -> Iterator[pa.Table]:
+        """Yield the rows as they are, row group by row group.
+
+        Raises:
+            CatalogError: a part is missing or damaged, or, with `verify`, has another SHA-256
+                than was noted.
+        """
+        for part in self.parts:
+            yield from read_pieces(part, columns, self.noted, verify=verify)
+
+    def translated(self, dialect: Dialect | None, progress: Report) -> Iterator[pa.Table]:
+        """Yield the rows, verified, in the words of a dialect."""
+        done = 0
+        for table in self.pieces(verify=True):
+            done += len(table)
+            yield translate(table, dialect)
+            progress(done, self.n_rows)
+
+
+def _check_columns(part: Path, schema: pa.Schema) -> None:
     missing = {"source_id", "ra", "dec", "tile_id", "photoz"} - set(schema.names)
     if missing or not all(b"ucd" in (field.metadata or {}) for field in schema):
         what = f"has no column '{min(missing)}'" if missing else "says nothing of its columns"
         raise CatalogError(
-            f"{parts[0]}: {what}: it is no catalogue of 'photozhpc infer' with columns as they "
-            f"were made"
+            f"{part}: {what}: it is no catalogue of 'photozhpc infer' with columns as they were "
+            f"made"
         )
     for field in schema:
         if str(field.type) not in TYPES:
             raise CatalogError(
-                f"{parts[0]}: column '{field.name}' is of type {field.type}: exports take columns "
-                f"as they were made"
+                f"{part}: column '{field.name}' is of type {field.type}: exports take columns as "
+                f"they were made"
             )
-    due = Due.beside(parts[0])
-    for part in parts[1:]:
-        if not _schema_of(part).equals(schema):
-            raise CatalogError(f"{part}: has other columns than {parts[0].name}")
-    if due.run is not None and (unknown := [part for part in parts if due.note(part) is None]):
-        LOG.warning(
-            "nothing was noted of %s (%d of %d parts): values cannot be checked; run the same "
-            "'photozhpc infer' again to note them",
-            unknown[0],
-            len(unknown),
-            len(parts),
-        )
-    # Columns may have been left out since: the VOTable in the file says what once was there.
-    return with_votable(schema.with_metadata(first.metadata), table_description(first))
-
-
-def read_rows(
-    parts: list[Path], dialect: Dialect | None, progress: Report, n_rows: int
-) -> Iterator[pa.Table]:
-    """Yield the rows of a catalogue, row group by row group, in the words of a dialect.
-
-    Raises:
-        CatalogError: a part is missing or damaged, has other columns than the first, or another
-            SHA-256 than was noted.
-    """
-    done, due = 0, Due.beside(parts[0])
-    for part in parts:
-        for table in read_pieces(part, due=due, verify=True):
-            done += len(table)
-            yield translate(table, dialect)
-            progress(done, n_rows)
-
-
-def count_rows(parts: list[Path]) -> int:
-    """Return the number of rows, as the footers of the files say it."""
-    return sum(_metadata_of(part).num_rows for part in parts)
-
-
-def widest_text(parts: list[Path], schema: pa.Schema) -> int:
-    """Return the length of the longest text in any column, in bytes."""
-    names = [field.name for field in schema if field.type == pa.string()]
-    due = Due.beside(parts[0])
-    return max(
-        text_length(column)
-        for part in parts
-        for table in read_pieces(part, names, due)
-        for column in table.columns
-    )
-
-
-def provenance(schema: pa.Schema) -> str:
-    """Return what a catalogue says of its making, as JSON."""
-    return (schema.metadata or {}).get(PROVENANCE_KEY, b"{}").decode()
-
-
-def _metadata_of(part: Path) -> pq.FileMetaData:
-    try:
-        return pq.read_metadata(part)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise _damaged(part, error) from error
-
-
-def _schema_of(part: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(part)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise _damaged(part, error) from error
-
-
-def _damaged(part: Path, error: Exception) -> CatalogError:
-    return CatalogError(
-        read_fault(part, error)
-        or f"{part}: the part is missing or damaged; run the same 'photozhpc infer' again to make "
-        f"it anew"
-    )

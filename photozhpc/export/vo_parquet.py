@@ -7,28 +7,24 @@ import pyarrow.parquet as pq
 
 from photozhpc.catalog.photoz_catalog import TEXT_LENGTH_KEY
 from photozhpc.export.dialects import Dialect, translated_schema
-from photozhpc.export.rows import Report, count_rows, read_rows, widest_text
+from photozhpc.export.rows import CatalogRows, Report
 
 # Rows of a row group, for files that stand for a whole catalogue: a part may have few.
 ROW_GROUP_LEN = 1 << 17
 
 
-def write_parquet(
-    path: Path, parts: list[Path], schema: pa.Schema, dialect: Dialect | None, progress: Report
-) -> int:
-    """Write the file; return the number of rows."""
-    n_rows = count_rows(parts)
+def write_parquet(path: Path, rows: CatalogRows, dialect: Dialect | None, progress: Report) -> None:
+    """Write the file."""
     settings = {"compression": "zstd", "use_dictionary": ["tile_id"], "write_page_checksum": True}
-    target = translated_schema(schema, dialect)
-    length = str(widest_text(parts, schema)).encode()
+    target = translated_schema(rows.schema, dialect)
+    length = str(rows.text_length).encode()
     target = target.with_metadata({**target.metadata, TEXT_LENGTH_KEY: length})
     with pq.ParquetWriter(path, target, **settings) as writer:
         waiting: list[pa.Table] = []
-        for table in read_rows(parts, dialect, progress, n_rows):
+        for table in rows.translated(dialect, progress):
             waiting.append(table.cast(target))
             if sum(map(len, waiting)) >= ROW_GROUP_LEN:
                 writer.write_table(pa.concat_tables(waiting), ROW_GROUP_LEN)
                 waiting = []
         if waiting:
             writer.write_table(pa.concat_tables(waiting), ROW_GROUP_LEN)
-    return n_rows

@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from photozhpc.catalog.notes import PART_FOLDER, read_run
-from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts
+from photozhpc.catalog.notes import read_run, run_folder_of
+from photozhpc.catalog.part_file import PROVENANCE_KEY
+from photozhpc.catalog.photoz_catalog import catalog_parts
 from photozhpc.errors import CatalogError, SourceListError
-from photozhpc.files.disk import read_fault, read_json
+from photozhpc.files.disk import read_fault
 
 HATS_FILES = ("hats.properties", "properties", "collection.properties")
 # Of text, rows are counted up to here; of more, they are estimated.
@@ -25,25 +26,23 @@ def about_catalog(path: Path) -> dict[str, Any]:
         CatalogError: it is damaged, or holds no part.
     """
     parts = catalog_parts(path, incomplete_ok=True)
-    folder = path if (path / PART_FOLDER).is_dir() else path.parent
-    run_file = folder / "run.json"
+    out = run_folder_of(path)
     found = {"kind": "catalogue", **_parquet(parts[0]), "path": str(path)}
     found["parts"] = len(parts)
     found["rows"] = None
     found["bytes"] = sum(part.stat().st_size for part in parts)
-    if not run_file.is_file():
+    if out is None:
         return {**found, "state": "unknown: there is no run.json"}
-    run = read_run(run_file)
-    about = read_json(run_file)
+    run = read_run(out)
     finished = len(parts) >= run.n_parts
     found["rows"] = run.n_rows if finished else None
     found["state"] = (
         "finished" if finished else f"not finished: {len(parts)} of {run.n_parts} parts"
     )
     found["rows_due"] = run.n_rows
-    found["survey"], found["command"] = about.get("survey"), about.get("command")
-    found["made_by"] = about.get("photozhpc")
-    found["store"], found["checkpoint"] = about.get("store"), about.get("checkpoint")
+    found["survey"], found["command"] = run.about.get("survey"), run.about.get("command")
+    found["made_by"] = run.about.get("photozhpc")
+    found["store"], found["checkpoint"] = run.about.get("store"), run.about.get("checkpoint")
     found["checkpoint_sha256"] = run.identity.get("checkpoint_sha256")
     return found
 

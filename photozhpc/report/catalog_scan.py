@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from photozhpc.catalog.notes import Due
+from photozhpc.catalog.notes import RunNotes
+from photozhpc.catalog.part_file import read_footer
 from photozhpc.catalog.photoz_catalog import open_part
 from photozhpc.errors import CatalogError
 from photozhpc.evaluation.catalog_columns import (
@@ -175,7 +176,7 @@ def scan_catalog(parts: Sequence[Path]) -> CatalogScan:
     for band in columns:
         wanted += [name for name in (band.flux, band.flux_err, band.total) if name]
     wanted = [name for name in wanted if name in names]
-    share = min(1.0, N_STACKED / max(_count_rows(parts), 1))
+    share = min(1.0, N_STACKED / max(sum(read_footer(part)[1] for part in parts), 1))
     rng = np.random.default_rng(0)  # the same catalogue gives the same page
     sample, high_z, far_out = TopRows(N_SAMPLE), TopRows(N_GALLERY), TopRows(N_GALLERY)
     for part, table in read_batches(parts, wanted):
@@ -268,12 +269,12 @@ def read_batches(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
     """Yield (part, rows) with at most BATCH_ROWS rows at a time; pages are checked.
 
     Raises:
-        CatalogError: a part is damaged or not what is due, lacks one of the columns, or holds
+        CatalogError: a part is damaged or not what was noted, lacks one of the columns, or holds
             something else in it.
     """
-    due = Due.beside(parts[0]) if parts else None
+    noted = RunNotes.beside(parts[0]) if parts else None
     for part in parts:
-        with open_part(part, due) as file:
+        with open_part(part, noted) as file:
             missing = sorted(set(columns) - set(file.schema_arrow.names))
             if missing:
                 raise CatalogError(f"{part}: has no column '{missing[0]}', unlike {parts[0]}")
@@ -287,8 +288,7 @@ def read_batches(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
 
 
 def _names(part: Path) -> list[str]:
-    with open_part(part) as file:
-        names = file.schema_arrow.names
+    names: list[str] = read_footer(part)[0].names
     for name in ("source_id", "ra", "dec", "photoz", "photoz_flags"):
         if name not in names:
             raise CatalogError(
@@ -296,15 +296,6 @@ def _names(part: Path) -> list[str]:
                 f"'photozhpc infer' wrote, not an export of it"
             )
     return names
-
-
-def _count_rows(parts: Sequence[Path]) -> int:
-    due = Due.beside(parts[0])
-    n_rows = 0
-    for part in parts:
-        with open_part(part, due) as file:
-            n_rows += file.metadata.num_rows
-    return n_rows
 
 
 def _check_kinds(part: Path, schema: pa.Schema, columns: Sequence[str]) -> None:

@@ -1,14 +1,15 @@
 """What a report is made from: the parts, the run's folder, its store, whatever of it is there."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from photozhpc.catalog.notes import PART_FOLDER
-from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY, catalog_parts, open_part
+from photozhpc.catalog.notes import run_folder_of
+from photozhpc.catalog.part_file import PROVENANCE_KEY, read_footer
+from photozhpc.catalog.photoz_catalog import catalog_parts
 from photozhpc.catalog.status import status_of
 from photozhpc.errors import CatalogError, PhotozError
+from photozhpc.files.disk import parse_json
 from photozhpc.files.objects import location
 from photozhpc.store import CutoutStore
 
@@ -48,10 +49,8 @@ def open_source(path: Path) -> PageSource:
     """
     if not path.exists():
         raise CatalogError(f"{path}: no such folder or file; pass the --out of 'photozhpc infer'")
-    folder = path if path.is_dir() else path.parent
-    if folder.name == PART_FOLDER and (folder.parent / "run.json").is_file():
-        folder = folder.parent
-    run = folder if (folder / "run.json").is_file() else None
+    run = run_folder_of(path)
+    folder = run or (path if path.is_dir() else path.parent)
     try:
         parts = catalog_parts(path, incomplete_ok=True)
     except CatalogError:
@@ -68,13 +67,11 @@ def open_source(path: Path) -> PageSource:
 
 
 def _provenance(part: Path) -> dict[str, Any]:
-    with open_part(part) as file:
-        text = (file.schema_arrow.metadata or {}).get(PROVENANCE_KEY, b"{}")
+    text = (read_footer(part)[0].metadata or {}).get(PROVENANCE_KEY, b"{}")
     try:
-        provenance = json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return {}
-    return provenance if isinstance(provenance, dict) else {}
 
 
 def _store(provenance: dict[str, Any], folder: Path) -> tuple[CutoutStore | None, str]:

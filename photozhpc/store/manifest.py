@@ -128,8 +128,8 @@ def list_manifests(folder: AnyPath) -> tuple[list[Any], list[Any]]:
 
 
 def _stamp(path: AnyPath) -> tuple[Any, ...]:
-    if isinstance(path, ObjectPath):
-        return path.name, path.size, path.etag
+    if is_remote(path):
+        return path.name, *version_of(path)
     try:
         stat = path.stat()
     except OSError as error:

@@ -23,15 +23,19 @@ from photozhpc.catalog import PhotozFlag, dispatch, read_catalog
 from photozhpc.catalog import run as run_module
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.catalog.predict import (
-    ModelKey,
     check_fit,
     load_engine,
     photoz_flags,
     predict_part,
 )
-from photozhpc.catalog.progress import Progress
+from photozhpc.catalog.progress import SourceProgress
 from photozhpc.catalog.run import run_inference
-from photozhpc.catalog.run_folder import default_rows_per_part, file_sha256, plan_parts
+from photozhpc.catalog.run_folder import (
+    ModelKey,
+    default_rows_per_part,
+    file_sha256,
+    plan_parts,
+)
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.errors import CatalogError, CheckpointError, ConfigError, RunError, StoreError
 from photozhpc.store import CutoutStore
@@ -271,10 +275,10 @@ def test_a_part_that_is_there_is_not_made_twice_by_a_repeated_task(store, checkp
     identity = json.loads((finished / "run.json").read_bytes())["identity"]
     sha256 = identity["checkpoint_sha256"]
     folder = run_module.RunFolder(finished, identity)
-    model = ModelKey(str(store.path), str(checkpoint), sha256, "cpu", False)
+    model = ModelKey(store.path, checkpoint, sha256, "cpu", False)
     path = folder.part_path(part)
     before = path.stat().st_mtime_ns
-    predict_part(model, part, str(path), folder.part_identity(part))
+    predict_part(model, part, path, folder.part_identity(part))
     assert path.stat().st_mtime_ns == before
     assert folder.notes()[part.index].counts.rows == part.n_rows
     check_fit(model)
@@ -351,7 +355,7 @@ def test_every_thread_of_a_worker_keeps_to_its_cores(store, checkpoint, monkeypa
     openmp = [ctypes.CDLL(path) for path in sorted(libraries)]
     assert openmp
     before = torch.get_num_threads()
-    model = ModelKey(str(store.path), str(checkpoint), file_sha256(checkpoint), "cpu", False)
+    model = ModelKey(store.path, checkpoint, file_sha256(checkpoint), "cpu", False)
     wanted = 3 + len(os.sched_getaffinity(0))  # what no thread begins with
     monkeypatch.setenv("OMP_NUM_THREADS", str(wanted))
 
@@ -370,7 +374,7 @@ def test_every_thread_of_a_worker_keeps_to_its_cores(store, checkpoint, monkeypa
 
 
 def test_progress_in_a_log_is_plain_lines(capsys):
-    bar = Progress(1000, 200)
+    bar = SourceProgress(1000, 200)
     bar.start()
     for _ in range(80):
         bar.add(10)

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from builders.catalogs import SMALL, TILES, late_first, poisoned
 from photozhpc import __version__
 from photozhpc.catalog import dispatch
-from photozhpc.catalog.photoz_catalog import PROVENANCE_KEY
+from photozhpc.catalog.part_file import PROVENANCE_KEY
 from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.run_folder import RunFolder
 from photozhpc.catalog.status import describe, status_of

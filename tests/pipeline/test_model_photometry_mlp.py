@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 from builders.paths import CONFIGS
 from photozhpc.catalog import PhotozFlag, read_catalog
-from photozhpc.catalog.predict import ModelKey, predict_part
-from photozhpc.catalog.run_folder import file_sha256, plan_parts
+from photozhpc.catalog.predict import predict_part
+from photozhpc.catalog.run_folder import ModelKey, file_sha256, plan_parts
 from photozhpc.config import from_mapping, load_yaml
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
 from photozhpc.figures.latents import read_latents
@@ -143,7 +143,7 @@ def test_a_repeated_run_is_refused_and_with_resume_the_same(
 
 
 def key_of(store: CutoutStore, model_file: Path) -> ModelKey:
-    return ModelKey(str(store.path), str(model_file), file_sha256(model_file), "cpu", False)
+    return ModelKey(store.path, model_file, file_sha256(model_file), "cpu", False)
 
 
 def test_the_catalogue_holds_its_predictions_and_no_intervals(
@@ -151,7 +151,7 @@ def test_the_catalogue_holds_its_predictions_and_no_intervals(
 ) -> None:
     (part,) = plan_parts(small_store.shard_lengths(), 10**6)
     path = tmp_path / "part.parquet"
-    predict_part(key_of(small_store, model_file), part, str(path), {})
+    predict_part(key_of(small_store, model_file), part, path, {})
     table = read_catalog(path)
     ids, flux, ebv = read_fluxes(small_store)
     z_phot = load_checkpoint(model_file).model.predict(flux[:, :, 2], ebv)
@@ -191,7 +191,7 @@ def test_flags_are_of_the_square_round_the_aperture(
         )
     (part,) = plan_parts(store.shard_lengths(), 10)
     path = tmp_path / "part.parquet"
-    predict_part(key_of(store, model_file), part, str(path), {})
+    predict_part(key_of(store, model_file), part, path, {})
     flags = read_catalog(path)["photoz_flags"].to_numpy()
     both = PhotozFlag.MISSING_BAND | PhotozFlag.BAD_PIXELS
     assert flags.tolist() == [0, int(PhotozFlag.BAD_PIXELS), int(both)]
@@ -225,7 +225,7 @@ def test_another_aperture_or_band_is_refused(
     path = save_checkpoint(tmp_path / "wrong.safetensors", wrong, small_store.survey)
     part = plan_parts(small_store.shard_lengths(), 10)[0]
     with pytest.raises(CheckpointError, match=r"an aperture of 0\.3 arcsec"):
-        predict_part(key_of(small_store, path), part, str(tmp_path / "part.parquet"), {})
+        predict_part(key_of(small_store, path), part, tmp_path / "part.parquet", {})
 
 
 def test_what_needs_images_says_so(

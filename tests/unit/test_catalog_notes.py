@@ -75,7 +75,7 @@ def make_run(out: Path, checkpoint: str = "one") -> Path:
 
 
 def _with(note, pdf):
-    return type(note)(note.counts, note.n_bytes, note.sha256, pdf)
+    return type(note)(note.counts, note.file, pdf)
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_of_two_notes_on_a_part_the_later_holds(run: Path) -> None:
     line = json.loads(file.read_text().splitlines()[0])
     line |= {"at": line["at"] - 60, "sha256": "before"}
     (run / "notes" / "z.jsonl").write_text(json.dumps(line) + "\n")
-    assert read_notes(run)[0].sha256 != "before"
+    assert read_notes(run)[0].file.sha256 != "before"
     assert len(read_catalog(run, verify=True)) == N * N_PARTS
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from photozhpc.catalog.photoz_catalog import read_run
+from photozhpc.catalog.notes import read_run
 from photozhpc.catalog.run_folder import append_line
 from photozhpc.errors import CatalogError, MosaicError, RunError, StoreError
 from photozhpc.files import disk
@@ -113,7 +113,7 @@ def _linked(path: Path, target: Path) -> Path:
         ("x_f158_coadd.asdf", lambda p: read_tile(p, load_survey("roman-l3")), MosaicError),
         ("x_f158_coadd.asdf", exposure_time_s, MosaicError),
         (".manifests/t.json", read_manifest, StoreError),
-        ("run.json", read_run, CatalogError),
+        ("run.json", lambda p: read_run(p.parent), CatalogError),
         ("zarr.json", lambda p: CutoutStore.open(p.parent), StoreError),
     ],
 )

@@ -185,6 +185,7 @@ def test_the_pace_of_a_run_with_a_pause(tmp_path):
 
     def note(worker: str, part: int, at: float, seconds: float, rows: int) -> None:
         line = {"part": part, "at": at, "seconds": seconds, "rows": rows, "worker": worker}
+        line |= {"flagged": 0, "without_photoz": 0, "bytes": 1, "sha256": ""}
         with open(tmp_path / "notes" / f"{worker}.jsonl", "a") as stream:
             stream.write(json.dumps(line) + "\n")
 

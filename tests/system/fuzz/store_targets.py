@@ -12,7 +12,7 @@ from mutate import mangle, mutate_json, mutate_jsonl
 
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, make_table, write_part
-from photozhpc.catalog.run_folder import RunFolder, append_line, note_part, plan_parts
+from photozhpc.catalog.run_folder import ModelKey, RunFolder, append_line, note_part, plan_parts
 from photozhpc.catalog.status import describe, status_of
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.errors import PhotozError
@@ -149,11 +149,10 @@ class Catalogue(Target):
         beside = self.folder.with_name("catalogue-store")
         shutil.rmtree(beside, ignore_errors=True)
         self.store = make_store(beside)
-        checkpoint = self.folder.with_name("model")
-        checkpoint.write_bytes(b"x")
+        model = ModelKey(self.store.path, self.folder.with_name("model"), "0" * 64, "cpu", False)
         index = self.store.index()
         parts = plan_parts(index.shard_lengths(), 4)
-        self.run = RunFolder.of(self.folder, index.fingerprint, checkpoint, 4, False)
+        self.run = RunFolder.of(self.folder, index.fingerprint, 4, model)
         self.run.catalog.mkdir(parents=True)
         self.run.begin({"n_parts": len(parts), "n_rows": index.n_sources, "survey": SURVEY.name})
         rng = np.random.default_rng(1)

@@ -29,7 +29,7 @@ def tasks_per_worker(on_gpu: bool, n_cores: int) -> int:
 
 
 @dataclass(frozen=True)
-class Crew:
+class DaskWorkers:
     """`n_workers` processes with `n_tasks` parts in work each, on `device`.
 
     Attributes:
@@ -54,7 +54,7 @@ class Crew:
         site: Site | None,
         jobs: int,
         scheduler: str | None,
-    ) -> "Crew":
+    ) -> "DaskWorkers":
         """Raises ConfigError for what does not go together."""
         if scheduler is not None:
             if site is not None or workers is not None:
