@@ -32,7 +32,7 @@ def tile_outlines(store: CutoutStore, tile_ids: Iterable[str]) -> dict[str, NDAr
         try:
             attributes = store.tile_attributes(tile_id)
             text, shape_HW = attributes.get("wcs"), attributes.get("shape_HW")
-            if not isinstance(text, dict) or not _is_shape(shape_HW):
+            if not (isinstance(text, dict) and isinstance(shape_HW, list) and _is_shape(shape_HW)):
                 continue
             y_K, x_K = _around(*shape_HW)
             ra_K, dec_K = grid.pixel_to_sky(_wcs_of(text), y_K, x_K)
