@@ -317,6 +317,19 @@ def faults_section() -> str:
             shown = ", ".join(f"{code}: {n}" for code, n in sorted(codes.items()))
             table.append(f"| {fault} | {shown} |")
         lines.append("\n".join(table))
+    if kills := found.get("kills"):
+        lines.append(
+            f"`python tests/chaos/kills.py --trials {kills['trials']} --seed {kills['seed']} "
+            f"--save`: {kills['trials']} kills of a training on one rank and on two, of "
+            f"calibrate, extract and export, then the same command until it ends well. Survived: "
+            f"{kills['survived']}. After each the files are compared with undisturbed ones, and "
+            f"orphans, locks and temporary files are looked for."
+        )
+        table = ["| command | fault, and exit code of that run: how often |", "|:--|:--|"]
+        for kind, codes in kills["exit_codes_by_kind"].items():
+            shown = ", ".join(f"{fault}: {n}" for fault, n in sorted(codes.items()))
+            table.append(f"| {kind} | {shown} |")
+        lines.append("\n".join(table))
     if fuzz := found.get("fuzz"):
         lines.append(
             f"`python tests/fuzz/long.py --cases {fuzz['cases']} --seed {fuzz['seed']} --out "
