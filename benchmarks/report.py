@@ -312,11 +312,8 @@ def faults_section() -> str:
             f"{chaos['rows_lost']} (of {chaos['rows']} a run). After each the catalogue is "
             f"compared with the undisturbed one, verified, and looked through for remains."
         )
-        table = ["| fault | exit code of the run with the fault: how often |", "|:--|:--|"]
-        for fault, codes in chaos["exit_codes_by_fault"].items():
-            shown = ", ".join(f"{code}: {n}" for code, n in sorted(codes.items()))
-            table.append(f"| {fault} | {shown} |")
-        lines.append("\n".join(table))
+        head = "| fault | exit code of the run with the fault: how often |"
+        lines.append(_counts_table(head, chaos["exit_codes_by_fault"]))
     if kills := found.get("kills"):
         lines.append(
             f"`python tests/chaos/kills.py --trials {kills['trials']} --seed {kills['seed']} "
@@ -325,11 +322,8 @@ def faults_section() -> str:
             f"{kills['survived']}. After each the files are compared with undisturbed ones, and "
             f"orphans, locks and temporary files are looked for."
         )
-        table = ["| command | fault, and exit code of that run: how often |", "|:--|:--|"]
-        for kind, codes in kills["exit_codes_by_kind"].items():
-            shown = ", ".join(f"{fault}: {n}" for fault, n in sorted(codes.items()))
-            table.append(f"| {kind} | {shown} |")
-        lines.append("\n".join(table))
+        head = "| command | fault, and exit code of that run: how often |"
+        lines.append(_counts_table(head, kills["exit_codes_by_kind"]))
     if fuzz := found.get("fuzz"):
         lines.append(
             f"`python tests/fuzz/long.py --cases {fuzz['cases']} --seed {fuzz['seed']} --out "
@@ -343,6 +337,14 @@ def faults_section() -> str:
             table.append(f"| {target} | " + " | ".join(str(counts[n]) for n in names) + " |")
         lines.append("\n".join(table))
     return "\n\n".join(lines)
+
+
+def _counts_table(head: str, counts: dict[str, dict[str, int]]) -> str:
+    rows = [
+        f"| {name} | " + ", ".join(f"{what}: {n}" for what, n in sorted(found.items())) + " |"
+        for name, found in counts.items()
+    ]
+    return "\n".join([head, "|:--|:--|", *rows])
 
 
 def timing_section(path: Path) -> str:
