@@ -311,12 +311,18 @@ def faults_section() -> str:
             f"After each the catalogue is compared with the undisturbed one, verified, and looked "
             f"through for remains."
         )
-        rows = [
-            [fault, ", ".join(f"{code}: {n}" for code, n in sorted(codes.items()))]
-            for fault, codes in chaos["exit_codes_by_fault"].items()
-        ]
         header = ["fault", "exit code of the run with the fault: how often"]
-        lines.append(table(header, rows, "ll"))
+        lines.append(table(header, _counts(chaos["exit_codes_by_fault"]), "ll"))
+    if kills := found.get("kills"):
+        lines.append(
+            f"`python tests/system/chaos/kills.py --trials {kills['trials']} "
+            f"--seed {kills['seed']} --save`: {kills['trials']} kills of a training on one rank "
+            f"and on two, of calibrate, extract and export, then the same command until it ends "
+            f"well. Survived: {kills['survived']}. After each the files are compared with "
+            f"undisturbed ones, and orphans, locks and temporary files are looked for."
+        )
+        header = ["command", "fault, and exit code of that run: how often"]
+        lines.append(table(header, _counts(kills["exit_codes_by_kind"]), "ll"))
     if fuzz := found.get("fuzz"):
         lines.append(
             f"`python tests/system/fuzz/long.py --cases {fuzz['cases']} --seed {fuzz['seed']} "
@@ -328,6 +334,14 @@ def faults_section() -> str:
         rows = [[target, *(n[name] for name in names)] for target, n in fuzz["targets"].items()]
         lines.append(table(["input", *names], rows, "l" + "r" * len(names)))
     return "\n\n".join(lines)
+
+
+def _counts(counts: dict[str, dict[str, int]]) -> list[list[str]]:
+    """A row for each name, with how often each outcome was seen."""
+    return [
+        [name, ", ".join(f"{outcome}: {n}" for outcome, n in sorted(outcomes.items()))]
+        for name, outcomes in counts.items()
+    ]
 
 
 def timing_section(path: Path) -> str:
