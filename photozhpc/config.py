@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from photozhpc.errors import ConfigError, did_you_mean
+from photozhpc.errors import ConfigError, did_you_mean, one_line
 
 T = TypeVar("T")
 Kind = typing.Literal["survey", "recipe", "site", "sky"]
@@ -82,7 +82,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except Exception as error:  # the constructors of YAML's types raise whatever they run into
-        first = " ".join(str(error).split())[:200]
+        first = one_line(error)
         raise ConfigError(f"{path}: not valid YAML ({first})") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines, got {type(document).__name__}")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from photozhpc.catalog.notes import PART_KEY, FileNote
-from photozhpc.errors import CatalogError
+from photozhpc.errors import CatalogError, one_line
 from photozhpc.files.disk import read_fault, write_durably
 
 PROVENANCE_KEY = b"photozhpc.provenance"
@@ -76,7 +76,7 @@ def damage_reported(path: Path, what: str = "the part") -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise CatalogError(
             read_fault(path, error)
             or f"{path}: {what} is missing or damaged ({reason}); run the same 'photozhpc infer' "

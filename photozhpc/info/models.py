@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from photozhpc.errors import CheckpointError
+from photozhpc.errors import CheckpointError, one_line
 from photozhpc.files.disk import read_fault, read_json
 from photozhpc.store import CutoutStore
 
@@ -79,7 +79,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             math.prod(about["shape"])
         return tensors, dict(header.get("__metadata__", {}))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        line = " ".join(str(error).split())[:120]
+        line = one_line(error)
         raise CheckpointError(
             read_fault(path, error) or f"{path}: not a safetensors file, or damaged ({line})"
         ) from error

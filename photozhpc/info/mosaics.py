@@ -11,7 +11,7 @@ from asdf.exceptions import AsdfWarning
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 
-from photozhpc.errors import MosaicError, PhotozError
+from photozhpc.errors import MosaicError, PhotozError, one_line
 from photozhpc.extract.extract import MAX_SCALE_ERROR
 from photozhpc.files.disk import read_fault
 from photozhpc.files.fits_length import check_length, unzipped
@@ -54,7 +54,7 @@ def about_fits_or_asdf(path: Path, survey: Survey | None = None) -> dict[str, An
                 else:
                     raise MosaicError(f"{path}: neither FITS nor ASDF (it begins with {magic!r})")
             except DAMAGED as error:
-                line = " ".join(str(error).split())[:160] or type(error).__name__
+                line = one_line(error)
                 raise MosaicError(
                     read_fault(path, error) or f"{path}: damaged ({line}); copy it again"
                 ) from error

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from photozhpc.catalog.notes import read_run, run_folder_of
 from photozhpc.catalog.part_file import PROVENANCE_KEY
 from photozhpc.catalog.photoz_catalog import catalog_parts
-from photozhpc.errors import CatalogError, SourceListError
+from photozhpc.errors import CatalogError, SourceListError, one_line
 from photozhpc.files.disk import read_fault
 
 HATS_FILES = ("hats.properties", "properties", "collection.properties")
@@ -64,7 +64,7 @@ def _parquet(path: Path) -> dict[str, Any]:
             schema, n_rows = file.schema_arrow, file.metadata.num_rows
             groups = file.metadata.num_row_groups
     except (OSError, ValueError, pa.ArrowException) as error:
-        line = " ".join(str(error).split())[:160]
+        line = one_line(error)
         raise SourceListError(
             read_fault(path, error) or f"{path}: not a Parquet file, or damaged ({line})"
         ) from error

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from photozhpc.errors import ConfigError, PhotozError, RunError
+from photozhpc.errors import ConfigError, PhotozError, RunError, one_line
 from photozhpc.logs import LOG
 from photozhpc.model.launch import Launch, advice
 from photozhpc.workers.signals import end_with
@@ -159,7 +159,7 @@ def _losses_told() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        LOG.debug("train: %s", " ".join(str(error).split())[:500])
+        LOG.debug("train: %s", one_line(error, 500))
         raise RunError(
             "another process of this training has ended or cannot be reached; what it said last "
             "tells why; run the same command again with --resume"

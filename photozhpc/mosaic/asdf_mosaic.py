@@ -17,7 +17,7 @@ from asdf.tags.core.ndarray import NDArrayType
 from asdf.util import load_yaml
 from numpy.typing import NDArray
 
-from photozhpc.errors import ConfigError, MosaicError, did_you_mean
+from photozhpc.errors import ConfigError, MosaicError, did_you_mean, one_line
 from photozhpc.files.disk import read_fault
 from photozhpc.files.objects import AnyPath
 from photozhpc.mosaic.band_image import (
@@ -358,7 +358,7 @@ def check_blocks(path: AnyPath, plain: Path) -> None:
 
 
 def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
-    detail = " ".join(str(error).split())[:160] or type(error).__name__
+    detail = one_line(error)
     return MosaicError(
         read_fault(path, error)
         or f"{path}: damaged or not a Roman mosaic ({detail}); copy it again"

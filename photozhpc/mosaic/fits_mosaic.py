@@ -12,7 +12,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from photozhpc.errors import ConfigError, MosaicError, did_you_mean
+from photozhpc.errors import ConfigError, MosaicError, did_you_mean, one_line
 from photozhpc.files.disk import read_fault
 from photozhpc.files.fits_length import check_length, unzipped
 from photozhpc.files.objects import AnyPath
@@ -342,7 +342,7 @@ def _band_plane(
 
 
 def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
-    detail = " ".join(str(error).split())[:160] or type(error).__name__
+    detail = one_line(error)
     return MosaicError(
         read_fault(path, error) or f"{path}: damaged or not a FITS mosaic ({detail}); copy it again"
     )

@@ -13,7 +13,7 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import wcs_to_celestial_frame
 from numpy.typing import ArrayLike, NDArray
 
-from photozhpc.errors import MosaicError
+from photozhpc.errors import MosaicError, one_line
 from photozhpc.mosaic.band_image import DAMAGED
 
 FloatN = NDArray[np.float64]
@@ -122,7 +122,7 @@ def _one_error(what: str) -> Iterator[None]:
             warnings.simplefilter("ignore", AstropyWarning)
             yield
     except DAMAGED as error:
-        detail = " ".join(str(error).split())[:160] or type(error).__name__
+        detail = one_line(error)
         raise MosaicError(
             f"the WCS {what} ({detail}); correct it, or resample the mosaic"
         ) from error

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.errors import StoreError
+from photozhpc.errors import StoreError, one_line
 from photozhpc.files.disk import read_fault, remove_stale_partials
 from photozhpc.mosaic.measure import Photometry, forced_photometry
 from photozhpc.mosaic.photometry import PhotFlag
@@ -162,7 +162,7 @@ def _open(path: Path) -> Iterator[Any]:
         file = h5py.File(path, "r")
     except OSError as error:
         raise StoreError(
-            read_fault(path, error) or f"{path}: not an HDF5 file, or cut short ({_line(error)})"
+            read_fault(path, error) or f"{path}: not an HDF5 file, or cut short ({one_line(error)})"
         ) from error
     with file:
         yield file
@@ -282,7 +282,7 @@ def _shard(
         try:
             raw_BCSS = images[rows.start + block.start : rows.start + block.stop]
         except (OSError, RuntimeError) as error:
-            raise StoreError(f"{path}: 'images' cannot be read ({_line(error)})") from error
+            raise StoreError(f"{path}: 'images' cannot be read ({one_line(error)})") from error
         cutout_BCSS = raw_BCSS.astype(np.float32) * scale_C[:, None, None]
         empty_BC = ~cutout_BCSS.any(axis=(2, 3))
         cutout_BCSS[~np.isfinite(cutout_BCSS) | empty_BC[:, :, None, None]] = np.nan
@@ -354,7 +354,7 @@ def _column(
     try:
         values = dataset[:].reshape(shape)
     except (OSError, RuntimeError) as error:
-        raise StoreError(f"{path}: '{name}' cannot be read ({_line(error)})") from error
+        raise StoreError(f"{path}: '{name}' cannot be read ({one_line(error)})") from error
     return values if values.dtype.kind in "iu" else values.astype(np.float64)
 
 
@@ -367,7 +367,3 @@ def _dataset(path: Path, file: Any, name: str, kinds: str = "iufb") -> Any:
         what = "integers" if kinds == "iu" else "numbers"
         raise StoreError(f"{path}: '{name}' must be a dataset of {what}, it is {dataset}")
     return dataset
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

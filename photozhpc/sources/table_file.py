@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from photozhpc.errors import MosaicError, SourceListError
+from photozhpc.errors import MosaicError, SourceListError, one_line
 from photozhpc.files.disk import read_fault
 from photozhpc.files.fits_length import check_length, unzipped
 from photozhpc.files.objects import AnyPath, ObjectPath, is_remote
@@ -96,7 +96,7 @@ def read_columns(
     except MosaicError as error:
         raise SourceListError(str(error)) from error
     except Exception as error:  # the readers of damaged tables raise whatever they run into
-        line = " ".join(str(error).split())[:160] or type(error).__name__
+        line = one_line(error)
         raise SourceListError(
             read_fault(path, error) or f"{path}: the {what} cannot be read ({line})"
         ) from error

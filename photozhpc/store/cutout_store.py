@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.errors import ConfigError, StoreError
+from photozhpc.errors import ConfigError, StoreError, one_line
 from photozhpc.files.disk import (
     is_count,
     parse_json,
@@ -481,7 +481,7 @@ class CutoutStore:
         try:
             yield
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
-            first_line = " ".join(str(error).split())[:160]
+            first_line = one_line(error)
             raise StoreError(
                 read_fault(f"{self.path}: shard {key} ('{name}')", error)
                 or f"{self.path}: shard {key} ('{name}') is missing or damaged ({first_line}); "
