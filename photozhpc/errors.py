@@ -63,6 +63,14 @@ def one_line(error: object, length: int = 200) -> str:
     return " ".join(str(error).split())[:length] or type(error).__name__
 
 
+def first_few(items: Iterable[object], shown: int = 5, separator: str = ", ") -> str:
+    """Return the first items of a list, and how many more there are."""
+    texts = [str(item) for item in items]
+    more = len(texts) - shown
+    text = separator.join(texts[:shown])
+    return f"{text}{separator}and {more} more" if more > 0 else text
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'X'? Known: ..." for an error about an unknown name."""
     names = sorted(known)

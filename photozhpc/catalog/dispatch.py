@@ -11,7 +11,7 @@ from distributed.scheduler import NoWorkerError
 
 from photozhpc.catalog.predict import check_fit, predict_part
 from photozhpc.catalog.run_folder import ModelKey, Part, RunFolder
-from photozhpc.errors import CheckpointError, ConfigError, PhotozError, RunError
+from photozhpc.errors import CheckpointError, ConfigError, PhotozError, RunError, one_line
 from photozhpc.printable import printable
 from photozhpc.store import CutoutStore
 from photozhpc.workers.dask_workers import DaskWorkers
@@ -150,4 +150,4 @@ def reason_of(error: BaseException) -> str:
         return str(error)
     if isinstance(error, KilledWorker):
         return "every worker that tried it died (out of memory, or killed)"
-    return printable(f"{type(error).__name__}: {' '.join(str(error).split())}")[:240]
+    return printable(f"{type(error).__name__}: {one_line(error)}")

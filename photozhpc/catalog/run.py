@@ -26,7 +26,7 @@ from photozhpc.catalog.run_folder import (
     note_part,
     plan_parts,
 )
-from photozhpc.errors import CatalogError, RunError, StoreError
+from photozhpc.errors import CatalogError, RunError, StoreError, first_few
 from photozhpc.files.code_cache import code_cache
 from photozhpc.files.disk import remove_stale_partials, sync_folder
 from photozhpc.files.objects import AnyPath, location
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 # Compiling takes half a minute, and saves a quarter of the time (docs/decisions.md).
 COMPILE_FROM_ROWS = 1_000_000
-_SHOWN_FAILURES = 3
 MAX_PARTS_READ = 4096
 
 
@@ -319,10 +318,8 @@ def _failure_line(folder: RunFolder, failures: dict[Part, BaseException], n_part
         f"{part.file_name} (shards {part.shards[0]} to {part.shards[-1]}): {reason_of(error)}"
         for part, error in sorted(failures.items(), key=lambda item: item[0].index)
     ]
-    more = len(shown) - _SHOWN_FAILURES
-    rest = f"; and {more} more" if more > 0 else ""
     return (
         f"{len(shown)} of {n_parts} parts could not be made: "
-        f"{'; '.join(shown[:_SHOWN_FAILURES])}{rest}. The others are kept in {folder.catalog}; "
+        f"{first_few(shown, 3, '; ')}. The others are kept in {folder.catalog}; "
         f"mend this and run the same command again"
     )

@@ -20,7 +20,7 @@ from photozhpc.catalog.notes import (
 from photozhpc.catalog.part_file import PROVENANCE_KEY
 from photozhpc.catalog.pdf import read_pdf_part
 from photozhpc.catalog.run_folder import Part, RunFolder, plan_parts
-from photozhpc.errors import CatalogError
+from photozhpc.errors import CatalogError, one_line
 from photozhpc.files.disk import read_fault
 from photozhpc.store import CutoutStore
 
@@ -76,9 +76,7 @@ def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[i
             problems.append(f"{name}: missing")
             continue
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            problems.append(
-                read_fault(name, error) or f"{name}: damaged ({' '.join(str(error).split())[:80]})"
-            )
+            problems.append(read_fault(name, error) or f"{name}: damaged ({one_line(error, 80)})")
             continue
         rows += len(source_id_N)
         if metadata.get(PROVENANCE_KEY, b"{}") not in (b"{}", about.provenance.encode()):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.errors import SourceListError, did_you_mean
+from photozhpc.errors import SourceListError, did_you_mean, one_line
 from photozhpc.files.objects import AnyPath, expand_glob, location
 from photozhpc.sources.redshifts import Remarks, is_placeholder, usable_redshifts
 from photozhpc.sources.sky_units import to_redshifts
@@ -156,7 +156,7 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
         z_ref_N = np.array(to_redshifts(as_floats(columns[z_name]), z_unit))
     except (TypeError, ValueError) as error:
         raise SourceListError(
-            f"{path}: column '{z_name}' of the truth table: {str(error)[:80]}; convert it"
+            f"{path}: column '{z_name}' of the truth table: {one_line(error)}; convert it"
         ) from None
     if "is_star" in columns:
         z_ref_N[_is_star(path, columns["is_star"], remarks)] = np.nan
@@ -177,7 +177,7 @@ def _is_star(path: AnyPath, values_N: NDArray, remarks: Remarks) -> NDArray[np.b
         star_N = as_floats(values_N.astype(np.int8) if values_N.dtype.kind == "b" else values_N)
     except (TypeError, ValueError) as error:
         raise SourceListError(
-            f"{path}: column 'is_star' of the truth table: {str(error)[:80]}; write 0 and 1"
+            f"{path}: column 'is_star' of the truth table: {one_line(error)}; write 0 and 1"
         ) from None
     remarks.add(
         int(np.count_nonzero(np.isnan(star_N))),

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from photozhpc.errors import PhotozError
+from photozhpc.errors import PhotozError, first_few
 from photozhpc.survey import Survey
 
 _MAX_ITEMS = 12
@@ -115,19 +115,17 @@ def _shown(key: str, value: Any) -> str:
             f"{k if key in _BY_NAME else str(k).replace('_', ' ')} {_shown('', v)}"
             for k, v in known.items()
         ]
-        text = f"{len(value)}: {_some(items)}" if key == "columns" else _some(items)
+        text = (
+            f"{len(value)}: {first_few(items, _MAX_ITEMS)}"
+            if key == "columns"
+            else first_few(items, _MAX_ITEMS)
+        )
     elif isinstance(value, list | tuple):
-        text = _some([_shown("", item) for item in value])
+        text = first_few([_shown("", item) for item in value], _MAX_ITEMS)
     else:
         text = str(value)
     # Names and values from files that may be damaged: nothing that a terminal would obey.
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:600]
-
-
-def _some(items: list[str]) -> str:
-    more = len(items) - _MAX_ITEMS
-    shown = ", ".join(items[:_MAX_ITEMS])
-    return f"{shown}, and {more} more" if more > 0 else shown
 
 
 def _readable(n_bytes: float) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.errors import CheckpointError, ConfigError
+from photozhpc.errors import CheckpointError, ConfigError, one_line
 from photozhpc.files.disk import disk_error, read_fault, write_durably
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita import PITA, PITAConfig
@@ -205,8 +205,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     ) as error:
         raise CheckpointError(
             read_fault(path, error)
-            or f"{path}: not a photozhpc checkpoint, or damaged "
-            f"({' '.join(str(error).split())[:120]})"
+            or f"{path}: not a photozhpc checkpoint, or damaged ({one_line(error)})"
         ) from error
     if config.n_bands != len(survey.bands):
         raise CheckpointError(

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from photozhpc.errors import ConfigError, PhotozError, RunError, one_line
+from photozhpc.errors import ConfigError, PhotozError, RunError, first_few, one_line
 from photozhpc.logs import LOG
 from photozhpc.model.launch import Launch, advice
 from photozhpc.workers.signals import end_with
@@ -27,7 +27,6 @@ _ALONE_SECONDS = 60.0
 _JOIN_SECONDS = 600.0
 _CONNECT_SECONDS = 20.0
 _TRY_SECONDS = 0.1
-_SHOWN_RANKS = 5
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,9 @@ def _joined_store(launch: Launch) -> dist.Store:
         )
         limit = _JOIN_SECONDS if met else _ALONE_SECONDS
         who = (
-            f"rank {_few(missing)} of {launch.world}" if store else "rank 0 (nobody answers there)"
+            f"rank {first_few(missing)} of {launch.world}"
+            if store
+            else "rank 0 (nobody answers there)"
         )
         if missing and waited > limit:
             raise RunError(
@@ -258,11 +259,6 @@ def _entered_store(launch: Launch, server: bool) -> dist.Store:
             f"{launch}; {advice(os.environ)}"
         )
     return store
-
-
-def _few(ranks: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ranks[:_SHOWN_RANKS]))
-    return f"{shown} and {len(ranks) - _SHOWN_RANKS} more" if len(ranks) > _SHOWN_RANKS else shown
 
 
 def _check_gpus(store: dist.Store, launch: Launch, device: torch.device) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from photozhpc.errors import CheckpointError
+from photozhpc.errors import CheckpointError, one_line
 from photozhpc.files.disk import read_fault
 from photozhpc.model.pita import PITA, PITAConfig
 from photozhpc.model.torch_file import load_torch_file, misfit
@@ -136,8 +136,7 @@ def _read(path: Path) -> dict[str, Any]:
     except Exception as error:  # PyTorch's reader of pickles raises whatever it runs into
         raise CheckpointError(
             read_fault(path, error)
-            or f"{path}: not a PyTorch checkpoint, or damaged "
-            f"({' '.join(str(error).split())[:120]})"
+            or f"{path}: not a PyTorch checkpoint, or damaged ({one_line(error)})"
         ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a checkpoint")

