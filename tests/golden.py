@@ -70,7 +70,7 @@ info run/model.safetensors
 info cat
 info c.fits
 info detected.parquet
-config roman-sim
+config show roman-sim
 """.replace("\\\n", "").strip().splitlines()  # fmt: skip
 # What a file says of the moment, of speed and of versions.
 UNSETTLED = re.compile(r"second|wall|time|date|per_s|pid|version|photozhpc$|created|command|speed|"
