@@ -57,7 +57,7 @@ calibrate --checkpoint run/model.safetensors --store store --out calibrated.safe
 infer --survey roman-sim --store store --checkpoint run/model.safetensors --out cat --workers 1 \
 --device cpu --pdf grid
 infer --survey roman-sim --store store --out bundled --workers 1 --device cpu --no-compile
-evaluate cat --truth sky/truth/*.parquet --out evaluation
+evaluate cat --truth store --out evaluation
 export cat --format fits --out c.fits
 export cat --format fits --columns euclid --out euclid.fits
 export cat --format vo-parquet --columns rubin --out c.parquet
@@ -73,8 +73,11 @@ info detected.parquet
 config show roman-sim
 """.replace("\\\n", "").strip().splitlines()  # fmt: skip
 # What a file says of the moment, of speed and of versions.
-UNSETTLED = re.compile(r"second|wall|time|date|per_s|pid|version|photozhpc$|created|command|speed|"
-                       r"rate|host|memory|_mb|uuid|startup|bytes|sha256|snana|builder")  # fmt: skip
+UNSETTLED = re.compile(
+    r"second|wall|time|date|per_s|pid|version|photozhpc$|created|command|speed|rate|host|memory|_mb|"
+    r"uuid|startup|bytes|sha256|snana|builder|fingerprint|checksum|datasum|estsize|^checkpoint$|^at$"
+)
+LOGS = ("events.jsonl", "notes", "tensorboard", "_metadata", "_common_metadata")
 
 
 def main() -> None:
@@ -86,21 +89,35 @@ def main() -> None:
     FOLDER.mkdir()
     (FOLDER / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     (FOLDER / "sky.yaml").write_text(yaml.safe_dump(SKY))
-    found = {}
     for line in COMMANDS:
         words = [sys.executable, "-m", "photozhpc", *line.split()]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "SOURCE_DATE_EPOCH": "0",
+        }
         done = subprocess.run(words, cwd=FOLDER, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (line, done.stderr)
-    for path in sorted(p for p in FOLDER.rglob("*") if p.is_file() and "tensorboard" not in str(p)):
-        found[str(path.relative_to(FOLDER))] = hashlib.sha256(settled(path)).hexdigest()
+    digests = digests_of(FOLDER)
     if given.save:
-        given.save.write_text(json.dumps(found, indent=1) + "\n")
+        given.save.write_text(json.dumps(digests, indent=1) + "\n")
     if given.check:
-        wanted = json.loads(given.check.read_text())
-        differing = sorted(n for n in wanted | found if wanted.get(n) != found.get(n))
-        print(*differing, f"{len(differing)} of {len(wanted)} differ", sep="\n")
+        before = json.loads(given.check.read_text())
+        new = sorted(digests.keys() - before.keys())
+        differing = sorted(name for name in before if before[name] != digests.get(name))
+        print(*(f"new: {name}" for name in new), sep="\n")
+        print(*differing, f"{len(differing)} of {len(before)} differ", sep="\n")
         raise SystemExit(bool(differing))
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Return the digest of each file below a folder, logs apart."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(settled(path)).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part in LOGS for part in path.parts)
+    }
 
 
 def settled(path: Path) -> bytes:
@@ -113,16 +130,49 @@ def settled(path: Path) -> bytes:
         )
     if path.suffix in (".json", ".jsonl"):
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-        return json.dumps([_settled_json(json.loads(line)) for line in lines]).encode()
+        about = [_settled_json(json.loads(line)) for line in lines]
+        return json.dumps(about, sort_keys=True).encode()
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, "np") as file:
+            about = {
+                key: _settled_json(json.loads(text) if text[:1] in "{[" else text)
+                for key, text in file.metadata().items()
+                if not UNSETTLED.search(key) or key == "photozhpc"
+            }
+            tensors = b"".join(
+                name.encode() + file.get_tensor(name).tobytes() for name in sorted(file.keys())
+            )
+        return json.dumps(about, sort_keys=True).encode() + tensors
+    if path.suffix == ".pt":
+        import torch
+
+        return repr(_settled_state(torch.load(path, weights_only=True))).encode()
+    if path.name.endswith("properties"):
+        lines = path.read_text().splitlines()
+        return "\n".join(line for line in lines if not UNSETTLED.search(line)).encode()
     if path.suffix == ".fits":
         from astropy.io import fits
 
         with fits.open(path) as hdus:
             cards = [
-                str(c) for h in hdus for c in h.header.cards if not UNSETTLED.search(str(c).lower())
+                str(c)
+                for hdu in hdus
+                for c in hdu.header.cards
+                if c.keyword != "HISTORY" and not UNSETTLED.search(str(c).lower())
             ]
             return repr(cards).encode() + b"".join(
                 b"" if h.data is None else np.ascontiguousarray(h.data).tobytes() for h in hdus
+            )
+    if path.suffix == ".asdf":
+        import asdf
+
+        with asdf.open(path) as file:
+            roman = file["roman"]
+            arrays = {name: node for name, node in roman.items() if hasattr(node, "dtype")}
+            return b"".join(
+                name.encode() + np.asarray(arrays[name]).tobytes() for name in sorted(arrays)
             )
     if path.suffix == ".hdf5":
         import h5py
@@ -147,7 +197,20 @@ def _column(column) -> bytes:
 def _settled_json(value):
     if isinstance(value, dict):
         return {k: _settled_json(v) for k, v in value.items() if not UNSETTLED.search(k.lower())}
-    return [_settled_json(v) for v in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_settled_json(item) for item in value]
+    return None if isinstance(value, int) and value > 1e18 else value  # mtime_ns of a mosaic
+
+
+def _settled_state(value):
+    if isinstance(value, dict):
+        items = sorted(value.items(), key=lambda item: str(item[0]))
+        return [(k, _settled_state(v)) for k, v in items if not UNSETTLED.search(str(k).lower())]
+    if isinstance(value, list | tuple):
+        return [_settled_state(item) for item in value]
+    if hasattr(value, "numpy"):
+        return hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
+    return None if re.fullmatch("[0-9a-f]{32,64}", str(value)) else value  # of files with times
 
 
 if __name__ == "__main__":
