@@ -49,6 +49,7 @@ def run_jobs(
             finished(futures[future], future.result())
         pool.shutdown()
     except BrokenProcessPool:
+        pool.shutdown()  # it has stopped the other processes: wait for their end
         raise RunError(
             f"a process was killed while {doing} (out of memory?); run the same command again, "
             f"with fewer --workers; what is finished is kept"
