@@ -115,7 +115,7 @@ def test_rail_stacks_the_file(runs, tmp_path, monkeypatch):
     stage.run()
     stage.finalize()
     n_of_z = qp.read(stage.get_handle("single_NZ").path)
-    ensemble = qp.read(str(tmp_path / "sub/ensemble.hdf5"))
+    ensemble = qp.read(str(tmp_path / "ensemble.hdf5"))
     grid = np.linspace(0, 4, 81)
     expected = ensemble.pdf(grid).sum(axis=0)
     found = n_of_z.pdf(grid).ravel()
