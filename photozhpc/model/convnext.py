@@ -11,9 +11,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import GELU, LayerNorm, LayerNorm2d, Mlp, NormMlpClassifierHead
-from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
+
+from photozhpc.model.timm_convnext import (
+    GELU,
+    ConvNeXt,
+    LayerNorm,
+    LayerNorm2d,
+    Mlp,
+    NormMlpClassifierHead,
+)
 
 _NORMS = (LayerNorm, LayerNorm2d)
 

@@ -11,15 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from photozhpc import torchvision_ops
-
-torchvision_ops.define_if_missing()
-import timm  # noqa: E402  (needs torchvision, which needs the line above)
-
-from photozhpc.model.density import LEVEL_Q, Uncertainty  # noqa: E402
-from photozhpc.model.depthwise import quicken  # noqa: E402
-from photozhpc.model.mlp import MLP  # noqa: E402
-from photozhpc.model.pdf import CalibratedPdf  # noqa: E402
+from photozhpc.model import timm_convnext
+from photozhpc.model.density import LEVEL_Q, Uncertainty
+from photozhpc.model.depthwise import quicken
+from photozhpc.model.mlp import MLP
+from photozhpc.model.pdf import CalibratedPdf
 
 # A configuration beyond these is a typing error, or a damaged file.
 MAX_WIDTH, MAX_LAYERS = 8192, 64
@@ -82,8 +78,8 @@ class PITAConfig:
     def __post_init__(self) -> None:
         if self.point_estimate == "median" and not self.density_bins:
             raise ValueError("point_estimate 'median' needs density_bins above 0")
-        if not self.encoder.startswith("convnext") or not timm.is_model(self.encoder):
-            known = ", ".join(timm.list_models("convnext_*")[:8])
+        if not self.encoder.startswith("convnext") or not timm_convnext.is_model(self.encoder):
+            known = ", ".join(timm_convnext.list_models("convnext_*")[:8])
             raise ValueError(f"encoder must be a ConvNeXt of timm ({known}...), got {self.encoder}")
         if self.crop < 32:
             raise ValueError(f"crop must be at least 32, got {self.crop}")
@@ -158,7 +154,7 @@ class PITA(nn.Module):
     def __init__(self, config: PITAConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = timm.create_model(
+        self.encoder = timm_convnext.create_model(
             config.encoder,
             pretrained=False,
             in_chans=config.n_bands,
