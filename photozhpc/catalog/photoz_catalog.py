@@ -212,12 +212,7 @@ def write_part(
     """
     length = str(text_length(table["tile_id"])).encode()
     file = write_part_file(
-        table,
-        path,
-        identity,
-        provenance,
-        {TEXT_LENGTH_KEY: length},
-        use_dictionary=["tile_id"],
+        table, path, identity, provenance, {TEXT_LENGTH_KEY: length}, use_dictionary=["tile_id"]
     )
     return PartNote(count_rows(table), file)
 

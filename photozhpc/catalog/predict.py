@@ -44,11 +44,7 @@ _loading = threading.Lock()
 
 
 def predict_part(
-    model: ModelKey,
-    part: Part,
-    path: Path,
-    identity: Mapping[str, Any],
-    provenance: str = "{}",
+    model: ModelKey, part: Part, path: Path, identity: Mapping[str, Any], provenance: str = "{}"
 ) -> None:
     """Estimate the redshifts of all sources of a part's shards, write the part, and note it.
 

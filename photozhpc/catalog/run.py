@@ -36,10 +36,7 @@ from photozhpc.store import CutoutStore
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import Survey
 from photozhpc.workers.dask_workers import PRELOAD, DaskWorkers
-from photozhpc.workers.local import (
-    Device,
-    import_early,
-)
+from photozhpc.workers.local import Device, import_early
 from photozhpc.workers.site import Site
 
 if TYPE_CHECKING:

@@ -33,11 +33,7 @@ from photozhpc.catalog.notes import (
 from photozhpc.catalog.pdf import pdf_folder
 from photozhpc.catalog.photoz_catalog import SCHEMA_VERSION
 from photozhpc.errors import CatalogError, CheckpointError
-from photozhpc.files.disk import (
-    disk_error,
-    remove_stale_partials,
-    write_durably,
-)
+from photozhpc.files.disk import disk_error, remove_stale_partials, write_durably
 from photozhpc.files.lock import locked
 from photozhpc.files.objects import AnyPath
 from photozhpc.store import ShardKey
@@ -126,11 +122,7 @@ class RunFolder:
 
     @classmethod
     def of(
-        cls,
-        path: Path,
-        store_fingerprint: str,
-        rows_per_part: int,
-        model: ModelKey,
+        cls, path: Path, store_fingerprint: str, rows_per_part: int, model: ModelKey
     ) -> "RunFolder":
         """Say which run a store and a model make; nothing is written."""
         return cls(

@@ -41,11 +41,7 @@ def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
         ElementTree.SubElement(element, "DESCRIPTION").text = metadata["description"]
     content = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return schema.with_metadata(
-        {
-            **(schema.metadata or {}),
-            b"IVOA.VOTable-Parquet.version": b"1.0",
-            _CONTENT_KEY: content,
-        }
+        {**(schema.metadata or {}), b"IVOA.VOTable-Parquet.version": b"1.0", _CONTENT_KEY: content}
     )
 
 

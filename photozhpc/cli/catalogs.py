@@ -230,9 +230,7 @@ def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
     help="Truth table(s), or globs of them; default: the store's labels.",
 )
 @click.option(
-    "--scaling",
-    type=LOCAL,
-    help="JSON results of training runs with different numbers of labels.",
+    "--scaling", type=LOCAL, help="JSON results of training runs with different numbers of labels."
 )
 @click.option("--out", required=True, type=LOCAL, help="Folder to write to.")
 def figures(

@@ -38,13 +38,7 @@ def submit(
     from photozhpc.workers.site import load_site, make_job
 
     job = make_job(
-        load_site(site),
-        stage,
-        arguments,
-        nodes=nodes,
-        array=array,
-        after=after,
-        only_one=only_one,
+        load_site(site), stage, arguments, nodes=nodes, array=array, after=after, only_one=only_one
     )
     try:  # a typing error should not wait in a queue
         main.commands[stage].make_context(f"photozhpc {stage}", list(arguments))
@@ -90,9 +84,7 @@ def status(path: Path, as_json: bool) -> None:
 )
 @click.option("--compile/--no-compile", "compiled", default=True, help="Compile the model.")
 @click.option(
-    "--folder",
-    type=LOCAL,
-    help="Working folder with 30 kB free per source; default: TMPDIR.",
+    "--folder", type=LOCAL, help="Working folder with 30 kB free per source; default: TMPDIR."
 )
 @JSON
 def bench(

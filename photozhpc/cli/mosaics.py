@@ -13,8 +13,7 @@ from photozhpc.survey import MAX_CUTOUT_PIX, load_survey
 
 
 @main.command(
-    cls=Examples,
-    example="photozhpc simulate --survey roman-sim --out sky --tiles 4 --seed 7",
+    cls=Examples, example="photozhpc simulate --survey roman-sim --out sky --tiles 4 --seed 7"
 )
 @click.option(
     "--survey",
@@ -27,13 +26,7 @@ from photozhpc.survey import MAX_CUTOUT_PIX, load_survey
 @click.option(
     "--tiles", default=1, show_default=True, type=click.IntRange(1), help="Number of tiles to make."
 )
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Random seed.",
-)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed.")
 @click.option("--config", type=LOCAL, help="YAML file of the sky's physics.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core.")
 @JSON
@@ -59,8 +52,7 @@ def simulate(
 
 
 @main.command(
-    cls=Examples,
-    example="photozhpc detect --survey roman-l3 --mosaics l3 --out sources.parquet",
+    cls=Examples, example="photozhpc detect --survey roman-l3 --mosaics l3 --out sources.parquet"
 )
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option(

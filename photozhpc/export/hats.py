@@ -140,12 +140,7 @@ class PartsReader(InputReader):
 
 
 def _write_collection(
-    rows: CatalogRows,
-    columns: str,
-    folder: Path,
-    name: str,
-    workers: int | None,
-    said: io.StringIO,
+    rows: CatalogRows, columns: str, folder: Path, name: str, workers: int | None, said: io.StringIO
 ) -> int:
     scratch = folder / "scratch"
     scratch.mkdir(parents=True)

@@ -24,11 +24,7 @@ from photozhpc.model.redshift_grid import redshift_grid
 
 SUFFIX = ".hdf5"  # by which qp and RAIL know the format
 _CHUNK_ROWS = 4096
-_ANCIL = (
-    *("source_id", "ra", "dec", "photoz"),
-    *INTERVAL_LEVELS,
-    *("photoz_ood", "photoz_flags"),
-)
+_ANCIL = (*("source_id", "ra", "dec", "photoz"), *INTERVAL_LEVELS, *("photoz_ood", "photoz_flags"))
 
 
 def export_qp(catalog: str | Path, out: str | Path) -> Exported:

@@ -95,10 +95,7 @@ def load_config(name_or_path: str | Path) -> ConfigFile:
 def _kind_of(path: Path) -> Kind:
     """Return the kind whose keys a file has most of; its own loader names what is wrong in it."""
     keys = {str(key) for key in load_yaml(path)}
-    kinds: dict[Kind, int] = {
-        "survey": len(keys & _keys(Survey)),
-        "site": len(keys & _keys(Site)),
-    }
+    kinds: dict[Kind, int] = {"survey": len(keys & _keys(Survey)), "site": len(keys & _keys(Site))}
     for kind, n_keys in kinds.items():
         if _TELLTALE[kind] in keys and n_keys >= len(keys) / 2:
             return kind

@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 from photozhpc.catalog.throughput import Throughput
 from photozhpc.evaluation.catalog_columns import floats
 from photozhpc.evaluation.figure_style import WIDE_INCH, Theme, new_figure
-from photozhpc.report.catalog_scan import (
-    MAG_WIDTH,
-    N_SAMPLE,
-    CatalogScan,
-    Density,
-    rebin,
-)
+from photozhpc.report.catalog_scan import MAG_WIDTH, N_SAMPLE, CatalogScan, Density, rebin
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
