@@ -11,10 +11,10 @@ _NAMESPACE = "{http://www.ivoa.net/xml/VOTable/v1.3}"
 
 
 def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
-    """Return the schema with a VOTable without data in its metadata: one FIELD a column, in order.
+    """Return the schema with a VOTable without data in its metadata: one FIELD per column.
 
     Args:
-        schema: each field has the metadata `ucd` and `description`, and `unit` if it has one.
+        schema: each field has the metadata `ucd`, `description` and, if any, `unit`.
         about: the table's description.
     """
     root = ElementTree.Element(
@@ -46,7 +46,7 @@ def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
 
 
 def table_description(schema: pa.Schema) -> str:
-    """Return the description of the table in a schema's VOTable; empty: there is none."""
+    """Return the description of the table in a schema's VOTable; "" if there is none."""
     try:
         root = ElementTree.fromstring((schema.metadata or {})[_CONTENT_KEY])
     except (KeyError, ElementTree.ParseError):
