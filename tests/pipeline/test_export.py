@@ -558,7 +558,7 @@ def test_urls_are_no_places_to_write_to(tmp_path, monkeypatch):
     ):
         told = CliRunner().invoke(main, words)
         assert told.exit_code == 2
-        assert "is a URL; name a place on a disk" in told.stderr
+        assert "is a URL; pass a path" in told.stderr
     assert not list(tmp_path.iterdir())
 
 
