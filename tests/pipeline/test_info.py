@@ -73,7 +73,7 @@ def test_a_checkpoint() -> None:
     found, known = info(path), load_checkpoint(path)
     assert found["sha256"] == known.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert found["parameters"] == sum(t.numel() for t in known.model.state_dict().values())
-    assert found["bands"] == list(known.band_names)
+    assert found["bands"] == list(known.survey.band_names)
     assert found["crop_pix"] == known.pita.config.crop
     assert found["density_bins"] == known.pita.config.density_bins
     assert found["calibration"] == known.training["calibration"]
