@@ -4,10 +4,9 @@
     stage = photozhpc.rail.PITAEstimator.make_stage(name="pita", model="model.safetensors")
     ensemble = stage.estimate("store.zarr")
 
-RAIL's estimators take tables of magnitudes; this one takes images, so its input is a store and
-its model a checkpoint of photozhpc, each with a data handle of its own (as rail_deepdisc has its
-images beside RAIL's tables). Everything else is RAIL's: chunks, point estimates, output, MPI.
-Needs the extra `rail`.
+RAIL's estimators take tables of magnitudes. This one takes images: its input is a store and its
+model a checkpoint of photozhpc, each with its own data handle (as rail_deepdisc does for its
+images). Everything else is RAIL's: chunks, point estimates, output, MPI. Needs the extra `rail`.
 """
 
 from collections.abc import Iterator
@@ -58,23 +57,23 @@ class CutoutStoreHandle(DataHandle):
         return len(data)
 
     def iterator(self, **kwargs: Any) -> Iterator[tuple[int, int, dict[str, NDArray]]]:
-        """Yield first row, last row + 1, and what the store knows of these sources but pixels."""
+        """Yield first row, last row + 1, and the columns of these sources in the store."""
         store = self.data if self.has_data else self._read(str(self.path))
         sizes = (kwargs.get("chunk_size", 10_000), kwargs.get("parallel_size", 1))
         for start, end in hdf5.data_ranges_by_rank(len(store), *sizes, kwargs.get("rank", 0)):
-            names = ("source_id_N", "ra_N", "dec_N", "z_spec_N", "ebv_N")
-            pieces: dict[str, list[NDArray]] = {name: [] for name in names}
-            for key, rows in spans(store, start, end):
-                sources = store.read_sources(key)
-                for name in names:
-                    pieces[name].append(getattr(sources, name)[rows])
-            table = {name.removesuffix("_N"): np.concatenate(pieces[name]) for name in names}
+            shards = [(store.read_sources(key), rows) for key, rows in spans(store, start, end)]
+            table = {
+                name: np.concatenate(
+                    [getattr(sources, f"{name}_N")[rows] for sources, rows in shards]
+                )
+                for name in ("source_id", "ra", "dec", "z_spec", "ebv")
+            }
             table["redshift"] = table.pop("z_spec")
             yield start, end, table
 
 
 class CheckpointHandle(ModelHandle):
-    """The path of a checkpoint, in RAIL's terms: RAIL's own models are pickles, this is none."""
+    """The path of a checkpoint, in RAIL's terms: not a pickle, unlike RAIL's own models."""
 
     suffix = "safetensors"
 
@@ -84,12 +83,12 @@ class CheckpointHandle(ModelHandle):
 
 
 class PITAEstimator(CatEstimator):
-    """p(z) of every source of a store, by a checkpoint with a density.
+    """p(z) of every source of a store, from a checkpoint with a density.
 
-    The rows of the ensemble are those of the store, in its order. Its grid is the model's own
-    (zmin, zmax, nzbins are of RAIL's point estimates alone). A source without a redshift
-    has NaN as `photoz` and `zmode`, flag 8, and an even p(z): it may be anywhere. Beside RAIL's
-    columns the ancillary table has those of the catalogue.
+    The ensemble has the rows of the store, in its order, on the model's own grid (zmin, zmax and
+    nzbins only affect RAIL's point estimates). A source without a redshift has NaN as `photoz` and
+    `zmode`, flag 8, and a uniform p(z). The ancillary table has RAIL's columns and those of the
+    catalogue.
     """
 
     name = "PITAEstimator"
@@ -105,9 +104,9 @@ class PITAEstimator(CatEstimator):
 
     @classmethod
     def generate_command(cls, *args: Any, **kwargs: Any) -> str:
-        """Return the command by which a pipeline runs the stage.
+        """Return the command with which a pipeline runs the stage.
 
-        ceci takes the top package for a program of stages, which `python -m photozhpc` is not.
+        ceci expects `python -m photozhpc` to run stages, which it does not.
         """
         command: str = super().generate_command(*args, **kwargs)
         of_package, of_ceci = f"-m photozhpc {cls.name}", f"-m ceci {cls.get_module()}.{cls.name}"
@@ -125,7 +124,7 @@ class PITAEstimator(CatEstimator):
         if isinstance(input_data, CutoutStore):
             input_data = input_data.path
         if isinstance(input_data, str | Path):
-            CutoutStoreHandle._read(str(input_data))  # a fault should be told of now
+            CutoutStoreHandle._read(str(input_data))  # raises if the store is faulty
             input_data = CutoutStoreHandle("input", path=str(input_data))
         self.set_data("input", input_data, do_read=False)
         self.run()
@@ -136,7 +135,7 @@ class PITAEstimator(CatEstimator):
         return results
 
     def run(self) -> None:
-        """Estimate chunk by chunk, as every estimator of RAIL does."""
+        """Load the model and the store; then estimate chunk by chunk, as RAIL's estimators do."""
         self.open_model(**self.config)
         if self.model is None:
             raise ConfigError("PITAEstimator: no model; pass model=PATH of a checkpoint")
@@ -155,12 +154,12 @@ class PITAEstimator(CatEstimator):
             ebv_N = self._store.read_sources(key).ebv_N
             flags_NC = self._store.read_measurements(key).flags_NC
             for at in range(rows.start, rows.stop, _BLOCK_LEN):
-                some = slice(at, min(at + _BLOCK_LEN, rows.stop))
-                cutout_BCSS = self._store.read_cutouts(key, some, side)
-                found, pdf_BP = engine.predict_pdf(cutout_BCSS, ebv_N[some])
-                flags_B = photoz_flags(cutout_BCSS, side, flags_NC[some], found.z_phot_N)
-                assert pdf_BP is not None  # the engine was asked for it
-                blocks.append((*found, pdf_BP, flags_B))
+                block = slice(at, min(at + _BLOCK_LEN, rows.stop))
+                cutout_BCSS = self._store.read_cutouts(key, block, side)
+                prediction, pdf_BP = engine.predict_pdf(cutout_BCSS, ebv_N[block])
+                flags_B = photoz_flags(cutout_BCSS, side, flags_NC[block], prediction.z_phot_N)
+                assert pdf_BP is not None  # the engine was made with pdf="grid"
+                blocks.append((*prediction, pdf_BP, flags_B))
         photoz_N, quantile_NQ, ood_N, value_NP, flags_N = (
             np.concatenate(column) for column in zip(*blocks, strict=True)
         )
@@ -181,7 +180,7 @@ class PITAEstimator(CatEstimator):
 
 
 def spans(store: CutoutStore, start: int, end: int) -> Iterator[tuple[ShardKey, slice]]:
-    """Yield the shards, and the rows of them, that hold rows `start` to `end` of a store."""
+    """Yield the shards, and their rows, that hold rows `start` to `end` of a store."""
     first = 0
     for key, length in store.index().shard_lengths().items():
         low, high = max(start - first, 0), min(end - first, length)
@@ -190,9 +189,9 @@ def spans(store: CutoutStore, start: int, end: int) -> Iterator[tuple[ShardKey, 
         first += length
 
 
-def _device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

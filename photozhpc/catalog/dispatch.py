@@ -1,10 +1,11 @@
-"""Parts through the workers, few at a time; what fails one part, and what fails them all."""
+"""Sends parts to the workers, a few at a time; tells errors of one part from those of the run."""
 
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from distributed import Client, Future, KilledWorker, as_completed
 from distributed.scheduler import NoWorkerError
@@ -23,12 +24,17 @@ _MAX_AHEAD = 64
 
 @dataclass(frozen=True)
 class CatalogRun:
-    """A run: which store, through which model, into which folder."""
+    """A run: which store, through which model, into which folder.
+
+    Attributes:
+        about: what run.json and every part say of the run, beside its identity.
+        provenance: the whole run.json, as every part has it.
+    """
 
     store: CutoutStore
     model: ModelKey
     folder: RunFolder
-    command: str
+    about: dict[str, Any]
     provenance: str = "{}"
 
 
@@ -58,16 +64,18 @@ def stream_parts(
     made: Callable[[Part], None],
     alone: bool = False,
 ) -> dict[Part, BaseException]:
-    """Run parts through the workers; return the errors of those that were set aside.
+    """Run parts through the workers; return the errors of those that failed.
 
-    The scheduler knows of few parts at a time: at first one for each worker, so that a result is
-    soon there, then what the workers run at a time, one more for each, and as many as they
-    finish in _AHEAD_SECONDS, which are handed over together. With `alone` it is one part.
+    The scheduler gets few parts at a time. At first it gets one per worker, so that a result comes
+    soon; then as many as the workers run at once, one more per worker, and as many as they finish
+    in _AHEAD_SECONDS, submitted together. With `alone` it gets one part at a time.
+
+    Args:
+        made: called with each finished part.
 
     Raises:
-        RunError, CheckpointError: what would fail every part.
+        RunError, CheckpointError, ConfigError: an error that would fail every part.
     """
-
     n_workers, n_tasks = (1, 0) if alone else (workers.n_workers, workers.n_tasks)
     if workers.scheduler is not None and not alone:
         n_workers = len(client.nthreads())
@@ -81,7 +89,7 @@ def stream_parts(
             [run.folder.part_path(part) for part in batch],
             [run.folder.part_identity(part) for part in batch],
             [run.provenance] * len(batch),
-            # One name for all, because Dask keeps names for ever.
+            # One name for all parts, because Dask never forgets a name.
             key=[("predict-part", part.index, n_tasks) for part in batch],
         )
         in_flight.update(zip(futures, batch, strict=True))
@@ -98,14 +106,13 @@ def stream_parts(
             error = future.exception()
             if error is None:
                 made(part)
+            elif fatal := _fatal(error):
+                raise fatal from error
             else:
-                fatal = _fatal(error)
-                if fatal is not None:
-                    raise fatal from error
                 failures[part] = error
         n_done += len(batch)
         ahead = min(_MAX_AHEAD, int(_AHEAD_SECONDS * n_done / (time.monotonic() - started)))
-        # Towards the end each worker has one, or one worker would have two while another has none.
+        # Towards the end each worker gets one part, so that none waits while another has two.
         depth = min(n_tasks + 1, max(1, (len(parts) - n_done) // (2 * n_workers)))
         ahead = ahead if n_tasks and depth > n_tasks else 0
         room = n_workers * depth + ahead - len(in_flight)
@@ -115,7 +122,7 @@ def stream_parts(
 
 
 def _batches(client: Client, done: as_completed) -> Iterator[list[Future]]:
-    """Yield the futures that are done, as they are; Dask's own goes on waiting for the dead.
+    """Yield finished futures in batches; Dask's own iterator waits for a dead scheduler forever.
 
     Raises:
         RunError: the scheduler is lost.
@@ -127,23 +134,24 @@ def _batches(client: Client, done: as_completed) -> Iterator[list[Future]]:
             time.sleep(_POLL_SECONDS)
         else:
             raise RunError(
-                "the Dask scheduler was lost; run the same command again: what is finished is kept"
+                "the Dask scheduler was lost; run the same command again: finished parts are kept"
             )
 
 
 def _fatal(error: BaseException) -> PhotozError | None:
-    """Return the error to stop with, if going on with other parts makes no sense."""
+    """Return the error to stop the run with, or None if other parts can still be made."""
     if isinstance(error, RunError | CheckpointError | ConfigError):
         return error
     if isinstance(error, NoWorkerError | CancelledError):
         return RunError(
-            "the worker processes were lost and could not be started anew; run the same command "
-            "again: what is finished is kept"
+            "the worker processes were lost and could not be restarted; run the same command "
+            "again: finished parts are kept"
         )
     return None
 
 
 def reason_of(error: BaseException) -> str:
+    """Return why a part or a run failed, in one line."""
     if isinstance(error, KeyboardInterrupt):
         return "asked to stop"
     if isinstance(error, PhotozError):

@@ -1,4 +1,4 @@
-"""Where on the sky a catalogue has sources: a MOC, the IVOA's multi-order coverage map (2.0)."""
+"""The footprint of a catalogue on the sky as a MOC, the IVOA's multi-order coverage map (2.0)."""
 
 import io
 from collections.abc import Sequence
@@ -16,28 +16,25 @@ from photozhpc.files.disk import write_durably
 FOOTPRINT_NAME = "footprint.moc.fits"
 _FINEST_ORDER = 12  # cells of 0.86 arcmin
 _COARSEST_ORDER = 6  # of 55 arcmin
-_PER_CELL = 10  # sources on average: a cell on the footprint is then hardly ever empty
+_PER_CELL = 10  # mean number of sources: few cells inside the footprint are then empty
 _BATCH_ROWS = 2_000_000
 
 
 def write_footprint(parts: Sequence[Path], path: Path) -> bool:
     """Write the HEALPix cells (nested, ICRS) that hold a source; return whether there are any.
 
-    The cells are the smallest, from order 12 to order 6, that hold ten sources on average. Memory
-    goes with the number of cells, not of sources.
-
-    Args:
-        parts: of the catalogue.
+    The cells are the smallest, of orders 12 to 6, that hold ten sources on average. Memory grows
+    with the number of cells, not of sources.
 
     Raises:
         CatalogError: a part is damaged.
         RunError: the disk is full, or cannot be written.
     """
-    noted = RunNotes.beside(parts[0])
+    run_notes = RunNotes.beside(parts[0])
     footprint, n_sources = None, 0
     waiting: list[pa.Table] = []
     for part in parts:
-        waiting += read_pieces(part, ["ra", "dec"], noted)
+        waiting += read_pieces(part, ["ra", "dec"], run_notes)
         if sum(map(len, waiting)) >= _BATCH_ROWS or part is parts[-1]:
             table, waiting = pa.concat_tables(waiting), []
             cells, n_placed = _cells(table)
@@ -46,7 +43,10 @@ def write_footprint(parts: Sequence[Path], path: Path) -> bool:
     if footprint is None or not n_sources:
         return False
     order = _FINEST_ORDER
-    while order > _COARSEST_ORDER and n_sources < _PER_CELL * _n_cells(footprint, order):
+    while order > _COARSEST_ORDER:
+        n_cells = footprint.sky_fraction * 12 * 4**order
+        if n_sources >= _PER_CELL * n_cells:
+            break
         order -= 1
         footprint = footprint.degrade_to_order(order)
     content = io.BytesIO()
@@ -57,13 +57,9 @@ def write_footprint(parts: Sequence[Path], path: Path) -> bool:
 
 def _cells(table: pa.Table) -> tuple[Any, int]:
     """Return the MOC of the sources that have a position, and their number."""
-    from mocpy import MOC  # two seconds, that the start of a run need not wait for
+    from mocpy import MOC  # takes two seconds, which the start of a run does not need
 
     ra_N, dec_N = (table.column(name).to_numpy() for name in ("ra", "dec"))
     placed_N = np.isfinite(ra_N) & (np.abs(dec_N) <= 90)
     ra_N, dec_N = ra_N[placed_N] % 360 * units.deg, dec_N[placed_N] * units.deg
     return MOC.from_lonlat(ra_N, dec_N, max_norder=_FINEST_ORDER), int(placed_N.sum())
-
-
-def _n_cells(footprint: Any, order: int) -> float:
-    return footprint.sky_fraction * 12 * 4**order

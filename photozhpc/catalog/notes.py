@@ -1,9 +1,8 @@
-"""What stands in the folder of a run: run.json, notes of its parts, events; the only reader of it.
+"""Reads what a run writes beside its parts: run.json, the notes on parts, and the events.
 
-It says too whether a file is the part that its name says.
-
-A part's own checksums say that it is whole, not whose it is. Its metadata name the run and the
-number under which it was made; OUT/notes has its rows, bytes and SHA-256.
+It also checks that a file is the part that its name says. A part's own checksums only show that it
+is whole; its metadata name the run and the part's number, and OUT/notes has its rows, bytes and
+SHA-256.
 """
 
 import hashlib
@@ -25,14 +24,13 @@ RUN_FILE = "run.json"
 EVENTS_FILE = "events.jsonl"
 PART_KEY = b"photozhpc.part"
 PART_NAME = re.compile(r"part-(\d{6,})\.parquet")
-_AGAIN = "; run the same 'photozhpc infer' again to make it anew"
-_MAX_SECONDS = 1e11  # since 1970: of no clock
-_NOTED = ("part", "rows", "flagged", "without_photoz", "bytes")
+_AGAIN = "; run the same 'photozhpc infer' again to replace it"
+_MAX_SECONDS = 1e11  # since 1970; no clock shows more
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of a part or a catalogue; how many have a flag; how many of them have no redshift."""
+    """Numbers of rows of a part or a catalogue: all, with a flag, without a redshift."""
 
     rows: int
     flagged: int
@@ -48,7 +46,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class FileNote:
-    """What is noted of a file."""
+    """Size and digest of a file."""
 
     n_bytes: int
     sha256: str
@@ -60,15 +58,15 @@ class FileNote:
 
 @dataclass(frozen=True)
 class PartNote:
-    """What is noted of a finished part.
+    """The note on a finished part.
 
     Attributes:
-        counts: of its rows.
-        file: of the catalogue.
+        counts: numbers of rows.
+        file: the part itself.
         pdf: the file of p(z) beside it; None: there is none.
         at: when it was finished, seconds since 1970; 0: unknown.
-        seconds: that it took; 0: unknown.
-        worker: that made it, as "host-pid".
+        seconds: how long it took; 0: unknown.
+        worker: the process that made it, as "host-pid".
     """
 
     counts: Counts
@@ -81,11 +79,11 @@ class PartNote:
 
 @dataclass(frozen=True)
 class Run:
-    """What run.json says of a run.
+    """The content of run.json.
 
     Attributes:
         identity: which run it is.
-        n_parts, n_rows: that it makes.
+        n_parts, n_rows: parts and rows of the finished catalogue.
         about: the whole file.
     """
 
@@ -101,9 +99,9 @@ class Run:
 
 
 def run_folder_of(path: Path) -> Path | None:
-    """Return the folder of a run that `path` is, or whose catalog/, pdf/ or part it is.
+    """Return the folder of the run that `path` is, or is the catalog/, pdf/ or a part of.
 
-    None: there is no run.json.
+    None if there is no run.json.
     """
     is_file = path.is_file()
     folder = path.parent if is_file else path
@@ -146,9 +144,9 @@ def part_name(index: int) -> str:
 
 
 def read_notes(out: Path) -> dict[int, PartNote]:
-    """Return what the workers of a run noted of finished parts, by index.
+    """Return the workers' notes on finished parts, by index.
 
-    Lines that were cut short are passed over; of two on the same part, the later one holds.
+    Lines that were cut short are skipped; of two notes on the same part, the later one counts.
     """
     notes = [
         (line["part"], note)
@@ -160,13 +158,13 @@ def read_notes(out: Path) -> dict[int, PartNote]:
 
 
 def read_events(out: Path) -> list[dict[str, Any]]:
-    """Return the events of a run in the order of their file; "at" is a number in all of them."""
+    """Return the events of a run in the order of their file; each has a number "at"."""
     return [line | {"at": _seconds(line, "at")} for line in read_lines(out / EVENTS_FILE)]
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines; what was cut short or damaged is passed over."""
-    if not file.is_file():  # of a pipe nobody may write to
+    """Yield the objects of a file of JSON lines; skip lines that were cut short or damaged."""
+    if not file.is_file():  # reading a pipe might wait for ever
         return
     with suppress(OSError), open(file, encoding="utf-8", errors="replace") as stream:
         for text in stream:
@@ -178,11 +176,11 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class RunNotes:
-    """What a run says of itself and of its parts: what those must be.
+    """A run and the notes on its parts, which the parts must agree with.
 
     Attributes:
-        run: in whose folder the parts lie; None: in none, and any part will do.
-        notes: of the parts, by index.
+        run: the run whose folder the parts lie in; None: there is no run, and any part will do.
+        notes: the notes on the parts, by index.
     """
 
     run: Run | None
@@ -190,7 +188,7 @@ class RunNotes:
 
     @classmethod
     def beside(cls, part: Path) -> "RunNotes":
-        """Read what was noted of the parts beside this one, or of the p(z).
+        """Read the notes on the parts, or files of p(z), in the folder of this one.
 
         Raises:
             CatalogError: run.json is damaged.
@@ -199,7 +197,7 @@ class RunNotes:
         return cls(None, {}) if out is None else cls(read_run(out), read_notes(out))
 
     def note(self, part: Path) -> PartNote | None:
-        """Return what was noted of the part that is called like a file."""
+        """Return the note on the part that has the name of this file."""
         match = PART_NAME.fullmatch(part.name)
         return None if match is None else self.notes.get(int(match[1]))
 
@@ -207,27 +205,26 @@ class RunNotes:
         """Check by its metadata that a file is of the run, and the part that its name says.
 
         Raises:
-            CatalogError: it is not.
+            CatalogError: it is another part, or of another run.
         """
         if self.run is None or not self.run.identity:
             return
         try:
             about = json.loads((metadata or {}).get(PART_KEY, b"{}"))
-            own_run, own_name = about["run_id"], part_name(about["index"])
+            part_run_id, made_as = about["run_id"], part_name(about["index"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CatalogError(f"{part}: does not say which part of which run it is{_AGAIN}") from (
-                error
-            )
-        if own_run != run_id(self.run.identity):
+            message = f"{part}: does not say which part of which run it is{_AGAIN}"
+            raise CatalogError(message) from error
+        if part_run_id != run_id(self.run.identity):
             raise CatalogError(f"{part}: is a part of another run than run.json beside it{_AGAIN}")
-        if own_name != part.name:
-            raise CatalogError(f"{part}: was made as {own_name}: parts have changed places{_AGAIN}")
+        if made_as != part.name:
+            raise CatalogError(f"{part}: was made as {made_as}: parts have changed places{_AGAIN}")
 
     def check_size(self, part: Path, n_rows: int) -> None:
-        """Check that a part of the catalogue has the rows and bytes that were noted of it.
+        """Check that a part of the catalogue has the rows and bytes of its note, if it has one.
 
         Raises:
-            CatalogError: it has not.
+            CatalogError: it has others.
             OSError: it is missing.
         """
         note = self.note(part)
@@ -236,26 +233,25 @@ class RunNotes:
         n_bytes = part.stat().st_size
         if (n_rows, n_bytes) != (note.counts.rows, note.file.n_bytes):
             raise CatalogError(
-                f"{part}: was altered: {n_rows} rows in {n_bytes} bytes, noted were "
+                f"{part}: was altered: it has {n_rows} rows in {n_bytes} bytes, its note says "
                 f"{note.counts.rows} in {note.file.n_bytes}{_AGAIN}"
             )
 
 
 def check_sha256(file: Path, content: bytes, note: FileNote) -> None:
-    """Check that a file is the one that was noted.
+    """Check that a file has the SHA-256 of its note.
 
     Raises:
-        CatalogError: it is not.
+        CatalogError: it has another.
     """
     if hashlib.sha256(content).hexdigest() != note.sha256:
-        raise CatalogError(
-            f"{file}: was altered: its SHA-256 is not the one that was noted{_AGAIN}"
-        )
+        raise CatalogError(f"{file}: was altered: its SHA-256 differs from its note{_AGAIN}")
 
 
 def _part_note(line: dict[str, Any]) -> PartNote | None:
-    """Return what a line of notes says of a part; None: it is damaged."""
-    numbers: list[Any] = [line.get(key) for key in _NOTED]
+    """Return the note in a line of JSON; None if the line is damaged."""
+    keys = ("part", "rows", "flagged", "without_photoz", "bytes")
+    numbers: list[Any] = [line.get(key) for key in keys]
     if not all(map(is_count, numbers)):
         return None
     _, rows, flagged, without_photoz, n_bytes = numbers
@@ -273,7 +269,6 @@ def _part_note(line: dict[str, Any]) -> PartNote | None:
 
 
 def _seconds(line: dict[str, Any], key: str) -> float:
-    """Return a time in a line of JSON; 0 where a damaged line has none."""
-    value = line.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and 0 <= value < _MAX_SECONDS else 0.0  # type: ignore[operator,arg-type]
+    """Return a time in a line of JSON; 0 if a damaged line has none."""
+    value: Any = line.get(key)
+    return float(value) if type(value) in (int, float) and 0 <= value < _MAX_SECONDS else 0.0

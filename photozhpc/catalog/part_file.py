@@ -1,7 +1,7 @@
-"""One Parquet file of a run: writing it whole, and reading it with its checksums.
+"""One Parquet file of a run: writes it atomically, and reads it with its checksums.
 
-Parts of the catalogue (photoz_catalog.py) and their p(z) (pdf.py) are both such files. The
-metadata of each hold the run and the part that it is (PART_KEY), and how it was made.
+Parts of the catalogue (photoz_catalog.py) and their p(z) (pdf.py) are such files. The metadata
+name the run and the part (PART_KEY), and say how the file was made (PROVENANCE_KEY).
 """
 
 import json
@@ -31,10 +31,10 @@ def write_part_file(
     """Write a file so that it is there whole or not at all, even if the machine loses power.
 
     Args:
-        identity: which run and which shards it is of; `check_identity` asks for the same.
+        identity: the run and the shards that it is of; `check_identity` compares them.
         provenance: JSON: versions, hashes, command.
-        metadata: of the file, beside those of the table's schema.
-        settings: as `pyarrow.parquet.write_table` takes them.
+        metadata: added to those of the table's schema.
+        settings: passed to `pyarrow.parquet.write_table`.
 
     Raises:
         RunError: the disk is full, or cannot be written.
@@ -64,28 +64,27 @@ def check_identity(
     """Check by its metadata that a file is of this run and of these shards.
 
     Raises:
-        CatalogError: it is not.
+        CatalogError: it is of others.
     """
     if (metadata or {}).get(PART_KEY) != _identity_text(identity):
-        raise CatalogError(f"{path}: is a part of another run")
+        raise CatalogError(f"{path}: is a part of another run or of other shards")
 
 
 @contextmanager
-def damage_reported(path: Path, what: str = "the part") -> Iterator[None]:
-    """Raise CatalogError, with what to do about it, where reading a file of a run fails."""
+def damage_reported(path: Path, content: str = "the part") -> Iterator[None]:
+    """Raise CatalogError, with what to do next, if reading a file of a run fails."""
     try:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
-        reason = one_line(error)
         raise CatalogError(
             read_fault(path, error)
-            or f"{path}: {what} is missing or damaged ({reason}); run the same 'photozhpc infer' "
-            f"again to make it anew"
+            or f"{path}: {content} is missing or damaged ({one_line(error)}); run the same "
+            f"'photozhpc infer' again to replace it"
         ) from error
 
 
 def read_footer(path: Path) -> tuple[pa.Schema, int]:
-    """Return the schema of a file, with its metadata, and the number of its rows.
+    """Return the schema of a file, with its metadata, and its number of rows.
 
     Raises:
         CatalogError: it is missing or damaged.

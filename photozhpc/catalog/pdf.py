@@ -2,9 +2,9 @@
 
     OUT/pdf/part-000000.parquet     as many rows as OUT/catalog/part-000000.parquet, in their order
 
-One column of `source_id`, to see by that the rows are aligned, and one of lists: either
-`photoz_quantiles`, redshifts at stated levels, or `photoz_pdf`, densities on a stated grid; null
-where photoz is. What the numbers stand for is in the metadata "photozhpc.pdf", as JSON.
+One column is `source_id`, which shows that the rows are aligned. The other holds lists: either
+`photoz_quantiles`, redshifts at given levels, or `photoz_pdf`, densities on a given grid; null
+where photoz is null. The metadata "photozhpc.pdf" state the levels or the grid, as JSON.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from photozhpc.catalog.notes import (
     PART_FOLDER,
     PDF_FOLDER,
     FileNote,
+    PartNote,
     RunNotes,
     check_sha256,
     part_name,
@@ -31,15 +32,15 @@ from photozhpc.catalog.notes import (
     run_folder_of,
 )
 from photozhpc.catalog.part_file import check_identity, damage_reported, write_part_file
-from photozhpc.catalog.photoz_catalog import part_files
+from photozhpc.catalog.photoz_catalog import check_part, part_files
 from photozhpc.catalog.votable import with_votable
 from photozhpc.errors import CatalogError
 from photozhpc.model.redshift_grid import grid_cells
 
 COLUMN_OF_FORM = {"quantiles": "photoz_quantiles", "grid": "photoz_pdf"}
 _PDF_KEY = b"photozhpc.pdf"
-# Of a density as many bits are kept as float16 has: six tenths of the bytes of float32, which it
-# stays, because any reader knows that.
+# Densities keep as many bits as float16 has, which compress to six tenths of the bytes. They stay
+# float32, which every reader knows.
 _GRID_BITS = 10
 _DESCRIPTION = {
     "quantiles": "quantiles of the calibrated p(z), at the levels that photozhpc.pdf states",
@@ -55,9 +56,9 @@ class PdfPart:
         form: "quantiles" or "grid".
         source_id_N: identifiers, int64.
         axis_P: levels of the quantiles; or redshifts, evenly spaced.
-        z_max: upper end of the redshifts that the model knows; the lower one is 0.
+        z_max: upper end of the model's redshifts; the lower end is 0.
         value_NP: redshifts, ascending; or densities per unit of redshift, whose trapezoidal
-            integral over the grid is 1 to 1e-3. NaN in the rows of sources without a redshift.
+            integral over the grid is 1 to within 1e-3. NaN for sources without a redshift.
     """
 
     form: str
@@ -67,13 +68,13 @@ class PdfPart:
     value_NP: NDArray[np.float32]
 
     def take(self, rows: NDArray[np.integer]) -> "PdfPart":
-        """Return the part with these rows alone."""
+        """Return the part with only these rows."""
         return replace(self, source_id_N=self.source_id_N[rows], value_NP=self.value_NP[rows])
 
     def cdf(self, z_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return cdf_NE, the cumulative probability at redshifts; NaN where there is no p(z).
 
-        Quantiles: linear between them, and to 0 at z = 0 and 1 at z_max. Grid: trapezoidal.
+        Between quantiles it is linear, from 0 at z = 0 to 1 at z_max; on a grid, trapezoidal.
         """
         value_NP = self.value_NP.astype(np.float64)
         if self.form == "quantiles":
@@ -87,11 +88,14 @@ class PdfPart:
         cdf_NE = np.full((len(value_NP), len(z_E)), np.nan)
         for row in np.flatnonzero(np.isfinite(value_NP[:, 0])):
             cdf_NE[row] = np.interp(z_E, x_NL[row], y_NL[row])
-            cdf_NE[row, z_E <= 0], cdf_NE[row, z_E >= self.z_max] = 0, 1  # also of steps there
+            cdf_NE[row, z_E <= 0], cdf_NE[row, z_E >= self.z_max] = (
+                0,
+                1,
+            )  # also if the cdf jumps there
         return cdf_NE
 
     def density(self, z_P: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return p(z) (N, P) on a grid: of each point the mean between halfway to its neighbours.
+        """Return p(z) (N, P) on a grid: at each point the mean between the midpoints beside it.
 
         Its trapezoidal integral is the probability between the ends of the grid.
         """
@@ -118,16 +122,16 @@ def make_pdf_table(
     source_id_N: NDArray[np.int64],
     value_NP: NDArray[np.float32],
 ) -> pa.Table:
-    """Return rows of p(z); those that are not finite become null. See `PdfPart`."""
+    """Return rows of p(z); rows that are not finite become null. Arguments as in `PdfPart`."""
     if form == "grid":
         value_NP = _rounded(value_NP, _GRID_BITS)
-    # Not lists of a fixed size: before pyarrow 26 no file of these is read that has a null.
-    known_N = np.isfinite(value_NP).all(axis=1)
-    end_N = np.cumsum(known_N * value_NP.shape[1], dtype=np.int32)
+    # Not lists of a fixed size: pyarrow before 26 cannot read a file of these with nulls.
+    finite_N = np.isfinite(value_NP).all(axis=1)
+    end_N = np.cumsum(finite_N * value_NP.shape[1], dtype=np.int32)
     lists = pa.ListArray.from_arrays(
         pa.array(np.append(np.int32(0), end_N)),
-        pa.array(value_NP[known_N].ravel(), pa.float32()),
-        mask=pa.array(~known_N),
+        pa.array(value_NP[finite_N].ravel(), pa.float32()),
+        mask=pa.array(~finite_N),
     )
     about = {
         "form": form,
@@ -153,14 +157,7 @@ def make_pdf_table(
 def write_pdf_part(
     table: pa.Table, path: Path, identity: Mapping[str, Any], provenance: str = "{}"
 ) -> FileNote:
-    """Write a part's p(z) so that it is there whole or not at all; before the part itself.
-
-    Args:
-        identity, provenance: as `photoz_catalog.write_part` takes them.
-
-    Raises:
-        RunError: the disk is full, or cannot be written.
-    """
+    """Write a part's p(z), before the part itself; arguments and errors as `write_part_file`."""
     return write_part_file(
         table,
         path,
@@ -173,28 +170,34 @@ def write_pdf_part(
     )
 
 
-def check_pdf_part(path: Path, identity: Mapping[str, Any], n_rows: int, form: str) -> FileNote:
-    """Read a part's p(z) whole, with its checksums.
+def check_part_and_pdf(
+    path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.Schema, form: str | None
+) -> PartNote:
+    """Read a whole part, and its p(z) in this form unless None, with their checksums.
 
     Raises:
-        CatalogError: it is not there, damaged, or of other shards or another run.
+        CatalogError: one is missing, damaged, or of other shards or another run.
     """
+    note = check_part(path, identity, n_rows, schema)
+    if form is None:
+        return note
+    path = pdf_path(path)
     part, content, metadata = _read(path)
     check_identity(path, metadata, identity)
     if len(part.source_id_N) != n_rows or part.form != form:
-        raise CatalogError(f"{path}: has other rows or another form than are due")
-    return FileNote.of(content)
+        raise CatalogError(f"{path}: has other rows or another form than the run makes")
+    return replace(note, pdf=FileNote.of(content))
 
 
-def read_noted_pdf_part(path: Path, noted: RunNotes) -> PdfPart:
-    """Read one file of p(z), which must be what its name says and, if noted, has its SHA-256.
+def read_noted_pdf_part(path: Path, run_notes: RunNotes) -> PdfPart:
+    """Read one file of p(z), which must be the one that its name says and agree with its note.
 
     Raises:
-        CatalogError: it is not there, or damaged, or not what was noted.
+        CatalogError: it is missing, damaged, or differs from its note.
     """
     part, content, metadata = _read(path)
-    noted.check_place(path, metadata)
-    note = noted.note(path)
+    run_notes.check_place(path, metadata)
+    note = run_notes.note(path)
     if note is not None and note.pdf is not None:
         check_sha256(path, content, note.pdf)
     return part
@@ -204,7 +207,7 @@ def read_pdf_part(path: Path) -> tuple[PdfPart, FileNote]:
     """Read one file of p(z), with its checksums.
 
     Raises:
-        CatalogError: it is not there, or damaged.
+        CatalogError: it is missing or damaged.
     """
     part, content, _ = _read(path)
     return part, FileNote.of(content)
@@ -215,15 +218,15 @@ def read_pdf(path: str | Path, *, incomplete_ok: bool = False) -> Iterator[PdfPa
 
     Args:
         path: the --out folder of `photozhpc infer --pdf`, its pdf/ folder, or one file of it.
-        incomplete_ok: read what is there of a run that has not finished.
+        incomplete_ok: read the finished parts of an unfinished run.
 
     Raises:
         CatalogError: the catalogue has no p(z), or a file of it is missing or damaged.
     """
     files = pdf_parts(path, incomplete_ok=incomplete_ok)
-    noted = RunNotes.beside(files[0])
+    run_notes = RunNotes.beside(files[0])
     for file in files:
-        yield read_noted_pdf_part(file, noted)
+        yield read_noted_pdf_part(file, run_notes)
 
 
 def pdf_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path]:
@@ -250,8 +253,8 @@ def pdf_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path]:
         names = {file.name for file in files}
         first = next(name for name in map(part_name, range(n_parts)) if name not in names)
         raise CatalogError(
-            f"{folder}: the p(z) is not complete: {first} is missing, {n_parts - len(files)} of "
-            f"{n_parts} parts are; run the same 'photozhpc infer' again to finish it"
+            f"{folder}: the p(z) is not complete: {n_parts - len(files)} of {n_parts} parts are "
+            f"missing, the first is {first}; run the same 'photozhpc infer' again to finish it"
         )
     return files
 
@@ -270,26 +273,25 @@ def _read(path: Path) -> tuple[PdfPart, bytes, dict[bytes, bytes]]:
 
 
 def _part(table: pa.Table, metadata: Mapping[bytes, bytes]) -> PdfPart:
-    """Raises ValueError, KeyError or TypeError for what is no table of p(z)."""
+    """Raises ValueError, KeyError or TypeError if it is not a table of p(z)."""
     about = json.loads(metadata[_PDF_KEY])
-    if about.pop("sha256") != _digest(about):  # Parquet has no checksum for what is not data
-        raise ValueError("what photozhpc.pdf says was altered")
+    if about.pop("sha256") != _digest(about):  # Parquet has no checksum for metadata
+        raise ValueError("its metadata photozhpc.pdf were altered")
     form, z_max = about["form"], float(about["z_max"])
     axis_P = np.array(about["levels" if form == "quantiles" else "z"], dtype=np.float64)
     column = table[COLUMN_OF_FORM[form]].combine_chunks()
-    n = len(column)
-    wanted = axis_P.ndim == 1 and len(axis_P) > 1 and bool(np.all(np.diff(axis_P) > 0))
-    known_N = column.is_valid().to_numpy(zero_copy_only=False)
+    ascends = axis_P.ndim == 1 and len(axis_P) > 1 and bool(np.all(np.diff(axis_P) > 0))
+    valid_N = column.is_valid().to_numpy(zero_copy_only=False)
     length_N = pc.list_value_length(column).drop_null().to_numpy()
-    if column.type != pa.list_(pa.float32()) or not wanted or (length_N != len(axis_P)).any():
-        raise ValueError(f"the column {COLUMN_OF_FORM[form]} is not what photozhpc.pdf says")
-    value_NP = np.full((n, len(axis_P)), np.nan, dtype=np.float32)
-    value_NP[known_N] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(axis_P))
+    if column.type != pa.list_(pa.float32()) or not ascends or (length_N != len(axis_P)).any():
+        raise ValueError(f"the column {COLUMN_OF_FORM[form]} is not as photozhpc.pdf states")
+    value_NP = np.full((len(column), len(axis_P)), np.nan, dtype=np.float32)
+    value_NP[valid_N] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(axis_P))
     return PdfPart(form, axis_P, z_max, table["source_id"].to_numpy(), value_NP)
 
 
 def _rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """Return values to the nearest number with so many bits behind the leading one."""
+    """Round values to this many mantissa bits; what is not finite stays as it is."""
     drop = 23 - bits
     pattern = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     kept = np.uint32(0x1_0000_0000 - (1 << drop))

@@ -1,10 +1,10 @@
 """The photo-z catalogue: the only file that knows the Parquet schema.
 
-    OUT/catalog/part-000000.parquet     one row a source, in the order of the store
+    OUT/catalog/part-000000.parquet     one row per source, in the order of the store
 
-Columns are named as in the Roman source catalogue; missing is null, never a number. Units, UCDs
-and descriptions stand in the schema, field by field and as a VOTable (the VOParquet convention,
-IVOA Note 1.0), so that TOPCAT and astropy show them. Pages carry checksums.
+Columns are named as in the Roman source catalogue; a missing value is null, never a number. The
+schema has units, UCDs and descriptions, per field and as a VOTable (the VOParquet convention, IVOA
+Note 1.0), so that TOPCAT and astropy show them. Pages carry checksums.
 """
 
 import enum
@@ -39,7 +39,7 @@ from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
 
 SCHEMA_VERSION = 3  # 2: intervals and photoz_ood; 3: Kron fluxes
-# Column -> quantile; in the order of the columns. The levels are those of model/density.py.
+# Column -> quantile, in the order of the columns. The levels are those of model/density.py.
 INTERVAL_LEVELS = {
     "photoz_low68": 0.16,
     "photoz_high68": 0.84,
@@ -49,7 +49,7 @@ INTERVAL_LEVELS = {
     "photoz_high99": 0.995,
 }
 SCHEMA_VERSION_KEY = b"photozhpc.schema_version"
-# astropy asks for the length of a text column under this key, or guesses it.
+# astropy reads the length of a text column under this key, else it guesses.
 TEXT_LENGTH_KEY = b"table::len::tile_id"
 
 
@@ -79,7 +79,7 @@ def count_rows(table: pa.Table) -> Counts:
     )
 
 
-# Bands that have a UCD of their own, by their wavelength; others get none rather than a guess.
+# UCDs of known bands, by their wavelength; other bands get none rather than a guess.
 _UCD_OF_BAND = {
     **dict.fromkeys(("F062", "r"), "em.opt.R"),
     **dict.fromkeys(("F087", "F814W", "i", "z"), "em.opt.I"),
@@ -108,7 +108,13 @@ def catalog_schema(survey: Survey) -> pa.Schema:
             _field(name, pa.float32(), "", "stat.error;src.redshift.phot", _interval_text(name))
             for name in INTERVAL_LEVELS
         ),
-        _field("photoz_ood", pa.float32(), "", "stat.value", _OOD_TEXT),
+        _field(
+            "photoz_ood",
+            pa.float32(),
+            "",
+            "stat.value",
+            "distance to the training images in latent space; 1: as far out as 1% of them",
+        ),
         _field("photoz_flags", pa.int32(), "", "meta.code.qual", f"sum of: {flags}"),
     ]
     for band in survey.bands:
@@ -122,17 +128,16 @@ def catalog_schema(survey: Survey) -> pa.Schema:
             (kron_column(band.name), "in the Kron ellipse, the same in all bands"),
         ]
         for name, where in fluxes:
-            what = f"{band.name} flux {where}, local sky subtracted"
-            fields.append(_field(name, pa.float32(), "nJy", ucd, what))
-            fields.append(
-                _field(f"{name}_err", pa.float32(), "nJy", f"stat.error;{ucd}", f"error of {name}")
-            )
+            text = f"{band.name} flux {where}, local sky subtracted"
+            fields += [
+                _field(name, pa.float32(), "nJy", ucd, text),
+                _field(f"{name}_err", pa.float32(), "nJy", f"stat.error;{ucd}", f"error of {name}"),
+            ]
     names = [field.name for field in fields]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise CatalogError(
-            f"survey '{survey.name}': two bands or aperture radii give the column '{twice[0]}'; "
-            f"radii must differ by 0.1 arcsec or more"
+            f"survey '{survey.name}': two bands or aperture radii give the column "
+            f"'{repeated[0]}'; radii must differ by 0.1 arcsec or more"
         )
     about = f"Photometric redshifts of survey {survey.name}, by photozhpc"
     return with_votable(
@@ -166,11 +171,11 @@ def make_table(
     kron_flux_NC: NDArray[np.float32] | None = None,
     kron_flux_err_NC: NDArray[np.float32] | None = None,
 ) -> pa.Table:
-    """Return the rows of sources; what is not finite becomes null.
+    """Return one row per source; numbers that are not finite become null.
 
     Args:
         quantile_NQ: quantiles of the redshift at the levels of INTERVAL_LEVELS, ascending.
-        kron_flux_NC, kron_flux_err_NC: None: not measured, null.
+        kron_flux_NC, kron_flux_err_NC: None: not measured; the columns are null.
     """
     if kron_flux_NC is None or kron_flux_err_NC is None:
         kron_flux_NC = kron_flux_err_NC = np.full(flux_NCR.shape[:2], np.nan, np.float32)
@@ -205,19 +210,14 @@ def write_part(
 ) -> PartNote:
     """Write a part so that it is there whole or not at all; see `part_file.write_part_file`.
 
-    The run syncs the folder when it ends; a part that a power cut takes away is made again.
+    The run syncs the folder when it ends; it makes a part again that a power cut took away.
 
     Raises:
         RunError: the disk is full, or cannot be written.
     """
     length = str(text_length(table["tile_id"])).encode()
     file = write_part_file(
-        table,
-        path,
-        identity,
-        provenance,
-        {TEXT_LENGTH_KEY: length},
-        use_dictionary=["tile_id"],
+        table, path, identity, provenance, {TEXT_LENGTH_KEY: length}, use_dictionary=["tile_id"]
     )
     return PartNote(count_rows(table), file)
 
@@ -228,17 +228,17 @@ def text_length(column: pa.ChunkedArray) -> int:
 
 
 def check_part(path: Path, identity: Mapping[str, Any], n_rows: int, schema: pa.Schema) -> PartNote:
-    """Read a part whole, with its checksums, and count its rows.
+    """Read a whole part, with its checksums, and count its rows.
 
     Raises:
-        CatalogError: it is not there, damaged, or of other shards or another run.
+        CatalogError: it is missing, damaged, or of other shards or another run.
     """
     with damage_reported(path):
         content = path.read_bytes()
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
             check_identity(path, file.schema_arrow.metadata, identity)
             if file.metadata.num_rows != n_rows or not file.schema_arrow.equals(schema):
-                raise CatalogError(f"{path}: has other rows or columns than are due")
+                raise CatalogError(f"{path}: has other rows or columns than the run makes")
             counts = count_rows(file.read())
     return PartNote(counts, FileNote.of(content))
 
@@ -253,26 +253,26 @@ def read_catalog(
     """Read a catalogue, one row per source, in the order of the store.
 
     Units and descriptions are in the metadata of the schema's fields. In the folder of a run,
-    every part must be of that run, under its own name, with the rows and bytes that were noted.
+    every part must be of that run, under its own name, with the rows and bytes of its note.
 
     Args:
         path: the --out folder of `photozhpc infer`, its catalog/ folder, or one part.
-        columns: names of the columns wanted; None: all.
-        incomplete_ok: read what is there of a run that has not finished.
-        verify: compare every part with its noted SHA-256 too, for which it is read whole.
+        columns: names of the columns to read; None: all.
+        incomplete_ok: read the finished parts of an unfinished run.
+        verify: read every part whole, and compare its SHA-256 with its note too.
 
     Raises:
-        CatalogError: there is no catalogue, a part is missing, damaged or not what was noted, or
-            a column unknown; with `verify`, nothing was noted of a part.
+        CatalogError: there is no catalogue; a part is missing, damaged or differs from its note;
+            a column is unknown; or, with `verify`, the run has no note on a part.
     """
     parts = catalog_parts(path, incomplete_ok=incomplete_ok)
-    noted = RunNotes.beside(parts[0])
-    if verify and (unknown := [part for part in parts if noted.note(part) is None]):
+    run_notes = RunNotes.beside(parts[0])
+    if verify and (unnoted := [part for part in parts if run_notes.note(part) is None]):
         raise CatalogError(
-            f"{unknown[0]}: nothing was noted of it to verify it by; run the same 'photozhpc "
-            f"infer' again, or copy its notes/ folder and run.json too"
+            f"{unnoted[0]}: cannot be verified, because the run has no note on it; run the same "
+            f"'photozhpc infer' again, or copy its notes/ folder and run.json too"
         )
-    tables = [read_part(part, columns, noted, verify=verify) for part in parts]
+    tables = [read_part(part, columns, run_notes, verify=verify) for part in parts]
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
@@ -286,89 +286,83 @@ def check_n_rows(path: str | Path, n_rows: int) -> None:
     """Check that the parts of a catalogue have as many rows as its run made.
 
     Raises:
-        CatalogError: they have not.
+        CatalogError: they have more or fewer.
     """
     out = None if Path(path).is_file() else run_folder_of(Path(path))
     if out is not None and n_rows != (n_made := read_run(out).n_rows):
         raise CatalogError(
             f"{path}: damaged: the parts hold {n_rows} rows, the run made {n_made}; "
-            f"'photozhpc verify' says which part it is"
+            f"'photozhpc verify' names the part"
         )
 
 
 def read_part(
     part: Path,
     columns: Sequence[str] | None = None,
-    noted: RunNotes | None = None,
+    run_notes: RunNotes | None = None,
     *,
     verify: bool = False,
 ) -> pa.Table:
-    """Read one file of a catalogue, with its checksums.
-
-    Args:
-        noted, verify: as `open_part` takes them.
-
-    Raises:
-        CatalogError: it is missing, damaged or not what was noted, or a column is unknown.
-    """
-    return pa.concat_tables(read_pieces(part, columns, noted, verify=verify))
+    """Read one file of a catalogue, with its checksums; arguments and errors as `read_pieces`."""
+    return pa.concat_tables(read_pieces(part, columns, run_notes, verify=verify))
 
 
 def read_pieces(
     part: Path,
     columns: Sequence[str] | None = None,
-    noted: RunNotes | None = None,
+    run_notes: RunNotes | None = None,
     *,
     verify: bool = False,
 ) -> Iterator[pa.Table]:
-    """Yield one file of a catalogue row group by row group, with its checksums; at least one table.
+    """Yield the row groups of one file of a catalogue, with checksums; at least one table.
 
     Args:
-        noted, verify: as `open_part` takes them.
+        run_notes, verify: passed to `open_part`.
 
     Raises:
-        CatalogError: it is missing, damaged or not what was noted, or a column is unknown.
+        CatalogError: it is missing, damaged or differs from its note, or a column is unknown.
     """
-    of_the_part = (PART_KEY, TEXT_LENGTH_KEY)
-    with open_part(part, noted, verify=verify) as file:
-        known = file.schema_arrow.names
+    with open_part(part, run_notes, verify=verify) as file:
+        names = file.schema_arrow.names
         for name in columns or ():
-            if name not in known:
+            if name not in names:
                 raise CatalogError(
-                    f"{part}: the catalogue has no column '{name}'{did_you_mean(name, known)}"
+                    f"{part}: the catalogue has no column '{name}'{did_you_mean(name, names)}"
                 )
-        wanted = known if columns is None else list(columns)
-        metadata = file.schema_arrow.metadata or {}
-        metadata = {k: v for k, v in metadata.items() if k not in of_the_part}
+        names = names if columns is None else list(columns)
+        metadata = dict(file.schema_arrow.metadata or {})
+        for key_of_the_part in (PART_KEY, TEXT_LENGTH_KEY):
+            metadata.pop(key_of_the_part, None)
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, wanted)
-            yield table.replace_schema_metadata(metadata)
+            yield file.read_row_group(group, names).replace_schema_metadata(metadata)
         if not file.num_row_groups:
-            table = file.schema_arrow.empty_table().select(wanted)
-            yield table.replace_schema_metadata(metadata)
+            empty = file.schema_arrow.empty_table().select(names)
+            yield empty.replace_schema_metadata(metadata)
 
 
 @contextmanager
 def open_part(
-    part: Path, noted: RunNotes | None = None, *, verify: bool = False
+    part: Path, run_notes: RunNotes | None = None, *, verify: bool = False
 ) -> Iterator[pq.ParquetFile]:
-    """Open a file of a catalogue, which must be what its name says; pages are checked when read.
+    """Open a file of a catalogue, which must be the part that its name says.
+
+    Pages are checked when they are read.
 
     Args:
-        noted: of the files beside it, for a caller that opens many; default: it is looked up.
-        verify: read the file whole, and compare it with its SHA-256, if that was noted.
+        run_notes: notes on the files beside it, for a caller that opens many; None: read them.
+        verify: read the file whole, and compare its SHA-256 with its note, if there is one.
 
     Raises:
-        CatalogError: it is missing or damaged, or is another part, or was altered.
+        CatalogError: it is missing, damaged, altered, or another part.
     """
-    noted = RunNotes.beside(part) if noted is None else noted
-    note = noted.note(part)
+    run_notes = RunNotes.beside(part) if run_notes is None else run_notes
+    note = run_notes.note(part)
     with damage_reported(part):
         content = part.read_bytes() if verify and note is not None else None
         source = part if content is None else pa.BufferReader(content)
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            noted.check_place(part, file.schema_arrow.metadata)
-            noted.check_size(part, file.metadata.num_rows)
+            run_notes.check_place(part, file.schema_arrow.metadata)
+            run_notes.check_size(part, file.metadata.num_rows)
             if content is not None and note is not None:
                 check_sha256(part, content, note.file)
             yield file
@@ -398,15 +392,15 @@ def catalog_parts(path: str | Path, *, incomplete_ok: bool = False) -> list[Path
 
 
 def part_files(folder: Path, n_parts: int | None) -> list[Path]:
-    """Return the parts that are in a folder, in order, and no file that is called nearly so.
+    """Return the parts in a folder, in order, without files whose names only resemble a part's.
 
     Args:
-        n_parts: of the run; None where it is not known.
+        n_parts: parts of the run; None: unknown.
     """
-    found = {path.name: path for path in folder.glob("part-*.parquet")}
+    paths = {path.name: path for path in folder.glob("part-*.parquet")}
     if n_parts is not None:
-        return [found[name] for name in map(part_name, range(n_parts)) if name in found]
-    return [found[name] for name in sorted(found) if PART_NAME.fullmatch(name)]
+        return [paths[name] for name in map(part_name, range(n_parts)) if name in paths]
+    return [paths[name] for name in sorted(paths) if PART_NAME.fullmatch(name)]
 
 
 def _field(name: str, kind: pa.DataType, unit: str, ucd: str, description: str) -> pa.Field:
@@ -419,7 +413,6 @@ def _interval_text(name: str) -> str:
     return f"{side} end of the central {name[-2:]}% interval: quantile {INTERVAL_LEVELS[name]:g}"
 
 
-_OOD_TEXT = "distance to the training images in latent space; 1: as far out as 1% of them"
 _NEVER_NULL = ("source_id", "ra", "dec", "tile_id", "photoz_flags")
 
 

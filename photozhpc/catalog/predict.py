@@ -1,6 +1,6 @@
 """One part of the catalogue: read shards, estimate redshifts, write. Runs in a Dask worker.
 
-torch is imported by the functions here, not by the module: the client never needs it.
+The functions import torch, not the module, because the client never needs it.
 """
 
 import os
@@ -16,12 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from photozhpc.catalog.pdf import check_pdf_part, make_pdf_table, pdf_path, write_pdf_part
+from photozhpc.catalog.pdf import check_part_and_pdf, make_pdf_table, pdf_path, write_pdf_part
 from photozhpc.catalog.photoz_catalog import (
     INTERVAL_LEVELS,
     PhotozFlag,
     catalog_schema,
-    check_part,
     make_table,
     write_part,
 )
@@ -38,28 +37,24 @@ T = TypeVar("T")
 
 # A band that lost more than this share of the pixels that the network sees is flagged.
 MAX_BAD_FRACTION = 0.05
-# Cutouts that are read at a time: whole chunks of the store, whole batches of the engine.
+# Cutouts read at a time: whole chunks of the store, whole batches of the engine.
 MIN_BLOCK_LEN = 256
 _loading = threading.Lock()
 
 
 def predict_part(
-    model: ModelKey,
-    part: Part,
-    path: Path,
-    identity: Mapping[str, Any],
-    provenance: str = "{}",
+    model: ModelKey, part: Part, path: Path, identity: Mapping[str, Any], provenance: str = "{}"
 ) -> None:
-    """Estimate the redshifts of all sources of a part's shards, write the part, and note it.
+    """Estimate the redshifts of all sources of a part's shards; write the part and its note.
 
-    A part that is there is complete: its p(z), if that is wanted, is written first.
+    A part that exists is complete, because its p(z), if any, is written first.
 
     Args:
         identity, provenance: written into the part; see `photoz_catalog.write_part`.
 
     Raises:
         StoreError: a shard is missing or damaged.
-        CheckpointError: the checkpoint is damaged, or not the one the run began with.
+        CheckpointError: the checkpoint is damaged, or not the one that the run began with.
         RunError: the disk is full.
     """
     started = time.monotonic()
@@ -67,13 +62,11 @@ def predict_part(
     # Dask repeats a task whose worker died after the part was written.
     if path.exists():
         try:
-            note = check_part(path, identity, part.n_rows, catalog_schema(store.survey))
-            if model.pdf is not None:
-                file = check_pdf_part(pdf_path(path), identity, part.n_rows, model.pdf)
-                note = replace(note, pdf=file)
+            schema = catalog_schema(store.survey)
+            note = check_part_and_pdf(path, identity, part.n_rows, schema, model.pdf)
             return note_part(path, part, note, time.monotonic() - started)
         except CatalogError:
-            pass  # it is made anew
+            pass  # it is made again
     table, pdf_table = _part_tables(store, part, load_engine(model))
     pdf = None
     if pdf_table is not None:
@@ -85,10 +78,9 @@ def predict_part(
 
 
 def check_fit(model: ModelKey) -> None:
-    """Load the model and check that it was trained on what the store holds.
+    """Load the model and check that it fits the store; errors as `load_engine`.
 
-    Raises:
-        CheckpointError: it was not, or it is damaged.
+    It returns nothing, because Dask would send the model to the client.
     """
     load_engine(model)
 
@@ -102,7 +94,7 @@ def photoz_flags(
     """Return PhotozFlag bits (N,).
 
     Args:
-        crop: side of the image that the network sees, pixels; at most the whole cutout counts.
+        crop: side of the image that the network sees, pixels; limited to the cutout's.
         photometry_flags_NC: PhotFlag bits of the aperture photometry.
         photoz_N: NaN where no redshift could be estimated.
     """
@@ -111,8 +103,8 @@ def photoz_flags(
 
     crop = min(crop, cutout_NCSS.shape[-1])
     n_finite_NC = count_finite(cutout_NCSS, crop)
-    # A stray bad pixel somewhere in the image is the rule and harmless; one on the source, or a
-    # lost part of the image, is not.
+    # A few bad pixels in the image are usual and harmless; one on the source, or a missing part of
+    # the image, is not.
     middle = 2 * (crop // 16) + 1
     core_N = (count_finite(cutout_NCSS, middle) == middle**2).all(axis=1)
     enough_N = (n_finite_NC >= (1 - MAX_BAD_FRACTION) * crop**2).all(axis=1)
@@ -135,7 +127,7 @@ def _part_tables(
     sources = _concatenated([store.read_sources(key) for key in part.shards])
     measured = _concatenated([store.read_measurements(key) for key in part.shards])
     if len(sources) != part.n_rows:
-        raise StoreError(f"{store.path}: changed while the run was going on; run infer again")
+        raise StoreError(f"{store.path}: the store changed during the run; run infer again")
     photoz_N = np.empty(part.n_rows, dtype=np.float32)
     quantile_NQ = np.empty((part.n_rows, len(INTERVAL_LEVELS)), dtype=np.float32)
     ood_N = np.empty(part.n_rows, dtype=np.float32)
@@ -177,9 +169,9 @@ def _part_tables(
 def _blocks(
     store: CutoutStore, part: Part, side: int, block_len: int
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Yield the part's cutouts, so many at a time whatever the shards, and which rows they are.
+    """Yield (rows, cutouts) of the part in blocks of one length, across its shards.
 
-    Each block takes the place of the one before.
+    Each block overwrites the one before.
     """
     block_len = min(block_len, part.n_rows)
     block_BCSS = np.empty((block_len, len(store.survey.bands), side, side), np.float32)
@@ -207,14 +199,14 @@ def _open_store(path: AnyPath) -> CutoutStore:
 
 
 def load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
-    """Return the model, for a store, on its device; it is loaded once in a process.
+    """Return the model on its device; each process loads it once.
 
     Raises:
-        CheckpointError: the file is damaged, was changed since the run began, or does not fit
-            the store.
+        CheckpointError: the file is damaged, changed since the run began, or does not fit the
+            store.
     """
-    # OpenMP keeps a number for every thread that calls it, and begins with that of a process
-    # which was there before this worker's environment: two threads would want all cores each.
+    # OpenMP keeps a number of threads for each thread that calls it, as read in the parent process,
+    # before this worker's environment was set: two threads would each take all cores.
     threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2" for nested loops
     if threads.isdecimal() and int(threads):
         import torch
@@ -233,7 +225,8 @@ def _load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
     checkpoint = load_checkpoint(model.checkpoint_path)
     if checkpoint.sha256 != model.checkpoint_sha256:
         raise CheckpointError(
-            f"{model.checkpoint_path}: the checkpoint was changed while the run was going on"
+            f"{model.checkpoint_path}: the checkpoint was changed during the run; put it back and "
+            f"run the same command again"
         )
     checkpoint.check_store(store.survey, store.cutout_size)
     return make_engine(checkpoint, store.survey, model.device, model.compiled, model.pdf)

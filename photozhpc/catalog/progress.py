@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, plain lines in a log."""
+"""The progress of a run: a bar on a terminal, plain lines in a log."""
 
 import sys
 import time
@@ -13,12 +13,12 @@ _LINE_EVERY_SECONDS = 30.0
 
 
 class SourceProgress:
-    """Counts sources and tells of them on stderr.
+    """Counts finished sources and reports them on stderr.
 
     Args:
         n_total: sources of the whole run.
-        n_done: of them, finished before.
-        enabled: False: say nothing.
+        n_done: sources that an earlier start finished.
+        enabled: False: print nothing.
         stream: default: stderr.
     """
 
@@ -29,8 +29,8 @@ class SourceProgress:
         self._enabled = enabled and not is_quiet()
         self._to_log = stream is None
         self._n_total = n_total
-        self._n_before = self._n_done = self._n_told = n_done
-        self.started_at = self._told_at = time.monotonic()
+        self._n_before = self._n_done = self._n_reported = n_done
+        self.started_at = self._reported_at = time.monotonic()
         self._bar: tqdm | None = None
         if self._enabled and self._stream.isatty():
             self._bar = tqdm(
@@ -45,20 +45,20 @@ class SourceProgress:
             )
 
     def start(self) -> None:
-        """Begin to count time: rates leave out what came before."""
-        self.started_at = self._told_at = time.monotonic()
+        """Start the clock: rates leave out the time before."""
+        self.started_at = self._reported_at = time.monotonic()
         if self._bar is not None:
             self._bar.reset(self._n_total)
             self._bar.update(self._n_before)
             self._bar.initial = self._n_before
 
     def add(self, n_sources: int) -> None:
-        """Count sources that are finished."""
+        """Count newly finished sources."""
         self._n_done += n_sources
         if self._bar is not None:
             self._bar.update(n_sources)
         elif self._is_due():
-            self._n_told, self._told_at = self._n_done, time.monotonic()
+            self._n_reported, self._reported_at = self._n_done, time.monotonic()
             self.note(self._line())
 
     def note(self, text: str) -> None:
@@ -73,26 +73,25 @@ class SourceProgress:
             self._bar.close()
 
     def _is_due(self) -> bool:
-        news = self._n_done - self._n_told
+        n_new = self._n_done - self._n_reported
         return (
             self._n_done >= self._n_total
-            or news >= _LINE_EVERY_FRACTION * self._n_total
-            or (news > 0 and time.monotonic() - self._told_at >= _LINE_EVERY_SECONDS)
+            or n_new >= _LINE_EVERY_FRACTION * self._n_total
+            or (n_new > 0 and time.monotonic() - self._reported_at >= _LINE_EVERY_SECONDS)
         )
 
     def _line(self) -> str:
         seconds = max(time.monotonic() - self.started_at, 1e-9)
         rate = (self._n_done - self._n_before) / seconds
-        left = (self._n_total - self._n_done) / rate if rate else float("inf")
+        left = clock_text((self._n_total - self._n_done) / rate) if rate else "unknown time"
         percent = 100 * self._n_done / self._n_total
         return (
             f"infer: {self._n_done} of {self._n_total} sources ({percent:.0f} %), "
-            f"{rate:.0f} sources/s, {_clock(left)} left"
+            f"{rate:.0f} sources/s, {left} left"
         )
 
 
-def _clock(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "unknown time"
+def clock_text(seconds: float) -> str:
+    """Return a duration as h:mm:ss."""
     whole = round(seconds)
     return f"{whole // 3600:d}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,4 +1,4 @@
-"""Streams a whole store through the model, part by part; can be stopped and taken up again."""
+"""Streams a whole store through the model, part by part; an interrupted run can continue."""
 
 import os
 import time
@@ -6,16 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dask.system import CPU_COUNT
 from distributed import KilledWorker
 
 from photozhpc import __version__
 from photozhpc.catalog.dispatch import CatalogRun, load_model, reason_of, stream_parts
-from photozhpc.catalog.notes import Counts
-from photozhpc.catalog.pdf import check_pdf_part, pdf_path
-from photozhpc.catalog.photoz_catalog import catalog_schema, check_part
+from photozhpc.catalog.notes import Counts, read_notes
+from photozhpc.catalog.pdf import check_part_and_pdf
+from photozhpc.catalog.photoz_catalog import catalog_schema
 from photozhpc.catalog.progress import SourceProgress
 from photozhpc.catalog.run_folder import (
     ModelKey,
@@ -36,10 +36,7 @@ from photozhpc.store import CutoutStore
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import Survey
 from photozhpc.workers.dask_workers import PRELOAD, DaskWorkers
-from photozhpc.workers.local import (
-    Device,
-    import_early,
-)
+from photozhpc.workers.local import Device, import_early
 from photozhpc.workers.site import Site
 
 if TYPE_CHECKING:
@@ -58,9 +55,10 @@ class RunSummary:
         path: the output folder; the parts are in path/catalog.
         counts: rows, flagged rows, rows without a redshift.
         n_parts_resumed: parts that earlier runs had finished.
-        n_rows_new: rows made by this run, in `wall_seconds` of which `startup_seconds` went by
-            until every worker had the model.
-        pdf_form: "quantiles" or "grid" where p(z) stands in path/pdf; None: it does not.
+        n_rows_new: rows made by this run.
+        wall_seconds: duration of this run; `startup_seconds` of it passed until every worker had
+            the model.
+        pdf_form: "quantiles" or "grid" if p(z) is in path/pdf, else None.
     """
 
     path: Path
@@ -104,28 +102,27 @@ def run_inference(
     """Make the catalogue of a store in `out`, or finish the one that was begun there.
 
     Args:
-        survey: what the store is expected to be of; None: whatever it is of.
-        workers: worker processes, with `site` those of a job; None: one a CUDA device, or one a
-            core.
-        device: of the workers; with `site`, "auto" is what its `infer` asks for.
-        rows_per_part: a part is this many rows or more; default: by the size of the store.
+        survey: expected survey of the store; None: any.
+        workers: worker processes, with `site` per job; None: one per CUDA device, or one per core.
+        device: of the workers; with `site`, "auto" is the device that its `infer` requests.
+        rows_per_part: minimum number of rows of a part; default: by the size of the store.
         compiled: run the model through compiled code; default: from COMPILE_FROM_ROWS sources.
-        progress: tell of it on stderr.
-        site, jobs: have the workers in so many jobs of a Slurm site; None: on this machine.
-        scheduler: address of a Dask scheduler whose workers are to do it.
-        pdf: write p(z) too, in this form, to files beside those of the catalogue.
-        command: that the user gave, for the provenance.
+        progress: show progress on stderr.
+        site, jobs: run the workers in this many jobs of a Slurm site; None: on this machine.
+        scheduler: address of a Dask scheduler whose workers do the work.
+        pdf: also write p(z), in this form, to files beside those of the catalogue.
+        command: the user's command line, for the provenance.
 
     Raises:
         StoreError, CheckpointError, ConfigError: the input is missing, damaged or does not fit.
         CatalogError: `out` holds another run, or another process is writing there.
-        RunError: the disk is full, or parts had to be set aside; what is finished is kept.
-        KeyboardInterrupt: Ctrl-C, after the workers were stopped; what is finished is kept.
+        RunError: the disk is full, or some parts failed; finished parts are kept.
+        KeyboardInterrupt: Ctrl-C, after the workers were stopped; finished parts are kept.
     """
     started = time.monotonic()
     checkpoint_path, out = Path(checkpoint_path), Path(out)
     processes = DaskWorkers.of(workers, device, site, jobs, scheduler)
-    if not processes.is_local:  # what other machines are told
+    if not processes.is_local:  # other machines have other working folders
         store_path = location(store_path).absolute()
         checkpoint_path, out = checkpoint_path.absolute(), out.absolute()
     store = CutoutStore.open(store_path)
@@ -146,47 +143,55 @@ def run_inference(
     parts = plan_parts(index.shard_lengths(), rows_per_part)
     compiled = n_rows >= COMPILE_FROM_ROWS if compiled is None else compiled
     if compiled and processes.is_local:
-        with suppress(OSError):  # of which the workers tell
-            code_cache()  # one for all of them
+        with suppress(OSError):  # the workers report it
+            code_cache()  # one for all workers
     model = ModelKey(
         store.path, checkpoint_path, file_sha256(checkpoint_path), processes.device, compiled, pdf
     )
+    about = {
+        "photozhpc": __version__,
+        "n_parts": len(parts),
+        "n_rows": n_rows,
+        "survey": store.survey.name,
+        "store": str(store.path.absolute()),
+        "checkpoint": str(checkpoint_path.absolute()),
+        "device": processes.device,
+        "command": printable(command),
+    }
     folder = RunFolder.of(out, index.fingerprint, rows_per_part, model)
-    run = CatalogRun(store, model, folder, command)
-    begun = run.folder.is_begun()
-    with run.folder.locked():
+    run = CatalogRun(store, model, folder, about)
+    begun = folder.is_begun()
+    with folder.locked():
         finished = _finished_parts(run, parts) if begun else {}
         unfinished = [part for part in parts if part.index not in finished]
         before = sum(finished.values(), Counts(0, 0, 0))
-        LOG.debug(
-            "infer: %s: %d sources, %d parts, %d due", out, n_rows, len(parts), len(unfinished)
-        )
+        counted = (n_rows, len(parts), len(unfinished))
+        LOG.debug("infer: %s: %d sources, %d parts, %d to make", out, *counted)
         bar = SourceProgress(n_rows, before.rows, enabled=progress)
         if finished:
             bar.note(f"infer: {len(finished)} of {len(parts)} parts were finished before")
         try:
             if unfinished:
-                _make(run, unfinished, processes, bar, len(parts), n_rows)
-                run.folder.log("finished")
+                _make(run, unfinished, processes, bar)
+                folder.log("finished")
         except BaseException as error:
-            run.folder.log("stopped", reason=reason_of(error))
+            folder.log("stopped", reason=reason_of(error))
             raise
         finally:
             bar.close()
-            for parts_folder in (run.folder.pdf, run.folder.catalog):
+            for parts_folder in (folder.pdf, folder.catalog):
                 remove_stale_partials(parts_folder)
                 sync_folder(parts_folder)
-    notes = run.folder.notes()
-    missing = [part.file_name for part in unfinished if part.index not in notes]
-    if missing:
-        raise RunError(f"{out}: {missing[0]} was made, but not noted; run the same command again")
+    notes = read_notes(out)
+    if unnoted := [part.file_name for part in unfinished if part.index not in notes]:
+        raise RunError(f"{out}: {unnoted[0]} was made, but has no note; run the same command again")
     counts = sum((notes[part.index].counts for part in unfinished), before)
     if counts.rows != n_rows:
         raise RunError(f"{out}: {counts.rows} rows were written for {n_rows} sources")
     return RunSummary(
-        path=run.folder.path,
+        path=out,
         store_path=store.path,
-        checkpoint_path=run.model.checkpoint_path,
+        checkpoint_path=checkpoint_path,
         survey_name=store.survey.name,
         counts=counts,
         n_parts=len(parts),
@@ -199,40 +204,39 @@ def run_inference(
 
 
 def _finished_parts(run: CatalogRun, parts: list[Part]) -> dict[int, Counts]:
-    """Return the counts of the parts that are there, sound, and of this run, by index.
+    """Return the counts of the parts that are sound and of this run, by index.
 
-    Up to MAX_PARTS_READ parts are read whole. Of more, those that were noted as finished are
-    believed if they have the size that was noted; `photozhpc verify` reads them all.
+    Up to MAX_PARTS_READ parts are read whole. Of more, those with a note are accepted if they have
+    the size that it says; `photozhpc verify` reads them all.
     """
     schema = catalog_schema(run.store.survey)
     form = run.folder.pdf_form
-    sizes, notes = run.folder.part_sizes(), run.folder.notes()
-    pdf_sizes = run.folder.part_sizes(run.folder.pdf)
+    notes = read_notes(run.folder.path)
+    sizes, pdf_sizes = (
+        {path.name: path.stat().st_size for path in folder.glob("part-*")}
+        for folder in (run.folder.catalog, run.folder.pdf)
+    )
 
     def check(part: Part) -> Counts | None:
         size, note = sizes.get(part.file_name), notes.get(part.index)
         if size is None:
             return None
         if len(sizes) > MAX_PARTS_READ and note is not None:
-            as_noted = (note.file.n_bytes, note.counts.rows) == (size, part.n_rows)
+            agrees = (note.file.n_bytes, note.counts.rows) == (size, part.n_rows)
             if form is not None:
                 pdf_size = None if note.pdf is None else note.pdf.n_bytes
-                as_noted &= pdf_size is not None and pdf_sizes.get(part.file_name) == pdf_size
-            return note.counts if as_noted else None
-        path = run.folder.part_path(part)
+                agrees &= pdf_size is not None and pdf_sizes.get(part.file_name) == pdf_size
+            return note.counts if agrees else None
+        path, identity = run.folder.part_path(part), run.folder.part_identity(part)
         try:
-            identity = run.folder.part_identity(part)
-            made = check_part(path, identity, part.n_rows, schema)
-            if form is not None:
-                file = check_pdf_part(pdf_path(path), identity, part.n_rows, form)
-                made = replace(made, pdf=file)
+            actual = check_part_and_pdf(path, identity, part.n_rows, schema, form)
         except CatalogError:
-            return None  # it is made anew
-        if note is None:  # its worker died before it could
-            note_part(path, part, made, 0.0)
-        elif (note.file, note.pdf) != (made.file, made.pdf):
+            return None  # it is made again
+        if note is None:  # its worker died before it wrote the note
+            note_part(path, part, actual, 0.0)
+        elif (note.file, note.pdf) != (actual.file, actual.pdf):
             return None
-        return made.counts
+        return actual.counts
 
     with ThreadPoolExecutor(max_workers=min(CPU_COUNT, 16)) as pool:
         counts = pool.map(check, parts)
@@ -240,18 +244,9 @@ def _finished_parts(run: CatalogRun, parts: list[Part]) -> dict[int, Counts]:
 
 
 def _make(
-    run: CatalogRun,
-    unfinished: list[Part],
-    processes: DaskWorkers,
-    bar: SourceProgress,
-    n_parts: int,
-    n_rows: int,
+    run: CatalogRun, unfinished: list[Part], processes: DaskWorkers, bar: SourceProgress
 ) -> None:
-    """Make the parts that are unfinished, in worker processes.
-
-    Raises:
-        RunError, CheckpointError: as `run_inference`.
-    """
+    """Make the unfinished parts in worker processes; errors as `run_inference`."""
     left = set(unfinished)
 
     def lost(worker: str) -> None:
@@ -271,10 +266,10 @@ def _make(
             bar.note(f"infer: waiting for workers ({processes.described})")
             client.wait_for_workers(1)
         if run.model.compiled:
-            bar.note("infer: compiling the model, if that was not done on this machine before")
+            bar.note("infer: compiling the model, unless this machine has compiled it before")
         load_model(client, run)
         unique.result()
-        run = replace(run, provenance=run.folder.begin(_about(run, n_parts, n_rows)))
+        run = replace(run, provenance=run.folder.begin(run.about))
         port = client.scheduler_info()["services"].get("dashboard")
         run.folder.log(
             "begun",
@@ -287,39 +282,22 @@ def _make(
         )
         bar.start()
         failures = stream_parts(client, run, unfinished, processes, done)
-        # A part is blamed too for the death of a worker at which it only waited: try it alone.
+        # A part that only waited at a worker is blamed for its death too: try each part alone.
         killed = [part for part, error in failures.items() if isinstance(error, KilledWorker)]
         if killed:
             alone = stream_parts(client, run, killed, processes, done, alone=True)
             failures = {p: e for p, e in failures.items() if p not in killed} | alone
+    if not failures:
+        return
     for part, error in failures.items():
         shards = [str(key) for key in part.shards]
         run.folder.log("set aside", part=part.index, shards=shards, reason=reason_of(error))
-    if failures:
-        raise RunError(_failure_line(run.folder, failures, n_parts))
-
-
-def _about(run: CatalogRun, n_parts: int, n_rows: int) -> dict[str, Any]:
-    """Return what run.json and every part say of the run, beside its identity."""
-    return {
-        "photozhpc": __version__,
-        "n_parts": n_parts,
-        "n_rows": n_rows,
-        "survey": run.store.survey.name,
-        "store": str(run.store.path.absolute()),
-        "checkpoint": str(run.model.checkpoint_path.absolute()),
-        "device": run.model.device,
-        "command": printable(run.command),
-    }
-
-
-def _failure_line(folder: RunFolder, failures: dict[Part, BaseException], n_parts: int) -> str:
-    shown = [
+    reasons = [
         f"{part.file_name} (shards {part.shards[0]} to {part.shards[-1]}): {reason_of(error)}"
         for part, error in sorted(failures.items(), key=lambda item: item[0].index)
     ]
-    return (
-        f"{len(shown)} of {n_parts} parts could not be made: "
-        f"{first_few(shown, 3, '; ')}. The others are kept in {folder.catalog}; "
-        f"mend this and run the same command again"
+    raise RunError(
+        f"{len(reasons)} of {run.about['n_parts']} parts could not be made: "
+        f"{first_few(reasons, 3, '; ')}. The others are kept in {run.folder.catalog}; fix this "
+        f"and run the same command again"
     )

@@ -1,10 +1,10 @@
-"""The folder of a run: what it is of, which parts it needs, who is writing to it.
+"""The folder of a run: its identity, the parts that it needs, and the lock of its writer.
 
-OUT/run.json        identity of the run: a part is taken as done only if it is of this run
+OUT/run.json        identity of the run: a part counts as done only if it is of this run
 OUT/catalog/        the parts (photoz_catalog.py)
-OUT/pdf/            p(z) of the sources of each part, if wanted (pdf.py); there before the part
-OUT/notes/*.jsonl   a line for every finished part (when, rows, bytes, SHA-256), a file a worker
-OUT/events.jsonl    a line for every start and end of `infer`, lost worker, and part set aside
+OUT/pdf/            p(z) of the sources of each part, with --pdf (pdf.py); written before the part
+OUT/notes/*.jsonl   a line per finished part (when, rows, bytes, SHA-256), a file per worker
+OUT/events.jsonl    a line per start and end of `infer`, lost worker, and failed part
 OUT/.lock           held by the process that writes here; free again when that dies
 """
 
@@ -26,18 +26,13 @@ from photozhpc.catalog.notes import (
     RUN_FILE,
     PartNote,
     part_name,
-    read_notes,
     read_run,
     run_id,
 )
 from photozhpc.catalog.pdf import pdf_folder
 from photozhpc.catalog.photoz_catalog import SCHEMA_VERSION
 from photozhpc.errors import CatalogError, CheckpointError
-from photozhpc.files.disk import (
-    disk_error,
-    remove_stale_partials,
-    write_durably,
-)
+from photozhpc.files.disk import disk_error, remove_stale_partials, write_durably
 from photozhpc.files.lock import locked
 from photozhpc.files.objects import AnyPath
 from photozhpc.store import ShardKey
@@ -45,7 +40,7 @@ from photozhpc.store import ShardKey
 if TYPE_CHECKING:
     from photozhpc.model.pdf import PdfForm
 
-# What makes two runs the same run, and how to call a difference.
+# The keys that identify a run, and how a message describes a difference in each.
 _IDENTITY = {
     "store_fingerprint": "another store, or the store has changed",
     "checkpoint_sha256": "another checkpoint",
@@ -56,7 +51,7 @@ _IDENTITY = {
 }
 _MIN_ROWS_PER_PART = 1024
 _MAX_ROWS_PER_PART = 32768
-_WANTED_PARTS = 512
+_TARGET_PARTS = 512
 
 
 @dataclass(frozen=True)
@@ -77,11 +72,11 @@ class Part:
 
 
 def default_rows_per_part(n_rows: int) -> int:
-    """Return the smallest size of a part: some hundreds of parts, each worth a file.
+    """Return the minimum size of a part: it gives some hundreds of parts, each worth a file.
 
-    It depends on the store alone, so that a run can be taken up with any number of workers.
+    It depends on the store alone, so that a run can continue with any number of workers.
     """
-    return min(max(n_rows // _WANTED_PARTS, _MIN_ROWS_PER_PART), _MAX_ROWS_PER_PART)
+    return min(max(n_rows // _TARGET_PARTS, _MIN_ROWS_PER_PART), _MAX_ROWS_PER_PART)
 
 
 def plan_parts(shard_lengths: Mapping[ShardKey, int], rows_per_part: int) -> list[Part]:
@@ -100,13 +95,13 @@ def plan_parts(shard_lengths: Mapping[ShardKey, int], rows_per_part: int) -> lis
 
 @dataclass(frozen=True)
 class ModelKey:
-    """Which model, on which device, for which store; what a worker needs to load it.
+    """What a worker needs to load the model.
 
     Attributes:
-        checkpoint_sha256: of the file that the run began with.
-        device: as `Engine` takes it.
+        checkpoint_sha256: SHA-256 of the checkpoint when the run began.
+        device: passed to `Engine`.
         compiled: whether full batches run through compiled code.
-        pdf: the form in which p(z) is written beside the catalogue; None: it is not.
+        pdf: the form in which p(z) is written beside the catalogue; None: p(z) is not written.
     """
 
     store_path: AnyPath
@@ -119,20 +114,16 @@ class ModelKey:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The output folder of one run, which is known by `identity`."""
+    """The output folder of the run that `identity` identifies."""
 
     path: Path
     identity: dict[str, Any]
 
     @classmethod
     def of(
-        cls,
-        path: Path,
-        store_fingerprint: str,
-        rows_per_part: int,
-        model: ModelKey,
+        cls, path: Path, store_fingerprint: str, rows_per_part: int, model: ModelKey
     ) -> "RunFolder":
-        """Say which run a store and a model make; nothing is written."""
+        """Return the folder of the run that a store and a model make; write nothing."""
         return cls(
             path,
             {
@@ -155,7 +146,7 @@ class RunFolder:
 
     @property
     def pdf_form(self) -> str | None:
-        """The form in which p(z) stands beside the catalogue, or None."""
+        """The form in which p(z) is written beside the catalogue, or None."""
         return self.identity.get("pdf")
 
     @property
@@ -166,35 +157,23 @@ class RunFolder:
         return self.catalog / part.file_name
 
     def part_identity(self, part: Part) -> dict[str, Any]:
-        """Return what is noted in a part, and asked of it when a run is taken up again."""
+        """Return what a part's metadata must say for a later start to accept it."""
         return {
             "run_id": self.run_id,
             "index": part.index,
             "shards": [str(key) for key in part.shards],
         }
 
-    def part_sizes(self, folder: Path | None = None) -> dict[str, int]:
-        """Return the bytes of every part that is there, in catalog/ or `folder`, by file name."""
-        folder = folder or self.catalog
-        if not folder.exists():
-            return {}
-        with os.scandir(folder) as entries:
-            return {e.name: e.stat().st_size for e in entries if e.name.startswith("part-")}
-
-    def notes(self) -> dict[int, PartNote]:
-        """Return what the workers noted of finished parts, by index."""
-        return read_notes(self.path)
-
     def log(self, event: str, **about: Any) -> None:
-        """Add a line to events.jsonl, if the run was begun: what happened, when, and to whom."""
+        """Add a line to events.jsonl, if the run has begun: what happened, when, and where."""
         if not self._has_begun:
             return
         line = {"at": round(time.time(), 3), "event": event, "host": socket.gethostname(), **about}
-        with suppress(OSError):  # a full disk is told of elsewhere
+        with suppress(OSError):  # other writes report a full disk
             append_line(self.path / EVENTS_FILE, line)
 
     def is_begun(self) -> bool:
-        """Return whether this very run was begun here.
+        """Return whether this run has begun here.
 
         Raises:
             CatalogError: the folder holds another run, or something else.
@@ -208,10 +187,9 @@ class RunFolder:
                 raise CatalogError(f"{self.catalog}: holds files, but {file} is missing{other}")
             return False
         identity = read_run(self.path).identity
-        differences = [
-            what for key, what in _IDENTITY.items() if identity.get(key) != self.identity.get(key)
-        ]
-        if differences:
+        if differences := [
+            text for key, text in _IDENTITY.items() if identity.get(key) != self.identity.get(key)
+        ]:
             raise CatalogError(f"{self.path}: holds another run ({'; '.join(differences)}){other}")
         return True
 
@@ -219,7 +197,7 @@ class RunFolder:
         """Note the run in the folder, and return its provenance, as JSON.
 
         Args:
-            about: for readers; of a run that was begun before, what was noted then holds.
+            about: facts for readers; ignored if the run has begun before.
 
         Raises:
             RunError: the disk is full, or cannot be written.
@@ -234,10 +212,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder if need be and keep other processes from writing to it.
+        """Make the folder if necessary, and keep other processes from writing to it.
 
-        The lock dies with the process. Where a file system has no locks, two runs at once do
-        each other no harm: their parts are equal and appear whole; the work is done twice.
+        The lock ends with the process. On a file system without locks, two runs at once do no
+        harm: their parts are equal and appear whole; only the work is done twice.
 
         Raises:
             CatalogError: another process is writing to the folder.
@@ -254,7 +232,7 @@ class RunFolder:
                 try:
                     yield
                 finally:
-                    if not self._has_begun:  # leave nothing
+                    if not self._has_begun:  # leave nothing behind
                         with suppress(OSError):
                             if self.pdf_form is not None:
                                 self.pdf.rmdir()
@@ -286,7 +264,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def note_part(part_path: Path, part: Part, note: PartNote, seconds: float) -> None:
-    """Note that a part is finished, in the file of this process.
+    """Add a note on a finished part to the file of this process.
 
     Raises:
         RunError: the disk is full, or cannot be written.
@@ -317,10 +295,10 @@ def note_part(part_path: Path, part: Part, note: PartNote, seconds: float) -> No
 
 
 def append_line(file: Path, line: dict[str, Any]) -> None:
-    """Add a line of JSON to a file, at one go, so that writers do not cut each other short.
+    """Add a line of JSON to a file in one write, so that concurrent writers do not mix lines.
 
     Raises:
-        OSError: it cannot be written, or is a link or a pipe, which others may have put there.
+        OSError: it cannot be written, or is a link or a pipe, which another user may have made.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     handle = os.open(file, flags, 0o666)

@@ -1,4 +1,4 @@
-"""How far a run is, from the files that it leaves: `photozhpc status`."""
+"""How far a run has got, from the files that it leaves: `photozhpc status`."""
 
 import time
 from collections import defaultdict
@@ -17,20 +17,21 @@ from photozhpc.catalog.notes import (
     read_notes,
     read_run,
 )
+from photozhpc.catalog.progress import clock_text
 from photozhpc.errors import PhotozError
 from photozhpc.files.disk import is_count
 from photozhpc.files.lock import is_held
 from photozhpc.store import CutoutStore
 
-# A rate is of this last stretch of a run.
+# The rate is the mean of this last stretch of a run.
 _WINDOW_SECONDS = 300.0
 
 
 def status_of(path: str | Path, now: float | None = None) -> dict[str, Any]:
-    """Return how far the run in a folder is; the key "kind" says of which kind it is.
+    """Return how far the run in a folder has got; the key "kind" says what kind of run it is.
 
     Args:
-        now: seconds since 1970; default: the clock's.
+        now: seconds since 1970; default: the current time.
 
     Raises:
         PhotozError: there is no run, or its files are damaged.
@@ -44,7 +45,9 @@ def status_of(path: str | Path, now: float | None = None) -> dict[str, Any]:
         return {"kind": "catalogue", "path": str(path), "state": _state(path, False)}
     if (path / "plan.json").is_file():
         return _store_status(path)
-    raise PhotozError(f"{path}: no run of photozhpc is there")
+    raise PhotozError(
+        f"{path}: no run of photozhpc is there; pass a store, or the --out folder of train or infer"
+    )
 
 
 def _catalog_status(path: Path, now: float) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
         elif event.get("event") == "set aside" and is_count(event.get("part")):
             failed.append(event)
     notes = read_notes(path)
-    lost = _lost(path, notes)
+    lost = _lost_parts(path, notes)
     notes = {part: note for part, note in notes.items() if part not in lost}
     counts = sum((note.counts for note in notes.values()), Counts(0, 0, 0))
     finished = len(notes) >= n_parts
@@ -113,8 +116,8 @@ def _catalog_status(path: Path, now: float) -> dict[str, Any]:
     }
 
 
-def _lost(path: Path, notes: dict[int, PartNote]) -> list[int]:
-    """Return the parts that were noted, and are not there or have another size."""
+def _lost_parts(path: Path, notes: dict[int, PartNote]) -> list[int]:
+    """Return the parts that have a note, but are missing or have another size."""
     sizes = {part.name: part.stat().st_size for part in (path / PART_FOLDER).glob("part-*")}
     return sorted(
         part for part, note in notes.items() if sizes.get(part_name(part)) != note.file.n_bytes
@@ -151,59 +154,54 @@ def _state(path: Path, finished: bool) -> str:
     return "finished" if finished else "stopped"
 
 
-def describe(found: dict[str, Any]) -> str:
+def describe(status: dict[str, Any]) -> str:
     """Return a status as lines of text."""
-    lines = [f"{found['path']}: {found['kind']}, {found['state']}"]
-    if found["kind"] == "training":
-        lines.append(f"epochs   {found['epochs_done']}")
-        if found["last"]:
-            shown = (
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
-                for k, v in found["last"].items()
+    lines = [f"{status['path']}: {status['kind']}, {status['state']}"]
+    if status["kind"] == "training":
+        lines.append(f"epochs   {status['epochs_done']}")
+        if status["last"]:
+            values = (
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in status["last"].items()
             )
-            lines.append(f"last     {'  '.join(shown)}")
-    elif found["kind"] == "store":
-        lines.append(f"tiles    {found['tiles_done']} of {found['tiles']}")
-        lines.append(f"sources  {found['sources_done']}")
-    elif "parts" in found:
-        lines += _catalog_lines(found)
+            lines.append(f"last     {'  '.join(values)}")
+    elif status["kind"] == "store":
+        lines.append(f"tiles    {status['tiles_done']} of {status['tiles']}")
+        lines.append(f"sources  {status['sources_done']}")
+    elif "parts" in status:
+        lines += _catalog_lines(status)
     return "\n".join(lines)
 
 
-def _catalog_lines(found: dict[str, Any]) -> list[str]:
-    percent = 100 * found["sources_done"] / max(found["sources"], 1)
+def _catalog_lines(status: dict[str, Any]) -> list[str]:
+    percent = 100 * status["sources_done"] / max(status["sources"], 1)
     lines = [
-        f"parts    {found['parts_done']} of {found['parts']}",
-        f"sources  {found['sources_done']} of {found['sources']} ({percent:.1f} %), "
-        f"{found['flagged']} flagged",
-        f"rate     {found['sources_per_s']:.0f} sources/s",
+        f"parts    {status['parts_done']} of {status['parts']}",
+        f"sources  {status['sources_done']} of {status['sources']} ({percent:.1f} %), "
+        f"{status['flagged']} flagged",
+        f"rate     {status['sources_per_s']:.0f} sources/s",
     ]
-    if found["pdf"]:
-        lines.append(f"p(z)     {found['pdf']}")
-    if found["metrics"]:
-        lines.append(f"metrics  {found['metrics']}")
-    if found["seconds_left"] is not None:
-        whole = round(found["seconds_left"])
-        lines.append(f"left     {whole // 3600:d}:{whole // 60 % 60:02d}:{whole % 60:02d}")
-    if found["parts_lost"]:
+    if status["pdf"]:
+        lines.append(f"p(z)     {status['pdf']}")
+    if status["metrics"]:
+        lines.append(f"metrics  {status['metrics']}")
+    if status["seconds_left"] is not None:
+        lines.append(f"left     {clock_text(status['seconds_left'])}")
+    if lost := status["parts_lost"]:
         lines.append(
-            f"missing  {len(found['parts_lost'])} parts that were finished are gone or altered "
-            f"(the first is {part_name(found['parts_lost'][0])}); run the same 'photozhpc infer' "
-            f"again"
+            f"missing  {len(lost)} finished parts are gone or altered (the first is "
+            f"{part_name(lost[0])}); run the same 'photozhpc infer' again"
         )
-    if found["workers_lost"]:
-        lines.append(f"lost     {found['workers_lost']} workers, replaced")
-    for part in found["set_aside"]:
-        lines.append(f"failed   part {part['part']}, {_shards(part['shards'])}: {part['reason']}")
-    for name, worker in found["workers"].items():
+    if status["workers_lost"]:
+        lines.append(f"lost     {status['workers_lost']} workers, replaced")
+    for part in status["set_aside"]:
+        shards = part["shards"]
+        known = isinstance(shards, list) and shards
+        place = f"shards {shards[0]} to {shards[-1]}" if known else "shards unknown"
+        lines.append(f"failed   part {part['part']}, {place}: {part['reason']}")
+    for name, worker in status["workers"].items():
         lines.append(
             f"worker   {name}: {worker['parts']} parts, {worker['sources']} sources, the last "
             f"{worker['seconds_since_part']:.0f} s ago"
         )
     return lines
-
-
-def _shards(shards: Any) -> str:
-    if not isinstance(shards, list) or not shards:
-        return "shards unknown"
-    return f"shards {shards[0]} to {shards[-1]}"

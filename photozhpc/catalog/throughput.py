@@ -1,4 +1,4 @@
-"""How fast a run went, from the notes of its workers and its events."""
+"""The pace of a run, from the notes of its workers and its events."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +9,23 @@ from numpy.typing import NDArray
 from photozhpc.catalog.notes import read_events, read_notes
 
 _N_BINS = 80
-_PAUSE_SECONDS = 60.0  # a longer time without any part in work, between two starts, is cut out
-_MAX_SECONDS = 1e7  # that a part takes; more is no time
+_PAUSE_SECONDS = 60.0  # a longer time in which no part was being made is cut out
+_MAX_SECONDS = 1e7  # no part takes longer: the note is damaged
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """The pace of a run; times in seconds of work, with the pauses between its starts cut out.
+    """The pace of a run; times are seconds of work, with the pauses between its starts cut out.
 
     Attributes:
         edges, sources_per_s: the rate in bins; a part's sources are spread evenly over the time
             that it took.
-        done_share: of the run's sources, finished by each edge.
-        marks: (time, event) of lost workers, parts set aside, stops and further starts.
-        n_sources, n_parts, n_workers, n_starts: that made or noted parts.
-        n_untimed: sources of parts whose worker died before it noted them.
-        hosts: machines.
+        done_share: share of the run's sources that was finished by each edge.
+        marks: (time, event) of lost workers, failed parts, stops and restarts.
+        n_sources, n_workers: of the parts whose time is known.
+        n_parts, n_starts: finished parts; starts of `infer`.
+        n_untimed: sources of parts whose worker died before it wrote a note.
+        hosts: names of the machines.
     """
 
     edges: NDArray[np.float64]
@@ -39,16 +40,16 @@ class Throughput:
     hosts: list[str]
 
     @property
-    def mean_rate(self) -> float:
-        return self.n_sources / float(self.edges[-1])
-
-    @property
     def seconds(self) -> float:
         return float(self.edges[-1])
 
+    @property
+    def mean_rate(self) -> float:
+        return self.n_sources / self.seconds
+
 
 def read_throughput(run: Path, n_rows: int) -> Throughput | None:
-    """Return the pace of the run in a folder; None where nothing was noted.
+    """Return the pace of the run in a folder; None if no note has a time.
 
     Args:
         n_rows: sources of the whole run.
@@ -67,12 +68,12 @@ def read_throughput(run: Path, n_rows: int) -> Throughput | None:
     done_E = _spread(start_P, stop_P, rows_P, edges)
     marks, n_starts = [], 0
     for event in sorted(events, key=lambda event: event["at"]):
-        shown = event.get("event")
-        if shown == "begun":
+        kind = event.get("event")
+        if kind == "begun":
             n_starts += 1
-            shown = "begun again" if n_starts > 1 else ""
-        if shown in ("begun again", "stopped", "worker lost", "set aside"):
-            marks.append((float(clock.working(np.array([event["at"]]))[0]), shown))
+            kind = "begun again" if n_starts > 1 else ""
+        if kind in ("begun again", "stopped", "worker lost", "set aside"):
+            marks.append((float(clock.working(np.array([event["at"]]))[0]), kind))
     workers = {note.worker for note in timed}
     hosts = {str(event.get("host")) for event in events} | {
         name.rpartition("-")[0] for name in workers
@@ -93,7 +94,7 @@ def read_throughput(run: Path, n_rows: int) -> Throughput | None:
 
 @dataclass(frozen=True)
 class _Clock:
-    """Turns the time of day into time at work: pauses longer than a minute do not count."""
+    """Turns the time of day into time at work, in which pauses over a minute do not count."""
 
     knots: NDArray[np.float64]
     worked: NDArray[np.float64]
@@ -120,6 +121,6 @@ def _spread(
     rows_P: NDArray[np.float64],
     edges: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return the sources finished by each edge, each part's spread evenly over its time."""
+    """Return the sources finished by each edge; a part's are spread evenly over its time."""
     length_P = np.maximum(stop_P - start_P, 1e-9)
     return np.array([(rows_P * np.clip((edge - start_P) / length_P, 0, 1)).sum() for edge in edges])

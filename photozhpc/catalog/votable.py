@@ -11,10 +11,10 @@ _NAMESPACE = "{http://www.ivoa.net/xml/VOTable/v1.3}"
 
 
 def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
-    """Return the schema with a VOTable without data in its metadata: one FIELD a column, in order.
+    """Return the schema with a VOTable without data in its metadata: one FIELD per column.
 
     Args:
-        schema: each field has the metadata `ucd` and `description`, and `unit` if it has one.
+        schema: each field has the metadata `ucd`, `description` and, if any, `unit`.
         about: the table's description.
     """
     root = ElementTree.Element(
@@ -41,16 +41,12 @@ def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
         ElementTree.SubElement(element, "DESCRIPTION").text = metadata["description"]
     content = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return schema.with_metadata(
-        {
-            **(schema.metadata or {}),
-            b"IVOA.VOTable-Parquet.version": b"1.0",
-            _CONTENT_KEY: content,
-        }
+        {**(schema.metadata or {}), b"IVOA.VOTable-Parquet.version": b"1.0", _CONTENT_KEY: content}
     )
 
 
 def table_description(schema: pa.Schema) -> str:
-    """Return the description of the table in a schema's VOTable; empty: there is none."""
+    """Return the description of the table in a schema's VOTable; "" if there is none."""
     try:
         root = ElementTree.fromstring((schema.metadata or {})[_CONTENT_KEY])
     except (KeyError, ElementTree.ParseError):

@@ -1,11 +1,11 @@
-"""Commands that tell and help: info, config, completion."""
+"""Commands that describe and help: info, config, completion."""
 
 from pathlib import Path
 
 import click
 from click.shell_completion import get_completion_class
 
-from photozhpc.cli.group import JSON, LOCAL, Examples, echo_json, main
+from photozhpc.cli.group import JSON, LOCAL, Examples, echo, main
 from photozhpc.cli.parameters import CONFIG, SURVEY
 from photozhpc.survey import load_survey
 
@@ -24,14 +24,11 @@ def info(path: Path, survey: str | None, as_json: bool) -> None:
     from photozhpc.info.describe import about, describe
 
     facts = about(path, None if survey is None else load_survey(survey))
-    if as_json:
-        echo_json(facts)
-    else:
-        click.echo(describe(facts))
+    echo(facts if as_json else describe(facts))
 
 
 class ExamplesGroup(click.Group):
-    """A group of commands with an example, as Examples."""
+    """A group of commands whose help ends with an example, as in Examples."""
 
     def __init__(self, name: str, *, example: str, **settings: object) -> None:
         super().__init__(name, epilog=f"\b\nExample:\n  {example}", **settings)  # type: ignore[arg-type]
@@ -49,29 +46,23 @@ def list_configs(as_json: bool) -> None:
     from photozhpc.info.configs import listing
 
     entries = listing()
-    if as_json:
-        echo_json(entries)
-        return
     width = max(len(entry["name"]) for entry in entries)
-    for entry in entries:
-        click.echo(f"{entry['kind']:<6}  {entry['name']:<{width}}  {entry['about']}")
+    lines = (f"{entry['kind']:<6}  {entry['name']:<{width}}  {entry['about']}" for entry in entries)
+    echo(entries if as_json else "\n".join(lines))
 
 
 @config.command(cls=Examples, example="photozhpc config show candels > my.yaml")
 @click.argument("name", metavar="NAME_OR_FILE", type=CONFIG)
 @JSON
 def show(name: str, as_json: bool) -> None:
-    """Print a survey, recipe, site or sky as YAML, whole, with every default filled in.
+    """Print a survey, recipe, site or sky as YAML, with every default filled in.
 
-    NAME is one of 'photozhpc config list'; a FILE is checked as the command that takes it would.
+    NAME is one that 'photozhpc config list' lists. A FILE is checked as it is where it is used.
     """
     from photozhpc.info.configs import load_config
 
     loaded = load_config(name)
-    if as_json:
-        echo_json(loaded.mapping())
-    else:
-        click.echo(loaded.text())
+    echo(loaded.mapping() if as_json else loaded.text())
 
 
 @main.command(

@@ -7,18 +7,17 @@ from typing import Literal
 
 import click
 
-from photozhpc.cli.exports import EXPORT_NAMES, FORMATS, export_as, sentence
-from photozhpc.cli.group import JSON, LOCAL, Examples, Location, Progress, echo_json, main
-from photozhpc.cli.parameters import SITE, SURVEY
+from photozhpc.cli.exports import EXPORT_NAMES, FORMATS, export_as, export_line
+from photozhpc.cli.group import JSON, LOCAL, Examples, Location, Progress, echo, main
+from photozhpc.cli.parameters import DEVICE, SITE, SURVEY
 from photozhpc.errors import PhotozError
 from photozhpc.files.disk import read_json
 from photozhpc.files.objects import AnyPath, is_remote
 from photozhpc.logs import LOG
 from photozhpc.printable import printable
-from photozhpc.survey import load_survey
+from photozhpc.survey import Survey, load_survey
 
-# The sky that `photozhpc infer --survey roman-sim` makes for itself. No model that comes with
-# the package was trained on this seed.
+# The sky that `photozhpc infer --survey roman-sim` makes; no bundled model was trained on its seed.
 DEFAULT_SEED = 2027
 DEFAULT_TILES = 4
 
@@ -32,16 +31,11 @@ DEFAULT_TILES = 4
 )
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--store", type=Location(), help="Store made by 'extract'; may be on s3://.")
-@click.option("--checkpoint", type=LOCAL, help="Default: the bundled model.")
+@click.option("--checkpoint", type=LOCAL, help="Model file; default: the bundled model.")
 @click.option("--out", type=LOCAL, help="Folder; default: out/SURVEY.")
 @click.option("--truth", multiple=True, type=Location(), help="Table(s) of known redshifts.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core or GPU.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    help="Default: GPUs if there are any.",
-)
+@DEVICE
 @click.option(
     "--compile/--no-compile",
     "compiled",
@@ -59,7 +53,7 @@ DEFAULT_TILES = 4
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="With --site: jobs at a time.",
+    help="With --site: number of jobs.",
 )
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers do the work.")
 @click.option(
@@ -88,8 +82,8 @@ def infer(
 ) -> None:
     """Stream a store through a model into a photo-z catalogue; run again to continue.
 
-    Without --store, and for survey roman-sim, it first makes a small simulated sky and its
-    store inside the output folder.
+    For survey roman-sim without --store, it first makes a small simulated sky and its store in
+    the output folder.
     """
     from photozhpc.catalog.run import run_inference
     from photozhpc.export.export import check_format, check_target
@@ -98,23 +92,23 @@ def infer(
 
     if "qp" in formats and pdf is None:
         raise click.UsageError("--export qp needs --pdf quantiles or --pdf grid")
-    wanted = load_survey(survey)
-    out = out or Path("out") / wanted.name
+    loaded_survey = load_survey(survey)
+    out = out or Path("out") / loaded_survey.name
     for to in formats:
-        check_format(to)  # here, for the run may take days
+        check_format(to)  # before the run, which may take days
         check_target(out / EXPORT_NAMES[to], to)
-    checkpoint = checkpoint or bundled_checkpoint(wanted.name)
+    checkpoint = checkpoint or bundled_checkpoint(loaded_survey.name)
     if store is None:
-        store, truth = _own_sky(wanted.name, out, truth, workers)
+        store, truth = _own_sky(loaded_survey, out, truth, workers)
     if truth:
         from photozhpc.evaluation.truth import read_truth
 
-        read_truth(truth)  # a fault in it should not wait for the end of the run
+        read_truth(truth)  # report a fault in it before the run
     summary = run_inference(
         store,
         checkpoint,
         out,
-        wanted,
+        loaded_survey,
         workers,
         device,
         compiled=compiled,
@@ -124,32 +118,31 @@ def infer(
         scheduler=scheduler,
         command=shlex.join(["photozhpc", *map(printable, sys.argv[1:])]),
     )
-    from photozhpc.evaluation.summary import summarise  # a second, that the workers need not wait
+    from photozhpc.evaluation.summary import summarise  # takes a second; the workers start first
 
     text = summarise(summary, truth or None)
     if not as_json:
-        click.echo(text)
-    exported = {to: export_as(out, to, out / EXPORT_NAMES[to], workers=workers) for to in formats}
+        echo(text)
+    exports = {to: export_as(out, to, out / EXPORT_NAMES[to], workers=workers) for to in formats}
     if as_json:
-        echo_json(read_json(out / "summary.json") | ({"exports": exported} if exported else {}))
+        echo(read_json(out / "summary.json") | ({"exports": exports} if exports else {}))
         return
-    for report in exported.values():
-        click.echo(sentence(report))
+    for facts in exports.values():
+        echo(export_line(facts))
 
 
 def _own_sky(
-    survey_name: str, out: Path, truth: tuple[AnyPath, ...], workers: int | None
+    survey: Survey, out: Path, truth: tuple[AnyPath, ...], workers: int | None
 ) -> tuple[Path, tuple[AnyPath, ...]]:
     """Make the small sky of `photozhpc infer --survey roman-sim` and its store."""
-    if survey_name != "roman-sim":
+    if survey.name != "roman-sim":
         raise PhotozError(
-            f"no store was given; make one with 'photozhpc extract --survey {survey_name} "
+            f"no store was given; make one with 'photozhpc extract --survey {survey.name} "
             f"--mosaics DIR --store PATH' and pass --store PATH"
         )
     from photozhpc.extract.extract import extract
     from photozhpc.sky import load_sky_config, simulate_sky
 
-    survey = load_survey(survey_name)
     sky, store = out / "sky", out / "store"
     LOG.info("no --store: simulating %d tiles of sky in %s", DEFAULT_TILES, sky)
     simulate_sky(
@@ -169,8 +162,8 @@ def _own_sky(
     multiple=True,
     required=True,
     type=Location(),
-    help="Table with source_id and z_true or z_spec, or a quoted glob of such, or a store whose "
-    "labels are the truth; may be repeated.",
+    help="Table with source_id and z_true or z_spec, a quoted glob of such tables, or a store "
+    "whose labels are the truth; may be repeated.",
 )
 @click.option("--out", type=LOCAL, help="Folder; default: CATALOG/evaluation.")
 @JSON
@@ -195,12 +188,12 @@ def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_jso
     "--truth",
     multiple=True,
     type=Location(),
-    help="Truth table(s), or globs of them, or a store; default: those of the run's evaluation or "
-    "simulated sky, else the store's labels.",
+    help="Truth table(s), globs of them, or a store; default: the truth of the run's evaluation "
+    "or simulated sky, else the store's labels.",
 )
 @click.option("--out", type=LOCAL, help="File; default: OUT/report.html.")
 def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
-    """Make one self-contained HTML page of a catalogue, finished or not.
+    """Make one self-contained HTML page about a catalogue, finished or not.
 
     OUT is the --out folder of infer, its catalog folder, or one part.
     """
@@ -220,9 +213,9 @@ def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
     "checkpoints",
     multiple=True,
     type=LOCAL,
-    help="Checkpoint whose latent space is shown; may be repeated: side by side.",
+    help="Checkpoint whose latent space to plot; repeat it to plot several side by side.",
 )
-@click.option("--store", type=LOCAL, help="Store of the sources for it.")
+@click.option("--store", type=LOCAL, help="Store with the sources for --latents.")
 @click.option(
     "--truth",
     multiple=True,
@@ -230,9 +223,7 @@ def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
     help="Truth table(s), or globs of them; default: the store's labels.",
 )
 @click.option(
-    "--scaling",
-    type=LOCAL,
-    help="JSON results of training runs with different numbers of labels.",
+    "--scaling", type=LOCAL, help="JSON results of training runs with different numbers of labels."
 )
 @click.option("--out", required=True, type=LOCAL, help="Folder to write to.")
 def figures(
@@ -244,7 +235,7 @@ def figures(
 ) -> None:
     """Plot the latent space of models, or their accuracy against the number of labels."""
     if not checkpoints and scaling is None:
-        raise click.UsageError("nothing to report; pass --latents CHECKPOINT or --scaling FILE")
+        raise click.UsageError("nothing to plot; pass --latents CHECKPOINT or --scaling FILE")
     if checkpoints:
         from photozhpc.figures.latents_report import report_latents
 
@@ -263,66 +254,43 @@ def figures(
     "--store",
     "store_path",
     type=Location(),
-    help="For a catalogue: check too that every source of this store is in it, once.",
+    help="For a catalogue: also check that it has every source of this store once.",
 )
 @JSON
 def verify(path: AnyPath, store_path: AnyPath | None, as_json: bool) -> None:
-    """Check every file of a store, or of a catalogue (the --out of infer), and name what is wrong.
+    """Check every file of a store, or of a catalogue (the --out of infer), and name each problem.
 
-    Files are compared with the sizes and SHA-256 that were noted when they were written.
+    It compares the files with the sizes and SHA-256 that were recorded when they were written.
     """
     from photozhpc.store import CutoutStore
 
+    n_sources: int | None
     if not is_remote(path) and (path / "run.json").is_file():
-        _verify_catalog(path, store_path, as_json)
-        return
-    if store_path is not None:
+        from photozhpc.catalog.verify import verify_catalog
+
+        store = None if store_path is None else CutoutStore.open(store_path)
+        n_sources, problems = verify_catalog(path, store)
+        kind, verdict = "catalogue", f"{n_sources} sources"
+        if store is not None:
+            verdict += f", those of {store.path}, each once"
+        advice = "delete the parts named above and run the same 'photozhpc infer' again"
+    elif store_path is not None:
         raise PhotozError(f"{path}: no run of 'photozhpc infer' is there to compare with --store")
-    store = CutoutStore.open(path)
-    problems = store.verify()
-    if as_json:
-        _echo_verdict("store", path, None if problems else len(store), problems)
     else:
-        for problem in problems:
-            click.echo(problem)
-    if problems:
-        raise PhotozError(
-            f"{path}: {len(problems)} problems; delete the tiles named above (their folder and "
-            f"their file in .manifests) and run 'photozhpc extract' again"
+        store = CutoutStore.open(path)
+        problems = store.verify()
+        n_sources = None if problems else len(store)
+        kind = "store"
+        verdict = "" if problems else f"{n_sources} sources, {len(store.shards())} shards"
+        advice = (
+            "delete the tiles named above (their folder and their file in .manifests) and run "
+            "'photozhpc extract' again"
         )
-    if not as_json:
-        click.echo(f"{path}: sound: {len(store)} sources, {len(store.shards())} shards")
-
-
-def _echo_verdict(kind: str, path: AnyPath, n_sources: int | None, problems: list[str]) -> None:
-    sound = not problems
-    echo_json(
-        {
-            "kind": kind,
-            "path": str(path),
-            "sound": sound,
-            "sources": n_sources,
-            "problems": problems,
-        }
-    )
-
-
-def _verify_catalog(path: Path, store_path: AnyPath | None, as_json: bool) -> None:
-    from photozhpc.catalog.verify import verify_catalog
-    from photozhpc.store import CutoutStore
-
-    store = None if store_path is None else CutoutStore.open(store_path)
-    n_rows, problems = verify_catalog(path, store)
     if as_json:
-        _echo_verdict("catalogue", path, n_rows, problems)
+        verdict_json = {"kind": kind, "path": str(path), "sound": not problems}
+        echo(verdict_json | {"sources": n_sources, "problems": problems})
     else:
-        for problem in problems:
-            click.echo(problem)
+        for line in problems or [f"{path}: sound: {verdict}"]:
+            echo(line)
     if problems:
-        raise PhotozError(
-            f"{path}: {len(problems)} problems; delete the parts named above and run the same "
-            f"'photozhpc infer' again: it makes them anew"
-        )
-    where = "" if store is None else f", those of {store.path}, each once"
-    if not as_json:
-        click.echo(f"{path}: sound: {n_rows} sources{where}")
+        raise PhotozError(f"{path}: {len(problems)} problems; {advice}")

@@ -1,11 +1,11 @@
-"""The command that hands a catalogue to other tools: export."""
+"""The command that writes a catalogue for other tools: export."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from photozhpc.cli.group import JSON, LOCAL, Examples, Progress, echo_json, main
+from photozhpc.cli.group import JSON, LOCAL, Examples, Progress, echo, main
 
 # Format -> name in the --out folder of `photozhpc infer --export`.
 EXPORT_NAMES = {
@@ -30,45 +30,42 @@ FORMATS = tuple(EXPORT_NAMES)
     type=click.Choice(["roman", "rubin", "euclid"]),
     default="roman",
     show_default=True,
-    help="Whose names, and units, the columns are to have.",
+    help="Survey whose names and units the columns get.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes, for hats; default: one a core.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Processes, for hats; default: one per core."
+)
 @JSON
 def export(
     catalog: Path, to: str, out: Path, columns: str, workers: int | None, as_json: bool
 ) -> None:
     """Write a catalogue for other tools: HATS for LSDB, FITS or VOParquet for TOPCAT, qp for RAIL.
 
-    An export that stands at --out is replaced when the new one is complete; nothing else is.
+    A complete new export replaces an older one at --out; nothing else is replaced.
     """
-    report = export_as(catalog, to, out, columns, workers)
-    if as_json:
-        echo_json(report)
-    else:
-        click.echo(sentence(report))
+    facts = export_as(catalog, to, out, columns, workers)
+    echo(facts if as_json else export_line(facts))
 
 
 def export_as(
     catalog: Path, to: str, out: Path, columns: str = "roman", workers: int | None = None
 ) -> dict[str, Any]:
-    """Export, and return what there is to say of it."""
+    """Export, and return the facts that --json prints."""
     from photozhpc.export.export import export
 
-    done = export(catalog, to, out, columns, workers, Progress("sources"))
+    exported = export(catalog, to, out, columns, workers, Progress("sources"))
     return {
         "format": to,
         "path": str(out),
-        "sources": done.rows,
-        "left_out": done.left_out,
-        "why_left_out": done.why if done.left_out else None,
+        "sources": exported.rows,
+        "left_out": exported.left_out,
+        "why_left_out": exported.why if exported.left_out else None,
     }
 
 
-def sentence(report: dict[str, Any]) -> str:
-    """Say in a sentence what `export_as` returned."""
-    why = (
-        f"; {report['left_out']} left out: they {report['why_left_out']}"
-        if report["left_out"]
-        else ""
-    )
-    return f"{report['sources']} sources in {report['path']}{why}"
+def export_line(facts: dict[str, Any]) -> str:
+    """Return the facts of `export_as` as one line."""
+    line = f"{facts['sources']} sources in {facts['path']}"
+    if facts["left_out"]:
+        line += f"; {facts['left_out']} left out: they {facts['why_left_out']}"
+    return line

@@ -31,23 +31,23 @@ from photozhpc.files.objects import AnyPath, location
 from photozhpc.logs import LOG, is_quiet, is_verbose, set_verbosity, verbosity_kept
 from photozhpc.printable import printable
 
-# Where colorama is installed, Numba has it write an escape at exit, whatever NO_COLOR says.
+# With colorama installed, Numba writes an escape sequence at exit, whatever NO_COLOR says.
 os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
-# Left over from a notebook or a site. Figures are drawn to files, never shown; no kernel runs on
-# Numba's own threads, of which a layer is named that may not be installed; uncompiled they take
-# hours.
+# A notebook or a site may have set these variables. Figures go to files, never to a window. Kernels
+# do not run on Numba's own threads, whose named layer may not be installed; without compilation
+# they take hours.
 os.environ["MPLBACKEND"] = "agg"
-# Processes that Python starts look for modules in the working folder first: it may be anybody's.
+# Python's child processes would import modules from the working folder, which may be anybody's.
 os.environ["PYTHONSAFEPATH"] = "1"
 for _name in ("NUMBA_THREADING_LAYER", "NUMBA_DISABLE_JIT"):
     os.environ.pop(_name, None)
-# Of other than a number Numba and numexpr make tracebacks; "4,2" is for nested loops of OpenMP.
+# Numba and numexpr fail on values that are not a number; "4,2" is for nested loops of OpenMP.
 for _name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
     _first = os.environ.pop(_name, "").partition(",")[0].strip()
     if re.fullmatch("0*[1-9][0-9]*", _first):
         os.environ[_name] = _first
 
-# Astropy asks for a home, which the user of a container without an entry in /etc/passwd has not.
+# Astropy needs a home folder, which a user without an entry in a container's /etc/passwd lacks.
 if not os.path.isabs(os.path.expanduser("~")):
     from photozhpc.files.disk import temporary_folder
 
@@ -61,14 +61,14 @@ _PATIENCE_SECONDS = 5.0
 
 
 class Group(click.Group):
-    """Shows a PhotozError, and a fault of the file system, as one line.
+    """Shows a PhotozError, and an error of the file system, as one line.
 
-    SIGTERM and SIGUSR1, with which Slurm asks a job to stop, stop it as Ctrl-C does, but with
-    the exit code on which the job scripts requeue.
+    SIGTERM and SIGUSR1, with which Slurm asks a job to stop, act like Ctrl-C, but give the exit
+    code on which the job scripts requeue.
     """
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        """Be the program: when it has ended, Python's own end is not disturbed by Ctrl-C."""
+        """Run the program; then ignore signals, so that Ctrl-C does not disturb Python's exit."""
         try:
             return self.main(*args, **settings)
         finally:
@@ -82,45 +82,46 @@ class Group(click.Group):
     def make_context(self, *args: Any, **settings: Any) -> click.Context:
         try:
             return super().make_context(*args, **settings)
-        except OSError as error:  # of --help and --version, which write at once
-            raise _of_file_system(error) from error
+        except OSError as error:  # --help and --version write here
+            raise _file_system_error(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         with _stop_signals() as received, verbosity_kept():
-            for name in ("quiet", "verbose"):  # before the command's name
-                heed_verbosity(ctx, name, bool(ctx.params.get(name)))
+            for name in ("quiet", "verbose"):  # options before the command's name
+                set_verbosity_once(ctx, name, bool(ctx.params.get(name)))
             return self._invoke(ctx, received)
 
     def _invoke(self, ctx: click.Context, received: list[int]) -> Any:
         try:
             return super().invoke(ctx)
         except PhotozError as error:
-            if is_verbose():
-                LOG.debug("what led to the error below:\n%s", traceback.format_exc().rstrip())
-            shown = _Requeue if received or isinstance(error, Preempted) else _OneLine
-            raise shown(str(error)) from error
+            _log_traceback()
+            kind = _Requeue if received or isinstance(error, Preempted) else _OneLine
+            raise kind(str(error)) from error
         except OSError as error:
-            raise _of_file_system(error) from error
+            raise _file_system_error(error) from error
         except ValueError as error:
             if not str(error).startswith("A dask config file at"):
                 raise
-            # As it is when Dask is imported: before any work.
-            raise _OneLine(f"{error}; mend or move it (see DASK_CONFIG)") from error
-        except click.UsageError as error:  # it repeats what was typed
+            # Importing Dask raises it, before any work.
+            raise _OneLine(f"{error}; correct or move it (see DASK_CONFIG)") from error
+        except click.UsageError as error:  # it repeats the arguments, which may hold secrets
             raise click.UsageError(printable(error.format_message()), error.ctx) from error
         except KeyboardInterrupt:
             if received:
                 name = signal.Signals(received[0]).name
-                raise _Requeue(f"stopped by {name}; run the same command again to go on") from None
-            click.echo("stopped; run the same command again to go on", err=True)
+                raise _Requeue(
+                    f"stopped by {name}; run the same command again to continue"
+                ) from None
+            click.echo("stopped; run the same command again to continue", err=True)
             sys.exit(130)
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Stop the command once; the second Ctrl-C does not cut short what is left to do for that.
+    """Stop the command at the first signal; a second Ctrl-C does not interrupt the clean-up.
 
-    One that comes when this takes too long does: what is written is whole or absent in any case.
+    A Ctrl-C after _PATIENCE_SECONDS does: files are whole or absent in any case.
     """
     received: list[int] = []
     first = 0.0
@@ -135,9 +136,9 @@ def _stop_signals() -> Iterator[list[int]]:
         if number == signal.SIGINT and time.monotonic() - first > _PATIENCE_SECONDS:
             os._exit(130)
 
-    # A shell's background jobs ignore Ctrl-C, and go on doing so.
-    heard = [n for n in _STOP_SIGNALS if (n, signal.getsignal(n)) != _DEAF]
-    before = {n: signal.signal(n, stop) for n in heard}
+    # A shell's background jobs ignore Ctrl-C, and must still ignore it.
+    caught = [n for n in _STOP_SIGNALS if (n, signal.getsignal(n)) != _DEAF]
+    before = {n: signal.signal(n, stop) for n in caught}
     try:
         yield received
     finally:
@@ -146,10 +147,10 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def colour() -> bool | None:
-    """Return whether to write colours; None: where the stream is a terminal.
+    """Return whether to write colours; None: only if the stream is a terminal.
 
-    NO_COLOR (https://no-color.org) before FORCE_COLOR (https://force-color.org); a terminal that
-    says it is dumb has none.
+    NO_COLOR (https://no-color.org) overrides FORCE_COLOR (https://force-color.org); a terminal
+    of type "dumb" gets none.
     """
     if os.environ.get("NO_COLOR"):
         return False
@@ -167,25 +168,29 @@ class _OneLine(click.ClickException):
         click.echo(f"{error} {self.message}", file=file, err=True, color=colour())
 
 
-def _of_file_system(error: OSError) -> Exception:
-    """Return what to raise in the place of a fault of the file system."""
+def _file_system_error(error: OSError) -> Exception:
+    """Return the one-line error to raise instead of an error of the file system."""
     if error.errno == errno.EPIPE:
-        return error  # click ends without a word
-    if is_verbose():
-        LOG.debug("what led to the error below:\n%s", traceback.format_exc().rstrip())
-    what = error.strerror or str(error)
+        return error  # click exits silently
+    _log_traceback()
+    reason = error.strerror or str(error)
     if is_full(error):
-        what = "the disk is full; free some space and run the same command again"
-    return _OneLine(f"{error.filename}: {what}" if error.filename else what)
+        reason = "the disk is full; free some space and run the same command again"
+    return _OneLine(f"{error.filename}: {reason}" if error.filename else reason)
+
+
+def _log_traceback() -> None:
+    if is_verbose():
+        LOG.debug("traceback of the error below:\n%s", traceback.format_exc().rstrip())
 
 
 def _open_standard_streams() -> None:
-    """Open to nowhere what is closed (2>&-, some daemons): the next file would take its place."""
+    """Open /dev/null for each closed stream (2>&-, some daemons), else a file takes its number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
@@ -194,7 +199,7 @@ def _open_standard_streams() -> None:
 
 
 class _Requeue(_OneLine):
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the job scripts requeue on it
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h; the job scripts then requeue
 
 
 class Location(click.ParamType):
@@ -212,22 +217,23 @@ class Location(click.ParamType):
 
 
 class LocalPath(click.Path):
-    """A path on a disk; a URL is refused, of which `Path` would make a folder called 's3:'."""
+    """A path on a disk; it refuses a URL, for which `Path` would make a folder named 's3:'."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if "://" in os.fspath(value):
-            self.fail(f"{os.fspath(value)!r} is a URL; name a place on a disk", param, ctx)
+            self.fail(f"{os.fspath(value)!r} is a URL; pass a path on a disk", param, ctx)
         return super().convert(value, param, ctx)
 
 
 LOCAL = LocalPath()
 
 
-def heed_verbosity(ctx: click.Context, name: str, wanted: bool) -> None:
-    if not wanted or ctx.resilient_parsing:
+def set_verbosity_once(ctx: click.Context, name: str, is_set: bool) -> None:
+    """Obey --quiet or --verbose, wherever it stands in the command line, but not both."""
+    if not is_set or ctx.resilient_parsing:
         return
     meta = ctx.find_root().meta
     if meta.setdefault("photozhpc.verbosity", name) != name:
@@ -238,10 +244,10 @@ def heed_verbosity(ctx: click.Context, name: str, wanted: bool) -> None:
 def verbosity_options() -> list[click.Option]:
     """Return --quiet and --verbose, which every command has."""
 
-    def heed(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
-        heed_verbosity(ctx, str(option.name), wanted)
+    def callback(ctx: click.Context, option: click.Parameter, is_set: bool) -> None:
+        set_verbosity_once(ctx, str(option.name), is_set)
 
-    settings: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": heed}
+    settings: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": callback}
     return [
         click.Option(["-q", "--quiet"], help="Show only results and errors.", **settings),
         click.Option(["-v", "--verbose"], help="Show more, with times.", **settings),
@@ -249,10 +255,7 @@ def verbosity_options() -> list[click.Option]:
 
 
 class Examples(click.Command):
-    """Keeps the line breaks of the examples at the end of a command's help.
-
-    Every command has the options --quiet and --verbose.
-    """
+    """A command with --quiet, --verbose, and an example, unwrapped, at the end of its help."""
 
     def __init__(self, name: str, *, example: str, **settings: Any) -> None:
         super().__init__(name, **settings, epilog=f"\b\nExample:\n  {example}")
@@ -262,9 +265,10 @@ class Examples(click.Command):
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 
-def echo_json(document: Any) -> None:
-    """Print one JSON document on one line of stdout; what is not finite becomes null."""
-    click.echo(json.dumps(_finite(document), allow_nan=False))
+def echo(result: Any) -> None:
+    """Print text as it is, and anything else as one line of JSON; NaN and infinity become null."""
+    is_text = isinstance(result, str)
+    click.echo(result if is_text else json.dumps(_finite(result), allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
@@ -283,7 +287,7 @@ class Progress:
     def __init__(self, unit: str) -> None:
         from tqdm import tqdm
 
-        tqdm.set_lock(RLock())  # its own is for several processes, and starts another one
+        tqdm.set_lock(RLock())  # tqdm's own is for several processes, and starts one more
         self._unit = unit
         self._bar = tqdm(unit=f" {unit}", disable=is_quiet() or None, leave=False, total=0)
         self._next = 0.1

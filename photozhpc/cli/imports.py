@@ -1,4 +1,4 @@
-"""Commands that take in the files of pita-z: import-checkpoint, import-hdf5."""
+"""Commands that import files of pita-z: import-checkpoint, import-hdf5."""
 
 from pathlib import Path
 
@@ -9,6 +9,13 @@ from photozhpc.cli.parameters import SURVEY
 from photozhpc.logs import LOG
 from photozhpc.survey import load_survey
 
+ZERO_POINT = click.option(
+    "--zero-point",
+    multiple=True,
+    type=float,
+    help="AB magnitude of one count; repeat for each band.",
+)
+
 
 @main.command(
     "import-checkpoint",
@@ -18,12 +25,7 @@ from photozhpc.survey import load_survey
 @click.argument("path", metavar="FILE", type=LOCAL)
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
 @click.option("--out", required=True, type=LOCAL, help="Model file to write.")
-@click.option(
-    "--zero-point",
-    multiple=True,
-    type=float,
-    help="AB magnitude of one count; repeat for each band.",
-)
+@ZERO_POINT
 @click.option(
     "--crop",
     default=64,
@@ -34,16 +36,16 @@ from photozhpc.survey import load_survey
 def import_checkpoint_command(
     path: Path, survey: str, out: Path, zero_point: tuple[float, ...], crop: int
 ) -> None:
-    """Turn a Lightning checkpoint of pita-z into a model; nothing in it is executed."""
+    """Convert a Lightning checkpoint of pita-z to a model, without executing code in it."""
     from photozhpc.model import save_checkpoint
     from photozhpc.pita_z.checkpoint import import_checkpoint
 
-    wanted = load_survey(survey)
-    model, notes = import_checkpoint(path, wanted, zero_point or None, crop)
+    loaded_survey = load_survey(survey)
+    model, notes = import_checkpoint(path, loaded_survey, zero_point or None, crop)
     for note in notes:
         LOG.info("note: %s", note)
     training = {"imported_from": path.name, "notes": list(notes)}
-    click.echo(f"model file: {save_checkpoint(out, model, wanted, training)}")
+    click.echo(f"model file: {save_checkpoint(out, model, loaded_survey, training)}")
 
 
 @main.command(
@@ -59,21 +61,16 @@ def import_checkpoint_command(
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="N of the array use_redshift_N: which of the file's samples of labels.",
+    help="N of the array use_redshift_N, which selects one of the file's samples of labels.",
 )
-@click.option(
-    "--zero-point",
-    multiple=True,
-    type=float,
-    help="AB magnitude of one count; repeat for each band.",
-)
+@ZERO_POINT
 @click.option(
     "--colours",
     type=click.Choice(["red/blue", "blue/red"]),
-    help="Ratios of the file's colour features; default: what its fluxes say, else red/blue.",
+    help="Ratios in the file's colour features; default: as its fluxes show, else red/blue.",
 )
 @click.option(
-    "--flux-band", help="Band of their flux; default: what its fluxes say, else the last."
+    "--flux-band", help="Band of their flux feature; default: as its fluxes show, else the last."
 )
 def import_hdf5_command(
     path: Path,
@@ -88,13 +85,15 @@ def import_hdf5_command(
     from photozhpc.pita_z.hdf5 import import_hdf5
     from photozhpc.pita_z.units import FluxFeatures
 
-    wanted = load_survey(survey)
-    features = None
+    loaded_survey = load_survey(survey)
+    names, features = loaded_survey.band_names, None
     if colours or flux_band:
-        band = wanted.band(flux_band).name if flux_band else wanted.band_names[-1]
-        features = FluxFeatures(colours != "blue/red", wanted.band_names.index(band))
+        band = loaded_survey.band(flux_band).name if flux_band else names[-1]
+        features = FluxFeatures(colours != "blue/red", names.index(band))
+    zero_points = zero_point or None
+    progress = Progress("sources")
     summary = import_hdf5(
-        path, wanted, store, label_f, features, zero_point or None, progress=Progress("sources")
+        path, loaded_survey, store, label_f, features, zero_points, progress=progress
     )
     for note in summary.notes:
         LOG.info("note: %s", note)

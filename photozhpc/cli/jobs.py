@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import click
 
-from photozhpc.cli.group import JSON, LOCAL, Examples, echo_json, main
-from photozhpc.cli.parameters import SITE
+from photozhpc.cli.group import JSON, LOCAL, Examples, echo, main
+from photozhpc.cli.parameters import DEVICE, SITE
 
 
 @main.command(
@@ -19,11 +19,9 @@ from photozhpc.cli.parameters import SITE
 @click.option("--site", required=True, type=SITE, help="Site name or YAML file.")
 @click.option("--nodes", type=click.IntRange(1), help="Nodes for train; default: the site's.")
 @click.option("--array", default=1, type=click.IntRange(1), help="Jobs that share the tiles.")
-@click.option(
-    "--after", multiple=True, help="Number of a job that has to finish successfully first."
-)
-@click.option("--only-one", help="A name; of jobs with the same name only one runs at a time.")
-@click.option("--dry-run", is_flag=True, help="Print what would be submitted.")
+@click.option("--after", multiple=True, help="Number of a job that must first finish successfully.")
+@click.option("--only-one", help="A name; only one job with this name runs at a time.")
+@click.option("--dry-run", is_flag=True, help="Print the job without submitting it.")
 def submit(
     stage: str,
     arguments: tuple[str, ...],
@@ -34,21 +32,15 @@ def submit(
     only_one: str | None,
     dry_run: bool,
 ) -> None:
-    """Submit a stage to Slurm, with the arguments after "--"; prints the number of the job."""
+    """Submit a stage to Slurm, with the arguments after "--", and print the number of the job."""
     from photozhpc.workers.site import load_site, make_job
 
     job = make_job(
-        load_site(site),
-        stage,
-        arguments,
-        nodes=nodes,
-        array=array,
-        after=after,
-        only_one=only_one,
+        load_site(site), stage, arguments, nodes=nodes, array=array, after=after, only_one=only_one
     )
-    try:  # a typing error should not wait in a queue
+    try:  # report a typing error before the job waits in a queue
         main.commands[stage].make_context(f"photozhpc {stage}", list(arguments))
-    except click.exceptions.Exit:  # --help was among them
+    except click.exceptions.Exit:  # the arguments hold --help
         return
     if dry_run:
         click.echo(f"{job}\n\n# {job.script}\n{job.script.read_text()}", nl=False)
@@ -62,25 +54,17 @@ def submit(
 def status(path: Path, as_json: bool) -> None:
     """Show how far a run has got: a store, or the folder of a training run or a catalogue.
 
-    It reads only files, during the run and afterwards, from any machine that sees them.
+    It reads only files: use it during the run or afterwards, on any machine that sees them.
     """
     from photozhpc.catalog.status import describe, status_of
 
     state = status_of(path)
-    if as_json:
-        echo_json(state)
-    else:
-        click.echo(describe(state))
+    echo(state if as_json else describe(state))
 
 
 @main.command(cls=Examples, example="photozhpc bench infer")
 @click.argument("stage", type=click.Choice(["extract", "infer", "all"]), default="all")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    help="Default: GPUs if there are any.",
-)
+@DEVICE
 @click.option(
     "--sources",
     type=click.IntRange(1),
@@ -90,9 +74,7 @@ def status(path: Path, as_json: bool) -> None:
 )
 @click.option("--compile/--no-compile", "compiled", default=True, help="Compile the model.")
 @click.option(
-    "--folder",
-    type=LOCAL,
-    help="Working folder with 30 kB free per source; default: TMPDIR.",
+    "--folder", type=LOCAL, help="Working folder with 30 kB free per source; default: TMPDIR."
 )
 @JSON
 def bench(
@@ -103,7 +85,7 @@ def bench(
     folder: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure this machine, and estimate what a survey would take on it."""
+    """Measure the speed of this machine, and estimate how long a survey would take on it."""
     from photozhpc.bench.bench import bench_extract, bench_infer, describe
 
     result: dict[str, Any] = {}
@@ -111,7 +93,4 @@ def bench(
         result["extract"] = bench_extract()
     if stage in ("infer", "all"):
         result["infer"] = bench_infer(sources, device, compiled, folder=folder)
-    if as_json:
-        echo_json(result)
-    else:
-        click.echo(describe(result))
+    echo(result if as_json else describe(result))

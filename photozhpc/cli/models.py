@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from photozhpc.cli.group import JSON, LOCAL, Examples, echo_json, main
+from photozhpc.cli.group import JSON, LOCAL, Examples, echo, main
 from photozhpc.cli.parameters import RECIPE
 
 
@@ -40,7 +40,7 @@ def train_command(
         raise click.UsageError(f"{config} names no store; pass --store PATH")
     model_file = train(settings, resume)
     if Launch.of(os.environ).rank == 0:
-        _say_model(model_file, as_json)
+        _echo_model(model_file, as_json)
 
 
 @main.command(
@@ -64,13 +64,10 @@ def calibrate_command(
 
     opened = CutoutStore.open(store)
     opened.check_complete()
-    _say_model(calibrate(checkpoint, opened, out, compact), as_json)
+    _echo_model(calibrate(checkpoint, opened, out, compact), as_json)
 
 
-def _say_model(path: Path, as_json: bool) -> None:
-    if as_json:
-        from photozhpc.info.models import about_checkpoint
+def _echo_model(path: Path, as_json: bool) -> None:
+    from photozhpc.info.models import about_checkpoint
 
-        echo_json(about_checkpoint(path))
-    else:
-        click.echo(f"model file: {path}")
+    echo(about_checkpoint(path) if as_json else f"model file: {path}")

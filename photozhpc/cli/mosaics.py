@@ -5,16 +5,19 @@ from pathlib import Path
 
 import click
 
-from photozhpc.cli.group import JSON, LOCAL, Examples, Location, Progress, echo_json, main
-from photozhpc.cli.parameters import SURVEY
+from photozhpc.cli.group import JSON, LOCAL, Examples, Location, Progress, echo, main
+from photozhpc.cli.parameters import SURVEY, WORKERS
 from photozhpc.files.objects import AnyPath
 from photozhpc.logs import LOG
 from photozhpc.survey import MAX_CUTOUT_PIX, load_survey
 
+MOSAICS = click.option(
+    "--mosaics", required=True, help="Folder or glob of mosaics; s3://BUCKET/... and https:// too."
+)
+
 
 @main.command(
-    cls=Examples,
-    example="photozhpc simulate --survey roman-sim --out sky --tiles 4 --seed 7",
+    cls=Examples, example="photozhpc simulate --survey roman-sim --out sky --tiles 4 --seed 7"
 )
 @click.option(
     "--survey",
@@ -27,15 +30,9 @@ from photozhpc.survey import MAX_CUTOUT_PIX, load_survey
 @click.option(
     "--tiles", default=1, show_default=True, type=click.IntRange(1), help="Number of tiles to make."
 )
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Random seed.",
-)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed.")
 @click.option("--config", type=LOCAL, help="YAML file of the sky's physics.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core.")
+@WORKERS
 @JSON
 def simulate(
     survey: str,
@@ -52,20 +49,15 @@ def simulate(
     sky_config = load_sky_config(config) if config else load_sky_config()
     progress = Progress("tiles")
     simulate_sky(load_survey(survey), out, tiles, seed, sky_config, workers, progress)
-    if as_json:
-        echo_json({"kind": "sky", "path": str(out), "tiles": tiles, "seed": seed})
-    else:
-        click.echo(f"{tiles} tiles written to {out}")
+    facts = {"kind": "sky", "path": str(out), "tiles": tiles, "seed": seed}
+    echo(facts if as_json else f"{tiles} tiles written to {out}")
 
 
 @main.command(
-    cls=Examples,
-    example="photozhpc detect --survey roman-l3 --mosaics l3 --out sources.parquet",
+    cls=Examples, example="photozhpc detect --survey roman-l3 --mosaics l3 --out sources.parquet"
 )
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
-@click.option(
-    "--mosaics", required=True, help="Folder or glob of mosaics; s3://BUCKET/... and https:// too."
-)
+@MOSAICS
 @click.option("--out", required=True, type=LOCAL, help="Source list to write, *.parquet.")
 @click.option(
     "--threshold",
@@ -80,7 +72,7 @@ def simulate(
     type=click.IntRange(1, 1_000_000),
     help="Minimum number of adjacent pixels above --threshold.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core.")
+@WORKERS
 @JSON
 def detect(
     survey: str,
@@ -91,7 +83,7 @@ def detect(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Find the sources of mosaics that have no catalogue, for extract; run again to continue."""
+    """Make a source list for extract from mosaics without a catalogue; run again to continue."""
     from photozhpc.extract.detect import make_source_list
 
     summary = make_source_list(
@@ -100,11 +92,11 @@ def detect(
     for note in summary.notes:
         LOG.info("note: %s", note)
     if as_json:
-        echo_json({"kind": "source list", "path": str(out), **asdict(summary)})
+        echo({"kind": "source list", "path": str(out), **asdict(summary)})
         return
-    click.echo(
+    echo(
         f"{summary.sources} sources of {summary.tiles} tiles in {out}"
-        + ("; it was there already" if summary.present else "")
+        + ("; it existed already" if summary.present else "")
         + (f"; {summary.repeats} repeats in overlaps left out" if summary.repeats else "")
     )
 
@@ -114,15 +106,13 @@ def detect(
     example="photozhpc extract --survey roman-l3 --mosaics l3 --sources cat.fits --store s.zarr",
 )
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
-@click.option(
-    "--mosaics", required=True, help="Folder or glob of mosaics; s3://BUCKET/... and https:// too."
-)
+@MOSAICS
 @click.option(
     "--sources",
     multiple=True,
     type=Location(),
-    help="Source list (Parquet, FITS, ECSV, CSV, text); may be repeated; default: those beside the "
-    "mosaics.",
+    help="Source list (Parquet, FITS, ECSV, CSV, text); may be repeated; default: the lists beside "
+    "the mosaics.",
 )
 @click.option("--store", required=True, type=Location(), help="Store to write, on a local disk.")
 @click.option(
@@ -133,7 +123,7 @@ def detect(
     help="E(B-V) if the list has none: SFD98 at 0.9 or (download) 0.11 degrees, or 0.",
 )
 @click.option("--size", type=click.IntRange(8, MAX_CUTOUT_PIX), help="Side of the cutouts, px.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core.")
+@WORKERS
 @click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
 @JSON
 def extract(
@@ -147,7 +137,7 @@ def extract(
     share: str,
     as_json: bool,
 ) -> None:
-    """Measure sources on mosaics and cut them out into a store; run again to continue."""
+    """Measure sources on mosaics and store their cutouts; run again to continue."""
     from photozhpc.extract.extract import extract
 
     summary = extract(
@@ -164,12 +154,12 @@ def extract(
     for note in summary.notes:
         LOG.info("note: %s", note)
     if as_json:
-        echo_json({"kind": "store", "path": str(store), **asdict(summary)})
+        echo({"kind": "store", "path": str(store), **asdict(summary)})
         return
-    click.echo(
+    echo(
         f"{summary.sources} sources of {summary.tiles} tiles in {store}, "
-        f"{summary.bytes_per_cutout:.0f} bytes a cutout"
-        + (f"; {summary.skipped_tiles} tiles were there already" if summary.skipped_tiles else "")
+        f"{summary.bytes_per_cutout:.0f} bytes per cutout"
+        + (f"; {summary.skipped_tiles} tiles existed already" if summary.skipped_tiles else "")
         + (f"; {summary.off_tile} sources lie on no tile" if summary.off_tile else "")
     )
 

@@ -1,6 +1,6 @@
-"""Kinds of arguments that the shell can complete: surveys, sites, recipes.
+"""Options that several commands have, and arguments that the shell can complete.
 
-Nothing heavy is imported: a shell asks at every press of Tab.
+It imports nothing heavy, because the shell runs it at every press of Tab.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from photozhpc.config import KINDS, Kind, bundled_configs
 
 
 class NameOrYaml(click.ParamType):
-    """A name that comes with the package, or the path of a YAML file; stays text."""
+    """The name of a bundled configuration, or the path of a YAML file; stays text."""
 
     def __init__(self, *kinds: Kind) -> None:
         self.name = kinds[0] if len(kinds) == 1 else "config"
@@ -26,9 +26,9 @@ class NameOrYaml(click.ParamType):
 
 
 def _yaml_paths(incomplete: str) -> list[str]:
-    """Return the YAML files, and the folders, that a path may be the beginning of."""
-    begun, slash, start = incomplete.rpartition("/")
-    prefix = begun + slash
+    """Return the YAML files and folders whose paths start like this."""
+    folder, slash, start = incomplete.rpartition("/")
+    prefix = folder + slash
     try:
         entries = sorted(Path(prefix).expanduser().iterdir())
     except OSError:
@@ -49,3 +49,12 @@ SURVEY = NameOrYaml("survey")
 SITE = NameOrYaml("site")
 RECIPE = NameOrYaml("recipe")
 CONFIG = NameOrYaml(*KINDS)
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Default: GPUs if there are any.",
+)
+WORKERS = click.option(
+    "--workers", type=click.IntRange(1), help="Processes; default: one per core."
+)

@@ -1,10 +1,10 @@
-"""The catalogue in other surveys' words: names and units of columns for export.
+"""The catalogue in other surveys' dialects: names and units of columns for export.
 
-roman    RAD schema of the Roman source catalogue, as the catalogue itself has them
+roman    RAD schema of the Roman source catalogue, as in the catalogue itself
 rubin    Object table of Data Preview 1, https://sdm-schemas.lsst.io/dp1.html; radii in arcsec
-         as its gaap1p0Flux has them, photo-z columns as its PZ tables have them
+         as in its gaap1p0Flux, photo-z columns as in its PZ tables
 euclid   MER and PHZ catalogues of Quick Release Q1, https://doi.org/10.57780/esa-2853f3b;
-         intervals in two columns, as IRSA's tables have them; fluxes in microjansky
+         intervals in two columns, as in IRSA's tables; fluxes in microjansky
 """
 
 import re
@@ -26,10 +26,11 @@ class Dialect:
     """How a survey names its columns.
 
     Attributes:
-        names: of the columns that every catalogue has; {name: name}.
-        interval: name of one end of an interval, of "low" or "high" and its percentage.
-        flux: name of a flux, of the band, the radius in arcsec (None: Kron), and whether it is
-            an error.
+        names: {our name: its name} of the columns that every catalogue has.
+        interval: returns the name of one end of an interval, from "low" or "high" and the
+            percentage.
+        flux: returns the name of a flux, from the band, the radius in arcsec (None: Kron), and
+            whether it is an error.
         flux_unit: as astropy writes it.
         njy: one nJy in that unit.
     """
@@ -83,10 +84,10 @@ DIALECTS: dict[str, Dialect | None] = {
 
 
 def find_dialect(name: str) -> Dialect | None:
-    """Return a dialect; None: the columns stay as they are.
+    """Return a dialect; None if the columns stay as they are.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: the name is unknown.
     """
     if name not in DIALECTS:
         raise ConfigError(f"unknown columns '{name}'{did_you_mean(name, DIALECTS)}")
@@ -94,7 +95,7 @@ def find_dialect(name: str) -> Dialect | None:
 
 
 def translated_schema(schema: pa.Schema, dialect: Dialect | None) -> pa.Schema:
-    """Return the schema, with its VOTable, in the words of a dialect."""
+    """Return the schema, with its VOTable, in a dialect."""
     if dialect is None:
         return schema
     fields = []
@@ -109,7 +110,7 @@ def translated_schema(schema: pa.Schema, dialect: Dialect | None) -> pa.Schema:
 
 
 def translate(table: pa.Table, dialect: Dialect | None) -> pa.Table:
-    """Return rows of a catalogue in the words of a dialect; the schema's metadata stay behind."""
+    """Return rows of a catalogue in a dialect, without the schema's metadata."""
     if dialect is None:
         return table
     columns = [
@@ -120,7 +121,7 @@ def translate(table: pa.Table, dialect: Dialect | None) -> pa.Table:
 
 
 def translated(name: str, dialect: Dialect) -> str:
-    """Return a column's name in a dialect; one that it has no word for keeps its own."""
+    """Return a column's name in a dialect; a column that the dialect lacks keeps its name."""
     if name in INTERVAL_LEVELS:
         return dialect.interval(name[len("photoz_") : -2], name[-2:])
     if match := _FLUX.fullmatch(name):

@@ -1,4 +1,4 @@
-"""The catalogue as other tools read it: HATS, one VOParquet file, a FITS table, a qp ensemble."""
+"""Exports a catalogue for other tools: HATS, one VOParquet file, a FITS table, a qp ensemble."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,7 @@ from photozhpc.catalog.photoz_catalog import SCHEMA_VERSION_KEY, catalog_parts
 from photozhpc.errors import CatalogError, ConfigError, did_you_mean
 from photozhpc.export.dialects import find_dialect
 from photozhpc.export.fits import PROVENANCE, TABLE_NAME, write_fits
-from photozhpc.export.rows import CatalogRows, Exported, Report
+from photozhpc.export.rows import CatalogRows, Exported, OnProgress
 from photozhpc.export.vo_parquet import write_parquet
 from photozhpc.files.disk import disk_error, remove_stale_partials, replacing
 
@@ -30,23 +30,23 @@ def export(
     out: str | Path,
     columns: str = "roman",
     workers: int | None = None,
-    progress: Report = lambda done, total: None,
+    progress: OnProgress = lambda done, total: None,
 ) -> Exported:
     """Write a catalogue in a format of other tools; memory does not grow with its rows.
 
-    An export that stands at `out` is replaced when the new one is complete; nothing else is.
+    A complete new export replaces an older one at `out`; nothing else is replaced.
 
     Args:
         catalog: the --out folder of `photozhpc infer`, its catalog/ folder, or one part.
         to: a format, see `Format`.
-        columns: whose names they are to have, see `dialects.DIALECTS`.
-        workers: processes, for HATS; default: one a core.
+        columns: dialect of the column names, see `dialects.DIALECTS`.
+        workers: processes, for HATS; default: one per core.
         progress: called with rows done and in all; not for HATS and qp.
 
     Raises:
-        CatalogError: there is no finished catalogue, it is damaged, `out` is one of its files,
-            or something else is there.
-        ConfigError: unknown format or columns, or a package that is not installed.
+        CatalogError: the catalogue is missing, unfinished or damaged; `out` is one of its files,
+            or a file that is no export.
+        ConfigError: the format or columns are unknown, or a package is not installed.
         RunError: `out` cannot be written.
     """
     check_format(to)
@@ -80,7 +80,7 @@ def check_format(to: str) -> None:
     """Check that a format is known, and that its packages are installed.
 
     Raises:
-        ConfigError: one of the two is not so.
+        ConfigError: it is unknown, or a package is missing.
     """
     if to not in get_args(Format):
         raise ConfigError(f"unknown format '{to}'{did_you_mean(to, get_args(Format))}")
@@ -93,10 +93,10 @@ def check_format(to: str) -> None:
 
 
 def check_target(out: Path, to: str) -> None:
-    """Check that nothing but an export of the same format is lost where one will stand.
+    """Check that an export would replace nothing but an export of the same format.
 
     Raises:
-        CatalogError: something else is there.
+        CatalogError: `out` is something else.
     """
     if not out.exists():
         return
@@ -108,32 +108,32 @@ def check_target(out: Path, to: str) -> None:
         if to == "fits":
             with fits.open(out) as hdus:
                 header = hdus[TABLE_NAME].header if TABLE_NAME in hdus else {}
-                ours = PROVENANCE in str(header.get("HISTORY", ""))
+                is_export = PROVENANCE in str(header.get("HISTORY", ""))
         elif to == "vo-parquet":
             metadata = pq.read_schema(out).metadata or {}
-            ours = SCHEMA_VERSION_KEY in metadata and PART_KEY not in metadata
+            is_export = SCHEMA_VERSION_KEY in metadata and PART_KEY not in metadata
         elif to == "qp":
             with open(out, "rb") as stream:
-                ours = stream.read(len(_QP_MAGIC)) == _QP_MAGIC
+                is_export = stream.read(len(_QP_MAGIC)) == _QP_MAGIC
         else:
-            ours = b"photozhpc" in (out / HATS_PROPERTIES).read_bytes()
+            is_export = b"photozhpc" in (out / HATS_PROPERTIES).read_bytes()
     except (OSError, ValueError, pa.ArrowException):
-        ours = False
-    if not ours:
-        raise CatalogError(
-            f"{out}: is there already, and no export of photozhpc's to {to}; name another place"
-        )
+        is_export = False
+    if not is_export:
+        raise CatalogError(f"{out}: exists and is not an export to {to}; choose another --out")
 
 
 def _check_not_own(out: Path, parts: list[Path]) -> None:
-    """Check that an export is not among the files of the catalogue itself.
+    """Check that an export would not lie among the files of the catalogue itself.
 
     Raises:
-        CatalogError: it is.
+        CatalogError: it would.
     """
     target, folder = out.resolve(), parts[0].resolve().parent
-    own = {part.resolve() for part in parts}
+    catalog_paths = {part.resolve() for part in parts}
     if folder.name == PART_FOLDER:
-        own |= {folder, folder.parent / PDF_FOLDER}
-    if own & {target, *target.parents}:
-        raise CatalogError(f"{out}: is among the files of the catalogue itself; name another place")
+        catalog_paths |= {folder, folder.parent / PDF_FOLDER}
+    if catalog_paths & {target, *target.parents}:
+        raise CatalogError(
+            f"{out}: is among the files of the catalogue itself; choose another --out"
+        )

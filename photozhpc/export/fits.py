@@ -7,10 +7,10 @@ import pyarrow as pa
 from astropy.io import fits
 
 from photozhpc.export.dialects import Dialect, translated_schema
-from photozhpc.export.rows import CatalogRows, Report
+from photozhpc.export.rows import CatalogRows, OnProgress
 
 TABLE_NAME = "PHOTOZ"
-PROVENANCE = "photozhpc provenance:"  # begins its HISTORY
+PROVENANCE = "photozhpc provenance:"  # starts the HISTORY of the table
 
 _BLOCK_BYTES = 2880
 _CODES = {
@@ -21,11 +21,13 @@ _CODES = {
 }
 
 
-def write_fits(path: Path, rows: CatalogRows, dialect: Dialect | None, progress: Report) -> None:
+def write_fits(
+    path: Path, rows: CatalogRows, dialect: Dialect | None, progress: OnProgress
+) -> None:
     """Write a FITS file whose first extension is the table.
 
-    Missing numbers are NaN. Units stand in TUNITn, UCDs in TUCDn, descriptions in TCOMMn, as
-    TOPCAT reads them.
+    Missing numbers are NaN. TUNITn, TUCDn and TCOMMn have units, UCDs and descriptions, as TOPCAT
+    reads them.
     """
     width = rows.text_length
     target = translated_schema(rows.schema, dialect)
@@ -70,4 +72,4 @@ def _header(schema: pa.Schema, codes: list[str], n_rows: int, row_bytes: int) ->
 def _values(column: pa.ChunkedArray) -> np.ndarray:
     if column.type == pa.string():
         return np.array([text.encode() for text in column.to_pylist()])
-    return column.to_numpy()  # floats that are null become NaN; no other column has nulls
+    return column.to_numpy()  # null floats become NaN; no other column has nulls

@@ -1,8 +1,8 @@
-"""The catalogue as a HATS collection: healpix partitions, a margin cache, an index of source_id.
+"""The catalogue as a HATS collection: HEALPix partitions, a margin cache, an index of source_id.
 
-hats-import cuts the rows into partitions and makes the margin (https://hats-import.readthedocs.io).
-Its index needs another dask than ours on Python 3.11 (`IndexArguments.check_versions`), so DuckDB
-sorts the index: the same files, in bounded memory.
+hats-import makes the partitions and the margin (https://hats-import.readthedocs.io). Its index
+needs another version of dask on Python 3.11 (`IndexArguments.check_versions`), so DuckDB sorts the
+index: the same files, in bounded memory.
 """
 
 import glob
@@ -42,7 +42,7 @@ from photozhpc.catalog.notes import RunNotes
 from photozhpc.catalog.part_file import read_footer
 from photozhpc.catalog.photoz_catalog import read_pieces
 from photozhpc.catalog.votable import table_description, with_votable
-from photozhpc.errors import CatalogError, RunError
+from photozhpc.errors import CatalogError, RunError, one_line
 from photozhpc.export.dialects import find_dialect, translate, translated, translated_schema
 from photozhpc.export.rows import CatalogRows, Exported
 from photozhpc.files.disk import disk_error, partial_path, sync_folder, sync_tree
@@ -54,7 +54,7 @@ MARGIN_ARCSEC = 10.0
 PARTITION_LEN = 500_000  # rows, at most: some 120 MB in memory
 CHUNK_LEN = 250_000
 INDEX_MEMORY = "1GB"
-INDEX_PAGE_BYTES = 16 << 10  # as hats-import has it: few values are read for one id
+INDEX_PAGE_BYTES = 16 << 10  # as in hats-import: looking up one id reads few values
 _PARTITION = r"Norder=([0-9]+)/Dir=[0-9]+/Npix=([0-9]+)\.parquet$"  # the end of a path
 
 
@@ -65,25 +65,27 @@ def export_hats(rows: CatalogRows, columns: str, out: Path, workers: int | None)
         columns: name of the dialect.
 
     Raises:
-        CatalogError: a part is damaged or of HATS already, or no source has a position.
+        CatalogError: a part is damaged or already of HATS, or no source has a position.
         RunError: `out` cannot be written.
     """
     if SPATIAL_INDEX_COLUMN in rows.schema.names:
-        raise CatalogError(f"{rows.parts[0]}: is a partition of a HATS catalogue already")
-    out = out.resolve()  # what a link points to is replaced, and not the link
-    # It compares the parts with what was noted of them, too.
+        raise CatalogError(f"{rows.parts[0]}: is already a partition of a HATS catalogue")
+    out = out.resolve()  # replace the target of a link, not the link
+    # This compares the parts with their notes, too.
     n_placed = sum(len(_placed(piece)) for piece in rows.pieces(["ra", "dec"], verify=True))
     if not n_placed:
-        raise CatalogError("no source of the catalogue has a position: HATS has no place for any")
+        raise CatalogError(
+            f"{rows.parts[0].parent}: no source has a position, so none can be exported to HATS"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(out)
     shutil.rmtree(partial, ignore_errors=True)
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        # hats-import prints what went wrong in a task, and hats warns of what is no fault.
-        with redirect_stdout(said), warnings.catch_warnings():
+        # hats-import prints the errors of its tasks, and hats warns of what is not an error.
+        with redirect_stdout(printed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Computing partitions", UserWarning)
-            n_rows = _write_collection(rows, columns, partial, out.name, workers, said)
+            n_rows = _write_collection(rows, columns, partial, out.name, workers, printed)
         sync_tree(partial)
         if out.exists():
             old = partial_path(out.with_name(f"{out.name}.old"))
@@ -95,10 +97,10 @@ def export_hats(rows: CatalogRows, columns: str, out: Path, workers: int | None)
         sync_folder(out.parent)
     except (RuntimeError, ValueError, duckdb.Error) as error:
         for _ in rows.pieces():
-            pass  # says which part is damaged, if one is
-        printed = said.getvalue() if isinstance(error, RuntimeError) else ""
-        why = " ".join((printed or str(error)).split())
-        raise RunError(f"{out}: HATS could not be written ({why[:300]})") from error
+            pass  # raises an error that names the damaged part, if there is one
+        printed_text = printed.getvalue() if isinstance(error, RuntimeError) else ""
+        reason = one_line(printed_text or error, 300)
+        raise RunError(f"{out}: HATS could not be written ({reason})") from error
     except OSError as error:
         raise disk_error(out, error) from error
     finally:
@@ -107,14 +109,14 @@ def export_hats(rows: CatalogRows, columns: str, out: Path, workers: int | None)
 
 
 class NoStdout(WorkerPlugin):
-    """Keeps workers from stdout, which is for data: what they print reaches the client as well."""
+    """Keeps workers off stdout, which is for data; the client gets what they print anyway."""
 
     def setup(self, worker: object) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 class PartsReader(InputReader):
-    """Reads lists of parts, in chunks, with the healpix index that HATS sorts by."""
+    """Reads lists of parts, in chunks, with the HEALPix index that HATS sorts by."""
 
     def __init__(self, columns: str) -> None:
         self.columns = columns
@@ -123,9 +125,9 @@ class PartsReader(InputReader):
         """Yield tables of about CHUNK_LEN rows; sources without a position are left out."""
         waiting: list[pa.Table] = []
         parts = [Path(line) for line in Path(str(input_file)).read_text().splitlines()]
-        noted = RunNotes.beside(parts[0])
+        run_notes = RunNotes.beside(parts[0])
         for part in parts:
-            for piece in read_pieces(part, noted=noted):  # export_hats has compared the SHA-256
+            for piece in read_pieces(part, None, run_notes):  # export_hats has verified SHA-256
                 table = _placed(piece)
                 ra_N, dec_N = (table.column(name).to_numpy() for name in ("ra", "dec"))
                 index_N = compute_spatial_index(np.mod(ra_N, 360), dec_N)
@@ -145,7 +147,7 @@ def _write_collection(
     folder: Path,
     name: str,
     workers: int | None,
-    said: io.StringIO,
+    printed: io.StringIO,
 ) -> int:
     scratch = folder / "scratch"
     scratch.mkdir(parents=True)
@@ -185,7 +187,7 @@ def _write_collection(
     preload = ["hats_import.pipeline", __name__]
     with local_client(workers, "cpu", preload=preload) as client, client.as_current():
         client.register_plugin(NoStdout())
-        client.subscribe_topic("print", lambda event: print(*event[1]["args"], file=said))
+        client.subscribe_topic("print", lambda event: print(*event[1]["args"], file=printed))
         pipeline_with_client(main, client)
         margin = MarginCacheArguments(
             **shared,
@@ -194,7 +196,7 @@ def _write_collection(
             input_catalog_path=folder / CATALOG_NAME,
         )
         pipeline_with_client(margin, client)
-    # It names the primary catalogue by the path that it had, which is about to change.
+    # The margin names the primary catalogue by its path, which is about to change.
     properties = TableProperties.read_from_dir(folder / margin_name)
     properties = properties.copy_and_update(primary_catalog=CATALOG_NAME)
     properties.to_properties_file(folder / margin_name)
@@ -221,7 +223,7 @@ def _with_index(schema: pa.Schema) -> pa.Schema:
 
 
 def _part_lists(parts: list[Path], scratch: Path) -> list[str | Path | UPath]:
-    """Write files that name some parts each: a task of hats-import for every part is too many."""
+    """Write files that each list some parts: one task of hats-import per part would be too many."""
     lists: list[str | Path | UPath] = []
     names: list[str] = []
     n_rows = 0
@@ -237,7 +239,7 @@ def _part_lists(parts: list[Path], scratch: Path) -> list[str | Path | UPath]:
 
 
 def _write_index(catalog: Path, folder: Path, column: str, scratch: Path) -> None:
-    """Write the index of a column: for every value, the partition that it is in."""
+    """Write the index of a column: the partition of every value."""
     (folder / "dataset" / "index").mkdir(parents=True)
     schema = pa.schema(
         [
@@ -270,8 +272,8 @@ def _write_index(catalog: Path, folder: Path, column: str, scratch: Path) -> Non
             sorting_columns=pq.SortingColumn.from_ordering(schema, [(column, "ascending")]),
         ) as writer,
     ):
-        found = database.sql(query, params={"files": files, "partition": _PARTITION})
-        for batch in found.to_arrow_reader(CHUNK_LEN):
+        index = database.sql(query, params={"files": files, "partition": _PARTITION})
+        for batch in index.to_arrow_reader(CHUNK_LEN):
             writer.write_batch(batch.cast(schema))
     n_rows = write_parquet_metadata(folder, order_by_healpix=False)
     about: dict[str, Any] = {
@@ -290,6 +292,7 @@ def _builder() -> str:
 
 
 def _placed(table: pa.Table) -> pa.Table:
+    """Return the rows that have a position."""
     ra, dec = table.column("ra"), table.column("dec")
-    fine = pc.and_(pc.is_finite(ra), pc.less_equal(pc.abs(dec), 90.0))
-    return table if pc.all(fine).as_py() else table.filter(fine)
+    placed = pc.and_(pc.is_finite(ra), pc.less_equal(pc.abs(dec), 90.0))
+    return table if pc.all(placed).as_py() else table.filter(placed)

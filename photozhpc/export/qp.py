@@ -1,9 +1,9 @@
 """A catalogue's p(z) as an ensemble of qp, which RAIL reads: one HDF5 file, written in chunks.
 
-qp (LSSTDESC/qp, Malz et al. 2018, arXiv 1806.00014) has a class of densities for each way of
-writing them down. Both forms of p(z) go into `qp.interp`, a density on a grid. `qp.quant` looks
-made for the quantiles, but version 1.1 draws a quadratic spline through them: with our levels its
-cdf runs to 2.5 and its pdf integrates to as much as 4.5 (docs/decisions.md).
+qp (LSSTDESC/qp, Malz et al. 2018, arXiv 1806.00014) has one class per parametrisation of a
+density. Both forms of p(z) become `qp.interp`, a density on a grid. `qp.quant` takes quantiles, but
+version 1.1 fits a quadratic spline through them: with our levels its cdf reaches 2.5 and its pdf
+integrates to up to 4.5 (docs/decisions.md).
 """
 
 from collections.abc import Iterator
@@ -22,56 +22,55 @@ from photozhpc.export.rows import Exported
 from photozhpc.files.disk import disk_error, replacing
 from photozhpc.model.redshift_grid import redshift_grid
 
-SUFFIX = ".hdf5"  # by which qp and RAIL know the format
+SUFFIX = ".hdf5"  # qp and RAIL know the format by it
 _CHUNK_ROWS = 4096
-_ANCIL = (
-    *("source_id", "ra", "dec", "photoz"),
-    *INTERVAL_LEVELS,
-    *("photoz_ood", "photoz_flags"),
-)
+_ANCIL = (*("source_id", "ra", "dec", "photoz"), *INTERVAL_LEVELS, *("photoz_ood", "photoz_flags"))
 
 
 def export_qp(catalog: str | Path, out: str | Path) -> Exported:
-    """Write the p(z) of a catalogue as a qp ensemble; a part is in memory at a time.
+    """Write the p(z) of a catalogue as a qp ensemble, with one part in memory at a time.
 
-    The ancillary table has the columns of `source_id` to `photoz_flags` (NaN for null) and
-    `zmode`, the redshift of the highest density on the grid, which RAIL looks for. Sources
-    without a redshift are left out: the rows are those of the catalogue where photoz is not null.
+    The ancillary table has the columns `source_id` to `photoz_flags` (NaN for null) and `zmode`,
+    the redshift of the highest density on the grid, which RAIL needs. It leaves out sources
+    without a redshift: the rows are those of the catalogue where photoz is not null.
 
     Args:
         catalog: the --out folder of `photozhpc infer --pdf`.
-        out: a file; its name ends in .hdf5. One that is there is replaced.
+        out: a file whose name ends in .hdf5; an existing one is replaced.
 
     Raises:
-        ConfigError: qp is not installed, or the name ends otherwise.
-        CatalogError: the catalogue has no p(z), is not finished, or damaged.
+        ConfigError: qp is not installed, or the name of `out` has another ending.
+        CatalogError: the catalogue has no p(z), or is unfinished or damaged.
         RunError: the disk is full, or cannot be written.
     """
     out = Path(out)
     if out.suffix != SUFFIX:
-        raise ConfigError(f"{out}: qp knows its files by the ending {SUFFIX}; name it so")
+        raise ConfigError(f"{out}: the name of a qp file must end in {SUFFIX}; change --out")
     import_qp()
     from tables_io import hdf5
 
     parts = catalog_parts(catalog)
-    pdf_parts(catalog)  # are they all there
-    noted = RunNotes.beside(parts[0])
-    counts = [_count(part, noted) for part in parts]
-    n_rows = sum(known for _, known in counts)
+    pdf_parts(catalog)  # raises if one is missing
+    run_notes = RunNotes.beside(parts[0])
+    n_rows = n_null = 0
+    for part in parts:
+        photoz = read_part(part, ["photoz"], run_notes)["photoz"]
+        n_null += photoz.null_count
+        n_rows += len(photoz) - photoz.null_count
     if not n_rows:
-        raise CatalogError(f"{catalog}: no source has a redshift: there is no p(z) to export")
+        raise CatalogError(f"{catalog}: no source has a redshift, so there is no p(z) to export")
     groups, stream, start = {}, None, 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial:
             try:
-                for pdf, ancil in _chunks(parts, noted):
+                for pdf, ancil in _chunks(parts, run_notes):
                     _, columns = _columns(pdf, ancil)
                     if stream is None:
-                        # Of the first row alone: what qp makes of rows is long in being freed.
+                        # Of the first row only: qp frees the memory of an ensemble late.
                         ensemble = ensemble_of(pdf.take(np.array([0])))
-                        room = _room(columns, n_rows)
-                        groups, stream = hdf5.initialize_HDF5_write(str(partial), **room)
+                        shapes = _shapes(columns, n_rows)
+                        groups, stream = hdf5.initialize_HDF5_write(str(partial), **shapes)
                     end = start + len(pdf.source_id_N)
                     hdf5.write_dict_to_HDF5_chunk(groups, columns, start, end)
                     start = end
@@ -82,14 +81,14 @@ def export_qp(catalog: str | Path, out: str | Path) -> Exported:
                     stream.close()
     except OSError as error:
         raise disk_error(out, error) from error
-    return Exported(n_rows, sum(rows for rows, _ in counts) - n_rows, "have no redshift")
+    return Exported(n_rows, n_null, "have no redshift")
 
 
 def ensemble_of(part: PdfPart, ancil: dict[str, NDArray] | None = None) -> Any:
     """Return the qp ensemble of rows that all have a p(z).
 
     Args:
-        ancil: columns of the ancillary table, beside zmode.
+        ancil: columns of the ancillary table, in addition to zmode.
     """
     qp = import_qp()
     z_P, columns = _columns(part, ancil or {})
@@ -112,15 +111,10 @@ def import_qp() -> Any:
     return qp
 
 
-def _count(part: Path, noted: RunNotes) -> tuple[int, int]:
-    column = read_part(part, ["photoz"], noted)["photoz"]
-    return len(column), len(column) - column.null_count
-
-
 def _columns(
     part: PdfPart, ancil: dict[str, NDArray]
 ) -> tuple[NDArray[np.float64], dict[str, dict[str, NDArray]]]:
-    """Return the grid, and the two tables of a qp file, of rows that all have a p(z)."""
+    """Return the grid and the two tables of a qp file, for rows that all have a p(z)."""
     z_P = part.axis_P if part.form == "grid" else redshift_grid(part.z_max)
     density_NP = part.density(z_P)
     density_NP /= np.asarray(np.trapezoid(density_NP, z_P, axis=1))[:, None]
@@ -128,31 +122,31 @@ def _columns(
     return z_P, {"data": {"yvals": density_NP}, "ancil": {**ancil, "zmode": zmode_N}}
 
 
-def _chunks(parts: list[Path], noted: RunNotes) -> Iterator[tuple[PdfPart, dict[str, NDArray]]]:
-    """Yield at most _CHUNK_ROWS rows at a time, of those that have a redshift, and their ancil."""
+def _chunks(parts: list[Path], run_notes: RunNotes) -> Iterator[tuple[PdfPart, dict[str, NDArray]]]:
+    """Yield p(z) and ancillary columns of rows with a redshift, at most _CHUNK_ROWS at a time."""
     for path in parts:
-        table = read_part(path, _ANCIL, noted, verify=True)
-        pdf = read_noted_pdf_part(pdf_path(path), noted)
+        table = read_part(path, _ANCIL, run_notes, verify=True)
+        pdf = read_noted_pdf_part(pdf_path(path), run_notes)
         if not np.array_equal(pdf.source_id_N, table["source_id"].to_numpy()):
             raise CatalogError(
                 f"{pdf_path(path)}: does not hold the sources of {path}; run 'photozhpc verify'"
             )
-        known_N = ~table["photoz"].is_null().to_numpy()
-        if not np.array_equal(np.isfinite(pdf.value_NP).all(axis=1), known_N):
+        has_photoz_N = ~table["photoz"].is_null().to_numpy()
+        if not np.array_equal(np.isfinite(pdf.value_NP).all(axis=1), has_photoz_N):
             raise CatalogError(
                 f"{pdf_path(path)}: has no p(z) where {path} has a redshift; run 'photozhpc verify'"
             )
-        rows = np.flatnonzero(known_N)
-        for some in np.split(rows, range(_CHUNK_ROWS, len(rows), _CHUNK_ROWS)):
-            if len(some):
-                chosen = table.take(pa.array(some))
-                yield pdf.take(some), {name: chosen[name].to_numpy() for name in _ANCIL}
+        rows = np.flatnonzero(has_photoz_N)
+        for start in range(0, len(rows), _CHUNK_ROWS):
+            chunk = rows[start : start + _CHUNK_ROWS]
+            ancil = table.take(pa.array(chunk))
+            yield pdf.take(chunk), {name: ancil[name].to_numpy() for name in _ANCIL}
 
 
-def _room(
+def _shapes(
     columns: dict[str, dict[str, NDArray]], n_rows: int
 ) -> dict[str, dict[str, tuple[tuple[int, ...], np.dtype]]]:
-    """Return what the file has room for: densities as float32, as qp's own allocation has them."""
+    """Return shape and type of each column: densities are float32, as in qp's own allocation."""
     return {
         group: {
             name: ((n_rows, *values.shape[1:]), np.dtype("f4") if group == "data" else values.dtype)

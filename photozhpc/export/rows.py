@@ -1,4 +1,4 @@
-"""The rows of a catalogue as an export reads them: checked, and in the words of a dialect."""
+"""The rows of a catalogue as an export reads them: checked, and translated to a dialect."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from photozhpc.errors import CatalogError
 from photozhpc.export.dialects import Dialect, translate
 from photozhpc.logs import LOG
 
-Report = Callable[[int, int], None]
-
-TYPES = ("int64", "int32", "double", "float", "string")  # of columns
+OnProgress = Callable[[int, int], None]  # called with rows done and in all
+_TYPES = ("int64", "int32", "double", "float", "string")  # of columns
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """What an export wrote.
 
     Attributes:
-        rows: in the new file or folder.
-        left_out: rows that have no place in it; `why` says why.
+        rows: rows in the new file or folder.
+        left_out: rows that the format cannot hold.
+        why: what those rows lack, as in "have no position".
     """
 
     rows: int
@@ -39,26 +39,26 @@ class CatalogRows:
 
     Attributes:
         parts: its files.
-        schema: that all of them share, with the first one's metadata and a VOTable of its own.
-        noted: of them.
-        n_rows: of all, as the footers say.
+        schema: the schema of all parts, with the first one's metadata and a VOTable of its own.
+        run_notes: the notes on the parts.
+        n_rows: total number of rows in the footers.
     """
 
     parts: list[Path]
     schema: pa.Schema
-    noted: RunNotes
+    run_notes: RunNotes
     n_rows: int
 
     @classmethod
     def of(cls, catalog: str | Path, parts: list[Path]) -> "CatalogRows":
-        """Look at the footers of the parts.
+        """Read the footers of the parts.
 
         Raises:
-            CatalogError: a part is damaged, of another catalogue, or none of photozhpc's; or the
-                parts have other rows than the run made.
+            CatalogError: a part is damaged, of another catalogue, or not one of photozhpc's; or
+                the parts have other rows than the run made.
         """
-        noted = RunNotes.beside(parts[0])
-        first = read_part(parts[0], [], noted).schema
+        run_notes = RunNotes.beside(parts[0])
+        first = read_part(parts[0], [], run_notes).schema
         schema, n_rows = read_footer(parts[0])
         _check_columns(parts[0], schema)
         for part in parts[1:]:
@@ -67,27 +67,25 @@ class CatalogRows:
                 raise CatalogError(f"{part}: has other columns than {parts[0].name}")
             n_rows += n_more
         check_n_rows(catalog, n_rows)
-        unknown = [part for part in parts if noted.note(part) is None]
-        if noted.run is not None and unknown:
+        unnoted = [part for part in parts if run_notes.note(part) is None]
+        if run_notes.run is not None and unnoted:
             LOG.warning(
-                "nothing was noted of %s (%d of %d parts): values cannot be checked; run the same "
-                "'photozhpc infer' again to note them",
-                unknown[0],
-                len(unknown),
-                len(parts),
+                "the run has no note on %s (%d of %d parts), so its values cannot be checked; run "
+                "the same 'photozhpc infer' again to make the notes",
+                *(unnoted[0], len(unnoted), len(parts)),
             )
-        # Columns may have been left out since: the VOTable in the file says what once was there.
+        # Columns may have been removed since, which the VOTable in the file would still list.
         schema = with_votable(schema.with_metadata(first.metadata), table_description(first))
-        return cls(parts, schema, noted, n_rows)
+        return cls(parts, schema, run_notes, n_rows)
 
     @property
     def provenance(self) -> str:
-        """What the catalogue says of its making, as JSON."""
+        """How the catalogue was made, as JSON."""
         return (self.schema.metadata or {}).get(PROVENANCE_KEY, b"{}").decode()
 
     @property
     def text_length(self) -> int:
-        """The length of the longest text in any column, in bytes."""
+        """Length of the longest text in any column, in bytes."""
         names = [field.name for field in self.schema if field.type == pa.string()]
         return max(text_length(column) for table in self.pieces(names) for column in table.columns)
 
@@ -97,14 +95,14 @@ class CatalogRows:
         """Yield the rows as they are, row group by row group.
 
         Raises:
-            CatalogError: a part is missing or damaged, or, with `verify`, has another SHA-256
-                than was noted.
+            CatalogError: a part is missing or damaged, or, with `verify`, its SHA-256 differs from
+                its note.
         """
         for part in self.parts:
-            yield from read_pieces(part, columns, self.noted, verify=verify)
+            yield from read_pieces(part, columns, self.run_notes, verify=verify)
 
-    def translated(self, dialect: Dialect | None, progress: Report) -> Iterator[pa.Table]:
-        """Yield the rows, verified, in the words of a dialect."""
+    def translated(self, dialect: Dialect | None, progress: OnProgress) -> Iterator[pa.Table]:
+        """Yield the verified rows with the names and units of a dialect."""
         done = 0
         for table in self.pieces(verify=True):
             done += len(table)
@@ -115,14 +113,11 @@ class CatalogRows:
 def _check_columns(part: Path, schema: pa.Schema) -> None:
     missing = {"source_id", "ra", "dec", "tile_id", "photoz"} - set(schema.names)
     if missing or not all(b"ucd" in (field.metadata or {}) for field in schema):
-        what = f"has no column '{min(missing)}'" if missing else "says nothing of its columns"
-        raise CatalogError(
-            f"{part}: {what}: it is no catalogue of 'photozhpc infer' with columns as they were "
-            f"made"
-        )
+        fault = f"has no column '{min(missing)}'" if missing else "has columns without a UCD"
+        raise CatalogError(f"{part}: {fault}; export takes only catalogues as 'infer' wrote them")
     for field in schema:
-        if str(field.type) not in TYPES:
+        if str(field.type) not in _TYPES:
             raise CatalogError(
-                f"{part}: column '{field.name}' is of type {field.type}: exports take columns as "
-                f"they were made"
+                f"{part}: column '{field.name}' is of type {field.type}; export takes only "
+                f"catalogues as 'infer' wrote them"
             )

@@ -1,4 +1,4 @@
-"""The catalogue as one VOParquet file (IVOA Note 1.0), whatever the size of its parts."""
+"""The catalogue as one VOParquet file (IVOA Note 1.0)."""
 
 from pathlib import Path
 
@@ -7,13 +7,14 @@ import pyarrow.parquet as pq
 
 from photozhpc.catalog.photoz_catalog import TEXT_LENGTH_KEY
 from photozhpc.export.dialects import Dialect, translated_schema
-from photozhpc.export.rows import CatalogRows, Report
+from photozhpc.export.rows import CatalogRows, OnProgress
 
-# Rows of a row group, for files that stand for a whole catalogue: a part may have few.
-ROW_GROUP_LEN = 1 << 17
+ROW_GROUP_LEN = 1 << 17  # rows, whatever the size of the parts
 
 
-def write_parquet(path: Path, rows: CatalogRows, dialect: Dialect | None, progress: Report) -> None:
+def write_parquet(
+    path: Path, rows: CatalogRows, dialect: Dialect | None, progress: OnProgress
+) -> None:
     """Write the file."""
     settings = {"compression": "zstd", "use_dictionary": ["tile_id"], "write_page_checksum": True}
     target = translated_schema(rows.schema, dialect)

@@ -1,4 +1,4 @@
-"""Configuration files, whole: those that come with the package, and the user's own."""
+"""Complete configurations: those that come with the package, and the user's."""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ class ConfigFile:
     """A configuration with every default filled in.
 
     Attributes:
-        kind: "survey", "site", "recipe" (of a training) or "sky" (of a simulation).
+        kind: "survey", "site", "recipe" (for training) or "sky" (for simulation).
         config: its dataclass.
     """
 
@@ -47,16 +47,16 @@ class ConfigFile:
         """Return it as plain dicts and lists, ready for YAML or JSON."""
         mapping: dict[str, Any] = to_mapping(self.config)
         if self.kind == "site" and mapping["name"] == self.path.stem:
-            del mapping["name"]  # it is the file's
+            del mapping["name"]  # it is the name of the file
         return mapping
 
     def text(self) -> str:
-        """Return it as YAML that loads as the same again, with what the keys mean."""
+        """Return it as YAML, with the meaning of the keys as comments; it loads as the same."""
         lines = [
             f"# {self.kind} '{self.name}', {self.path}, with every default filled in.",
             f"# Save it, change it, and pass it: {_OPTION[self.kind]} my.yaml",
         ]
-        # What several keys mean is said before the first of them.
+        # A text on several keys stands before the first of them.
         meanings = {
             names.split(", ")[0]: re.sub(r"\bNone\b", "null", f"{names}: {text}").replace("`", "")
             for names, text in attributes(type(self.config)).items()
@@ -71,7 +71,7 @@ class ConfigFile:
 
 
 def listing() -> list[dict[str, str]]:
-    """Return kind, name, path and, in a line, what it is, of all that comes with the package."""
+    """Return kind, name, path and one line of description of each bundled configuration."""
     return [
         {"kind": kind, "name": name, "path": str(path), "about": _about(path)}
         for kind in KINDS
@@ -80,7 +80,7 @@ def listing() -> list[dict[str, str]]:
 
 
 def load_config(name_or_path: str | Path) -> ConfigFile:
-    """Load whatever configuration this is, by its name or path, checking every key.
+    """Load a configuration of any kind, by its name or path, checking every key.
 
     Raises:
         ConfigError: the name is unknown, or the file is missing, faulty, or of no known kind.
@@ -93,14 +93,11 @@ def load_config(name_or_path: str | Path) -> ConfigFile:
 
 
 def _kind_of(path: Path) -> Kind:
-    """Return the kind whose keys a file has most of; its own loader names what is wrong in it."""
+    """Return the kind that most keys of a file belong to; the loader of that kind checks them."""
     keys = {str(key) for key in load_yaml(path)}
-    kinds: dict[Kind, int] = {
-        "survey": len(keys & _keys(Survey)),
-        "site": len(keys & _keys(Site)),
-    }
-    for kind, n_keys in kinds.items():
-        if _TELLTALE[kind] in keys and n_keys >= len(keys) / 2:
+    n_keys: dict[Kind, int] = {"survey": len(keys & _keys(Survey)), "site": len(keys & _keys(Site))}
+    for kind, n in n_keys.items():
+        if _TELLTALE[kind] in keys and n >= len(keys) / 2:
             return kind
     if keys & {"method", "model", "out", "epochs", "optimiser"}:
         return "recipe"
@@ -108,12 +105,10 @@ def _kind_of(path: Path) -> Kind:
 
     if keys & _keys(SkyConfig):
         return "sky"
-    best = max(kinds, key=lambda kind: kinds[kind])
-    if kinds[best]:
+    best = max(n_keys, key=lambda kind: n_keys[kind])
+    if n_keys[best]:
         return best
-    raise ConfigError(
-        f"{path}: is no survey, site, training recipe or sky: it has none of their keys"
-    )
+    raise ConfigError(f"{path}: has no key of a survey, site, training recipe or sky")
 
 
 def _keys(cls: type) -> set[str]:
@@ -135,7 +130,7 @@ def _load(kind: Kind, path: Path) -> Any:
 
 
 def _yaml(mapping: dict[str, Any]) -> str:
-    """Return a key and its value as YAML: a line for each band, else as short as can be read."""
+    """Return a key and its value as YAML: one line per band, else in one line if possible."""
     (value,) = mapping.values()
     flat = not isinstance(value, dict) and not (
         isinstance(value, list) and value and isinstance(value[0], dict)
@@ -147,8 +142,7 @@ def _yaml(mapping: dict[str, Any]) -> str:
 
 def _about(path: Path) -> str:
     """Return the description of a survey; else the first sentence of a file's comments."""
-    description = load_yaml(path).get("description")
-    if description:
+    if description := load_yaml(path).get("description"):
         return str(description)
     comments = []
     for line in path.read_text(encoding="utf-8").splitlines():

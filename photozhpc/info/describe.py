@@ -1,4 +1,4 @@
-"""What any file or folder is, in some fifteen lines: `photozhpc info`."""
+"""Describes any file or folder in about fifteen lines: `photozhpc info`."""
 
 import math
 from pathlib import Path
@@ -8,19 +8,19 @@ from photozhpc.errors import PhotozError, first_few
 from photozhpc.survey import Survey
 
 _MAX_ITEMS = 12
-_BY_NAME = ("columns", "planes", "roles", "njy_per_unit")  # keyed by names of the file itself
+_BY_NAME = ("columns", "planes", "roles", "njy_per_unit")  # their keys are names in the file
 
 
 def about(path: str | Path, survey: Survey | None = None) -> dict[str, Any]:
-    """Return what a file or folder is; the key "kind" says of which kind, see docs/guide.md.
+    """Return facts about a file or folder; the key "kind" says what it is, see docs/guide.md.
 
-    Headers alone are read, and of a large file a part.
+    It reads only headers, and only a part of a large file.
 
     Args:
-        survey: of a mosaic; None: the one that comes with the package and fits.
+        survey: of a mosaic; None: the first bundled one that fits.
 
     Raises:
-        PhotozError: it is missing, damaged, or nothing that photozhpc knows.
+        PhotozError: it is missing, damaged, or of no kind that photozhpc reads.
     """
     path = Path(path)
     if path.is_dir():
@@ -36,7 +36,10 @@ def about(path: str | Path, survey: Survey | None = None) -> dict[str, Any]:
         raise PhotozError(f"{path}: is empty; copy or make it again")
     name = path.name.lower()
     if name.endswith((".yaml", ".yml")):
-        return _about_config(path)
+        from photozhpc.info.configs import load_config
+
+        loaded = load_config(path)
+        return {"kind": f"config: {loaded.kind}", "path": str(path), "config": loaded.mapping()}
     if start.startswith((b"#ASDF", b"SIMPLE", b"\x1f\x8b")):
         from photozhpc.info.mosaics import about_fits_or_asdf
 
@@ -50,12 +53,13 @@ def about(path: str | Path, survey: Survey | None = None) -> dict[str, Any]:
     if start.startswith(b"PAR1"):
         return about_parquet(path)
     if start.startswith(b"\x89HDF"):
-        return {"kind": "HDF5 file", "path": str(path), "bytes": path.stat().st_size,
-                "note": "photozhpc import-hdf5 takes catalogues of pita-z"}  # fmt: skip
+        note = "photozhpc import-hdf5 reads catalogues of pita-z"
+        size = path.stat().st_size
+        return {"kind": "HDF5 file", "path": str(path), "bytes": size, "note": note}
     if start.startswith(b"# %ECSV") or name.endswith((".csv", ".ecsv")):
         return about_text_table(path)
     raise PhotozError(
-        f"{path}: is none of photozhpc's files: a store, checkpoint, mosaic (FITS, ASDF), "
+        f"{path}: is not a file that photozhpc reads: a store, checkpoint, mosaic (FITS, ASDF), "
         f"catalogue, table (Parquet, FITS, ECSV, CSV) or YAML file"
     )
 
@@ -77,31 +81,24 @@ def _about_folder(path: Path) -> dict[str, Any]:
     if hats_file(path) is not None:
         return about_hats(path)
     raise PhotozError(
-        f"{path}: is a folder, but no store, catalogue, training run or HATS catalogue; of a "
-        f"folder of mosaics, name one file"
+        f"{path}: is a folder, but not a store, catalogue, training run or HATS catalogue; if it "
+        f"holds mosaics, pass one file"
     )
 
 
-def _about_config(path: Path) -> dict[str, Any]:
-    from photozhpc.info.configs import load_config
-
-    found = load_config(path)
-    return {"kind": f"config: {found.kind}", "path": str(path), "config": found.mapping()}
-
-
-def describe(found: dict[str, Any]) -> str:
-    """Return what `about` found as lines of text; long lists are cut short."""
-    facts = {
-        key.replace("_", " "): _shown(key, value)
-        for key, value in found.items()
+def describe(facts: dict[str, Any]) -> str:
+    """Return the facts of `about` as lines of text; long lists are cut short."""
+    texts = {
+        key.replace("_", " "): _text(key, value)
+        for key, value in facts.items()
         if key not in ("kind", "path") and value not in (None, "", [], {})
     }
-    width = max(map(len, facts), default=0)
-    lines = (f"{label:<{width}}  {text}" for label, text in facts.items())
-    return "\n".join([f"{found['path']}: {found['kind']}", *lines])
+    width = max(map(len, texts), default=0)
+    lines = (f"{label:<{width}}  {text}" for label, text in texts.items())
+    return "\n".join([f"{facts['path']}: {facts['kind']}", *lines])
 
 
-def _shown(key: str, value: Any) -> str:
+def _text(key: str, value: Any) -> str:
     if isinstance(value, bool):
         text = "yes" if value else "no"
     elif isinstance(value, float):
@@ -109,22 +106,19 @@ def _shown(key: str, value: Any) -> str:
     elif key == "bytes" and isinstance(value, int):
         text = f"{value} ({_readable(value)})"
     elif isinstance(value, dict):
-        # A digest in the middle of a line is no use to anybody.
-        known = {k: v for k, v in value.items() if not str(k).endswith("sha256")}
         items = [
-            f"{k if key in _BY_NAME else str(k).replace('_', ' ')} {_shown('', v)}"
-            for k, v in known.items()
+            f"{k if key in _BY_NAME else str(k).replace('_', ' ')} {_text('', v)}"
+            for k, v in value.items()
+            if not str(k).endswith("sha256")  # a digest within a line helps nobody
         ]
-        text = (
-            f"{len(value)}: {first_few(items, _MAX_ITEMS)}"
-            if key == "columns"
-            else first_few(items, _MAX_ITEMS)
-        )
+        text = first_few(items, _MAX_ITEMS)
+        if key == "columns":
+            text = f"{len(value)}: {text}"
     elif isinstance(value, list | tuple):
-        text = first_few([_shown("", item) for item in value], _MAX_ITEMS)
+        text = first_few([_text("", item) for item in value], _MAX_ITEMS)
     else:
         text = str(value)
-    # Names and values from files that may be damaged: nothing that a terminal would obey.
+    # Names and values of a damaged file may hold control characters, which a terminal would obey.
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:600]
 
 

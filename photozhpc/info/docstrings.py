@@ -1,4 +1,4 @@
-"""What docstrings say of arguments and attributes: `config show` and the reference print it."""
+"""Reads the sections of docstrings, which `config show` and the reference print."""
 
 import inspect
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def sections(target: Any) -> list[tuple[str, str]]:
-    """Return (heading, text) of each section of a docstring; plain text has no heading."""
+    """Return (heading, text) of each section of a docstring; the heading of plain text is ""."""
     doc = inspect.getdoc(target) or ""
     parts = re.split(r"^(Args|Attributes|Returns|Raises):\n((?:    .*\n?|\n)*)", doc, flags=re.M)
     texts = [("", parts[0])]
@@ -17,9 +17,9 @@ def sections(target: Any) -> list[tuple[str, str]]:
 
 
 def entries(text: str) -> dict[str, str]:
-    """Return the description of each name, or "names, so", of a section."""
+    """Return the description of each "name" or "name, name" in a section."""
     pairs = re.findall(r"^(\w[\w, ]*): (.*(?:\n .*)*)", text, re.M)
-    return {names: " ".join(what.split()) for names, what in pairs}
+    return {names: " ".join(description.split()) for names, description in pairs}
 
 
 def attributes(cls: type) -> dict[str, str]:

@@ -1,9 +1,8 @@
-"""What a store, a model file and a training's folder say of themselves."""
+"""Describes a store, a model file, and the folder of a training run."""
 
 import hashlib
 import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from photozhpc.errors import CheckpointError, one_line
 from photozhpc.files.disk import read_fault, read_json
 from photozhpc.store import CutoutStore
 
-_MAX_HEADER_BYTES = 100_000_000  # what safetensors itself allows
+_MAX_HEADER_BYTES = 100_000_000  # the limit of safetensors
 _MAX_TILES_COUNTED = 1000
 
 
@@ -25,17 +24,16 @@ def about_store(path: Path) -> dict[str, Any]:
 
     store = CutoutStore.open(path)
     index, missing = store.index(), store.missing_tiles()
-    labelled: int | None = 0
     n_bytes = 0
     for tile_id in index.tiles:
         manifest = read_json(path / ".manifests" / f"{tile_id}.json")
         n_bytes += sum(about["bytes"] for about in manifest["files"].values())
+    labelled = None  # counting opens a file per tile: too many of a large store
     if len(index.tiles) <= _MAX_TILES_COUNTED:
-        for key in index.shard_lengths():
-            z_spec_N = store.read_sources(key).z_spec_N
-            labelled = (labelled or 0) + int(np.count_nonzero(np.isfinite(z_spec_N)))
-    else:
-        labelled = None  # thousands of files would have to be opened
+        labelled = sum(
+            int(np.count_nonzero(np.isfinite(store.read_sources(key).z_spec_N)))
+            for key in index.shard_lengths()
+        )
     lengths = list(index.shard_lengths().values())
     return {
         "kind": "store",
@@ -59,17 +57,17 @@ def about_store(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the tensors (dtype, shape) and the metadata of a safetensors file; no weights.
+    """Return the tensors (dtype, shape) and the metadata of a safetensors file, without weights.
 
     Raises:
-        CheckpointError: it is damaged, or no safetensors file.
+        CheckpointError: it is damaged, or not a safetensors file.
     """
     try:
         size = path.stat().st_size
         with open(path, "rb") as stream:
             n_bytes = int.from_bytes(stream.read(8), "little")
             if not 2 <= n_bytes <= min(_MAX_HEADER_BYTES, size - 8):
-                raise ValueError("its header does not fit into it")
+                raise ValueError("the stated size of its header is impossible")
             header = json.loads(stream.read(n_bytes))
         tensors = {name: about for name, about in header.items() if name != "__metadata__"}
         end = max((about["data_offsets"][1] for about in tensors.values()), default=0)
@@ -79,17 +77,18 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             math.prod(about["shape"])
         return tensors, dict(header.get("__metadata__", {}))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        line = one_line(error)
         raise CheckpointError(
-            read_fault(path, error) or f"{path}: not a safetensors file, or damaged ({line})"
+            read_fault(path, error)
+            or f"{path}: not a safetensors file, or damaged ({one_line(error)}); get or train it "
+            f"again"
         ) from error
 
 
 def about_checkpoint(path: Path) -> dict[str, Any]:
-    """Describe a model file from its header; its SHA-256 alone needs the whole file.
+    """Describe a model file from its header; only the SHA-256 needs the whole file.
 
     Raises:
-        CheckpointError: it is damaged, or not one of photozhpc's.
+        CheckpointError: it is damaged, or not a model of photozhpc.
     """
     tensors, metadata = read_header(path)
     if "photozhpc" not in metadata:
@@ -98,13 +97,10 @@ def about_checkpoint(path: Path) -> dict[str, Any]:
         header = json.loads(metadata["photozhpc"])
         model, survey, training = header["model"], header["survey"], header["training"]
         config = training.get("config") or {}
-        calibration = training.get("calibration")
         epoch = training.get("last_epoch") or {}
         validation = training.get("refit_validation") or training.get("validation") or {}
         with open(path, "rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        parameters = sum(math.prod(about["shape"]) for about in tensors.values())
-        dtypes = Counter(about["dtype"] for about in tensors.values())
         return {
             "kind": "checkpoint",
             "path": str(path),
@@ -116,13 +112,13 @@ def about_checkpoint(path: Path) -> dict[str, Any]:
             "crop_pix": model.get("crop"),
             "redshift_heads": model.get("redshift_heads", model.get("networks")),
             "density_bins": model.get("density_bins", 0),
-            "parameters": parameters,
-            "dtypes": sorted(dtypes),
+            "parameters": sum(math.prod(about["shape"]) for about in tensors.values()),
+            "dtypes": sorted({about["dtype"] for about in tensors.values()}),
             "method": config.get("method"),
             "epochs": epoch.get("epoch", config.get("epochs")),
             "validation": {key: validation[key] for key in ("nmad", "n") if key in validation},
             "trained_on_store_sha256": training.get("store_sha256"),
-            "calibration": calibration,
+            "calibration": training.get("calibration"),
             "imported_from": training.get("imported_from"),
             "made_by": training.get("photozhpc"),
             "bytes": path.stat().st_size,
@@ -135,10 +131,10 @@ def about_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def about_training(path: Path) -> dict[str, Any]:
-    """Describe the folder of a training from its log and its model files."""
+    """Describe the folder of a training run from its log and its model files."""
     lines = (path / "log.jsonl").read_bytes().splitlines()
     last: dict[str, Any] = {}
-    for line in reversed(lines[-10:]):  # the end may have been cut short
+    for line in reversed(lines[-10:]):  # the last line may have been cut short
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a mosaic, or a table in FITS, says of itself: headers and WCS, no image."""
+"""Describes a mosaic, or a FITS table, from its headers and WCS, without reading an image."""
 
 import gzip
 import warnings
@@ -24,16 +24,16 @@ from photozhpc.mosaic.fits_wcs import celestial_wcs
 from photozhpc.mosaic.tile import open_planes
 from photozhpc.survey import Survey, load_survey, survey_names
 
-_MAX_PACKED_BYTES = 256 << 20  # of gzip, to be unpacked to look into it
+_MAX_PACKED_BYTES = 256 << 20  # of gzip; a larger file is not unpacked
 _EXPOSURE_KEYS = ("EXPTIME", "TEXPTIME", "XPOSURE")
 _MAX_EXTENSIONS = 200
 
 
 def about_fits_or_asdf(path: Path, survey: Survey | None = None) -> dict[str, Any]:
-    """Describe a mosaic as the file itself and, where it fits a survey, as `extract` sees it.
+    """Describe a mosaic by its headers and, if it fits a survey, as `extract` reads it.
 
     Args:
-        survey: whose mosaic it is; None: the first that comes with the package and fits.
+        survey: the survey of the mosaic; None: the first bundled one that fits.
 
     Raises:
         MosaicError: it is damaged, or neither FITS nor ASDF; with `survey`, it does not fit.
@@ -48,20 +48,19 @@ def about_fits_or_asdf(path: Path, survey: Survey | None = None) -> dict[str, An
             magic = _magic(plain)
             try:
                 if magic.startswith(b"#ASDF"):
-                    found, wcs, shape_HW = _about_asdf(path, plain)
+                    facts, wcs, shape_HW = _about_asdf(path, plain)
                 elif magic.startswith(b"SIMPLE"):
-                    found, wcs, shape_HW = _about_fits(path, plain)
+                    facts, wcs, shape_HW = _about_fits(path, plain)
                 else:
                     raise MosaicError(f"{path}: neither FITS nor ASDF (it begins with {magic!r})")
             except DAMAGED as error:
-                line = one_line(error)
                 raise MosaicError(
-                    read_fault(path, error) or f"{path}: damaged ({line}); copy it again"
+                    read_fault(path, error) or f"{path}: damaged ({one_line(error)}); copy it again"
                 ) from error
-            found["bytes"] = packed_bytes
-            if found["kind"] == "mosaic":
-                found |= _calibrated(path, survey, wcs, shape_HW)
-            return found
+            facts["bytes"] = packed_bytes
+            if facts["kind"] == "mosaic":
+                facts |= _calibrated(path, survey, wcs, shape_HW)
+            return facts
 
 
 def _magic(path: Path) -> bytes:
@@ -76,18 +75,17 @@ def _primary_of_gzip(path: Path) -> dict[str, Any]:
             header = fits.Header.fromfile(stream)
     except DAMAGED as error:
         raise MosaicError(
-            read_fault(path, error) or f"{path}: no header of FITS in it, or damaged ({error})"
+            read_fault(path, error) or f"{path}: has no FITS header, or is damaged ({error})"
         ) from error
-    shape = [header.get(f"NAXIS{i}") for i in range(header.get("NAXIS", 0), 0, -1)]
     return {
         "kind": "mosaic",
         "path": str(path),
         "format": "FITS, gzip",
-        "shape": shape,
+        "shape": [header.get(f"NAXIS{i}") for i in range(header.get("NAXIS", 0), 0, -1)],
         "unit": header.get("BUNIT"),
         "filter": next((text for _, text in header_bands(header)), None),
         "bytes": path.stat().st_size,
-        "note": "a large packed file: only its first header was read; gunzip it to know more",
+        "note": "a large packed file: info reads only its first header; gunzip it for more",
     }
 
 
@@ -103,29 +101,25 @@ def _about_fits(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
             return _about_table(path, tables[0]), None, None
         first = images[0]
         wcs = celestial_wcs(path, hdus, first)
-        names = {f"{hdu.name or 'PRIMARY'}": _plane_text(hdu) for hdu in images}
         headers = (first.header, hdus[0].header)
         height, width = (int(n) for n in first.shape[-2:])
-        found = {
+        facts = {
             "kind": "mosaic",
             "path": str(path),
             "format": "FITS",
             "shape": list(first.shape),
-            "planes": names,
+            "planes": {hdu.name or "PRIMARY": " x ".join(map(str, hdu.shape)) for hdu in images},
             "unit": next((str(h["BUNIT"]) for h in headers if h.get("BUNIT")), None),
             "filter": next((text for _, text in header_bands(*headers)), None),
-            "exposure_s": next((e for h in headers if (e := _first(h, _EXPOSURE_KEYS))), None),
+            "exposure_s": next((time for h in headers if (time := _exposure(h))), None),
             "files_beside": {role: p.name for role, p in sibling_paths(path).items()},
         }
-        return found, wcs, (height, width)
+        return facts, wcs, (height, width)
 
 
-def _plane_text(hdu: Any) -> str:
-    return " x ".join(map(str, hdu.shape))
-
-
-def _first(header: Any, keys: tuple[str, ...]) -> Any:
-    value = next((header[key] for key in keys if header.get(key) not in (None, "")), None)
+def _exposure(header: Any) -> Any:
+    values = (header[key] for key in _EXPOSURE_KEYS if header.get(key) not in (None, ""))
+    value = next(values, None)
     return value if isinstance(value, str | int | float) else None
 
 
@@ -150,16 +144,16 @@ def _about_asdf(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
         roman = tree.get("roman", tree)
         if not isinstance(roman, Mapping) or "data" not in roman:
             keys = ", ".join(str(key)[:40] for key in list(roman)[:8])
-            raise MosaicError(f"{path}: is ASDF, but no mosaic: no 'roman' with 'data' ({keys})")
+            raise MosaicError(f"{path}: is ASDF, but has no 'data' or 'roman.data' ({keys})")
         meta = roman.get("meta", {})
         arrays = {name: getattr(node, "shape", None) for name, node in roman.items()}
         shapes = {str(n): " x ".join(map(str, shape)) for n, shape in arrays.items() if shape}
         shape = tuple(int(n) for n in arrays["data"] or ())
         if len(shape) < 2 or 0 in shape:
-            raise MosaicError(f"{path}: 'data' must have two axes, it has shape {shape}")
+            raise MosaicError(f"{path}: 'data' must have two axes, got shape {shape}")
         wcs = meta.get("wcs")
         instrument, coadd = meta.get("instrument", {}), meta.get("coadd_info", {})
-        found = {
+        facts = {
             "kind": "mosaic",
             "path": str(path),
             "format": "ASDF (Roman)" if "roman" in tree else "ASDF",
@@ -170,27 +164,30 @@ def _about_asdf(path: Path, plain: Path) -> tuple[dict[str, Any], Any, tuple[int
             "exposure_s": coadd.get("exposure_time"),
         }
         usable = wcs is not None and not isinstance(wcs, Mapping | str) and len(shape) == 2
-        return found, wcs if usable else None, (shape[-2], shape[-1])
+        return facts, wcs if usable else None, (shape[-2], shape[-1])
 
 
 def _calibrated(
     path: Path, survey: Survey | None, wcs: Any, shape_HW: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """Return what `extract` would make of it: bands, nJy of a unit, notes; and the sky."""
-    found: dict[str, Any] = {}
-    candidates = [survey] if survey is not None else _candidates(path)
+    """Return how `extract` reads the mosaic: bands, nJy per unit, notes, and where it lies."""
+    facts: dict[str, Any] = {}
+    candidates = [survey] if survey else [load_survey(name) for name in survey_names()]
+    # First the surveys whose file names it has.
+    candidates.sort(key=lambda candidate: candidate.match_mosaic(path.name) is None)
     reasons: list[str] = []
     for candidate in candidates:
         try:
             with open_planes(path, candidate, None) as planes:
-                guessed = "" if survey is not None else _why(candidate, path, candidates)
-                found["survey"] = candidate.name
-                found["survey_guessed"] = guessed or None
-                found["bands"] = [plane.band for plane in planes]
-                found["roles"] = {plane.band: list(plane.roles) for plane in planes}
-                found["has_errors"] = all(plane.one_error is None for plane in planes)
-                found["njy_per_unit"] = {p.band: float(p.njy_per_unit) for p in planes}
-                found["notes"] = [note for plane in planes for note in plane.notes]
+                facts = {
+                    "survey": candidate.name,
+                    "survey_guessed": None if survey else _basis(candidate, path, candidates),
+                    "bands": [plane.band for plane in planes],
+                    "roles": {plane.band: list(plane.roles) for plane in planes},
+                    "has_errors": all(plane.one_error is None for plane in planes),
+                    "njy_per_unit": {p.band: float(p.njy_per_unit) for p in planes},
+                    "notes": [note for plane in planes for note in plane.notes],
+                }
                 wcs, shape_HW = planes[0].wcs, planes[0].shape_HW
             break
         except PhotozError as error:
@@ -198,32 +195,27 @@ def _calibrated(
                 raise
             reasons.append(f"{candidate.name}: {error}")
     else:
-        found["note"] = f"no survey that comes with photozhpc fits ({reasons[0]})"
+        facts["note"] = f"no survey that comes with photozhpc fits ({reasons[0]})"
     sky = _sky(wcs, shape_HW)
     ratio = sky.get("pixel_scale_arcsec", 0.0) / candidate.pixel_scale_arcsec
-    if "survey" in found and ratio and abs(ratio - 1) > MAX_SCALE_ERROR:
-        found["note"] = (
-            f"survey '{candidate.name}' has {candidate.pixel_scale_arcsec} arcsec a pixel: "
+    if "survey" in facts and ratio and abs(ratio - 1) > MAX_SCALE_ERROR:
+        facts["note"] = (
+            f"survey '{candidate.name}' has {candidate.pixel_scale_arcsec} arcsec per pixel: "
             f"extract would refuse this mosaic"
         )
-    return found | sky
+    return facts | sky
 
 
-def _candidates(path: Path) -> list[Survey]:
-    """Return the surveys that come with the package, first those with such file names."""
-    surveys = [load_survey(name) for name in survey_names()]
-    return sorted(surveys, key=lambda survey: survey.match_mosaic(path.name) is None)
-
-
-def _why(survey: Survey, path: Path, candidates: list[Survey]) -> str:
+def _basis(survey: Survey, path: Path, candidates: list[Survey]) -> str:
+    """Return what a survey was guessed by."""
     if survey.match_mosaic(path.name) is None:
-        return "by the band that the file names; say which with --survey"
+        return "by the band that the file names; pass --survey to choose"
     others = [
         other.name
         for other in candidates
         if other is not survey and other.match_mosaic(path.name) is not None
     ]
-    return "by its name" + (f", which {', '.join(others)} may have too" if others else "")
+    return "by its name" + (f", which also fits {', '.join(others)}" if others else "")
 
 
 def _sky(wcs: Any, shape_HW: tuple[int, int] | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a catalogue, a source list or any other table says of itself: headers, no rows."""
+"""Describes a catalogue, a source list or any other table from its headers, without rows."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,7 @@ from photozhpc.errors import CatalogError, SourceListError, one_line
 from photozhpc.files.disk import read_fault
 
 HATS_FILES = ("hats.properties", "properties", "collection.properties")
-# Of text, rows are counted up to here; of more, they are estimated.
-_MAX_COUNTED_BYTES = 64 << 20
+_MAX_COUNTED_BYTES = 64 << 20  # of text; the rows of a longer file are estimated
 _MAX_PROPERTIES_BYTES = 1 << 20
 
 
@@ -27,24 +26,29 @@ def about_catalog(path: Path) -> dict[str, Any]:
     """
     parts = catalog_parts(path, incomplete_ok=True)
     out = run_folder_of(path)
-    found = {"kind": "catalogue", **_parquet(parts[0]), "path": str(path)}
-    found["parts"] = len(parts)
-    found["rows"] = None
-    found["bytes"] = sum(part.stat().st_size for part in parts)
+    facts = {
+        "kind": "catalogue",
+        **_parquet(parts[0]),
+        "path": str(path),
+        "parts": len(parts),
+        "rows": None,
+        "bytes": sum(part.stat().st_size for part in parts),
+    }
     if out is None:
-        return {**found, "state": "unknown: there is no run.json"}
+        return {**facts, "state": "unknown: there is no run.json"}
     run = read_run(out)
     finished = len(parts) >= run.n_parts
-    found["rows"] = run.n_rows if finished else None
-    found["state"] = (
-        "finished" if finished else f"not finished: {len(parts)} of {run.n_parts} parts"
-    )
-    found["rows_due"] = run.n_rows
-    found["survey"], found["command"] = run.about.get("survey"), run.about.get("command")
-    found["made_by"] = run.about.get("photozhpc")
-    found["store"], found["checkpoint"] = run.about.get("store"), run.about.get("checkpoint")
-    found["checkpoint_sha256"] = run.identity.get("checkpoint_sha256")
-    return found
+    return facts | {
+        "rows": run.n_rows if finished else None,
+        "state": "finished" if finished else f"not finished: {len(parts)} of {run.n_parts} parts",
+        "rows_due": run.n_rows,
+        "survey": run.about.get("survey"),
+        "command": run.about.get("command"),
+        "made_by": run.about.get("photozhpc"),
+        "store": run.about.get("store"),
+        "checkpoint": run.about.get("checkpoint"),
+        "checkpoint_sha256": run.identity.get("checkpoint_sha256"),
+    }
 
 
 def about_parquet(path: Path) -> dict[str, Any]:
@@ -53,9 +57,9 @@ def about_parquet(path: Path) -> dict[str, Any]:
     Raises:
         SourceListError: it is damaged.
     """
-    found = _parquet(path)
-    kind = "part of a catalogue" if "schema_version" in found else "table (Parquet)"
-    return {"kind": kind, **found}
+    facts = _parquet(path)
+    kind = "part of a catalogue" if "schema_version" in facts else "table (Parquet)"
+    return {"kind": kind, **facts}
 
 
 def _parquet(path: Path) -> dict[str, Any]:
@@ -64,12 +68,12 @@ def _parquet(path: Path) -> dict[str, Any]:
             schema, n_rows = file.schema_arrow, file.metadata.num_rows
             groups = file.metadata.num_row_groups
     except (OSError, ValueError, pa.ArrowException) as error:
-        line = one_line(error)
         raise SourceListError(
-            read_fault(path, error) or f"{path}: not a Parquet file, or damaged ({line})"
+            read_fault(path, error)
+            or f"{path}: not a Parquet file, or damaged ({one_line(error)}); copy it again"
         ) from error
     metadata = schema.metadata or {}
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "path": str(path),
         "rows": n_rows,
         "columns": {field.name: _unit_of(field) for field in schema},
@@ -77,28 +81,24 @@ def _parquet(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
     }
     if b"photozhpc.schema_version" in metadata:
-        found["schema_version"] = _text(metadata[b"photozhpc.schema_version"])
+        facts["schema_version"] = metadata[b"photozhpc.schema_version"].decode(errors="replace")
     try:
-        about = json.loads(metadata.get(PROVENANCE_KEY, b"{}"))
+        provenance = json.loads(metadata.get(PROVENANCE_KEY, b"{}"))
         for key in ("survey", "command", "checkpoint", "store"):
-            if about.get(key):
-                found[key] = about[key]
+            if provenance.get(key):
+                facts[key] = provenance[key]
     except (ValueError, AttributeError, RecursionError):
-        found["note"] = "its provenance cannot be read"
-    return found
+        facts["note"] = "its provenance cannot be read"
+    return facts
 
 
 def _unit_of(field: pa.Field) -> str:
-    unit = (field.metadata or {}).get(b"unit", b"")
-    return _text(unit) or str(field.type)
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", errors="replace")
+    unit: bytes = (field.metadata or {}).get(b"unit", b"")
+    return unit.decode(errors="replace") or str(field.type)
 
 
 def hats_file(path: Path) -> Path | None:
-    """Return the properties of a HATS catalogue or collection, if the folder is one."""
+    """Return the properties file of a HATS catalogue or collection; None if there is none."""
     return next((path / name for name in HATS_FILES if (path / name).is_file()), None)
 
 
@@ -113,48 +113,44 @@ def about_hats(path: Path) -> dict[str, Any]:
     with open(file, encoding="utf-8", errors="replace") as stream:
         text = stream.read(_MAX_PROPERTIES_BYTES)
     pairs = [line.partition("=") for line in text.splitlines() if not line.startswith("#")]
-    known = {key.strip(): value.strip() for key, equals, value in pairs if equals}
-    collection = file.name == "collection.properties"
-    name = known.get("obs_collection") or known.get("name")
+    properties = {key.strip(): value.strip() for key, equals, value in pairs if equals}
+    name = properties.get("obs_collection") or properties.get("name")
     if not name:
-        raise CatalogError(f"{file}: is no file of HATS properties: it has no obs_collection")
-    rows = known.get("hats_nrows", "")
-    found: dict[str, Any] = {
-        "kind": "HATS collection" if collection else "HATS catalogue",
+        raise CatalogError(f"{file}: has no obs_collection, so it is not a HATS properties file")
+    if file.name == "collection.properties":
+        return {
+            "kind": "HATS collection",
+            "path": str(path),
+            "name": name,
+            "primary_table": properties.get("hats_primary_table_url"),
+            "margins": properties.get("all_margins"),
+            "indexes": properties.get("all_indexes"),
+        }
+    rows = properties.get("hats_nrows", "")
+    facts: dict[str, Any] = {
+        "kind": "HATS catalogue",
         "path": str(path),
         "name": name,
-    }
-    if collection:
-        found["primary_table"] = known.get("hats_primary_table_url")
-        found["margins"] = known.get("all_margins")
-        found["indexes"] = known.get("all_indexes")
-        return found
-    found |= {
-        "type": known.get("dataproduct_type"),
+        "type": properties.get("dataproduct_type"),
         "rows": int(rows) if rows.isdigit() else None,
-        "position_columns": [known.get("hats_col_ra"), known.get("hats_col_dec")],
-        "hats_order": known.get("hats_order"),
-        "hats_version": known.get("hats_version"),
-        "made_by": known.get("hats_builder"),
+        "position_columns": [properties.get("hats_col_ra"), properties.get("hats_col_dec")],
+        "hats_order": properties.get("hats_order"),
+        "hats_version": properties.get("hats_version"),
+        "made_by": properties.get("hats_builder"),
     }
-    schema = next(
-        (f for n in ("_common_metadata", "_metadata") if (f := path / "dataset" / n).is_file()),
-        None,
-    )
-    if schema is not None:
-        columns = _parquet(schema)["columns"]
-        found["columns"] = columns
-    return found
+    for schema in ("_common_metadata", "_metadata"):
+        if (path / "dataset" / schema).is_file():
+            return facts | {"columns": _parquet(path / "dataset" / schema)["columns"]}
+    return facts
 
 
 def about_text_table(path: Path) -> dict[str, Any]:
-    """Describe a CSV or ECSV file from its first lines; long ones are not read to the end.
+    """Describe a CSV or ECSV file from its first lines; a long file is not read to the end.
 
     Raises:
-        SourceListError: its first line is no list of columns.
+        SourceListError: its first line is not a list of columns.
     """
     size = path.stat().st_size
-    units: dict[str, str] = {}
     with open(path, "rb") as stream:
         head = stream.read(1 << 20)
         lines = head.decode("utf-8", errors="replace").splitlines()
@@ -162,24 +158,21 @@ def about_text_table(path: Path) -> dict[str, Any]:
         rest = [line for line in lines if line.strip() and not line.startswith("#")]
         is_ecsv = bool(comments) and comments[0].startswith("# %ECSV")
         if not rest or ("," not in rest[0] and not is_ecsv):
-            raise SourceListError(f"{path}: is no table: its first line has no commas")
+            raise SourceListError(f"{path}: is not a table: its first line has no commas")
         separator = "," if "," in rest[0] else None
         columns = [name.strip().strip('"') for name in rest[0].split(separator)]
-        if is_ecsv:
-            units = _ecsv_units(comments)
+        units = _ecsv_units(comments) if is_ecsv else {}
         if size <= _MAX_COUNTED_BYTES:
             stream.seek(0)
             n_rows = sum(1 for line in stream if line.strip() and not line.startswith(b"#")) - 1
-            exact = True
         else:
             n_bytes = sum(len(line) + 1 for line in rest[1:-1])
             n_rows = round(size / (n_bytes / max(len(rest) - 2, 1)))
-            exact = False
     return {
         "kind": "table (ECSV)" if is_ecsv else "table (CSV)",
         "path": str(path),
         "rows": n_rows,
-        "rows_are_exact": exact,
+        "rows_are_exact": size <= _MAX_COUNTED_BYTES,
         "columns": {name: units.get(name, "") for name in columns},
         "bytes": size,
     }

@@ -1,4 +1,4 @@
-"""One catalogue, read batch by batch: what a report counts, in memory that no survey outgrows."""
+"""Counts what a report shows of a catalogue, batch by batch, in memory of a fixed size."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +23,9 @@ from photozhpc.evaluation.catalog_columns import (
 from photozhpc.survey import ab_magnitude
 
 BATCH_ROWS = 1 << 17
-N_SAMPLE = 3000  # up to so many sources are drawn as points; above, densities
+N_SAMPLE = 3000  # up to this many sources are drawn as points; more, as densities
 N_GALLERY = 12
-N_STACKED = 50_000  # PDFs that are stacked
+N_STACKED = 50_000  # PDFs in the stack
 DETECTION_SN = 5.0
 COLOUR_SN = 3.0
 Z_WIDTH, MAG_WIDTH, COLOUR_WIDTH = 0.05, 0.1, 0.1
@@ -37,7 +37,7 @@ _LOG_ERR_EDGES = np.linspace(-6, 8, 1401)  # log10 nJy
 
 @dataclass
 class BandCounts:
-    """Number counts of a band, and the errors its depth is taken from."""
+    """Number counts of a band, and the flux errors that its depth is computed from."""
 
     columns: BandColumns
     mag_M: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(_MAG_EDGES) - 1, int))
@@ -79,7 +79,7 @@ class Density:
 
 
 class TopRows:
-    """The k rows with the largest keys among all that are offered."""
+    """The k rows with the largest keys of all rows that were offered."""
 
     def __init__(self, k: int) -> None:
         self._k = k
@@ -87,7 +87,7 @@ class TopRows:
         self._tables: list[pa.Table] = []
 
     def offer(self, table: pa.Table, key_N: NDArray[np.float64]) -> None:
-        """Rows whose key is NaN are never taken."""
+        """Take the rows whose keys are among the k largest; never rows whose key is NaN."""
         at_N = np.flatnonzero(np.isfinite(key_N))
         if len(self._key_N) == self._k:
             at_N = at_N[key_N[at_N] > self._key_N.min()]
@@ -100,27 +100,27 @@ class TopRows:
 
     @property
     def table(self) -> pa.Table | None:
-        """The rows, by descending key; None if there are none."""
+        """The rows, by descending key, or None."""
         return self._tables[0] if self._tables else None
 
 
 @dataclass
 class CatalogScan:
-    """What a report counts in a catalogue.
+    """The counts of a catalogue that a report shows.
 
     Attributes:
-        n_rows, n_photoz, n_intervals: rows; those with a redshift; those of them with all
+        n_rows, n_photoz, n_intervals: rows; rows with a redshift; of these, rows with all
             quantiles.
         flag_values: number of rows by value of photoz_flags.
-        z_Z, z_sum: redshifts in bins of 0.05; the sum of all of them.
-        stack_Z, stack_var_Z, n_stacked: sum over `n_stacked` sources, chosen at random, of the
-            probability of each bin, and of p (1 - p).
-        bands: by band, in the order of the columns.
+        z_Z, z_sum: number of redshifts in bins of 0.05; sum of all redshifts.
+        stack_Z, stack_var_Z, n_stacked: sum over `n_stacked` random sources of the probability p
+            of each bin, and of p (1 - p).
+        bands: counts per band, in the order of the columns.
         colour_mag, colour_z: densities of the colour of the first and last band (ratio of
-            aperture fluxes) against magnitude of the last band and against redshift; None where
-            there is one band only.
-        sample, high_z, far_out: rows: at random; unflagged with the highest redshifts; with the
-            highest photoz_ood; None if there are none.
+            aperture fluxes) against magnitude of the last band and against redshift; None if
+            there is only one band.
+        sample, high_z, far_out: random rows; unflagged rows with the highest redshifts; rows with
+            the highest photoz_ood; None if there are none.
     """
 
     bands: list[BandCounts]
@@ -144,16 +144,16 @@ class CatalogScan:
         return _Z_EDGES
 
     def colours(self, table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return (colour_N, mag_N) of rows: of the first and the last band; NaN if undetected."""
-        first, last = self.bands[0].columns, self.bands[-1].columns
-        colour_N = _magnitude(table, first, "flux", COLOUR_SN) - _magnitude(
-            table, last, "flux", COLOUR_SN
+        """Return colour_N (first minus last band) and mag_N (last band); NaN if undetected."""
+        last = self.bands[-1].columns
+        first_N, last_N = (
+            _magnitude(table, band, "flux", COLOUR_SN) for band in (self.bands[0].columns, last)
         )
-        return colour_N, _magnitude(table, last, "total", COLOUR_SN)
+        return first_N - last_N, _magnitude(table, last, "total", COLOUR_SN)
 
 
 def rebin(count_B: NDArray, merge: int) -> NDArray:
-    """Return counts in bins that are `merge` of the given ones; bins left over are left out."""
+    """Return counts in bins that each merge `merge` bins; leftover bins at the end are dropped."""
     return count_B[: len(count_B) // merge * merge].reshape(-1, merge).sum(axis=1)
 
 
@@ -171,15 +171,15 @@ def scan_catalog(parts: Sequence[Path]) -> CatalogScan:
     )
     scan = CatalogScan([BandCounts(band) for band in columns], colour_mag, colour_z)
     has_quantiles = set(QUANTILES) <= set(names)
-    wanted = ["source_id", "ra", "dec", "tile_id", "photoz", "photoz_flags", "photoz_ood"]
-    wanted += QUANTILES if has_quantiles else []
+    shown = ["source_id", "ra", "dec", "tile_id", "photoz", "photoz_flags", "photoz_ood"]
+    shown += QUANTILES if has_quantiles else []
     for band in columns:
-        wanted += [name for name in (band.flux, band.flux_err, band.total) if name]
-    wanted = [name for name in wanted if name in names]
+        shown += [name for name in (band.flux, band.flux_err, band.total) if name]
+    shown = [name for name in shown if name in names]
     share = min(1.0, N_STACKED / max(sum(read_footer(part)[1] for part in parts), 1))
     rng = np.random.default_rng(0)  # the same catalogue gives the same page
     sample, high_z, far_out = TopRows(N_SAMPLE), TopRows(N_GALLERY), TopRows(N_GALLERY)
-    for part, table in read_batches(parts, wanted):
+    for part, table in read_batches(parts, shown):
         n = len(table)
         z_N, flags_N = floats(table, "photoz"), table.column("photoz_flags").to_numpy()
         sample.offer(table, rng.random(n))
@@ -189,20 +189,16 @@ def scan_catalog(parts: Sequence[Path]) -> CatalogScan:
         scan.n_rows += n
         for value, count in zip(*np.unique(flags_N, return_counts=True), strict=True):
             scan.flag_values[int(value)] = scan.flag_values.get(int(value), 0) + int(count)
-        _count_redshifts(scan, z_N)
+        finite_z_N = z_N[np.isfinite(z_N)]
+        scan.n_photoz += len(finite_z_N)
+        scan.z_sum += float(finite_z_N.sum())
+        scan.z_Z += np.histogram(finite_z_N, _Z_EDGES)[0]
         stacked_N = rng.random(n) < share
         if has_quantiles:
             _stack(scan, table, z_N, stacked_N, part)
         _count_photometry(scan, table, z_N)
     scan.sample, scan.high_z, scan.far_out = sample.table, high_z.table, far_out.table
     return scan
-
-
-def _count_redshifts(scan: CatalogScan, z_N: NDArray[np.float64]) -> None:
-    z_N = z_N[np.isfinite(z_N)]
-    scan.n_photoz += len(z_N)
-    scan.z_sum += float(z_N.sum())
-    scan.z_Z += np.histogram(z_N, _Z_EDGES)[0]
 
 
 def _stack(
@@ -212,16 +208,16 @@ def _stack(
     chosen_N: NDArray[np.bool_],
     part: Path,
 ) -> None:
-    """Add the PDFs of some sources to the stack; a PDF is that of `photozhpc.metrics`."""
+    """Add the PDFs of the chosen sources to the stack; a PDF is as in `photozhpc.metrics`."""
     quantile_NQ = quantiles(table)
-    whole_N = np.isfinite(quantile_NQ).all(axis=1) & np.isfinite(z_N)
-    scan.n_intervals += int(whole_N.sum())
-    quantile_NQ = quantile_NQ[whole_N & chosen_N]
+    complete_N = np.isfinite(quantile_NQ).all(axis=1) & np.isfinite(z_N)
+    scan.n_intervals += int(complete_N.sum())
+    quantile_NQ = quantile_NQ[complete_N & chosen_N]
     n = len(quantile_NQ)
     if not n:
         return
     scan.n_stacked += n
-    below_N = np.zeros(n)  # what would lie below z = 0 is put at z = 0, into the first bin
+    below_N = np.zeros(n)  # probability below z = 0 counts in the first bin
     top = float(quantile_NQ.max())
     for at, edge in enumerate(_Z_EDGES[1:]):
         upto_N = levels_of(np.full(n, edge), quantile_NQ, part)
@@ -237,7 +233,7 @@ def _count_photometry(scan: CatalogScan, table: pa.Table, z_N: NDArray[np.float6
     for band in scan.bands:
         mag_N = _magnitude(table, band.columns, "total", DETECTION_SN)
         mag_N = mag_N[np.isfinite(mag_N)]
-        # Counted on the aperture: at an edge a source may be detected and have no Kron flux.
+        # By the aperture flux: at an edge a detected source may have no Kron flux.
         detected_N = np.isfinite(_magnitude(table, band.columns, "flux", DETECTION_SN))
         band.n_detected += int(detected_N.sum())
         band.mag_M += np.histogram(mag_N, _MAG_EDGES)[0]
@@ -269,12 +265,12 @@ def read_batches(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
     """Yield (part, rows) with at most BATCH_ROWS rows at a time; pages are checked.
 
     Raises:
-        CatalogError: a part is damaged or not what was noted, lacks one of the columns, or holds
-            something else in it.
+        CatalogError: a part is damaged or differs from its note, or lacks one of the columns or
+            has another type in it.
     """
-    noted = RunNotes.beside(parts[0]) if parts else None
+    run_notes = RunNotes.beside(parts[0]) if parts else None
     for part in parts:
-        with open_part(part, noted) as file:
+        with open_part(part, run_notes) as file:
             missing = sorted(set(columns) - set(file.schema_arrow.names))
             if missing:
                 raise CatalogError(f"{part}: has no column '{missing[0]}', unlike {parts[0]}")
@@ -292,22 +288,22 @@ def _names(part: Path) -> list[str]:
     for name in ("source_id", "ra", "dec", "photoz", "photoz_flags"):
         if name not in names:
             raise CatalogError(
-                f"{part}: has no column '{name}'; 'photozhpc report' takes the catalogue that "
-                f"'photozhpc infer' wrote, not an export of it"
+                f"{part}: has no column '{name}'; 'photozhpc report' reads a catalogue of "
+                f"'photozhpc infer', not an export of it"
             )
     return names
 
 
 def _check_kinds(part: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
-    """Refuse columns that hold something else than they do in a catalogue of `infer`."""
+    """Raise CatalogError if a column has another type than in a catalogue of `infer`."""
     for name in columns:
         kind = schema.field(name).type
         number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
         if name == "tile_id":
-            wanted, good = "text", not number
+            expected, good = "text", not number
         elif name in ("source_id", "photoz_flags"):
-            wanted, good = "integers", pa.types.is_integer(kind)
+            expected, good = "integers", pa.types.is_integer(kind)
         else:
-            wanted, good = "numbers", number
+            expected, good = "numbers", number
         if not good:
-            raise CatalogError(f"{part}: column '{name}' must hold {wanted}, not {kind}")
+            raise CatalogError(f"{part}: column '{name}' must hold {expected}, not {kind}")

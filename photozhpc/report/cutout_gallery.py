@@ -1,4 +1,4 @@
-"""Colour composites of sources, from the store that a catalogue was made of."""
+"""Colour composites of sources, from the store that a catalogue was made from."""
 
 import io
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Cutout:
 
     Attributes:
         png: its composite; None: it is not in the store.
-        facts: what the catalogue says of it, line by line.
-        alt: the same as a sentence.
+        facts: its values in the catalogue, line by line.
+        alt: the same on one line.
     """
 
     source_id: int
@@ -37,7 +37,7 @@ class Cutout:
 
 
 def channels(band_names: tuple[str, ...]) -> tuple[str, tuple[tuple[int, ...], ...]]:
-    """Return what a composite shows, and the bands of red, green and blue: the reddest is red."""
+    """Return a description of the composite, and the bands of red, green and blue."""
     n = len(band_names)
     thirds = ((n - 1,), tuple(range((n - 1) // 2, n // 2 + 1)), (0,))
     if n == 1:
@@ -51,9 +51,9 @@ def make_gallery(
 ) -> list[Cutout]:
     """Return composites of the first `limit` rows of a catalogue.
 
-    All are scaled alike: asinh (Lupton et al. 2004), in units of the noise of each channel, which
-    is the lower quartile over them of 1.4826 MAD: bright sources have no part in it. The sky of
-    each, the median of its faintest side, is taken off: mosaics may come with theirs.
+    All have the same asinh scale (Lupton et al. 2004), in units of the noise of each channel: the
+    lower quartile over the images of 1.4826 MAD, which bright sources do not affect. The sky of
+    each image, the median of its faintest side, is subtracted, as mosaics may include it.
 
     Raises:
         StoreError: the store is damaged, or holds other sources.
@@ -80,13 +80,13 @@ def make_gallery(
 
 
 def _read(store: CutoutStore, tile_of: dict[int, str]) -> dict[int, NDArray[np.float32]]:
-    """Return the cutouts of sources by source_id; those that the store does not have are absent."""
-    wanted: dict[str, set[int]] = {}
+    """Return the cutouts of sources by source_id, without sources that are not in the store."""
+    ids_of_tile: dict[str, set[int]] = {}
     for source_id, tile_id in tile_of.items():
-        wanted.setdefault(tile_id, set()).add(source_id)
+        ids_of_tile.setdefault(tile_id, set()).add(source_id)
     cutouts: dict[int, NDArray[np.float32]] = {}
     n_sources = store.tiles()
-    for tile_id, ids in wanted.items():
+    for tile_id, ids in ids_of_tile.items():
         for index in range(-(-n_sources.get(tile_id, 0) // store.shard_len)):
             key = ShardKey(tile_id, index)
             id_N = store.read_sources(key).source_id_N
@@ -95,12 +95,12 @@ def _read(store: CutoutStore, tile_of: dict[int, str]) -> dict[int, NDArray[np.f
             if ids <= set(cutouts):
                 break
     if not cutouts:
-        raise StoreError(f"{store.path}: holds none of the sources that were looked for")
+        raise StoreError(f"{store.path}: holds none of the sources of the gallery")
     return cutouts
 
 
 def _mean(image_CSS: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the mean of some bands where they have data; NaN where none has."""
+    """Return the mean of the bands that have data, pixel by pixel; NaN where none has."""
     has_data = np.isfinite(image_CSS)
     total = np.where(has_data, image_CSS, 0).sum(axis=0, dtype=np.float64)
     count = has_data.sum(axis=0)
@@ -108,7 +108,7 @@ def _mean(image_CSS: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _without_sky(image_SS: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return an image less the median of the faintest of its sides that have data."""
+    """Subtract the median of an image's faintest side that has data."""
     n = max(len(image_SS) // 8, 1)
     sides = (image_SS[:n], image_SS[-n:], image_SS[:, :n], image_SS[:, -n:])
     skies = [np.median(data) for side in sides if len(data := side[np.isfinite(side)])]
@@ -140,18 +140,13 @@ def _composite(image_3SS: NDArray[np.float64]) -> bytes:
 
 
 def _captions(table: pa.Table, bands: list[BandColumns]) -> list[tuple[tuple[str, ...], str]]:
+    def column(name: str) -> NDArray[np.float64]:
+        return floats(table, name) if name in table.column_names else np.full(len(table), np.nan)
+
     z_N, flags_N = floats(table, "photoz"), table.column("photoz_flags").to_numpy()
-    named = set(table.column_names)
-    has_interval = {"photoz_low68", "photoz_high68"} <= named
-    low_N, high_N = (
-        floats(table, f"photoz_{side}68") if has_interval else np.full(len(z_N), np.nan)
-        for side in ("low", "high")
-    )
-    ood_N = floats(table, "photoz_ood") if "photoz_ood" in named else np.full(len(z_N), np.nan)
+    low_N, high_N, ood_N = map(column, ("photoz_low68", "photoz_high68", "photoz_ood"))
     last = bands[-1] if bands else None
-    mag_N = (
-        ab_magnitude(floats(table, last.total or last.flux)) if last else np.full(len(z_N), np.nan)
-    )
+    mag_N = ab_magnitude(column(last.total or last.flux if last else ""))
     captions = []
     for z, low, high, ood, mag, flags in zip(
         z_N, low_N, high_N, ood_N, mag_N, flags_N, strict=True

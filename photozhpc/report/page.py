@@ -1,4 +1,4 @@
-"""`photozhpc report OUT`: a catalogue on one HTML page that needs nothing but itself."""
+"""`photozhpc report OUT`: a catalogue on one self-contained HTML page."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -28,7 +28,7 @@ def write_report(
     Args:
         path: the --out folder of `photozhpc infer`, finished or not, its catalog/ folder, or a
             part.
-        truth: as `read_truth` takes them; empty: what the run's folder or store knows.
+        truth: passed to `read_truth`; empty: the truth in the run's folder or its store.
         file: default: report.html in the --out folder.
 
     Raises:
@@ -73,7 +73,7 @@ def render(source: PageSource, truth: Sequence[str | AnyPath] = ()) -> str:
 
 
 def _printable(value: object) -> object:
-    """Return a text of a catalogue without characters that turn or hide what follows them."""
+    """Replace characters of a text that would reverse or hide the text after them."""
     if type(value) is not str:
         return value
     return "".join(letter if letter.isprintable() else "?" for letter in value)

@@ -1,4 +1,4 @@
-"""The part of a page that compares a catalogue with the truth, where there is any."""
+"""The part of a page that compares a catalogue with the truth, if there is any."""
 
 import glob
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ class Accuracy:
     """The comparison with the truth.
 
     Attributes:
-        evaluation: None where there is no truth; `note` then says why.
-        reference: what was compared with.
-        note: what a reader must know.
+        evaluation: None if there is no truth; `note` then says why.
+        reference: the truth that the catalogue was compared with.
+        note: remarks for the reader.
         plots, rows: figures; rows of the table, one per group of sources.
     """
 
@@ -43,10 +43,10 @@ class Accuracy:
 
 
 def compare(source: PageSource, truth: Sequence[str | AnyPath], n_rows: int) -> Accuracy:
-    """Compare with `truth`, or with what the run left: its evaluation, its sky, its store's labels.
+    """Compare with `truth` or, if empty, with that of the run's evaluation, sky or store.
 
     Raises:
-        PhotozError: `truth` was given and is faulty, or of other sources.
+        PhotozError: `truth` is faulty, or of other sources.
     """
     if truth:
         evaluation = evaluate(source.path, truth, incomplete_ok=True)
@@ -61,20 +61,18 @@ def compare(source: PageSource, truth: Sequence[str | AnyPath], n_rows: int) -> 
         return _accuracy(evaluation, reference or tables_text(evaluation.truth), note)
     if reasons:
         return Accuracy(note=f"No comparison with known redshifts was possible: {reasons[0]}")
-    return Accuracy(
-        note="No known redshifts were found. Make the page with --truth FILE to compare with some."
-    )
+    return Accuracy(note="There are no known redshifts. Pass --truth FILE to compare with some.")
 
 
 def _known_truths(source: PageSource, n_rows: int) -> list[tuple[list[AnyPath], str, str]]:
-    """Return (tables, their name, a warning) in the order in which they are tried."""
+    """Return (tables, their name, a warning), in the order in which to try them."""
     truths: list[tuple[list[AnyPath], str, str]] = []
     try:
-        noted = read_json(default_folder(source.path) / JSON_NAME).get("truth")
+        paths = read_json(default_folder(source.path) / JSON_NAME).get("truth")
     except (OSError, ValueError):
-        noted = None
-    if isinstance(noted, list) and noted and all(isinstance(path, str) for path in noted):
-        truths.append(([location(path) for path in noted], "", ""))
+        paths = None
+    if isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths):
+        truths.append(([location(path) for path in paths], "", ""))
     own_sky = truth_tables([glob.escape(str(source.folder)) + "/sky/*_truth.parquet"])
     if own_sky[0].is_file():
         truths.append((own_sky, "", ""))
@@ -88,11 +86,11 @@ def _has_labels(store: CutoutStore) -> bool:
     try:
         return len(store_labels(store.path).source_id_N) > 0
     except PhotozError:
-        return True  # what is wrong with it is said when it is compared
+        return True  # the comparison will report the error
 
 
 def _accuracy(evaluation: Evaluation, reference: str, note: str) -> Accuracy:
-    note = " ".join(filter(None, (note, *(f"Note: {it}." for it in evaluation.truth_notes))))
+    note = " ".join(filter(None, (note, *(f"Note: {text}." for text in evaluation.truth_notes))))
     return Accuracy(evaluation, reference, note, _plots(evaluation), _rows(evaluation))
 
 
@@ -126,7 +124,7 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _cell(estimate: Any, sign: str, digits: int, scale: float) -> str:
-    """Return a number with its error; of large samples with more digits: no error is 0."""
+    """Return a number with its error, with one more digit if the error would round to 0."""
     if estimate is None or not np.isfinite(estimate.value):
         return "–"
     value, error = scale * estimate.value, scale * estimate.error
@@ -144,14 +142,14 @@ def _plots(evaluation: Evaluation) -> list[Plot]:
         "zz": (
             f"Photometric against {evaluation.z_kind} redshift",
             "Solid: 1:1; dashed: |dz| = 0.15, dz = (z_ref − z_phot) / (1 + z_ref). Sources beyond "
-            "the axes are drawn on their edge.",
+            "the axes are drawn at their edge.",
             f"Photometric against {evaluation.z_kind} redshift of {overall.n:,} sources, about "
             f"the 1:1 line: {point}.",
         ),
         "metrics": (
             "Metrics in bins",
-            "Horizontal bars: the bin; vertical: the bootstrap standard error. CRPS: that of the "
-            "intervals, and of one Gaussian about photoz for all sources.",
+            "Horizontal bars: the bin; vertical: the bootstrap standard error. CRPS: of the "
+            "intervals, and of a single Gaussian about photoz for all sources.",
             "Bias, NMAD, outliers and CRPS in bins; the numbers are in the table. "
             + _range_text(evaluation, "magnitude"),
         ),
@@ -163,15 +161,15 @@ def _plots(evaluation: Evaluation) -> list[Plot]:
         )
         words["pit"] = (
             "Are the intervals right? The PIT",
-            "Above: its histogram; below: its distribution less the uniform one. Grey: 95 % of "
-            "catalogues with perfect PDFs lie within, bin by bin.",
-            f"Histogram of the PIT of {overall.n_intervals:,} sources: its distribution is at most "
-            f"{statistics['pit_ks'].value:.3f} from uniform.",
+            "Above: its histogram; below: its cumulative distribution minus the uniform one. Grey: "
+            "the range of 95 % of catalogues with perfect PDFs, bin by bin.",
+            f"Histogram of the PIT of {overall.n_intervals:,} sources: its cumulative distribution "
+            f"differs by at most {statistics['pit_ks'].value:.3f} from the uniform one.",
         )
         words["coverage"] = (
             "Are the intervals right? Coverage",
             "Fraction of sources whose known redshift is in the interval, in bins of magnitude; "
-            "dashed: what it should be.",
+            "dashed: the nominal fraction.",
             f"Coverage in bins of magnitude; over all sources {coverage}.",
         )
     figures = figures_of(evaluation)

@@ -1,4 +1,4 @@
-"""The figures of the page: n(z), photometry, throughput. A column or two wide, in any Theme.
+"""The figures of the page: n(z), photometry, throughput; one or two columns wide, in any Theme.
 
 `figure_style.drawn` calls these functions, with the settings of the theme.
 """
@@ -15,28 +15,21 @@ from numpy.typing import NDArray
 from photozhpc.catalog.throughput import Throughput
 from photozhpc.evaluation.catalog_columns import floats
 from photozhpc.evaluation.figure_style import WIDE_INCH, Theme, new_figure
-from photozhpc.report.catalog_scan import (
-    MAG_WIDTH,
-    N_SAMPLE,
-    CatalogScan,
-    Density,
-    rebin,
-)
+from photozhpc.report.catalog_scan import MAG_WIDTH, N_SAMPLE, CatalogScan, Density, rebin
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _FEW_PER_BIN = 15
 _FEW_POINTS = 300
-_SHOWN_SHARE = 0.9995  # of the redshifts: one outlier does not squeeze all others
+_SHOWN_SHARE = 0.9995  # of the redshifts: an outlier must not squeeze the others
 _SHOWN_STACK = 0.995  # of the PDFs, whose tails are long
-COUNT_BINS = 5  # of 0.1 mag in a bin of the number counts
+COUNT_BINS = 5  # bins of 0.1 mag per bin of the number counts
 
 
 def redshift_bins(
     scan: CatalogScan, z_ref_N: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], int]:
-    """Return the edges of the n(z) that is drawn, and how many of the scan's bins each has."""
-    occupied = np.flatnonzero(scan.z_Z)
+    """Return the edges of the plotted bins of n(z), and how many of the scan's bins each has."""
     z_ref_Z = np.histogram(z_ref_N, scan.z_edges)[0]
     top = 1
     for counts_Z, shown in (
@@ -47,13 +40,13 @@ def redshift_bins(
         total = float(counts_Z.sum())
         if total:
             top = max(top, int(np.searchsorted(np.cumsum(counts_Z), shown * total)) + 1)
-    merge = 2 if scan.n_photoz / max(len(occupied), 1) < _FEW_PER_BIN else 1
+    merge = 2 if scan.n_photoz / max(int((scan.z_Z > 0).sum()), 1) < _FEW_PER_BIN else 1
     top += -top % merge
     return scan.z_edges[: top + 1 : merge], merge
 
 
 def plot_nz(scan: CatalogScan, z_ref_N: NDArray[np.float64], z_kind: str, theme: Theme) -> Figure:
-    """Draw n(z), normalised: point estimates, stacked PDFs with their 1 sigma band, the truth."""
+    """Draw the normalised n(z): point estimates, stacked PDFs with their 1-sigma band, truth."""
     edges, merge = redshift_bins(scan, z_ref_N)
     width = edges[1] - edges[0]
     figure = new_figure(2.9)
@@ -95,11 +88,11 @@ def plot_nz(scan: CatalogScan, z_ref_N: NDArray[np.float64], z_kind: str, theme:
 def stacked_nz(
     scan: CatalogScan, merge: int = 1
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the stack in bins of `merge` of the scan's, and its standard deviation.
+    """Return the stack, `merge` of the scan's bins in each, and its standard deviation.
 
-    The latter is the scatter if each redshift were drawn from its own PDF, independently:
-    sqrt(sum p (1 - p)), scaled from the sources that were stacked to all that have a PDF. The p of
-    merged bins are taken as independent, which overstates it a little.
+    The latter is the scatter if each redshift were drawn independently from its own PDF:
+    sqrt(sum p (1 - p)), scaled from the stacked sources to all that have a PDF. The p of merged
+    bins are treated as independent, which slightly overestimates it.
     """
     mean, variance = rebin(scan.stack_Z, merge), rebin(scan.stack_var_Z, merge)
     return mean, np.sqrt(variance * scan.n_stacked / max(scan.n_intervals, 1))
@@ -110,12 +103,12 @@ def plot_counts(scan: CatalogScan, area_arcmin2: float | None, theme: Theme) -> 
     figure = new_figure(2.9)
     axes = figure.add_subplot()
     scale = 1 / (COUNT_BINS * MAG_WIDTH * (area_arcmin2 or 1))
-    seen: list[int] = []
+    filled_counts: list[int] = []
     for at, band in enumerate(scan.bands):
         counts = rebin(band.mag_M, COUNT_BINS)
         edges = band.mag_edges[::COUNT_BINS][: len(counts) + 1]
         middle, filled = (edges[1:] + edges[:-1]) / 2, counts > 0
-        seen += counts[filled].tolist()
+        filled_counts += counts[filled].tolist()
         colour = theme.data_colours[at % len(theme.data_colours)]
         axes.errorbar(
             middle[filled],
@@ -132,8 +125,9 @@ def plot_counts(scan: CatalogScan, area_arcmin2: float | None, theme: Theme) -> 
         if np.isfinite(band.depth_mag):
             axes.axvline(band.depth_mag, 0, 0.05, color=colour, linewidth=1.4)
     axes.set_yscale("log")
-    # Two decades or more: on less there is hardly a tick with a number.
-    axes.set_ylim(bottom=min(0.5 * scale * min(seen, default=1), axes.get_ylim()[1] / 100))
+    # Two decades or more: a shorter axis has hardly a tick with a number.
+    lowest = 0.5 * scale * min(filled_counts, default=1)
+    axes.set_ylim(bottom=min(lowest, axes.get_ylim()[1] / 100))
     unit = "mag$^{-1}$ arcmin$^{-2}$" if area_arcmin2 else "mag$^{-1}$"
     axes.set(xlabel="AB magnitude", ylabel=f"sources [{unit}]")
     figure.legend(loc="outside upper center", ncols=min(len(scan.bands), 4), columnspacing=1)
@@ -187,7 +181,7 @@ def _draw_density(axes: Axes, density: Density, theme: Theme) -> matplotlib.cm.S
 
 
 def plot_throughput(rate: Throughput, theme: Theme) -> Figure:
-    """Draw sources per second, and the share that is done, against the time spent working."""
+    """Draw sources per second, and the share of sources done, against the time at work."""
     unit, seconds = _time_unit(rate.edges[-1])
     figure = new_figure(2.7, WIDE_INCH)
     axes = figure.add_subplot()
@@ -208,7 +202,7 @@ def plot_throughput(rate: Throughput, theme: Theme) -> Figure:
 
 
 def _event_marks(axes: Axes, rate: Throughput, seconds: float, theme: Theme) -> Sequence:
-    """Draw events at the top of the axes, one marker per kind; return those for the legend."""
+    """Draw events at the top of the axes, one marker per kind; return them for the legend."""
     markers = {
         "begun again": ("|", theme.ink),
         "stopped": ("s", theme.purple),

@@ -1,4 +1,4 @@
-"""What each section of the page says: numbers, tables and figures, ready for the template."""
+"""The sections of the page: numbers, tables and figures, ready for the template."""
 
 import datetime
 import platform
@@ -48,9 +48,10 @@ class Sky:
     """Where the sources lie.
 
     Attributes:
-        area_arcmin2: of all fields together; None without a source.
-        area_is_of_tiles: or else of the map's bins that hold a source.
-        plots: one per field; rows: of the table of fields.
+        area_arcmin2: area of all fields together; None without sources.
+        area_is_of_tiles: whether it is that of the tiles, or else of the map's bins with a source.
+        plots: one per field.
+        rows: the table of fields.
     """
 
     area_arcmin2: float | None = None
@@ -100,7 +101,7 @@ def _sky_plot(
     covered = (
         "counts are over the part of a bin that the tiles cover"
         if coverage.fraction_YX is not None
-        else "the tiles' outlines are not known; bins without a source are blank"
+        else "the outlines of the tiles are unknown; bins without a source are blank"
     )
     caption = f"Equal-area bins of {bins} ({projection} projection), east to the left; {covered}."
     if len(coverage.outlines):
@@ -112,8 +113,8 @@ def _sky_plot(
     where = "" if sky_map.is_all_sky else f" about RA {ra:.3f}°, Dec {dec:+.3f}°"
     alt = (
         f"Map of {sky_map.n:,} sources{where} on {area_text(area)}: on average "
-        f"{sky_map.n / area:.3g} per square arcminute, in single bins up to "
-        f"{filled.max(initial=0):.3g}."
+        f"{sky_map.n / area:.3g} per square arcminute, at most {filled.max(initial=0):.3g} in one "
+        f"bin."
     )
     title = "Density of sources"
     if name != "Sky":
@@ -124,12 +125,12 @@ def _sky_plot(
 
 
 def area_text(area: float) -> str:
-    """Return an area in the unit that suits it."""
+    """Return an area in deg² or arcmin², whichever suits its size."""
     return f"{area / _DEG2:,.4g} deg²" if area >= _DEG2 / 10 else f"{area:.4g} arcmin²"
 
 
 def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
-    """Return the n(z)."""
+    """Return the n(z), and the colour against redshift."""
     if not scan.n_photoz:
         return []
     evaluation = accuracy.evaluation
@@ -140,12 +141,14 @@ def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
     peak = int(np.argmax(counts))
     caption = f"Grey: photoz in bins of {merge * Z_WIDTH:g}."
     if scan.n_stacked:
-        how = "all" if scan.n_stacked == scan.n_intervals else f"{scan.n_stacked:,}, at random, of"
+        chosen = (
+            "all" if scan.n_stacked == scan.n_intervals else f"{scan.n_stacked:,} random of the"
+        )
         caption += (
-            f" Blue: the sum of the PDFs of {how} {scan.n_intervals:,} sources with intervals; a "
-            f"PDF is the one through the six quantiles, linear in the probit of the level. Its "
-            f"band is the scatter (1σ) of the counts if each redshift were drawn from its own PDF, "
-            f"independently; it holds no cosmic variance and no error of the model."
+            f" Blue: the sum of the PDFs of {chosen} {scan.n_intervals:,} sources with intervals; "
+            f"a PDF goes through the six quantiles, linear in the probit of the level. The band is "
+            f"the scatter (1σ) of the counts if each redshift were drawn independently from its "
+            f"own PDF, without cosmic variance and errors of the model."
         )
     else:
         caption += " The catalogue has no intervals, so there are no PDFs to stack."
@@ -158,9 +161,7 @@ def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
     )
     if scan.stack_Z.any():
         centres = (scan.z_edges[1:] + scan.z_edges[:-1]) / 2
-        alt += (
-            f" The stacked PDFs have their mean at {np.average(centres, weights=scan.stack_Z):.2f}."
-        )
+        alt += f" The mean of the stacked PDFs is {np.average(centres, weights=scan.stack_Z):.2f}."
     if len(z_ref_N):
         alt += f" The mean of the {len(z_ref_N):,} {z_kind} redshifts is {np.mean(z_ref_N):.2f}."
     if not_shown := scan.n_photoz - int(counts.sum()):
@@ -204,7 +205,7 @@ def photometry(scan: CatalogScan, where: Sky) -> dict[str, Any]:
                 f"magnitude ({kinds}), over the area of the "
                 f"{'tiles' if where.area_is_of_tiles else 'bins of the map'}{per}; Poisson errors. "
                 f"Ticks at the bottom: the 5σ depth, five times the median error of the aperture "
-                f"flux. No correction for incompleteness, extinction or the flux outside.",
+                f"flux. Not corrected for incompleteness, extinction or flux outside the aperture.",
                 f"Number counts against AB magnitude. {depths}.",
             )
         )
@@ -221,8 +222,8 @@ def _colour_plot(scan: CatalogScan, density: Density, against: str, kind: str) -
     low, middle, high = (middles[int(np.searchsorted(share, q))] for q in (0.16, 0.5, 0.84))
     caption = (
         f"From the fluxes within {last.radius_arcsec:g} arcsec, of the sources with "
-        f"{COLOUR_SN:g} times the error or more in both bands; as observed, neither dereddened nor "
-        f"matched to one PSF."
+        f"{COLOUR_SN:g} times the error or more in both bands; as observed, without dereddening or "
+        f"PSF matching."
     )
     if kind == "mag":
         caption += f" Magnitude: {last.magnitude_text}."
@@ -236,24 +237,24 @@ def _colour_plot(scan: CatalogScan, density: Density, against: str, kind: str) -
 
 
 def flags(scan: CatalogScan) -> list[list[str]]:
-    """Return the rows of the table of flags: name, value, meaning, sources, per cent."""
+    """Return the rows of the table of flags: name, value, meaning, sources, percentage."""
     total = max(scan.n_rows, 1)
-    rows = [("none", "0", "nothing was noted", scan.flag_values.get(0, 0))]
+    rows = [("none", "0", "no problem", scan.flag_values.get(0, 0))]
     for flag in PhotozFlag:
         meaning = _MEANING.get(flag, "see the guide")
         rows.append((str(flag.name), str(flag.value), meaning, _with_bits(scan, flag.value)))
     if unknown := _with_bits(scan, ~sum(PhotozFlag)):
-        rows.append(("unknown", "", "bits that this photozhpc does not know", unknown))
-    return [[*words, f"{n:,}", f"{100 * n / total:.2f}"] for *words, n in rows]
+        rows.append(("unknown", "", "bits that have no meaning in this version", unknown))
+    return [[*texts, f"{n:,}", f"{100 * n / total:.2f}"] for *texts, n in rows]
 
 
 def _with_bits(scan: CatalogScan, bits: int) -> int:
-    """Return the rows that have one of the bits set."""
+    """Return the number of rows that have any of the bits set."""
     return sum(count for value, count in scan.flag_values.items() if value & bits)
 
 
 def galleries(source: PageSource, scan: CatalogScan) -> dict[str, Any]:
-    """Return galleries of cutouts, or why there are none."""
+    """Return galleries of cutouts, or the reason why there are none."""
     if source.store is None:
         return {"why": source.why_no_store, "kinds": []}
     if scan.sample is None or "tile_id" not in scan.sample.column_names:
@@ -277,27 +278,27 @@ def galleries(source: PageSource, scan: CatalogScan) -> dict[str, Any]:
     survey = source.store.survey
     size = source.store.cutout_size
     about = (
-        f"{size} × {size} pixels, {size * survey.pixel_scale_arcsec:.3g} arcsec a side, as on the "
-        f"tile's grid; {channels(survey.band_names)[0]}; asinh scale (Lupton et al. 2004), one for "
-        f"each of the galleries, in units of the noise, local sky taken off; grey: no data. z is "
-        f"photoz with its 68 % interval, OOD is photoz_ood."
+        f"{size} × {size} pixels, {size * survey.pixel_scale_arcsec:.3g} arcsec per side, on the "
+        f"tile's grid; {channels(survey.band_names)[0]}; asinh scale (Lupton et al. 2004), one per "
+        f"gallery, in units of the noise, local sky subtracted; grey: no data. z is photoz with "
+        f"its 68 % interval, OOD is photoz_ood."
     )
     return {"why": "", "kinds": kinds, "about": about}
 
 
 def pace(source: PageSource) -> dict[str, Any]:
-    """Return how fast the run went, and what happened in it."""
+    """Return the pace of the run, and what happened in it."""
     n_rows = source.status.get("sources", 0)
     rate = None if source.run is None else read_throughput(source.run, n_rows)
     if rate is None:
-        why = "There is no run beside the catalogue, so nothing is known of its pace."
-        return {"why": why, "plots": [], "rows": [], "set_aside": []}
+        why = "There is no run beside the catalogue, so its pace is unknown."
+        return {"why": why, "plots": [], "rows": [], "failed": []}
     busiest = float(rate.sources_per_s.max())
     plot = Plot(
         lambda theme: draw.plot_throughput(rate, theme),
         "Sources per second",
         "From the notes of the workers: a part's sources are spread evenly over the time it took. "
-        "Pauses of more than a minute are cut out. Dashed: the share of all sources that is done.",
+        "Pauses of more than a minute are cut out. Dashed: the share of sources done.",
         f"{rate.n_sources:,} sources in {_duration(rate.seconds)} of work, "
         f"{rate.mean_rate:,.0f} per second on average and {busiest:,.0f} at most, by "
         f"{rate.n_workers} workers.",
@@ -315,12 +316,12 @@ def pace(source: PageSource) -> dict[str, Any]:
         ["machines", ", ".join(rate.hosts[:20]) or "–"],
     ]
     if rate.n_untimed:
-        rows.append(["not timed", f"{rate.n_untimed:,} sources of parts noted later"])
-    aside = [
+        rows.append(["not timed", f"{rate.n_untimed:,} sources of parts without a time"])
+    failed = [
         f"part {part.get('part')}: {part.get('reason')}"
         for part in source.status.get("set_aside", [])[:20]
     ]
-    return {"why": "", "plots": [plot], "rows": rows, "set_aside": aside}
+    return {"why": "", "plots": [plot], "rows": rows, "failed": failed}
 
 
 def _duration(seconds: float) -> str:
@@ -331,11 +332,11 @@ def _duration(seconds: float) -> str:
 
 
 def provenance(source: PageSource) -> list[tuple[str, str]]:
-    """Return what is known of where the catalogue and the page come from."""
+    """Return how the catalogue and the page were made: (name, value)."""
     about = source.provenance
     identity = about.get("identity")
     identity = identity if isinstance(identity, dict) else {}
-    named = {
+    facts = {
         "Command": about.get("command"),
         "photozhpc of the run": about.get("photozhpc"),
         "Survey": about.get("survey"),
@@ -345,17 +346,17 @@ def provenance(source: PageSource) -> list[tuple[str, str]]:
         "Checkpoint SHA-256": identity.get("checkpoint_sha256"),
         "Device": about.get("device"),
         "Model compiled": {True: "yes", False: "no"}.get(identity.get("compiled")),  # type: ignore[arg-type]
-        "Rows a part, at least": identity.get("rows_per_part"),
+        "Minimum rows per part": identity.get("rows_per_part"),
         "Schema version": identity.get("schema_version"),
         "Catalogue": str(source.path.absolute()),
     }
     now = datetime.datetime.now(datetime.UTC)
-    named["This page"] = (
+    facts["This page"] = (
         f"{now:%Y-%m-%d %H:%M} UTC on {socket.gethostname()} ({platform.system()} "
         f"{platform.machine()}), photozhpc {__version__}, Python {platform.python_version()}, "
         f"NumPy {np.__version__}, Matplotlib {matplotlib.__version__}"
     )
-    return [(name, str(value)) for name, value in named.items() if value not in (None, "")]
+    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
 def summary(
@@ -396,5 +397,5 @@ def _unfinished(source: PageSource) -> str:
     return (
         f"The run {verb}: {len(source.parts):,} of {status.get('parts', 0):,} parts are finished, "
         f"{status.get('sources_done', 0):,} of {status.get('sources', 0):,} sources. Everything "
-        f"below is of what is finished."
+        f"below is about the finished parts."
     )

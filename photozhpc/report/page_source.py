@@ -1,4 +1,4 @@
-"""What a report is made from: the parts, the run's folder, its store, whatever of it is there."""
+"""The input of a report: the parts of a catalogue and, if they exist, its run and its store."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,16 @@ from photozhpc.store import CutoutStore
 
 @dataclass(frozen=True)
 class PageSource:
-    """A catalogue and what lies around it.
+    """A catalogue, its run and its store.
 
     Attributes:
-        path: as it was given; folder: where the page goes by default.
-        parts: its files.
-        run: the --out folder of the run; None where there is none.
-        status: as `photozhpc status` says it; {} without a run.
-        provenance: of the first part.
-        store: None if it is gone, unknown or damaged; why_no_store then says so.
+        path: the path that the user gave.
+        folder: default folder of the page.
+        parts: files of the catalogue.
+        run: the --out folder of the run, or None.
+        status: as `photozhpc status --json` prints it; {} without a run.
+        provenance: provenance of the first part.
+        store: None if it is missing, unknown or damaged; why_no_store then says why.
     """
 
     path: Path
@@ -42,10 +43,10 @@ class PageSource:
 
 
 def open_source(path: Path) -> PageSource:
-    """Find the parts of a catalogue, finished or not, and what lies around them.
+    """Find the parts, the run and the store of a catalogue, finished or not.
 
     Raises:
-        CatalogError: there is no catalogue, or nothing of it is finished.
+        CatalogError: there is no catalogue, or none of its parts is finished.
     """
     if not path.exists():
         raise CatalogError(f"{path}: no such folder or file; pass the --out of 'photozhpc infer'")
@@ -57,39 +58,35 @@ def open_source(path: Path) -> PageSource:
         if run is None:
             raise
         raise CatalogError(
-            f"{path}: no part of the catalogue is finished yet; 'photozhpc status {path}' says how "
-            f"far it is"
+            f"{path}: no part of the catalogue is finished yet; 'photozhpc status {path}' shows "
+            f"how far it has got"
         ) from None
     status = status_of(run) if run is not None else {}
-    provenance = _provenance(parts[0])
+    try:
+        metadata = read_footer(parts[0])[0].metadata or {}
+        provenance = parse_json(metadata.get(PROVENANCE_KEY, b"{}"))
+    except ValueError:
+        provenance = {}
     store, why = _store(provenance, folder)
     return PageSource(path, folder, parts, run, status, provenance, store, why)
 
 
-def _provenance(part: Path) -> dict[str, Any]:
-    text = (read_footer(part)[0].metadata or {}).get(PROVENANCE_KEY, b"{}")
-    try:
-        return parse_json(text)
-    except ValueError:
-        return {}
-
-
 def _store(provenance: dict[str, Any], folder: Path) -> tuple[CutoutStore | None, str]:
-    """Return the store that the catalogue was made of, or None and why."""
-    noted = provenance.get("store")
-    if not isinstance(noted, str):
-        return None, "The catalogue does not say which store it was made of."
+    """Return the store that the catalogue was made from, or None and the reason."""
+    path = provenance.get("store")
+    if not isinstance(path, str):
+        return None, "The catalogue does not say which store it was made from."
     try:
-        # A run's folder that was moved took the store inside it along.
-        places = [location(noted), folder / Path(noted).name]
+        # If the run's folder was moved, a store inside it has moved along.
+        places = [location(path), folder / Path(path).name]
         place = next((place for place in places if (place / "zarr.json").is_file()), None)
         if place is None:
-            return None, f"The store {noted} is no longer there."
+            return None, f"The store {path} no longer exists."
         store = CutoutStore.open(place)
         identity = provenance.get("identity")
         fingerprint = identity.get("store_fingerprint") if isinstance(identity, dict) else None
         if fingerprint is not None and store.fingerprint() != fingerprint:
-            return None, f"The store {place} has changed since, or is another one."
+            return None, f"The store {place} has changed since the run, or is another one."
     except PhotozError as error:
         return None, f"The store cannot be read: {error}"
     return store, ""

@@ -1,4 +1,4 @@
-"""A figure of a page: drawn for light and for dark, as SVG inside the page, and told in words."""
+"""A figure of a page: drawn in a light and a dark theme, embedded as SVG, and put in words."""
 
 import base64
 import re
@@ -25,7 +25,7 @@ class Plot:
         draw: draws it in a Theme.
         title: a few words.
         caption: how it was computed.
-        alt: what it shows, with the numbers, for those who do not see it.
+        alt: what it shows, with numbers, for readers who cannot see it.
         wide: two columns wide.
     """
 
@@ -58,12 +58,12 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def with_minus(text: str) -> str:
-    """Return a number as it is typeset: with a minus sign, not a hyphen."""
+    """Return a number with a minus sign instead of a hyphen."""
     return text.replace("-", "−")
 
 
 def _size(svg: bytes) -> tuple[int, int]:
-    """Return width and height in CSS pixels: 96 an inch, of which an SVG's point is a 72nd."""
+    """Return width and height in CSS pixels (96 per inch); the viewBox is in points (72)."""
     box = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg[:2000])
     if box is None:
         raise ValueError("an SVG without a viewBox")

@@ -1,4 +1,4 @@
-"""The maps of where a catalogue lies and how dense it is."""
+"""Maps of the density of a catalogue on the sky."""
 
 from dataclasses import dataclass
 
@@ -15,23 +15,23 @@ from photozhpc.evaluation.figure_style import WIDE_INCH, Theme, new_figure
 from photozhpc.report.plot import with_minus
 from photozhpc.report.sky_fields import SkyMap
 
-_N_FINE = 2000  # points along the map, to see how much of a bin is covered
+_N_FINE = 2000  # points along the map, to compute how much of a bin is covered
 _MIN_COVERED = 0.25
 _FEW_POINTS = 300
 _POLAR_DEG = 80.0
-_MARGIN = 0.03  # about a map, of its longer side
+_MARGIN = 0.03  # around a map, as a fraction of its longer side
 _LEFT_INCH, _RIGHT_INCH, _BOTTOM_INCH, _TOP_INCH = 0.75, 0.95, 0.45, 0.1
 _MIN_TALL_INCH, _MAX_TALL_INCH = 0.8, 4.6
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What the tiles of a field cover.
+    """The area that the tiles of a field cover.
 
     Attributes:
         outlines: points (x, y) on the map's grid, by tile, closed.
-        fraction_YX: covered share of each bin; None where the outline of a tile is not known, or
-            the sources lie nowhere near them.
+        fraction_YX: covered fraction of each bin; None if the outline of a tile is unknown, or no
+            tile lies on the map.
     """
 
     outlines: dict[str, NDArray[np.float64]]
@@ -39,7 +39,11 @@ class Coverage:
 
 
 def coverage_of(sky: SkyMap, outlines: dict[str, NDArray[np.float64]]) -> Coverage:
-    """Return how much of each bin the tiles cover, overlaps once; outlines are (ra, dec)."""
+    """Return how much of each bin the tiles cover, overlaps once.
+
+    Args:
+        outlines: points (ra, dec), by tile.
+    """
     on_grid = {
         tile_id: sky.wcs.wcs_world2pix(sky_K2, 0)
         for tile_id, sky_K2 in outlines.items()
@@ -66,20 +70,20 @@ def coverage_of(sky: SkyMap, outlines: dict[str, NDArray[np.float64]]) -> Covera
 
 
 def area_arcmin2(sky: SkyMap, coverage: Coverage) -> float:
-    """Return the area of the tiles, or where that is not known of the bins that hold a source."""
+    """Return the area of the tiles or, if unknown, of the bins that hold a source."""
     if coverage.fraction_YX is None:
         return sky.occupied_arcmin2
     return float(coverage.fraction_YX.sum() * sky.bin_arcmin2)
 
 
 def density_map(sky: SkyMap, coverage: Coverage) -> NDArray[np.float64]:
-    """Return sources per arcmin^2, by the covered part of a bin; NaN where nothing is known."""
+    """Return sources per arcmin^2 of the covered part of each bin; NaN where it is unknown."""
     if coverage.fraction_YX is None:
         density_YX = sky.counts_YX / sky.bin_arcmin2
         return np.where(sky.counts_YX > 0, density_YX, np.nan)
-    known_YX = coverage.fraction_YX >= _MIN_COVERED
-    area_YX = np.where(known_YX, coverage.fraction_YX, 1) * sky.bin_arcmin2
-    return np.where(known_YX, sky.counts_YX / area_YX, np.nan)
+    covered_YX = coverage.fraction_YX >= _MIN_COVERED
+    area_YX = np.where(covered_YX, coverage.fraction_YX, 1) * sky.bin_arcmin2
+    return np.where(covered_YX, sky.counts_YX / area_YX, np.nan)
 
 
 def plot_sky(
@@ -88,7 +92,7 @@ def plot_sky(
     """Draw the density of sources, north up and east to the left, with the tiles' outlines.
 
     Args:
-        points_N2: (ra, dec) of sources to be drawn one by one; empty: the density says it all.
+        points_N2: (ra, dec) of sources to draw as dots; empty: none.
     """
     height, width = sky.counts_YX.shape
     margin = 0 if sky.is_all_sky else _MARGIN * max(height, width)
@@ -117,7 +121,7 @@ def plot_sky(
     for points_K2 in coverage.outlines.values():
         axes.plot(*points_K2.T, color=theme.ink, linewidth=0.8)
     if sky.is_all_sky and np.count_nonzero(sky.counts_YX) < _FEW_POINTS:
-        y_K, x_K = np.nonzero(sky.counts_YX)  # a bin would hardly be seen
+        y_K, x_K = np.nonzero(sky.counts_YX)  # single bins would be hard to see
         axes.scatter(
             x_K,
             y_K,
@@ -154,7 +158,7 @@ def _label(axes: WCSAxes, sky: SkyMap, theme: Theme) -> None:
         dec.set_ticks(spacing=30 * units.deg, color=theme.ink, size=0)
         around = [withStroke(linewidth=2, foreground=theme.paper)]
         ra.set_ticklabel(color=theme.ink, path_effects=around)
-        dec.set_ticklabel_visible(False)  # WCSAxes has none for circles that end on the ellipse
+        dec.set_ticklabel_visible(False)  # WCSAxes does not label circles that end on the ellipse
         for dec_deg in (-60, -30, 30, 60):
             left_deg = (sky.wcs.wcs.crval[0] + 179.99) % 360
             x, y = sky.wcs.wcs_world2pix(left_deg, dec_deg, 0)
@@ -162,13 +166,13 @@ def _label(axes: WCSAxes, sky: SkyMap, theme: Theme) -> None:
         ra.set_axislabel("")
         dec.set_axislabel("")
         return
-    if highest_deg > _POLAR_DEG:  # meridians converge: no side of the figure is either axis
+    if highest_deg > _POLAR_DEG:  # meridians converge, so that no side of the figure is an axis
         axes.coords.grid(color=theme.grey, linewidth=0.4, alpha=0.7)
     ra.set_ticklabel_position("b")
     ra.set_axislabel_position("b")
     dec.set_ticklabel_position("l")
     dec.set_axislabel_position("l")
-    if highest_deg > 90:  # meridians leave by every side, and circles by none
+    if highest_deg > 90:  # meridians cross every side, and circles none
         ra.set_ticks(spacing=45 * units.deg, color=theme.ink, size=3, width=0.6)
         ra.set_ticklabel_position("lb")
         ra.set_axislabel("right ascension; circles: declination (ICRS)", minpad=0.6)
@@ -181,7 +185,7 @@ def _label(axes: WCSAxes, sky: SkyMap, theme: Theme) -> None:
 def _label_circles(
     axes: WCSAxes, dec: CoordinateHelper, sky: SkyMap, height_deg: float, theme: Theme
 ) -> None:
-    """Draw circles of declination about a pole, with their values on them."""
+    """Draw circles of declination about a pole, labelled with their values."""
     step = 10.0 ** np.floor(np.log10(height_deg / 2))
     step *= 2 if height_deg / 2 > 4 * step else 1
     dec.set_ticks(spacing=step * units.deg, color=theme.ink, size=0)
@@ -204,6 +208,6 @@ def _label_circles(
 
 
 def _form(span_deg: float) -> str:
-    """Return the format of ticks, which are about a quarter of the span apart."""
+    """Return the format of ticks that are about a quarter of the span apart."""
     n_digits = int(np.clip(np.ceil(-np.log10(span_deg / 3)), 0, 5))
     return "d." + n_digits * "d" if n_digits else "d"

@@ -1,4 +1,4 @@
-"""The outlines of a store's tiles on the sky, from the WCS that it keeps."""
+"""The outlines of a store's tiles on the sky, from the WCS in the store."""
 
 import io
 import warnings
@@ -25,14 +25,16 @@ _ON_A_SIDE = 5
 def tile_outlines(store: CutoutStore, tile_ids: Iterable[str]) -> dict[str, NDArray[np.float64]]:
     """Return points (ra, dec) around each tile, closed, shape (21, 2), degrees.
 
-    It is the tile's own edge. Tiles without a WCS or a shape, or that are gone, are left out.
+    The points lie on the tile's edge. Tiles that are missing or lack a WCS or shape are left out.
     """
     outlines = {}
     for tile_id in sorted(tile_ids):
         try:
             attributes = store.tile_attributes(tile_id)
             text, shape_HW = attributes.get("wcs"), attributes.get("shape_HW")
-            if not (isinstance(text, dict) and isinstance(shape_HW, list) and _is_shape(shape_HW)):
+            if not (isinstance(text, dict) and isinstance(shape_HW, list) and len(shape_HW) == 2):
+                continue
+            if not all(map(is_count, shape_HW)):
                 continue
             y_K, x_K = _around(*shape_HW)
             ra_K, dec_K = grid.pixel_to_sky(_wcs_of(text), y_K, x_K)
@@ -54,16 +56,12 @@ def _wcs_of(text: dict[str, Any]) -> Any:
             stream.seek(0)
             with asdf.open(stream) as file:
                 return file["wcs"]
-    except Exception as error:  # asdf and astropy raise anything on a damaged text
+    except Exception as error:  # asdf and astropy raise any type on a damaged text
         raise MosaicError(f"a WCS of the store is damaged ({type(error).__name__})") from error
 
 
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_count, value))
-
-
 def _around(height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (y, x) of points around an image; its sides may be curved on the sky."""
+    """Return (y, x) of points around an image, whose sides may be curved on the sky."""
     up = np.linspace(0, 1, _ON_A_SIDE, endpoint=False)
     flat = np.zeros(_ON_A_SIDE)
     x_K = np.concatenate([up, flat + 1, 1 - up, flat, [0.0]])

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from builders.catalogs import SMALL, TILES, late_first, poisoned
 from photozhpc import __version__
 from photozhpc.catalog import dispatch
+from photozhpc.catalog.notes import read_notes
 from photozhpc.catalog.part_file import PROVENANCE_KEY
 from photozhpc.catalog.run import run_inference
-from photozhpc.catalog.run_folder import RunFolder
 from photozhpc.catalog.status import describe, status_of
 from photozhpc.cli import main
 from photozhpc.errors import PhotozError, RunError
@@ -123,16 +123,11 @@ def test_every_part_says_where_it_comes_from(store, checkpoint, tmp_path):
         assert identity["rows_per_part"] == 64
 
 
-def test_a_part_that_was_not_noted_is_noted_when_the_run_goes_on(
-    store,
-    checkpoint,
-    finished,
-):
+def test_a_part_that_was_not_noted_is_noted_when_the_run_goes_on(store, checkpoint, finished):
     """Its worker died between the two."""
     shutil.rmtree(finished / "notes")
     run_inference(store.path, checkpoint, finished, **SMALL)
-    folder = RunFolder(finished, json.loads((finished / "run.json").read_text())["identity"])
-    assert sorted(folder.notes()) == [*range(10)]
+    assert sorted(read_notes(finished)) == [*range(10)]
 
 
 def test_a_store_and_a_training(store, tmp_path):

@@ -51,7 +51,7 @@ def test_from_mosaics_to_a_catalogue(small_sky: Path, checkpoint: Path, tmp_path
         "extract", "--survey", "roman-sim", "--mosaics", small_sky, "--store", store, "--size", 48
     )
     assert done.returncode == 0, done.stderr
-    assert "bytes a cutout" in done.stdout
+    assert "bytes per cutout" in done.stdout
     assert str(store) in done.stdout
     truth = [f"--truth={path}" for path in small_sky.glob("*_truth.parquet")]
     command = (

@@ -146,7 +146,7 @@ def test_what_cannot_be_exported_is_named(runs, tmp_path, monkeypatch):
     out = tmp_path / "e.hdf5"
     with pytest.raises(CatalogError, match=r"has no p\(z\); make a catalogue with"):
         export_qp(runs[None], out)
-    with pytest.raises(ConfigError, match=r"e\.h5: qp knows its files by the ending \.hdf5"):
+    with pytest.raises(ConfigError, match=r"e\.h5: .* must end in \.hdf5"):
         export_qp(runs["grid"], tmp_path / "e.h5")
     with pytest.raises(CatalogError, match="no catalogue there"):
         export_qp(tmp_path / "none", out)
@@ -156,7 +156,7 @@ def test_what_cannot_be_exported_is_named(runs, tmp_path, monkeypatch):
     with pytest.raises(CatalogError, match=r"part-000001.parquet: was made as part-000000"):
         export_qp(copy, out)
     (copy / "pdf/part-000001.parquet").unlink()
-    with pytest.raises(CatalogError, match=r"the p\(z\) is not complete: part-000001"):
+    with pytest.raises(CatalogError, match=r"the p\(z\) is not complete: .*part-000001"):
         export_qp(copy, out)
     assert out.read_text() == "another file"  # nothing half-done takes its place
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []

@@ -112,7 +112,7 @@ def test_a_roman_mosaic(small_sky: Path, tmp_path: Path) -> None:
     # 1 MJy/sr is 1e15 nJy/sr
     sr = tile.pixel_area_arcsec2 * np.radians(1 / 3600) ** 2
     assert found["njy_per_unit"]["F129"] == pytest.approx(1e15 * sr, rel=1e-6)
-    assert found["survey_guessed"] == "by its name, which roman-sim may have too"
+    assert found["survey_guessed"] == "by its name, which also fits roman-sim"
     assert info(path, "--survey", "roman-sim")["survey"] == "roman-sim"
     cut = tmp_path / path.name
     cut.write_bytes(path.read_bytes()[:-100_000])

@@ -253,9 +253,9 @@ def test_without_its_store_and_as_a_folder_of_parts(copy, tmp_path):
         about = {b"photozhpc.provenance": json.dumps(run_json | {"store": "/no/such"}).encode()}
         pq.write_table(found.replace_schema_metadata(about), part)
     page = write_report(bare).read_text("utf-8")
-    assert "No cutouts are shown. The store /no/such is no longer there." in page
+    assert "No cutouts are shown. The store /no/such no longer exists." in page
     assert "There is no run beside the catalogue" in page
-    assert "No known redshifts were found" in page
+    assert "There are no known redshifts" in page
     assert run_json["identity"]["checkpoint_sha256"] in page
 
 
@@ -316,7 +316,7 @@ def test_errors_of_large_samples_are_not_0():
 def test_a_store_without_labels_is_no_fault(copy, monkeypatch):
     nothing = Truth(np.empty(0, np.int64), np.empty(0), "spectroscopic", {})
     monkeypatch.setattr(page_accuracy, "store_labels", lambda path: nothing)
-    assert "No known redshifts were found" in write_report(copy).read_text("utf-8")
+    assert "There are no known redshifts" in write_report(copy).read_text("utf-8")
 
 
 def test_other_bands_and_kron_fluxes(rows, tmp_path):

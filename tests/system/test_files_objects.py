@@ -402,7 +402,7 @@ def test_the_command_line_takes_urls(server: Server, mosaics: str, tmp_path: Pat
     assert "no such" in refused(*shared, "s3://sky/none", "--store", out)
     detect = ("detect", "--survey", "roman-sim", "--mosaics", mosaics, "--out")
     for words in ((*detect, "s3://sky/l.parquet"), ("info", "s3://sky/x")):
-        assert "is a URL; name a place on a disk" in CliRunner().invoke(main, words).output
+        assert "is a URL; pass a path on a disk" in CliRunner().invoke(main, words).output
     infer = ("infer", "--survey", "roman-sim", "--out", str(tmp_path / "o"), "--store")
     assert "no store there" in refused(*infer, "s3://sky/none")
 

@@ -211,10 +211,10 @@ def test_without_notes_parts_are_known_by_their_metadata(
 ) -> None:
     shutil.rmtree(run / "notes")
     assert len(read_catalog(run)) == N * N_PARTS
-    with pytest.raises(CatalogError, match="nothing was noted of it to verify it by"):
+    with pytest.raises(CatalogError, match="cannot be verified, because the run has no note"):
         read_catalog(run, verify=True)
     assert export(run, "fits", tmp_path / "out.fits").rows == N * N_PARTS
-    assert "nothing was noted of" in caplog.text
+    assert "has no note on" in caplog.text
     assert len(verify_catalog(run)[1]) == N_PARTS
     _swap_parts(run)
     with pytest.raises(CatalogError, match="parts have changed places"):
@@ -244,10 +244,10 @@ def test_verify_finds_edited_numbers_stray_files_and_notes_of_other_parts(run: P
     file.write_text(json.dumps(about | {"n_parts": 2, "n_rows": 2 * N}))
     (run / "catalog" / "all.parquet").write_bytes(b"x")
     problems = "\n".join(verify_catalog(run)[1])
-    assert "run.json: is not what it was when part-000000.parquet was made" in problems
+    assert "run.json: was altered after part-000000.parquet" in problems
     assert "all.parquet: is not of this run" in problems
     assert "part-000002.parquet: is not of this run" in problems
-    assert "notes: tell of part-000002.parquet, the run has 2 parts" in problems
+    assert "notes: list part-000002.parquet, but the run has 2 parts" in problems
 
 
 def test_status_does_not_count_parts_that_are_gone_or_of_another_size(run: Path) -> None:
@@ -255,7 +255,7 @@ def test_status_does_not_count_parts_that_are_gone_or_of_another_size(run: Path)
     _part(run, 1).write_bytes(b"x")
     status = status_of(run)
     assert (status["parts_done"], status["parts_lost"]) == (1, [0, 1])
-    assert "2 parts that were finished are gone or altered" in describe(status)
+    assert "2 finished parts are gone or altered" in describe(status)
     assert status["state"] == "stopped"
 
 
