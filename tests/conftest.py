@@ -1,4 +1,4 @@
-"""A small simulated sky and its store, made once for all tests of a worker."""
+"""Skies, stores and a catalogue, made once for all tests of a worker."""
 
 import os
 import shutil
@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from builders.catalogs import SMALL, TILES
+from builders.models import make_checkpoint
+from builders.stores import make_store
+from photozhpc.catalog.run import run_inference
 from photozhpc.extract.extract import extract
 from photozhpc.sky import load_sky_config, simulate_sky
 from photozhpc.store import CutoutStore
@@ -59,3 +63,25 @@ def unlabelled_store(small_sky: Path, tmp_path_factory: pytest.TempPathFactory) 
     survey = replace(survey, source_columns=replace(survey.source_columns, z_spec=None))
     extract(survey, small_sky, folder / "store", size=48, shard_len=64, workers=1)
     return CutoutStore.open(folder / "store")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> CutoutStore:
+    return make_store(tmp_path_factory.mktemp("catalog") / "store", TILES)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("catalog") / "model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(store, checkpoint, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("catalog") / "undisturbed"
+    run_inference(store.path, checkpoint, out, **SMALL)
+    return out
+
+
+@pytest.fixture
+def finished(undisturbed, tmp_path) -> Path:
+    return Path(shutil.copytree(undisturbed, tmp_path / "out"))

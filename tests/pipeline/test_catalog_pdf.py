@@ -370,18 +370,6 @@ def test_damage_is_told_of_or_harmless(form, runs, tmp_path):
     assert n_refused > 100
 
 
-def test_compiled_code_gives_the_same(compiler, store, checkpoint):
-    key = store.shards()[0]
-    images = (store.read_cutouts(key), store.read_sources(key).ebv_N)
-    loaded = load_checkpoint(checkpoint)
-    precision = {"batch_size": 64, "precision": torch.float32}
-    found = Engine(loaded, compiled=True, pdf="grid", **precision)
-    assert found.is_compiled
-    _, due_NP = Engine(loaded, pdf="grid", **precision).predict_pdf(*images)
-    _, found_NP = found.predict_pdf(*images)
-    np.testing.assert_allclose(found_NP, due_NP, rtol=1e-3, atol=1e-4)
-
-
 def test_the_command_says_where_p_of_z_is(store, checkpoint, tmp_path):
     out = tmp_path / "out"
     arguments = ["infer", "--survey", "roman-sim", "--store", str(store.path), "--workers", "1"]

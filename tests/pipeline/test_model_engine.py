@@ -3,7 +3,6 @@
 import sys
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,26 +36,6 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache" / "compiled"
 
 
-@pytest.mark.timeout(300)
-def test_compiled_code_is_made_once_and_gives_the_same(model_file, images, compiler) -> None:
-    eager = Engine(load_checkpoint(model_file), batch_size=64).predict(*images)
-    engine = Engine(load_checkpoint(model_file), batch_size=64, compiled=True)
-    assert engine.is_compiled
-    (package,) = compiler.glob("*.pt2")
-    made_at = package.stat().st_mtime_ns
-    z_phot, quantile, ood = engine.predict(*images)
-    np.testing.assert_allclose(z_phot, eager.z_phot_N, rtol=0.02, atol=0.01)
-    assert np.isnan(z_phot[7])
-    assert quantile.shape == (150, 6)
-    assert np.isnan(quantile).all()  # the density heads were not fitted
-    assert np.isnan(ood).all()
-    again = Engine(load_checkpoint(model_file), batch_size=64, compiled=True)
-    np.testing.assert_array_equal(again.predict(*images).z_phot_N, z_phot)
-    assert package.stat().st_mtime_ns == made_at
-    assert compiler.stat().st_mode & 0o777 == 0o700
-    assert not list(compiler.glob(".*.partial"))
-
-
 def test_without_a_compiler_it_says_so_and_goes_on(
     model_file, images, cache, tmp_path, monkeypatch
 ) -> None:
@@ -69,26 +48,6 @@ def test_without_a_compiler_it_says_so_and_goes_on(
     assert not engine.is_compiled
     assert np.isfinite(engine.predict(*images).z_phot_N).sum() == 149
     assert not list(cache.glob("*.pt2"))
-
-
-def test_what_one_worker_cannot_compile_those_that_waited_do_not_try(
-    model_file, cache, tmp_path, monkeypatch
-) -> None:
-    broken, tried = tmp_path / "python", tmp_path / "tried"
-    broken.write_text(f"#!/bin/sh\necho once >> {tried}\nsleep 1\necho 'no compiler' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(broken))
-    checkpoint = load_checkpoint(model_file)
-    what = (checkpoint, torch.float32, 16, torch.device("cpu"))
-    with (
-        warnings.catch_warnings(record=True, action="always") as found,
-        ThreadPoolExecutor(3) as pool,
-    ):
-        waiting = [pool.submit(compiled_module.compiled_forward, *what) for _ in range(3)]
-        assert [future.result() for future in waiting] == [None] * 3
-    assert len(found) == 3
-    assert all("no compiler" in str(warning.message) for warning in found)
-    assert tried.read_text() == "once\n"
 
 
 def test_code_that_others_could_have_written_is_not_loaded(model_file, cache) -> None:
