@@ -48,9 +48,9 @@ def test_what_torchrun_and_slurm_set() -> None:
     ("wrong", "said"),
     [
         ({"RANK": ""}, "RANK is missing"),
-        ({"RANK": "4"}, "RANK is '4', not one of 0 to 3"),
+        ({"RANK": "4"}, "RANK is '4', not a number from 0 to 3"),
         ({"RANK": "-1"}, "RANK is '-1'"),
-        ({"WORLD_SIZE": "1"}, "RANK is '3', not one of 0 to 0"),
+        ({"WORLD_SIZE": "1"}, "RANK is '3', not a number from 0 to 0"),
         ({"WORLD_SIZE": "four"}, "WORLD_SIZE is 'four'"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
         ({"LOCAL_RANK": "4"}, "LOCAL_RANK is '4'"),
