@@ -99,7 +99,7 @@ def test_who_waits_says_for_whom_and_does_not_wait_for_ever(
     left_over, caplog, rank: int, address: str, whom: str
 ) -> None:
     left_over(rank, free_port(), address)
-    said = f"{whom}.*did not come in 1 s.*unset WORLD_SIZE"
+    said = f"{whom}.*did not join within 1 s.*unset WORLD_SIZE"
     with pytest.raises(RunError, match=said), joined_ranks("cpu"):
         pass
     (line,) = caplog.messages
