@@ -260,7 +260,7 @@ def test_the_header_tells_the_kind_of_model(model_file: Path) -> None:
 @pytest.mark.parametrize("path", sorted((CONFIGS / "train").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_is_valid(path: Path) -> None:
     config = from_mapping(TrainConfig, load_yaml(path), str(path))
-    if path.parent != CONFIGS:
+    if path.parent != CONFIGS / "train":
         assert config.method == path.stem
         assert config.out == f"out/{path.parent.name}/{path.stem}"
     if config.method == "fine-tuned":
