@@ -1,11 +1,11 @@
 """Statistics of photometric redshifts and of their intervals, always of the whole sample.
 
-Conventions as in the PITA paper (arXiv 2602.10207) and its code, except that statistics are
-never means of batch statistics: dz = (z_ref - z_phot) / (1 + z_ref).
+Conventions follow the PITA paper (arXiv 2602.10207) and its code, but statistics are never means
+of batch statistics: dz = (z_ref - z_phot) / (1 + z_ref).
 
-Six quantiles stand for a redshift PDF. Between them z is linear in the probit of the level
-(exact for a Gaussian), beyond them the outermost lines go on; what would lie below z = 0 is put
-at z = 0. PIT and CRPS are exact for this PDF.
+Six quantiles represent a redshift PDF. Between them z is linear in the probit of the level
+(exact for a Gaussian); beyond them the outermost lines continue. Probability below z = 0 is moved
+to z = 0. PIT and CRPS are exact for this PDF.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
+Floats = NDArray[np.float64]
+
 OUTLIER_THRESHOLD = 0.15
 
-MAX_DRAWS = 2000  # sources in one bootstrap resample; it bounds the cost, not the sample
+MAX_DRAWS = 2000  # sources per bootstrap resample: limits the cost, not the sample
 _DRAWS_AT_ONCE = 500_000
-_MIN_SLOPE = 1e-9  # of z against probit; intervals narrower than this have no width
-_SURELY = 40.0  # probit beyond which a float64 level is 0 or 1
+_MIN_SLOPE = 1e-9  # of z against probit: the slope of intervals without width
+_MAX_PROBIT = 40.0  # beyond it a float64 level is 0 or 1
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class PointMetrics:
         bias: mean of dz.
         nmad: 1.4826 median(|dz - median(dz)|).
         outlier_fraction: fraction of sources with |dz| > 0.15.
-        n: number of sources with a finite z_ref and z_phot, on which the rest is computed.
+        n: number of sources with finite z_ref and z_phot; the statistics are of these.
     """
 
     bias: float
@@ -42,14 +44,14 @@ class PointMetrics:
 
 @dataclass(frozen=True)
 class GlobalGaussian:
-    """N(z_phot + shift (1 + z_phot), sigma (1 + z_phot)): one shift and one width for all."""
+    """N(z_phot + shift (1 + z_phot), sigma (1 + z_phot)): one shift and width for all sources."""
 
     sigma: float
     shift: float
 
 
-def normalised_residual(z_ref: ArrayLike, z_phot: ArrayLike) -> NDArray[np.float64]:
-    """Return dz = (z_ref - z_phot) / (1 + z_ref), shape (N,), NaN where either is not finite.
+def normalised_residual(z_ref: ArrayLike, z_phot: ArrayLike) -> Floats:
+    """Return dz = (z_ref - z_phot) / (1 + z_ref), shape (N,); NaN where either is not finite.
 
     Raises:
         ValueError: the shapes differ, or a reference redshift is -1 or less.
@@ -71,8 +73,8 @@ def point_metrics(z_ref: ArrayLike, z_phot: ArrayLike) -> PointMetrics:
 
     Args:
         z_ref: reference redshifts, shape (N,).
-        z_phot: photometric redshifts, shape (N,). Pairs with a NaN are left out; `n` says how
-            many were used.
+        z_phot: photometric redshifts, shape (N,). Pairs with a NaN are left out; `n` counts the
+            others.
 
     Raises:
         ValueError: the shapes differ, or a reference redshift is -1 or less.
@@ -81,13 +83,8 @@ def point_metrics(z_ref: ArrayLike, z_phot: ArrayLike) -> PointMetrics:
     dz_N = dz_N[np.isfinite(dz_N)]
     if dz_N.size == 0:
         return PointMetrics(bias=np.nan, nmad=np.nan, outlier_fraction=np.nan, n=0)
-    found = sample_statistics(dz_N)
-    return PointMetrics(
-        bias=float(found["bias"]),
-        nmad=float(found["nmad"]),
-        outlier_fraction=float(found["outlier_fraction"]),
-        n=int(dz_N.size),
-    )
+    statistics = {name: float(value) for name, value in sample_statistics(dz_N).items()}
+    return PointMetrics(**statistics, n=dz_N.size)
 
 
 def interval_coverage(z_ref: ArrayLike, low: ArrayLike, high: ArrayLike) -> float:
@@ -95,17 +92,17 @@ def interval_coverage(z_ref: ArrayLike, low: ArrayLike, high: ArrayLike) -> floa
     return float(_mean(inside_interval(z_ref, low, high)))
 
 
-def inside_interval(z_ref: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[np.float64]:
-    """Return 1 where low <= z_ref <= high, else 0, and NaN where one is not finite; shape (N,)."""
+def inside_interval(z_ref: ArrayLike, low: ArrayLike, high: ArrayLike) -> Floats:
+    """Return 1 where low <= z_ref <= high, 0 elsewhere, NaN where one is not finite; shape (N,)."""
     z_N, low_N, high_N = (np.asarray(x, np.float64) for x in (z_ref, low, high))
     finite_N = np.isfinite(z_N) & np.isfinite(low_N) & np.isfinite(high_N)
     return np.where(finite_N, (low_N <= z_N) & (z_N <= high_N), np.nan)
 
 
-def pit(z_ref: ArrayLike, quantile_NQ: ArrayLike, level_Q: ArrayLike) -> NDArray[np.float64]:
+def pit(z_ref: ArrayLike, quantile_NQ: ArrayLike, level_Q: ArrayLike) -> Floats:
     """Return the probability integral transform F(z_ref), shape (N,); NaN rows give NaN.
 
-    Where the CDF jumps (intervals of no width, the mass at z = 0) it is the middle of the jump.
+    Where the CDF jumps (intervals without width, the mass at z = 0), it is the middle of the jump.
 
     Args:
         z_ref: reference redshifts, shape (N,).
@@ -113,7 +110,7 @@ def pit(z_ref: ArrayLike, quantile_NQ: ArrayLike, level_Q: ArrayLike) -> NDArray
         level_Q: their levels, strictly ascending, between 0 and 1.
 
     Raises:
-        ValueError: shapes that do not fit, or quantiles or levels that do not ascend.
+        ValueError: the shapes do not fit, or quantiles or levels do not ascend.
     """
     z_N, knot_NQ, probit_Q = _checked(z_ref, quantile_NQ, level_Q)
     below_N = _probit_at(z_N, knot_NQ, probit_Q, side="left")
@@ -123,11 +120,11 @@ def pit(z_ref: ArrayLike, quantile_NQ: ArrayLike, level_Q: ArrayLike) -> NDArray
     return (ndtr(below_N) + ndtr(upto_N)) / 2
 
 
-def crps(z_ref: ArrayLike, quantile_NQ: ArrayLike, level_Q: ArrayLike) -> NDArray[np.float64]:
+def crps(z_ref: ArrayLike, quantile_NQ: ArrayLike, level_Q: ArrayLike) -> Floats:
     """Return the continuous ranked probability score, shape (N,), in redshift; NaN rows give NaN.
 
-    It is the integral of (F(z) - 1{z >= z_ref})^2 over z (Gneiting & Raftery 2007), which in each
-    piece of the PDF, where z = a + b t and F = Phi(t), is b times that of Phi(t)^2 or Phi(-t)^2.
+    It is the integral of (F(z) - 1{z >= z_ref})^2 over z (Gneiting & Raftery 2007). In each piece
+    of the PDF, where z = a + b t and F = Phi(t), it is b times that of Phi(t)^2 or Phi(-t)^2.
 
     Args and raises: as `pit`.
     """
@@ -139,7 +136,7 @@ def crps(z_ref: ArrayLike, quantile_NQ: ArrayLike, level_Q: ArrayLike) -> NDArra
     low_NP = np.maximum(np.concatenate([-end_N1, knot_NQ], axis=1), 0)
     high_NP = np.maximum(np.concatenate([knot_NQ, end_N1], axis=1), 0)
 
-    def probit(z_NP: NDArray[np.float64]) -> NDArray[np.float64]:
+    def probit(z_NP: Floats) -> Floats:
         return probit_Q[anchor_P] + (z_NP - knot_NQ[:, anchor_P]) / slope_NP
 
     z_N1 = z_N[:, None]
@@ -152,13 +149,11 @@ def crps(z_ref: ArrayLike, quantile_NQ: ArrayLike, level_Q: ArrayLike) -> NDArra
     return np.sum(slope_NP * (below_NP + above_NP), axis=1) + np.maximum(-z_N, 0)
 
 
-def crps_of_gaussian(
-    z_ref: ArrayLike, z_phot: ArrayLike, gaussian: GlobalGaussian
-) -> NDArray[np.float64]:
-    """Return the CRPS of point estimates given one relative width, shape (N,), in redshift.
+def crps_of_gaussian(z_ref: ArrayLike, z_phot: ArrayLike, gaussian: GlobalGaussian) -> Floats:
+    """Return the CRPS of point estimates with one relative width, shape (N,), in redshift.
 
-    The closed form of Gneiting et al. (2005), less what putting the mass below z = 0 at z = 0
-    gains: the same is granted to it as to the PDFs of `crps`. Pairs with a NaN give NaN.
+    The closed form of Gneiting et al. (2005), with the mass below z = 0 moved to z = 0 as in
+    `crps`. Pairs with a NaN give NaN.
     """
     ref_N, phot_N = np.asarray(z_ref, np.float64), np.asarray(z_phot, np.float64)
     sigma_N = gaussian.sigma * (1 + phot_N)
@@ -169,10 +164,10 @@ def crps_of_gaussian(
 def fit_global_gaussian(
     z_ref: ArrayLike, z_phot: ArrayLike, *, with_shift: bool = False
 ) -> GlobalGaussian:
-    """Return the Gaussian of best mean CRPS on a sample; with a shift, its bias is removed too.
+    """Return the Gaussian with the best mean CRPS on a sample; a shift removes the bias too.
 
-    It knows the sample's truth: no calibration with one width for all does better on it. The
-    score is jointly convex in shift and sigma, so that the minimum found is the only one.
+    It is fitted to the truth of the sample: no calibration with one width for all sources scores
+    better. The score is jointly convex in shift and sigma, so its minimum is unique.
 
     Raises:
         ValueError: no pair is finite.
@@ -187,7 +182,7 @@ def fit_global_gaussian(
     weight_N /= weight_N.sum()
     residual_N /= scale
 
-    def score(sigma_shift: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def score(sigma_shift: Floats) -> tuple[float, Floats]:
         sigma, shift = sigma_shift
         w_N = (residual_N - shift) / sigma
         by_sigma = weight_N @ (2 * _normal(w_N) - 1 / np.sqrt(np.pi))
@@ -196,7 +191,7 @@ def fit_global_gaussian(
 
     from scipy.optimize import minimize  # slow to import
 
-    found = minimize(
+    fit = minimize(
         score,
         np.array([1.5, float(np.median(residual_N)) if with_shift else 0.0]),
         jac=True,
@@ -204,13 +199,13 @@ def fit_global_gaussian(
         bounds=[(1e-6, None), (None, None) if with_shift else (0, 0)],
         options={"ftol": 1e-12, "gtol": 1e-8},
     )
-    return GlobalGaussian(sigma=float(found.x[0]) * scale, shift=float(found.x[1]) * scale)
+    return GlobalGaussian(sigma=float(fit.x[0]) * scale, shift=float(fit.x[1]) * scale)
 
 
-def ks_uniform(pit_N: NDArray[np.float64]) -> NDArray[np.float64]:
+def ks_uniform(pit_N: Floats) -> Floats:
     """Return the Kolmogorov-Smirnov distance to the uniform distribution, over the last axis.
 
-    NaN are left out. Of N perfect PDFs it is 0.87 / sqrt(N) on average.
+    NaN are left out. For N perfect PDFs it is 0.87 / sqrt(N) on average.
     """
     u_N = np.sort(pit_N, axis=-1)  # NaN last
     n = np.count_nonzero(np.isfinite(u_N), axis=-1, keepdims=True)
@@ -222,38 +217,38 @@ def ks_uniform(pit_N: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def sample_statistics(
-    dz_N: NDArray[np.float64],
-    pit_N: NDArray[np.float64] | None = None,
-    means: Mapping[str, NDArray[np.float64]] | None = None,
-) -> dict[str, NDArray[np.float64]]:
+    dz_N: Floats,
+    pit_N: Floats | None = None,
+    means: Mapping[str, Floats] | None = None,
+) -> dict[str, Floats]:
     """Return bias, nmad, outlier_fraction, pit_ks, and the mean of each array in `means`.
 
-    All are over the last axis; a NaN in `pit_N` or `means` is left out, in `dz_N` it is not.
+    All are over the last axis. NaN in `pit_N` and `means` are left out, NaN in `dz_N` are not.
     """
-    middle = np.median(dz_N, axis=-1, keepdims=True)
-    found = {
+    median_N1 = np.median(dz_N, axis=-1, keepdims=True)
+    statistics = {
         "bias": np.mean(dz_N, axis=-1),
-        "nmad": 1.4826 * np.median(np.abs(dz_N - middle), axis=-1),
+        "nmad": 1.4826 * np.median(np.abs(dz_N - median_N1), axis=-1),
         "outlier_fraction": np.mean(np.abs(dz_N) > OUTLIER_THRESHOLD, axis=-1),
     }
     if pit_N is not None:
-        found["pit_ks"] = ks_uniform(pit_N)
-    return found | {name: _mean(value_N) for name, value_N in (means or {}).items()}
+        statistics["pit_ks"] = ks_uniform(pit_N)
+    return statistics | {name: _mean(value_N) for name, value_N in (means or {}).items()}
 
 
 def bootstrap_errors(
-    dz_N: NDArray[np.float64],
-    pit_N: NDArray[np.float64] | None = None,
-    means: Mapping[str, NDArray[np.float64]] | None = None,
+    dz_N: Floats,
+    pit_N: Floats | None = None,
+    means: Mapping[str, Floats] | None = None,
     *,
     n_resamples: int,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """Return the standard errors of `sample_statistics`, by drawing the sources anew.
+    """Return the standard errors of `sample_statistics`, by the bootstrap.
 
-    Above MAX_DRAWS sources that many are drawn, and the error is scaled by sqrt(drawn / N): the
-    m-out-of-n bootstrap (Bickel, Götze & van Zwet 1997). N must be at least 1. An error is NaN
-    where all resamples agree, as they do without a single outlier: they cannot tell it.
+    Of more than MAX_DRAWS sources only that many are drawn, and the error is scaled by
+    sqrt(drawn / N): the m-out-of-n bootstrap (Bickel, Götze & van Zwet 1997). N must be at least 1.
+    An error is NaN where all resamples agree, for instance on an outlier fraction of 0.
     """
     n = len(dz_N)
     n_draws = min(n, MAX_DRAWS)
@@ -271,25 +266,25 @@ def bootstrap_errors(
     scale = np.sqrt(n_draws / n)
     errors = {}
     for name in batches[0]:
-        found_B = np.concatenate([batch[name] for batch in batches])
-        agree = found_B.min() == found_B.max()
-        errors[name] = np.nan if agree else float(scale * np.std(found_B, ddof=1))
+        value_R = np.concatenate([batch[name] for batch in batches])
+        agree = value_R.min() == value_R.max()
+        errors[name] = np.nan if agree else float(scale * np.std(value_R, ddof=1))
     return errors
 
 
 def _checked(
     z_ref: ArrayLike, quantile_NQ: ArrayLike, level_Q: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return z_ref, quantiles (NaN all along rows that miss one) and probits of the levels."""
+) -> tuple[Floats, Floats, Floats]:
+    """Return z_ref, quantiles (rows with a missing value are all NaN) and probits of the levels."""
     z_N, knot_NQ = np.array(z_ref, np.float64), np.array(quantile_NQ, np.float64)
     levels = np.asarray(level_Q, np.float64)
     if z_N.ndim != 1 or levels.ndim != 1 or knot_NQ.shape != (len(z_N), len(levels)):
-        raise ValueError(
-            f"z_ref, quantile_NQ and level_Q do not fit: {z_N.shape}, {knot_NQ.shape}, "
-            f"{levels.shape}"
-        )
+        shapes = f"{z_N.shape}, {knot_NQ.shape}, {levels.shape}"
+        raise ValueError(f"the shapes of z_ref, quantile_NQ and level_Q do not fit: {shapes}")
     if len(levels) < 2 or not (np.diff(levels, prepend=0, append=1) > 0).all():
-        raise ValueError(f"levels must be two or more and ascend between 0 and 1, got {levels}")
+        raise ValueError(
+            f"there must be two or more levels, ascending between 0 and 1, got {levels}"
+        )
     missing_N = ~(np.isfinite(z_N) & np.isfinite(knot_NQ).all(axis=1))
     z_N[missing_N], knot_NQ[missing_N] = np.nan, np.nan
     if (np.diff(knot_NQ, axis=1) < 0).any():
@@ -297,9 +292,7 @@ def _checked(
     return z_N, knot_NQ, ndtri(levels)
 
 
-def _probit_at(
-    z_N: NDArray[np.float64], knot_NQ: NDArray[np.float64], probit_Q: NDArray[np.float64], side: str
-) -> NDArray[np.float64]:
+def _probit_at(z_N: Floats, knot_NQ: Floats, probit_Q: Floats, side: str) -> Floats:
     """Return t of F(z) = Phi(t): side "right" as F(z), side "left" as its limit from below."""
     passed_NQ = knot_NQ < z_N[:, None] if side == "left" else knot_NQ <= z_N[:, None]
     piece_N = np.clip(passed_NQ.sum(axis=1), 1, knot_NQ.shape[1] - 1)
@@ -313,25 +306,25 @@ def _probit_at(
     return probit_Q[piece_N - 1] + part_N * (probit_Q[piece_N] - probit_Q[piece_N - 1])
 
 
-def _mean(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean over the last axis without its NaN; NaN where there are only such."""
-    known_N = ~np.isnan(values_N)
-    n = np.count_nonzero(known_N, axis=-1)
-    total = np.sum(values_N, axis=-1, where=known_N)
+def _mean(values_N: Floats) -> Floats:
+    """Return the mean over the last axis without NaN; NaN where all are NaN."""
+    present_N = ~np.isnan(values_N)
+    n = np.count_nonzero(present_N, axis=-1)
+    total = np.sum(values_N, axis=-1, where=present_N)
     return np.where(n > 0, total / np.maximum(n, 1), np.nan)
 
 
-def _normal(t: NDArray[np.float64]) -> NDArray[np.float64]:
+def _normal(t: Floats) -> Floats:
     return np.exp(-0.5 * t**2) / np.sqrt(2 * np.pi)
 
 
-def _unit_crps(w_N: NDArray[np.float64]) -> NDArray[np.float64]:
+def _unit_crps(w_N: Floats) -> Floats:
     """Return the CRPS of a standard Gaussian at w (Gneiting et al. 2005, equation 5)."""
     return w_N * (2 * ndtr(w_N) - 1) + 2 * _normal(w_N) - 1 / np.sqrt(np.pi)
 
 
-def _phi_squared(t: NDArray[np.float64]) -> NDArray[np.float64]:
+def _phi_squared(t: Floats) -> Floats:
     """Return the integral of Phi^2 from minus infinity to t."""
-    t = np.maximum(t, -_SURELY)
+    t = np.maximum(t, -_MAX_PROBIT)
     phi = ndtr(t)
     return t * phi**2 + 2 * phi * _normal(t) - ndtr(np.sqrt(2) * t) / np.sqrt(np.pi)

@@ -1,4 +1,4 @@
-"""What this machine gives: `photozhpc bench`. Made-up data, the real kernels, store and engine."""
+"""The speed of this machine: `photozhpc bench`. Synthetic data; real kernels, store and engine."""
 
 import multiprocessing
 import os
@@ -34,7 +34,7 @@ COST_SOURCES = (10**6, 10**8, 10**9)
 
 
 def bench_extract(n_sources: int = 5000, rounds: int = 3) -> dict[str, Any]:
-    """Return sources per second of the kernels of an extraction, on all cores: four bands."""
+    """Return the rate of the extraction kernels on four bands and all cores, in sources/s."""
     survey = load_survey("roman-sim")
     rng = np.random.default_rng(0)
     image_CHW = rng.normal(0, 1, (len(survey.bands), TILE_PIX, TILE_PIX)).astype(np.float32)
@@ -65,12 +65,8 @@ def bench_extract(n_sources: int = 5000, rounds: int = 3) -> dict[str, Any]:
             run()
             seconds.append(time.perf_counter() - start)
         rates[run.__name__] = n_sources / median(seconds)
-    return {
-        "sources_per_s": rates,
-        "apertures": len(radius_pix),
-        "bands": len(survey.bands),
-        "size": size,
-    }
+    shape = {"apertures": len(radius_pix), "bands": len(survey.bands), "size": size}
+    return {"sources_per_s": rates, **shape}
 
 
 def bench_infer(
@@ -81,11 +77,11 @@ def bench_infer(
     checkpoint: str | Path | None = None,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Return the rate from disk to disk, that of the engine in memory, and what follows from them.
+    """Return the rates from disk to disk and of the engine in memory, and the cost of a survey.
 
     Args:
         checkpoint: of survey roman-sim; default: the bundled model.
-        folder: where there is room for the store; default: the system's temporary folder.
+        folder: with space for the store; default: the system's temporary folder.
     """
     path = Path(checkpoint or bundled_checkpoint("roman-sim"))
     devices = device_list(device)
@@ -132,10 +128,10 @@ def from_disk(
     workers: int,
     device: Device = "cpu",
 ) -> dict[str, float]:
-    """Make the catalogue of a store; return sources per second, and the seconds of the start-up.
+    """Make the catalogue of a store; return sources per second, and the start-up in seconds.
 
-    The rate is sustained: while all workers are at work, from when a tenth of the sources is
-    written until nine tenths are; of fewer than 20 parts, from the start-up to the end.
+    The rate is the sustained one, between a tenth and nine tenths of the sources written; with
+    fewer than 20 parts, from the start-up to the end.
     """
     shutil.rmtree(out, ignore_errors=True)
     run = run_inference(
@@ -159,10 +155,9 @@ def in_memory(
     devices: list[str],
     seconds: float = MEASURED_SECONDS,
 ) -> tuple[float, bool]:
-    """Return images per second of so many engines side by side, and whether they were compiled.
+    """Return images per second of one engine per worker, and whether they were compiled.
 
-    The images are in memory, as the engine sees them, and as many threads hand them over as in a
-    worker.
+    The images are in memory, as the engine sees them, and come from as many threads as in a worker.
     """
     context = multiprocessing.get_context("spawn")
     ready, answer = context.Barrier(workers), context.Queue()
@@ -182,10 +177,13 @@ def in_memory(
             with suppress(queue.Empty):
                 rates.append(answer.get(timeout=1))
             if any(process.exitcode for process in processes):
-                raise RunError("the engine could not be measured: a process of it died (see above)")
+                raise RunError(
+                    "the engine could not be measured: one of its processes died; see its messages "
+                    "above"
+                )
     finally:
         for process in processes:
-            if len(rates) < workers:  # the others wait for the one that died
+            if len(rates) < workers:  # the others wait for the process that died
                 process.kill()
             process.join()
     return sum(rate for rate, _ in rates), all(is_compiled for _, is_compiled in rates)
@@ -218,14 +216,14 @@ def _in_memory(
         for rows in batches:
             engine.predict(cutout_NCSS[rows], ebv_N[rows])
 
-    n_tasks = tasks_per_worker(bool(visible), threads)  # which share the engine
+    n_tasks = tasks_per_worker(bool(visible), threads)  # they share the engine
     with ThreadPoolExecutor(n_tasks, "", torch.set_num_threads, (threads,)) as pool:
 
         def predict_in_all() -> None:
             for future in [pool.submit(predict) for _ in range(n_tasks)]:
                 future.result()
 
-        predict_in_all()  # each thread takes memory of its own, pinned with a GPU: that is slow
+        predict_in_all()  # the first call is slow: each thread allocates memory, pinned for a GPU
         ready.wait()
         start, done = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
@@ -237,26 +235,21 @@ def _in_memory(
 def images_of(
     store: CutoutStore, n: int, side: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the first cutouts of a store, or their middle `side` px, and their E(B-V)."""
+    """Return the first `n` cutouts of a store, or their central `side` px, and their E(B-V)."""
     keys = store.shards()[: -(-n // store.shard_len)]
-    read = [store.read_cutouts(key, side=side) for key in keys]
-    cutout_NCSS = np.concatenate(read)[:n]
-    ebv_N = np.concatenate([store.read_sources(key).ebv_N for key in keys])[:n]
-    return cutout_NCSS, ebv_N
+    cutout_NCSS = np.concatenate([store.read_cutouts(key, side=side) for key in keys])
+    ebv_N = np.concatenate([store.read_sources(key).ebv_N for key in keys])
+    return cutout_NCSS[:n], ebv_N[:n]
 
 
 def store_bytes(store: CutoutStore) -> int:
-    """Return the bytes of the files of all tiles."""
-    return sum(
-        file.stat().st_size
-        for tile_id in store.tiles()
-        for file in (store.path / tile_id).rglob("*")
-        if file.is_file()
-    )
+    """Return the total size of the files of all tiles."""
+    files = [file for tile_id in store.tiles() for file in (store.path / tile_id).rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def describe(result: dict[str, dict[str, Any]]) -> str:
-    """Return the results as lines for people."""
+    """Return the results as text."""
     lines = []
     if extract := result.get("extract"):
         rates = extract["sources_per_s"]

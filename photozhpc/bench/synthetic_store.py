@@ -1,4 +1,4 @@
-"""A store of made-up cutouts, as large as wanted: one tile is written, the others link to it."""
+"""A store of synthetic cutouts, of any size: one tile is written, the others link to it."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ def make_store(
 ) -> CutoutStore:
     """Write a store of `n` sources, or of the next multiple of TILE_LEN; a fifth have a z_spec.
 
-    Noise of one nJy with a source in the middle, bright ones fewer than faint ones, rounded as
-    an extraction rounds.
+    A cutout is noise of 1 nJy with a source in the centre, faint ones more often than bright ones,
+    rounded as in an extraction.
 
     Args:
-        linked: all tiles are the same files, but for their identifiers, and stay in memory once
-            they were read; else copies, which take the room of a real store.
+        linked: all tiles are the same files except for their identifiers, and stay in memory once
+            read; else they are copies, which take as much space as a real store.
     """
     rng = np.random.default_rng(0)
     shutil.rmtree(path, ignore_errors=True)
@@ -43,9 +43,8 @@ def make_store(
         for start in range(0, length, store.shard_len):
             m = min(store.shard_len, length - start)
             cutout = rng.normal(0, 1, (m, n_bands, side, side)).astype(np.float32)
-            flux_NC = (
-                30 * rng.pareto(1, (m, 1)).astype(np.float32) * rng.uniform(0.5, 2, (m, n_bands))
-            )
+            brightness_N1 = 30 * rng.pareto(1, (m, 1)).astype(np.float32)
+            flux_NC = brightness_N1 * rng.uniform(0.5, 2, (m, n_bands))
             width_N11 = rng.uniform(1, 4, (m, 1, 1))
             profile = np.exp(-np.hypot(y_SS, x_SS) / width_N11) / (2 * np.pi * width_N11**2)
             cutout += (flux_NC[:, :, None, None] * profile[:, None]).astype(np.float32)
@@ -76,15 +75,15 @@ def make_store(
     for number in range(1, -(-n // TILE_LEN)):
         folder = path / f"tile{number:05d}"
         shutil.copytree(path / "tile00000", folder, copy_function=copy)
-        note = {**first, "tile_id": folder.name, "files": {**first["files"]}}
-        note["files"] |= _number_anew(folder, number * TILE_LEN)
-        note["sha256"] = own_digest(note)
-        (path / ".manifests" / f"{folder.name}.json").write_text(json.dumps(note))
+        files = first["files"] | _renumber(folder, number * TILE_LEN)
+        manifest = {**first, "tile_id": folder.name, "files": files}
+        manifest["sha256"] = own_digest(manifest)
+        (path / ".manifests" / f"{folder.name}.json").write_text(json.dumps(manifest))
     return store
 
 
-def _number_anew(tile: Path, first_id: int) -> dict[str, dict[str, Any]]:
-    """Give the sources of a copied tile identifiers of their own; return the manifest's notes."""
+def _renumber(tile: Path, first_id: int) -> dict[str, dict[str, Any]]:
+    """Give the sources of a copied tile new identifiers; return the manifest's entries of these."""
     folder = tile / "source_id"
     shutil.rmtree(folder)
     shutil.copytree(tile.with_name("tile00000") / "source_id", folder)

@@ -1,4 +1,4 @@
-"""What `evaluate` and `report` take from the columns of a catalogue: PDFs, bands, magnitudes."""
+"""PDFs, bands and magnitudes in the columns of a catalogue, for `evaluate` and `report`."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.errors import CatalogError
 from photozhpc.metrics import pit
 
-QUANTILES = sorted(INTERVAL_LEVELS, key=lambda name: INTERVAL_LEVELS[name])
+QUANTILES = sorted(INTERVAL_LEVELS, key=INTERVAL_LEVELS.__getitem__)
 LEVEL_Q = np.array([INTERVAL_LEVELS[name] for name in QUANTILES])
 _APERTURE_ARCSEC = 0.4
 _FLUX = re.compile(r"aper(\d+)_(.+)_flux")
@@ -21,7 +21,7 @@ _FLUX = re.compile(r"aper(\d+)_(.+)_flux")
 
 @dataclass(frozen=True)
 class BandColumns:
-    """Columns of a band: the aperture nearest to 0.4 arcsec, and a total flux if there is one."""
+    """Columns of a band: the aperture nearest to 0.4 arcsec, and the total flux, if any."""
 
     band: str
     radius_arcsec: float
@@ -35,12 +35,12 @@ class BandColumns:
 
     @property
     def magnitude_text(self) -> str:
-        """Which magnitude it is, for a caption."""
+        """The kind of magnitude, for a caption."""
         return "Kron" if self.total else f"aperture of {self.radius_arcsec:g} arcsec radius"
 
 
 def band_columns(names: Sequence[str]) -> list[BandColumns]:
-    """Return the bands of a catalogue by its column names, in their order."""
+    """Return the bands of a catalogue, in the order of its column names."""
     radii: dict[str, dict[float, str]] = {}
     for name in names:
         if match := _FLUX.fullmatch(name):
@@ -70,7 +70,7 @@ def quantiles(table: pa.Table) -> NDArray[np.float64]:
 def levels_of(
     z_N: NDArray[np.float64], quantile_NQ: NDArray[np.float64], part: Path
 ) -> NDArray[np.float64]:
-    """Return the probability that each PDF gives to redshifts up to z.
+    """Return the probability that each PDF gives to redshifts up to z, shape (N,).
 
     Raises:
         CatalogError: the quantiles of `part` do not ascend.

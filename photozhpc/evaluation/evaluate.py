@@ -1,4 +1,4 @@
-"""How good a catalogue is: its statistics overall and in bins, with bootstrap errors."""
+"""The accuracy of a catalogue: statistics overall and in bins, with bootstrap errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,15 +38,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Group:
-    """The statistics of some of the sources.
+    """The statistics of a group of sources.
 
     Attributes:
         label: which sources.
-        low, high: the bin, low <= x < high; None where the group is no bin.
-        n: sources with a redshift in the catalogue, on which the point statistics are.
-        n_intervals: those of them with all intervals, on which the rest is.
-        statistics: Estimates of bias, nmad, outlier_fraction; where there are intervals
-            coverage68, coverage90, coverage99, pit_ks, crps; and crps_global_gaussian and
+        low, high: the bin, low <= x < high; None if the group is not a bin.
+        n: sources with a redshift in the catalogue; the point statistics are of these.
+        n_intervals: those of them with all intervals; the other statistics are of these.
+        statistics: Estimates of bias, nmad, outlier_fraction; where there are intervals also of
+            coverage68, coverage90, coverage99, pit_ks, crps; and of crps_global_gaussian and
             crps_shifted_gaussian, on the sources with intervals if there are any.
     """
 
@@ -63,15 +63,15 @@ class Evaluation:
     """The result of `evaluate`.
 
     Attributes:
-        z_kind: what the reference redshifts are, for people.
-        matched: the sources compared, those without a redshift left out.
+        z_kind: what the reference redshifts are, in words.
+        matched: the sources compared: those with a redshift.
         n_rows, n_truth, n_without_photoz, n_without_mag: rows of the catalogue; galaxies of the
             truth; sources in both without a redshift; sources compared without a magnitude.
-        band, mag_origin: of the magnitudes; None where there are none.
-        gaussian, shifted_gaussian: the widths and shift of best CRPS on this very sample.
+        band, mag_origin: of the magnitudes; None if there are none.
+        gaussian, shifted_gaussian: those with the best CRPS on this sample.
         groups: by "overall", "magnitude", "redshift", "flags" and "ood"; those with fewer than
-            20 sources are merged with a neighbour or left out, as `notes` say.
-        truth_notes: those of the notes that are on the truth.
+            20 sources are merged with a neighbour or left out, with a line in `notes`.
+        truth_notes: the notes about the truth.
     """
 
     catalog: Path
@@ -111,29 +111,32 @@ def evaluate(
         catalog: as `read_catalog` takes it.
         truth: as `read_truth` takes them.
         n_resamples, seed: of the bootstrap.
-        incomplete_ok: take what is there of a run that has not finished.
+        incomplete_ok: accept a run that has not finished, and use its parts.
 
     Raises:
-        CatalogError: the catalogue is missing, not finished, damaged, or holds no redshift of a
+        CatalogError: the catalogue is missing, not finished or damaged, or has no redshift of any
             galaxy of the truth.
-        SourceListError: a truth table is missing, damaged, lacks a column, names a source twice,
+        SourceListError: a truth table is missing, damaged, lacks a column, lists a source twice,
             or is of other sources.
     """
     tables = tuple(truth_tables(truth))
     reference = read_truth(tables)
     if not len(reference.source_id_N):
-        raise SourceListError(f"{tables[0]}: the truth holds no galaxy with a redshift above 0")
+        raise SourceListError(
+            f"{tables[0]}: the truth has no galaxy with a redshift above 0; pass another table"
+        )
     joined = match(catalog, reference, incomplete_ok=incomplete_ok)
     if not len(joined.matched.source_id_N):
         raise SourceListError(
-            f"{catalog} and {tables[0]} have no source_id in common: the catalogue's are like "
-            f"{joined.example_id}, the truth's like {reference.source_id_N[0]}; pass the truth "
-            f"table of this catalogue's sources"
+            f"{catalog} and {tables[0]} have no source_id in common (for example "
+            f"{joined.example_id} in the catalogue and {reference.source_id_N[0]} in the truth); "
+            f"pass the truth table of this catalogue's sources"
         )
     has_photoz_N = np.isfinite(joined.matched.z_phot_N)
     if not has_photoz_N.any():
         raise CatalogError(
-            f"{catalog}: photoz is null for all {len(has_photoz_N)} sources that are in the truth"
+            f"{catalog}: photoz is null for all {len(has_photoz_N)} sources that are in the truth; "
+            f"pass a truth table of other sources"
         )
     matched = joined.matched.rows(has_photoz_N)
     has_intervals_N = np.isfinite(matched.crps_N)
@@ -192,7 +195,7 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Scores:
-    """The score of each source, from which the statistics of any group are taken."""
+    """The scores of each source, from which the statistics of any group follow."""
 
     dz_N: NDArray[np.float64]
     pit_N: NDArray[np.float64]
@@ -247,9 +250,9 @@ def _cuts(matched: Matched, band: str | None) -> dict[str, list[_Cut]]:
 
 
 def _binned(x_N: NDArray[np.float64], widths: Sequence[float], name: str) -> list[_Cut]:
-    """Bin by the first of the widths that gives no more than ten bins; a NaN is in no bin.
+    """Bin by the first of the widths that gives at most ten bins; a NaN is in no bin.
 
-    The sparsest bin is merged with the sparser of its neighbours until all have 20 sources.
+    The bin with the fewest sources is merged with the smaller of its neighbours until all have 20.
     """
     finite_N = np.flatnonzero(np.isfinite(x_N))
     for width in widths:

@@ -1,4 +1,4 @@
-"""How every figure looks: its width, its fonts and its colours, on paper and on dark pages."""
+"""The style of every figure: width, fonts and colours, on paper and on dark pages."""
 
 import io
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from photozhpc.files.disk import write_durably
 
 COLUMN_WIDTH_INCH = 3.5  # one column of a journal
 WIDE_INCH = 7.1  # two columns and the gap between them
-_SVG_DPI = 200  # of the parts of an SVG that are pixels
+_SVG_DPI = 200  # of the rasterised parts of an SVG
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -30,13 +30,13 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of a figure; those of data differ for readers without colour vision, too.
+    """The colours of a figure; those of data also differ for readers without colour vision.
 
     Attributes:
-        ink, paper: text and lines; the ground behind them.
-        blue, orange, green, purple, grey: of data, after Okabe & Ito (2008), at 3:1 or more
-            against the paper (WCAG 2.2, 1.4.11).
-        density: colour map of densities: the more, the further from the paper.
+        ink, paper: text and lines; background.
+        blue, orange, green, purple, grey: of data, after Okabe & Ito (2008), with a contrast of
+            3:1 or more to the paper (WCAG 2.2, 1.4.11).
+        density: colour map of densities; higher ones contrast more with the paper.
     """
 
     ink: str
@@ -50,15 +50,12 @@ class Theme:
 
     @property
     def rc(self) -> dict[Any, Any]:
-        """Settings of Matplotlib to draw and to save a figure with."""
+        """Matplotlib's settings, for drawing and for saving a figure."""
         inks = ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "text.color")
         ticks = ("xtick.color", "ytick.color")
         papers = ("axes.facecolor", "figure.facecolor", "savefig.facecolor")
-        return {
-            **_STYLE,
-            **dict.fromkeys((*inks, *ticks), self.ink),
-            **dict.fromkeys(papers, self.paper),
-        }
+        ink, paper = dict.fromkeys((*inks, *ticks), self.ink), dict.fromkeys(papers, self.paper)
+        return _STYLE | ink | paper
 
     @property
     def data_colours(self) -> tuple[str, ...]:
@@ -88,7 +85,7 @@ DARK = Theme(
 
 
 def drawn(draw: Callable[[Theme], Figure], theme: Theme = PAPER) -> Figure:
-    """Return what `draw` draws, with the theme's settings of Matplotlib."""
+    """Return what `draw` draws, with the Matplotlib settings of the theme."""
     with matplotlib.rc_context(theme.rc):
         return draw(theme)
 
@@ -96,7 +93,7 @@ def drawn(draw: Callable[[Theme], Figure], theme: Theme = PAPER) -> Figure:
 def new_figure(
     height_inch: float, width_inch: float = COLUMN_WIDTH_INCH, *, arranged: bool = True
 ) -> Figure:
-    """Return an empty figure, to be drawn within the `rc` of its theme.
+    """Return an empty figure, to be drawn with the `rc` of its theme.
 
     Args:
         arranged: Matplotlib places the axes so that no label is cut off; else the caller does.

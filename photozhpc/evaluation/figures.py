@@ -24,9 +24,9 @@ _ROWS = {
 
 
 def figures_of(evaluation: Evaluation) -> dict[str, Callable[[Theme], Figure]]:
-    """Return what draws each figure: zz, metrics, and where there are intervals pit and coverage.
+    """Return the functions that draw zz, metrics and, where there are intervals, pit and coverage.
 
-    `figure_style.drawn` calls it, with the settings of the theme.
+    `figure_style.drawn` calls them with the settings of the theme.
     """
     matched = evaluation.matched
     z_ref_N, z_phot_N = matched.z_ref_N, matched.z_phot_N
@@ -46,50 +46,40 @@ def figures_of(evaluation: Evaluation) -> dict[str, Callable[[Theme], Figure]]:
 
 
 def plot_metrics(evaluation: Evaluation, theme: Theme) -> Figure:
-    """Draw the point statistics, and the CRPS if there is one, in bins."""
+    """Draw the point statistics, and the CRPS if there are intervals, in bins."""
     names = [name for name in _ROWS if name != "crps" or evaluation.has_intervals]
-    columns = {
-        kind: evaluation.groups[kind]
-        for kind in ("magnitude", "redshift")
-        if evaluation.groups[kind]
-    }
+    kinds = [kind for kind in ("magnitude", "redshift") if evaluation.groups[kind]]
     figure = new_figure(0.5 + 1.15 * len(names))
-    axes_RC = figure.subplots(len(names), len(columns), sharex="col", sharey="row", squeeze=False)
+    axes_RC = figure.subplots(len(names), len(kinds), sharex="col", sharey="row", squeeze=False)
     for row, name in enumerate(names):
         label, scale = _ROWS[name]
         axes_RC[row, 0].set_ylabel(label)
-        for axes, groups in zip(axes_RC[row], columns.values(), strict=True):
+        for axes, kind in zip(axes_RC[row], kinds, strict=True):
+            groups = evaluation.groups[kind]
             if name == "crps":
-                _draw_bins(
-                    axes, groups, "crps_global_gaussian", theme.orange, "s", label="Gaussian"
-                )
+                _draw_bins(axes, groups, "crps_global_gaussian", theme.orange, "s", 1, "Gaussian")
             _draw_bins(axes, groups, name, theme.blue, "o", scale, label="catalogue")
             if name == "bias":
                 axes.axhline(0, color=theme.grey, linewidth=0.6, zorder=0)
         if name != "bias":
-            axes_RC[row, 0].set_ylim(bottom=0)  # once all is drawn: it ends the autoscaling
+            axes_RC[row, 0].set_ylim(bottom=0)  # last: it ends the autoscaling
     if "crps" in names:
         axes_RC[-1, 0].legend(handletextpad=0.2, borderaxespad=0.2)
     labels = _bin_labels(evaluation)
-    for axes, kind in zip(axes_RC[-1], columns, strict=True):
+    for axes, kind in zip(axes_RC[-1], kinds, strict=True):
         axes.set_xlabel(labels[kind])
     figure.align_ylabels()
     return figure
 
 
 def plot_coverage(evaluation: Evaluation, theme: Theme) -> Figure:
-    """Draw which fraction of the sources is in each interval, against magnitude."""
+    """Draw the fraction of the sources in each interval against magnitude."""
     figure = new_figure(2.6)
     axes = figure.add_subplot()
     groups = evaluation.groups["magnitude"]
-    # Beside each other, so that none is hidden.
-    styles = zip(
-        INTERVALS_PERCENT,
-        (theme.blue, theme.orange, theme.green),
-        "os^",
-        (0.35, 0.5, 0.65),
-        strict=True,
-    )
+    colours = (theme.blue, theme.orange, theme.green)
+    places = (0.35, 0.5, 0.65)  # beside each other, so that none is hidden
+    styles = zip(INTERVALS_PERCENT, colours, "os^", places, strict=True)
     for percent, colour, marker, place in styles:
         axes.axhline(percent, color=colour, linewidth=0.7, linestyle="--", zorder=0)
         name, label = f"coverage{percent}", f"{percent} %"
@@ -104,9 +94,9 @@ def plot_coverage(evaluation: Evaluation, theme: Theme) -> Figure:
 
 
 def plot_pit(pit_N: np.ndarray, theme: Theme) -> Figure:
-    """Draw the histogram of the PIT, and by how much its distribution departs from uniform.
+    """Draw the histogram of the PIT, and the deviation of its distribution from uniform.
 
-    The bands hold 95% of perfect catalogues, bin by bin and level by level.
+    In each bin and at each level, the bands contain 95% of perfect catalogues.
     """
     pit_N = np.sort(pit_N[np.isfinite(pit_N)])
     n = len(pit_N)
@@ -141,7 +131,7 @@ def _draw_bins(
     label: str | None = None,
     place: float = 0.5,
 ) -> None:
-    """Draw a statistic, as wide as the bin; the marker is at `place`, 0 to 1, in the bin."""
+    """Draw a statistic across each bin, with its marker at `place` (0 to 1) in the bin."""
     low_G, high_G = np.array([[group.low, group.high] for group in groups], dtype=np.float64).T
     x_G = low_G + place * (high_G - low_G)
     estimates = [group.statistics[name] for group in groups]
@@ -155,7 +145,7 @@ def _draw_bins(
         markersize=3,
         linewidth=0.8,
         label=label,
-        clip_on=False,  # a marker at 0 is seen whole
+        clip_on=False,  # a marker at 0 is drawn whole
     )
 
 

@@ -1,4 +1,4 @@
-"""A catalogue and the truth, joined part by part; of each source only its scores are kept."""
+"""A catalogue joined with the truth, part by part; only the scores of each source are kept."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -35,9 +35,10 @@ class Matched:
         source_id_N, z_ref_N: from the truth.
         z_phot_N: NaN where the catalogue has none.
         flags_N: photoz_flags.
-        mag_N: AB magnitude; NaN where it has none.
-        ood_N, pit_N, crps_N: NaN where, or if, the catalogue has none.
-        inside_NI: 1 where z_ref is in the 68, 90 and 99% interval, else 0; NaN likewise.
+        mag_N: AB magnitude; NaN where there is none.
+        ood_N, pit_N, crps_N: NaN where the catalogue has none.
+        inside_NI: 1 where z_ref is in the 68, 90 and 99% interval, else 0; NaN where the catalogue
+            has no intervals.
     """
 
     source_id_N: NDArray[np.int64]
@@ -62,7 +63,7 @@ class Match:
     Attributes:
         n_rows: rows of the catalogue.
         band: the band of `matched.mag_N`, None if there are no magnitudes.
-        mag_origin: where they are from: a column of the truth or the catalogue.
+        mag_origin: the column of the truth or of the catalogue that they come from.
         example_id: an identifier of the catalogue, None if it is empty.
     """
 
@@ -76,12 +77,12 @@ class Match:
 def match(catalog: str | Path, truth: Truth, *, incomplete_ok: bool = False) -> Match:
     """Join a catalogue with the truth.
 
-    The magnitude is that of the last band: the truth's, or else of the aperture flux nearest to a
-    radius of 0.4 arcsec.
+    The magnitude is of the last band: from the truth, or else from the flux in the aperture
+    nearest to a radius of 0.4 arcsec.
 
     Args:
         truth: of one galaxy or more.
-        incomplete_ok: take what is there of a run that has not finished.
+        incomplete_ok: accept a run that has not finished, and use its parts.
 
     Raises:
         CatalogError: the catalogue is missing, not finished, damaged, lacks a column, or has
@@ -98,24 +99,24 @@ def match(catalog: str | Path, truth: Truth, *, incomplete_ok: bool = False) -> 
     columns += [_OOD] if _OOD in names else []
     columns += [flux_name] if flux_name and true_mag_N is None else []
     pieces, n_rows, example_id = [], 0, None
-    noted = RunNotes.beside(parts[0])
+    run_notes = RunNotes.beside(parts[0])
     for part in parts:
-        table = read_part(part, columns, noted)
+        table = read_part(part, columns, run_notes)
         n_rows += len(table)
         id_N = table.column("source_id").to_numpy()
         if example_id is None and len(id_N):
             example_id = int(id_N[0])
-        at_N = np.searchsorted(truth.source_id_N, id_N)
-        at_N[at_N == len(truth.source_id_N)] = 0
-        common_N = np.flatnonzero(truth.source_id_N[at_N] == id_N)
-        at_N, table = at_N[common_N], table.take(common_N)
+        truth_row_N = np.searchsorted(truth.source_id_N, id_N)
+        truth_row_N[truth_row_N == len(truth.source_id_N)] = 0
+        common_N = np.flatnonzero(truth.source_id_N[truth_row_N] == id_N)
+        truth_row_N, table = truth_row_N[common_N], table.take(common_N)
         if true_mag_N is not None:
-            mag_N = true_mag_N[at_N]
+            mag_N = true_mag_N[truth_row_N]
         elif flux_name is not None:
             mag_N = ab_magnitude(floats(table, flux_name))
         else:
             mag_N = np.full(len(table), np.nan)
-        pieces.append(_piece(part, table, truth.z_ref_N[at_N], mag_N, has_quantiles))
+        pieces.append(_piece(part, table, truth.z_ref_N[truth_row_N], mag_N, has_quantiles))
     matched = Matched(
         *(np.concatenate([getattr(piece, f.name) for piece in pieces]) for f in fields(Matched))
     )
@@ -132,30 +133,23 @@ def _piece(
     mag_N: NDArray[np.float64],
     has_quantiles: bool,
 ) -> Matched:
-    none_N = np.full(len(table), np.nan)
-    pit_N = crps_N = none_N
+    nan_N = np.full(len(table), np.nan)
+    pit_N = crps_N = nan_N
     inside_NI = np.full((len(table), len(INTERVALS_PERCENT)), np.nan)
     if has_quantiles:
         quantile_NQ = quantiles(table)
         pit_N = levels_of(z_ref_N, quantile_NQ, part)
         crps_N = crps(z_ref_N, quantile_NQ, LEVEL_Q)
-        inside_NI = np.column_stack(
-            [
-                inside_interval(
-                    z_ref_N,
-                    floats(table, f"photoz_low{percent}"),
-                    floats(table, f"photoz_high{percent}"),
-                )
-                for percent in INTERVALS_PERCENT
-            ]
-        )
+        for i, percent in enumerate(INTERVALS_PERCENT):
+            low_N, high_N = (floats(table, f"photoz_{end}{percent}") for end in ("low", "high"))
+            inside_NI[:, i] = inside_interval(z_ref_N, low_N, high_N)
     return Matched(
         source_id_N=table.column("source_id").to_numpy(),
         z_ref_N=z_ref_N,
         z_phot_N=floats(table, "photoz"),
         flags_N=table.column("photoz_flags").to_numpy(),
         mag_N=mag_N,
-        ood_N=floats(table, _OOD) if _OOD in table.column_names else none_N,
+        ood_N=floats(table, _OOD) if _OOD in table.column_names else nan_N,
         pit_N=pit_N,
         crps_N=crps_N,
         inside_NI=inside_NI,

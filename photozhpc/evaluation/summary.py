@@ -1,8 +1,8 @@
 """The end of `photozhpc infer`: summary.json, footprint.moc.fits, zz.png and a few lines."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from photozhpc.catalog.footprint import FOOTPRINT_NAME, write_footprint
@@ -21,15 +21,17 @@ LABELS = "z_spec labels of the store (the model may have been trained on them)"
 
 
 def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> str:
-    """Write OUT/summary.json, where the sources lie (OUT/footprint.moc.fits) and, where truth is
-    known, OUT/zz.png; return the lines to show.
+    """Write OUT/summary.json, OUT/footprint.moc.fits and, where truth is known, OUT/zz.png.
 
     Args:
         truth: tables with source_id and z_true (or z_spec); rows with is_star are left out.
             None: the labels in the store, if it has any.
 
+    Returns:
+        The lines to show.
+
     Raises:
-        SourceListError: a truth table is missing, damaged, lacks a column, or names a source twice.
+        SourceListError: a truth table is missing, damaged, lacks a column, or lists a source twice.
         CatalogError, StoreError: the catalogue or the store is damaged.
         RunError: the disk is full.
     """
@@ -38,11 +40,10 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
     else:
         redshifts, reference = store_labels(run.store_path), LABELS
     matched = match(run.path, redshifts).matched if len(redshifts.source_id_N) else None
-    document = {**_document(run), "notes": list(redshifts.notes)}
-    counts = run.counts
+    document = _document(run) | {"notes": list(redshifts.notes)}
     lines = [
-        f"rows       {counts.rows} ({counts.flagged} flagged, "
-        f"{counts.without_photoz} of them without a redshift)"
+        f"rows       {run.counts.rows} ({run.counts.flagged} flagged, "
+        f"{run.counts.without_photoz} of them without a redshift)"
     ]
     if run.n_rows_new:
         lines.append(
@@ -58,12 +59,11 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
         lines.append(f"footprint  {footprint}")
     if run.pdf_form is not None:
         lines.append(f"p(z)       {run.path / PDF_FOLDER} ({run.pdf_form})")
-    metrics = point_metrics(matched.z_ref_N, matched.z_phot_N) if matched else None
-    if matched and metrics and metrics.n:
+    if matched and (metrics := point_metrics(matched.z_ref_N, matched.z_phot_N)).n:
         path = run.path / "zz.png"
         figure = plot_zz(matched.z_ref_N, matched.z_phot_N, metrics, reference=redshifts.z_kind)
         save_figure(figure, path)
-        document["metrics"] = {**dataclasses.asdict(metrics), "reference": reference}
+        document["metrics"] = {**asdict(metrics), "reference": reference}
         document["figure"] = str(path)
         lines += [
             f"accuracy   {point_text(metrics.bias, metrics.nmad, metrics.outlier_fraction)}, of "

@@ -1,9 +1,9 @@
 """An evaluation for people (a table, figures) and for programs (evaluation.json)."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from photozhpc.evaluation.figure_style import drawn, save_png_and_pdf
 from photozhpc.evaluation.figures import figures_of
 from photozhpc.evaluation.match import INTERVALS_PERCENT
 from photozhpc.evaluation.truth import tables_text
-from photozhpc.files.disk import disk_error, write_durably
+from photozhpc.files.disk import disk_errors, write_durably
 from photozhpc.metrics import GlobalGaussian
 
 JSON_NAME = "evaluation.json"
@@ -32,10 +32,8 @@ def write_evaluation(evaluation: Evaluation, out: str | Path | None = None) -> l
         RunError: the disk is full, or cannot be written.
     """
     folder = Path(out) if out is not None else default_folder(evaluation.catalog)
-    try:
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(folder, error) from error
     figures: list[Path] = []
     for name, draw in figures_of(evaluation).items():
         figures += save_png_and_pdf(drawn(draw), folder / f"{name}.png")
@@ -45,7 +43,7 @@ def write_evaluation(evaluation: Evaluation, out: str | Path | None = None) -> l
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
-    """Return every result of an evaluation, and what it is of, ready for JSON; NaN becomes null."""
+    """Return the inputs and results of an evaluation, ready for JSON; NaN becomes null."""
     groups = {
         kind: [_group_document(group) for group in groups]
         for kind, groups in evaluation.groups.items()
@@ -64,8 +62,8 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
         "without_magnitude": evaluation.n_without_mag,
         "magnitude": {"band": evaluation.band, "from": evaluation.mag_origin},
         "intervals": INTERVAL_LEVELS if evaluation.has_intervals else None,
-        "global_gaussian": dataclasses.asdict(evaluation.gaussian),
-        "shifted_gaussian": dataclasses.asdict(evaluation.shifted_gaussian),
+        "global_gaussian": asdict(evaluation.gaussian),
+        "shifted_gaussian": asdict(evaluation.shifted_gaussian),
         "overall": groups.pop("overall")[0],
         "groups": groups,
         "notes": evaluation.notes,
@@ -73,7 +71,7 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
-    """Return the text to print, no wider than 100 columns but for paths."""
+    """Return the text to print, at most 100 columns wide except for paths."""
     lines = [
         f"catalogue   {evaluation.catalog}: {evaluation.n_rows} rows",
         f"truth       {tables_text(evaluation.truth)}: {evaluation.n_truth} galaxies with "
@@ -143,9 +141,8 @@ def _interval_line(group: Group) -> str:
         f"{_with_error(statistics[f'coverage{p}'], '.1f', 100):>12}" for p in INTERVALS_PERCENT
     )
     scores = [statistics[name].value for name in ("crps", *_GAUSSIAN_SCORES)]
-    return f"{group.n_intervals:>7}{coverages}{statistics['pit_ks'].value:>8.3f}" + "".join(
-        f"{score:>9.4f}" for score in scores
-    )
+    ks = statistics["pit_ks"].value
+    return f"{group.n_intervals:>7}{coverages}{ks:>8.3f}{''.join(f'{s:>9.4f}' for s in scores)}"
 
 
 _GAUSSIAN_SCORES = ("crps_global_gaussian", "crps_shifted_gaussian")
@@ -163,10 +160,11 @@ def _interval_key(gaussian: GlobalGaussian, shifted: GlobalGaussian) -> Sequence
 
 
 def _with_error(estimate: Estimate, form: str, scale: float = 1) -> str:
-    """Return "value ± error", with a dash as wide as an error where there is none."""
-    error = format(scale * estimate.error, form.removeprefix("+"))
+    """Return "value ± error"; where there is no error, a dash as wide as one."""
+    unsigned = form.removeprefix("+")
+    error = format(scale * estimate.error, unsigned)
     if not math.isfinite(estimate.error):
-        error = "-".rjust(len(format(0.0, form.removeprefix("+"))))
+        error = "-".rjust(len(format(0.0, unsigned)))
     return f"{format(scale * estimate.value, form)} ± {error}"
 
 
@@ -175,24 +173,15 @@ def _unless_zero(text: str, n: int) -> str:
 
 
 def _group_document(group: Group) -> dict[str, Any]:
-    return {
-        "label": group.label,
-        "low": group.low,
-        "high": group.high,
-        "n": group.n,
-        "n_intervals": group.n_intervals,
-        **{
-            name: {"value": _null_if_nan(estimate.value), "error": _null_if_nan(estimate.error)}
-            for name, estimate in group.statistics.items()
-        },
-    }
-
-
-def _null_if_nan(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    document = asdict(group)
+    for name, estimate in document.pop("statistics").items():
+        document[name] = {
+            key: value if math.isfinite(value) else None for key, value in estimate.items()
+        }
+    return document
 
 
 def default_folder(catalog: Path) -> Path:
-    """Return 'evaluation' in the --out folder of `photozhpc infer`, however that was named."""
+    """Return 'evaluation' in the --out folder of `photozhpc infer`; `catalog` may lie in it."""
     folder = catalog if catalog.is_dir() else catalog.parent
     return (folder.parent if folder.name == PART_FOLDER else folder) / "evaluation"

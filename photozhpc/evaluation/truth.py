@@ -6,22 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.errors import SourceListError, did_you_mean, one_line
+from photozhpc.errors import SourceListError, did_you_mean, first_few, one_line
 from photozhpc.files.objects import AnyPath, expand_glob, location
 from photozhpc.sources.redshifts import Remarks, is_placeholder, usable_redshifts
 from photozhpc.sources.sky_units import to_redshifts
 from photozhpc.sources.table_file import as_floats, read_columns
 from photozhpc.store import CutoutStore
 
-# The first that a table has; galaxy_id and redshift are those of OpenUniverse2024.
+# The first that a table has counts; galaxy_id and redshift are OpenUniverse2024's.
 _Z_NAMES = {"z_true": "true", "z_spec": "spectroscopic", "redshift": "true"}
 _ID_NAMES = ("source_id", "galaxy_id")
-# NumPy's; of all others: numbers
-_KINDS = {
-    **dict.fromkeys(_ID_NAMES, "iu"),
-    **dict.fromkeys(_Z_NAMES, "iufOSU"),
-    "is_star": "biufO",
-}
+# NumPy's kinds that a column may have; of all others "iuf".
+_KINDS = {**dict.fromkeys(_ID_NAMES, "iu"), **dict.fromkeys(_Z_NAMES, "iufOSU"), "is_star": "biufO"}
 _MAGNITUDE_PREFIX = "mag_"
 
 
@@ -30,10 +26,10 @@ class Truth:
     """Reference redshifts of galaxies, sorted by source_id.
 
     Attributes:
-        z_kind: what z_ref is, for people: "true", "spectroscopic", or "reference" for both.
-        magnitudes: AB magnitudes (N,) by band, in lower case, of the bands of which every table
+        z_kind: what z_ref is, in words: "true", "spectroscopic", or "reference" for both.
+        magnitudes: AB magnitudes (N,) by band, in lower case, of the bands for which every table
             has a column mag_{band}.
-        notes: lines on what was taken for missing.
+        notes: lines about values that count as missing.
     """
 
     source_id_N: NDArray[np.int64]
@@ -44,21 +40,21 @@ class Truth:
 
 
 def truth_tables(paths: Sequence[str | AnyPath]) -> list[AnyPath]:
-    """Return the files that paths, URLs and globs name; a glob of nothing stays as it is."""
+    """Return the files that paths, URLs and globs name; a glob without matches stays as it is."""
     return [file for path in paths for file in expand_glob(location(path))]
 
 
 def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
-    """Read the galaxies with a redshift of truth tables, of any kind that source lists have.
+    """Read the galaxies with a redshift from truth tables, in any format of a source list.
 
     Args:
         paths: tables, or globs of them, with source_id and z_true (or z_spec), or with galaxy_id
-            and redshift, and, if they like, is_star (not 0: left out) and mag_{band}; or stores,
-            whose labels are taken. What is a redshift, `usable_redshifts` says.
+            and redshift, and optionally is_star (not 0: left out) and mag_{band}; or stores, whose
+            labels are used. `usable_redshifts` decides what is a redshift.
 
     Raises:
-        SourceListError: missing, damaged, without source_id and z_true (or z_spec), or with one
-            source_id twice.
+        SourceListError: a table is missing, damaged, or has no source_id or no z_true (or z_spec);
+            or a source_id appears twice.
     """
     remarks = Remarks()
     tables = [_read_one(path, remarks) for path in truth_tables(paths)]
@@ -76,7 +72,7 @@ def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
     if twice_N.any():
         raise SourceListError(
             f"{tables_text(paths)}: source_id {truth.source_id_N[1:][twice_N][0]} is in the truth "
-            f"more than once ({np.count_nonzero(twice_N)} rows too many); keep one row per source"
+            f"more than once ({np.count_nonzero(twice_N)} extra rows); keep one row per source"
         )
     return _rows(truth, np.flatnonzero(np.isfinite(truth.z_ref_N)))
 
@@ -104,7 +100,7 @@ def store_labels(store_path: str | AnyPath) -> Truth:
 
 def tables_text(paths: Sequence[str | AnyPath]) -> str:
     """Return the first of the tables and how many more there are."""
-    return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+    return first_few(paths, 1, " ")
 
 
 def _rows(truth: Truth, row_N: NDArray[np.intp]) -> Truth:
@@ -118,24 +114,23 @@ def _rows(truth: Truth, row_N: NDArray[np.intp]) -> Truth:
 
 
 def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
-    """Read every row of a table, in its order; z_ref is NaN where there is none."""
+    """Read every row of a table, in its order; z_ref is NaN where there is no redshift."""
     if path.is_dir():
         return store_labels(path)
-    table = read_columns(path, "truth table", _matters)
-    own_name = {name: table.find(name) for name in (*_ID_NAMES, "is_star", *_Z_NAMES)}
-    columns = {name: table.columns[own] for name, own in own_name.items() if own is not None}
+    table = read_columns(path, "truth table", _is_truth_column)
+    table_name = {name: table.find(name) for name in (*_ID_NAMES, "is_star", *_Z_NAMES)}
+    columns = {name: table.columns[own] for name, own in table_name.items() if own is not None}
     columns |= {
         name: values for name, values in table.columns.items() if name.startswith(_MAGNITUDE_PREFIX)
     }
-    names = table.names
     id_name = next((name for name in _ID_NAMES if name in columns), "source_id")
     if id_name == "source_id":
-        columns.pop("redshift", None)  # which of its redshifts that is, only OpenUniverse says
+        columns.pop("redshift", None)  # only in OpenUniverse2024 is it clear which one that is
     z_name = next((name for name in _Z_NAMES if name in columns), "z_true")
     for name in (id_name, z_name):
         if name not in columns:
             raise SourceListError(
-                f"{path}: the truth table has no column '{name}'{did_you_mean(name, names)}"
+                f"{path}: the truth table has no column '{name}'{did_you_mean(name, table.names)}"
             )
     for name, column in columns.items():
         if column.ndim != 1 or column.dtype.kind not in _KINDS.get(name, "iuf"):
@@ -144,19 +139,20 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
                 f"{'identifier' if name in _ID_NAMES else 'number'} per row ({column.dtype})"
             )
     for name in columns:
-        table.find(name)  # which of two columns of one name is meant?
+        table.find(name)  # raises if two columns have this name
     id_N = columns[id_name]
     if len(id_N) and id_N.max() > np.iinfo(np.int64).max:
         raise SourceListError(
-            f"{path}: column '{id_name}' holds {id_N.max()}, which is more than an int64 can; "
-            "give the identifiers of the catalogue"
+            f"{path}: column '{id_name}' contains {id_N.max()}, more than an int64 can hold; "
+            "use the identifiers of the catalogue"
         )
-    z_unit = table.units.get(own_name[z_name] or "", "")
+    z_unit = table.units.get(table_name[z_name] or "", "")
     try:
         z_ref_N = np.array(to_redshifts(as_floats(columns[z_name]), z_unit))
     except (TypeError, ValueError) as error:
         raise SourceListError(
-            f"{path}: column '{z_name}' of the truth table: {one_line(error)}; convert it"
+            f"{path}: column '{z_name}' of the truth table: {one_line(error)}; "
+            "convert it to redshifts"
         ) from None
     if "is_star" in columns:
         z_ref_N[_is_star(path, columns["is_star"], remarks)] = np.nan
@@ -172,7 +168,7 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
 
 
 def _is_star(path: AnyPath, values_N: NDArray, remarks: Remarks) -> NDArray[np.bool_]:
-    """Say which rows are no galaxies: stars, and those of which it is masked or null."""
+    """Return whether each row is not a galaxy: a star, or masked or null in this column."""
     try:
         star_N = as_floats(values_N.astype(np.int8) if values_N.dtype.kind == "b" else values_N)
     except (TypeError, ValueError) as error:
@@ -186,5 +182,5 @@ def _is_star(path: AnyPath, values_N: NDArray, remarks: Remarks) -> NDArray[np.b
     return star_N != 0
 
 
-def _matters(name: str) -> bool:
+def _is_truth_column(name: str) -> bool:
     return name.lower() in (*_ID_NAMES, "is_star", *_Z_NAMES) or name.startswith(_MAGNITUDE_PREFIX)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from photozhpc.evaluation.figure_style import PAPER, Theme, new_figure
 from photozhpc.metrics import OUTLIER_THRESHOLD, PointMetrics
 
-_FEW = 1000  # below this many sources a density says less than the points
+_FEW = 1000  # fewer sources than this are drawn as points, more as a density
 _N_BINS = 80
 _AXIS_QUANTILE = 0.998
 
@@ -27,8 +27,7 @@ def plot_zz(
     Args:
         z_ref, z_phot: shape (N,); pairs with a NaN are left out.
         metrics: printed in the figure.
-        reference: what z_ref is, for the axis.
-        theme: colours.
+        reference: the kind of z_ref, for the axis label.
     """
     ref_N, phot_N = np.asarray(z_ref, np.float64), np.asarray(z_phot, np.float64)
     finite_N = np.isfinite(ref_N) & np.isfinite(phot_N)
@@ -37,7 +36,7 @@ def plot_zz(
     with matplotlib.rc_context(theme.rc):
         figure = new_figure(2.8)
         axes = figure.add_subplot(aspect="equal")
-        # What lies beyond the axes is drawn on their edge: outliers must not vanish.
+        # Sources beyond the axes are drawn on their edge: outliers must not vanish.
         x_N, y_N = np.clip(ref_N, 0, top), np.clip(phot_N, 0, top)
         if len(x_N) < _FEW:
             axes.plot(x_N, y_N, ".", markersize=4, color=theme.blue, alpha=0.6, markeredgewidth=0)
@@ -75,5 +74,5 @@ def point_text(bias: float, nmad: float, outlier_fraction: float) -> str:
 def _axis_top(ref_N: np.ndarray, phot_N: np.ndarray) -> float:
     if not len(ref_N):
         return 1.0
-    reach = max(np.quantile(ref_N, _AXIS_QUANTILE), np.quantile(phot_N, _AXIS_QUANTILE))
-    return float(np.ceil(10 * max(reach, 0.5)) / 10)
+    highest = max(np.quantile(z_N, _AXIS_QUANTILE) for z_N in (ref_N, phot_N))
+    return float(np.ceil(10 * max(highest, 0.5)) / 10)

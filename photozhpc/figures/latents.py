@@ -1,4 +1,4 @@
-"""What a model makes of a random subset of a store: latents, redshifts, fluxes, a few images."""
+"""Latents and redshifts of a random subset of a store, with its fluxes and a few images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from photozhpc.errors import StoreError
+from photozhpc.model.augment import centre_crop
 from photozhpc.model.checkpoint import load_checkpoint
 from photozhpc.model.engine import Engine, usable
 from photozhpc.sources.read import Sources
@@ -17,20 +18,17 @@ from photozhpc.survey import Survey, ab_magnitude
 
 MAX_IMAGES = 2000  # sources whose image is kept for the figure: 30 MB
 IMAGE_SIZE = 36  # pixels: 2 arcsec in roman-sim
-_FEATURE_APERTURE_ARCSEC = 0.4  # that of the colour loss, unless a configuration says otherwise
+_FEATURE_APERTURE_ARCSEC = 0.4  # the default of the colour loss
 _BLOCK_LEN = 256
 
 
 @dataclass(frozen=True)
 class Latents:
-    """What a model makes of a random subset of a store, in the store's order.
+    """A random subset of a store as a model sees it, in the store's order.
 
     Attributes:
         checkpoint_path, checkpoint_sha256: the model.
-        store_path, survey, seed: of which sources.
-        source_id_N: int64.
-        latent_ND: float32.
-        z_phot_N: float32.
+        store_path, survey, seed: the subset.
         z_spec_N: labels of the store; NaN = unlabelled.
         flux_NCR: dereddened flux in every aperture, nJy.
         image_row_G: rows of N whose image is kept.
@@ -57,13 +55,10 @@ class Latents:
         """Return the sources where keep_N is true."""
         kept_G = keep_N[self.image_row_G]
         new_row_N = np.cumsum(keep_N) - 1
+        names = ("source_id_N", "latent_ND", "z_phot_N", "z_spec_N", "flux_NCR")
         return replace(
             self,
-            source_id_N=self.source_id_N[keep_N],
-            latent_ND=self.latent_ND[keep_N],
-            z_phot_N=self.z_phot_N[keep_N],
-            z_spec_N=self.z_spec_N[keep_N],
-            flux_NCR=self.flux_NCR[keep_N],
+            **{name: getattr(self, name)[keep_N] for name in names},
             image_row_G=new_row_N[self.image_row_G[kept_G]],
             image_G3HW=self.image_G3HW[kept_G],
         )
@@ -74,8 +69,8 @@ def read_latents(
 ) -> Latents:
     """Run a model over a random subset of a store, one block of a shard at a time.
 
-    Sources whose cutout the model cannot use are left out. The subset depends on the store and
-    the seed alone, so that models can be compared on the same sources.
+    Sources whose cutout the model cannot use are left out. The subset depends only on the store
+    and the seed, so that models can be compared on the same sources.
 
     Raises:
         CheckpointError: missing, damaged, or of other bands or another pixel scale.
@@ -95,18 +90,18 @@ def read_latents(
     extinction_r_C = np.array([band.extinction_r for band in store.survey.bands])
     columns: list[tuple[NDArray, ...]] = []
     images: list[NDArray[np.float32]] = []
-    for at_B, sources, flux_BCR, cutout_BCSS in _read_blocks(store, chosen_N):
+    for rows, sources, flux_BCR, cutout_BCSS in _read_blocks(store, chosen_N):
         usable_B = usable(cutout_BCSS, engine.side_pix)
         gain_BC = 10 ** (0.4 * sources.ebv_N[:, None] * extinction_r_C)
-        rows = (
+        block = (
             sources.source_id_N,
             *_forward(engine, cutout_BCSS, sources.ebv_N),
             sources.z_spec_N,
             (flux_BCR * gain_BC[:, :, None]).astype(np.float32),
-            pictured_N[at_B],
+            pictured_N[rows],
         )
-        columns.append(tuple(column[usable_B] for column in rows))
-        images.append(_centres(cutout_BCSS[usable_B & pictured_N[at_B]]))
+        columns.append(tuple(column[usable_B] for column in block))
+        images.append(_centres(cutout_BCSS[usable_B & pictured_N[rows]]))
     source_id_N, latent_ND, z_phot_N, z_spec_N, flux_NCR, has_image_N = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
@@ -132,9 +127,9 @@ def magnitudes(latents: Latents) -> NDArray[np.float64]:
 
 
 def concentration(latents: Latents) -> tuple[NDArray[np.float64], str]:
-    """Return a stand-in for size where none is known, and its label.
+    """Return a proxy for size, for sources of unknown size, and its label.
 
-    It is the last band's magnitude in the smallest aperture less that in the feature aperture:
+    It is the last band's magnitude in the smallest aperture minus that in the feature aperture:
     larger for more extended sources.
     """
     radii = latents.survey.aperture_radii_arcsec
@@ -145,7 +140,7 @@ def concentration(latents: Latents) -> tuple[NDArray[np.float64], str]:
 
 
 def feature_aperture(survey: Survey) -> int:
-    """Return the index of the aperture whose fluxes are shown: that nearest to 0.4 arcsec."""
+    """Return the index of the aperture whose fluxes are shown: the one nearest to 0.4 arcsec."""
     radii_R = np.array(survey.aperture_radii_arcsec)
     return int(np.argmin(np.abs(radii_R - _FEATURE_APERTURE_ARCSEC)))
 
@@ -156,7 +151,7 @@ def _read_blocks(
     """Yield (rows of chosen_N, their sources, flux_BCR, cutout_BCSS), a block at a time.
 
     Args:
-        chosen_N: numbers of sources, counted through the whole store, sorted.
+        chosen_N: indices of sources in the whole store, sorted.
     """
     start = 0
     for key, length in store.shard_lengths().items():
@@ -191,7 +186,5 @@ def _forward(
 def _centres(cutout_BCSS: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return image_B3HW: the red, green and blue of a figure."""
     n_bands, size = cutout_BCSS.shape[1], cutout_BCSS.shape[-1]
-    side = min(IMAGE_SIZE, size)
-    start = size // 2 - side // 2
     rgb = [n_bands - 1, (n_bands - 1) // 2, 0]
-    return cutout_BCSS[:, rgb, start : start + side, start : start + side]
+    return centre_crop(cutout_BCSS, min(IMAGE_SIZE, size))[:, rgb]

@@ -1,4 +1,4 @@
-"""The UMAP planes of models' latents: tiled with images, and coloured by what is known.
+"""The UMAP planes of models' latents: tiled with images, and coloured by properties of the sources.
 
 After the paper's figures 4 and 6 (arXiv 2602.10207).
 """
@@ -17,22 +17,17 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from photozhpc.evaluation.figure_style import (
-    COLUMN_WIDTH_INCH,
-    PAPER,
-    new_figure,
-    save_png_and_pdf,
-)
+from photozhpc.evaluation.figure_style import COLUMN_WIDTH_INCH, PAPER, new_figure, save_png_and_pdf
 from photozhpc.figures.latents import Latents, magnitudes
 from photozhpc.figures.latents_smoothness import N_NEIGHBOURS, Smoothness, nmad_and_rms
 
 _HEIGHT_INCH = 9.0
-_N_CELLS = 22  # images on a side
+_N_CELLS = 22  # images per side
 _N_HEXAGONS = 38
-_FEW = 800  # below this many sources medians in hexagons say less than the points
+_FEW = 800  # fewer sources than this are drawn as points, more as medians in hexagons
 _RANGE = (0.02, 0.98)  # quantiles at the ends of a colour bar
 _MARGIN = 0.03
-_STRETCH, _SOFTENING = 3.0, 8.0  # of the images, by eye
+_STRETCH, _SOFTENING = 3.0, 8.0  # of the images, chosen by eye
 _BAR: dict[str, Any] = {"aspect": 22, "shrink": 0.92, "pad": 0.03}
 
 Extent = tuple[float, float, float, float]  # x from, x to, y from, y to
@@ -40,13 +35,13 @@ Extent = tuple[float, float, float, float]  # x from, x to, y from, y to
 
 @dataclass(frozen=True)
 class LatentMap:
-    """A model's latents with all that is drawn of them.
+    """A model's latents and the quantities that are drawn with them.
 
     Attributes:
         name: of the model, for titles.
         plane_N2: UMAP coordinates.
         z_ref_N: reference redshifts; NaN where unknown.
-        size_N, size_label: a measure of size, and what it is.
+        size_N, size_label: a measure of size, and its label.
     """
 
     name: str
@@ -61,7 +56,7 @@ class LatentMap:
 
 @dataclass(frozen=True)
 class _Quantity:
-    """What a panel is coloured by, of each model, with the range that the models share."""
+    """The quantity that colours a panel, for each model, and the range that the models share."""
 
     label: str
     cmap: str
@@ -73,7 +68,7 @@ class _Quantity:
 def plot_latents(maps: Sequence[LatentMap], path: str | Path) -> Figure:
     """Write a PNG, and a PDF beside it, with one column per model; return the figure.
 
-    On top the images of sources on the UMAP plane, one in each cell of a grid; below the plane
+    On top are images of sources on the UMAP plane, one in each cell of a grid. Below, the plane is
     coloured by magnitude, colour, size, reference redshift and photometric redshift, with colour
     ranges that the models share.
 
@@ -91,11 +86,11 @@ def plot_latents(maps: Sequence[LatentMap], path: str | Path) -> Figure:
 
 
 def nearest_to_cells(point_G2: NDArray, extent: Extent, n_cells: int) -> NDArray[np.intp]:
-    """Return row_YX: the point nearest to the centre of each cell of a grid, of those in the cell.
+    """Return row_YX: for each cell of a grid, the point in it that is nearest to its centre.
 
     Args:
         extent: of the grid; no point lies beyond it.
-        n_cells: on a side.
+        n_cells: per side.
 
     Returns:
         (n_cells, n_cells); -1 where no point lies in the cell.
@@ -107,29 +102,25 @@ def nearest_to_cells(point_G2: NDArray, extent: Extent, n_cells: int) -> NDArray
     row_YX = np.full((n_cells, n_cells), -1)
     farthest_first_G = np.argsort(-distance_G)
     x_G, y_G = cell_G2[farthest_first_G].T
-    row_YX[y_G, x_G] = farthest_first_G  # of several, the last to be assigned stays
+    row_YX[y_G, x_G] = farthest_first_G  # of several points, the last assigned stays
     return row_YX
 
 
 def _quantities(maps: Sequence[LatentMap]) -> list[_Quantity]:
     bands = maps[0].latents.survey.band_names
     mags = [magnitudes(model.latents) for model in maps]
+    last_mag = [mag_NC[:, -1] for mag_NC in mags]
+    colour = [mag_NC[:, 0] - mag_NC[:, -1] for mag_NC in mags]
     z_ref = [model.z_ref_N for model in maps]
     z_phot = [model.latents.z_phot_N.astype(float) for model in maps]
-    z_low, z_high = _range(z_ref)
+    size = [model.size_N for model in maps]
     return [
-        _quantity(f"{bands[-1]} magnitude (AB)", "cividis", [mag_NC[:, -1] for mag_NC in mags]),
-        _quantity(
-            f"{bands[0]} − {bands[-1]} (mag)", "plasma", [m_NC[:, 0] - m_NC[:, -1] for m_NC in mags]
-        ),
-        _Quantity("reference redshift", "viridis", z_ref, z_low, z_high),
-        _Quantity("photometric redshift", "viridis", z_phot, z_low, z_high),
-        _quantity(maps[0].size_label, "magma", [model.size_N for model in maps]),
+        _Quantity(f"{bands[-1]} magnitude (AB)", "cividis", last_mag, *_range(last_mag)),
+        _Quantity(f"{bands[0]} − {bands[-1]} (mag)", "plasma", colour, *_range(colour)),
+        _Quantity("reference redshift", "viridis", z_ref, *_range(z_ref)),
+        _Quantity("photometric redshift", "viridis", z_phot, *_range(z_ref)),
+        _Quantity(maps[0].size_label, "magma", size, *_range(size)),
     ]
-
-
-def _quantity(label: str, cmap: str, values: list[NDArray]) -> _Quantity:
-    return _Quantity(label, cmap, values, *_range(values))
 
 
 def _range(values: list[NDArray]) -> tuple[float, float]:
@@ -178,9 +169,9 @@ def _colour_balance(image_G3HW: NDArray) -> tuple[NDArray[np.float64], float]:
     """Return a gain for each of the three bands, and the stretch of Lupton et al. (2004)."""
     pixel_3K = image_G3HW.swapaxes(0, 1).reshape(3, -1)
     bright_3 = np.quantile(pixel_3K, 0.95, axis=1)
-    # Galaxies are red: half of their typical colour, in magnitudes, is taken out.
+    # Galaxies are red: remove half of their typical colour, in magnitudes.
     gain_3 = np.sqrt(bright_3[0] / bright_3) if (bright_3 > 0).all() else np.ones(3)
-    # Median |pixel| is noise, for most of an image is sky; linear up to a few times that.
+    # Most of an image is sky, so the median |pixel| is noise; linear up to a few times that.
     noise_3 = gain_3 * 1.4826 * np.median(np.abs(pixel_3K), axis=1)
     return gain_3, _STRETCH * max(float(noise_3.mean()), 1e-30)
 
@@ -221,18 +212,14 @@ def _dress(axes: Axes, extent: Extent) -> None:
 
 
 def _write_numbers(axes: Axes, model: LatentMap) -> None:
-    """Write the smoothness: errors of redshifts told by neighbours, against the model's own."""
+    """Write the smoothness: errors of redshifts from neighbours, and the model's own."""
     axes.set_axis_off()
     axes.set_box_aspect(1)
     own_nmad, own_rms = nmad_and_rms(model.z_ref_N, model.latents.z_phot_N)
     near, plane = model.of_latents, model.of_plane
     lines = [
         ("neighbours in", "NMAD", "RMS"),
-        (
-            f"  {model.latents.latent_ND.shape[1]} latents",
-            f"{near.nmad:.3f}",
-            f"{near.rms:.3f}",
-        ),
+        (f"  {model.latents.latent_ND.shape[1]} latents", f"{near.nmad:.3f}", f"{near.rms:.3f}"),
         ("  UMAP plane", f"{plane.nmad:.3f}", f"{plane.rms:.3f}"),
         ("  shuffled", f"{near.nmad_shuffled:.3f}", f"{near.rms_shuffled:.3f}"),
         ("the model", f"{own_nmad:.3f}", f"{own_rms:.3f}"),

@@ -1,4 +1,4 @@
-"""Latents of one or more models against what is known of their sources: figure and numbers."""
+"""Latents of one or more models against the properties of their sources: figure and numbers."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from photozhpc.sources.table_file import read_columns
 from photozhpc.store import CutoutStore
 
 _SIZE = "half_light_radius_arcsec"
-_WANTED = ("source_id", "is_star", _SIZE)
+_COLUMNS = ("source_id", "is_star", _SIZE)
 
 
 def report_latents(
@@ -36,9 +36,8 @@ def report_latents(
     """Write OUT/latents.png, .pdf and .json for one or more models; return the lines to show.
 
     Args:
-        truth: tables, or globs of them, with source_id and z_true (or z_spec), and, where they
-            have them, is_star (rows to leave out) and half_light_radius_arcsec; empty: the
-            store's labels.
+        truth: tables, or globs of them, with source_id and z_true (or z_spec), and optionally
+            is_star (rows to leave out) and half_light_radius_arcsec; empty: the store's labels.
 
     Raises:
         ConfigError: umap-learn is missing.
@@ -46,7 +45,7 @@ def report_latents(
             fit; or too few sources have a redshift.
         RunError: the disk is full.
     """
-    import_umap()  # its absence should not wait for the reading
+    import_umap()  # raises if it is missing, before the slow reading
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     maps = [
@@ -73,13 +72,13 @@ def report_latents(
 
 
 def map_latents(name: str, latents: Latents, truth: Sequence[str | AnyPath]) -> LatentMap:
-    """Match latents with the truth, lay them out by UMAP, and measure their smoothness.
+    """Match latents with the truth, embed them by UMAP, and measure their smoothness.
 
-    Stars are left out where the truth knows of them.
+    Sources that are stars in the truth are left out.
 
     Args:
         name: of the model, for titles.
-        truth: as `report_latents` takes it.
+        truth: as in `report_latents`.
 
     Raises:
         ConfigError: umap-learn is missing.
@@ -96,11 +95,11 @@ def map_latents(name: str, latents: Latents, truth: Sequence[str | AnyPath]) -> 
         z_ref_N = latents.z_spec_N.astype(float)
     if not np.isfinite(size_N).any():
         size_N, size_label = concentration(latents)
-    n_known = int(np.isfinite(z_ref_N).sum())
-    if n_known < 2 * N_NEIGHBOURS:
+    n_redshifts = int(np.isfinite(z_ref_N).sum())
+    if n_redshifts < 2 * N_NEIGHBOURS:
         raise SourceListError(
-            f"only {n_known} of {len(latents)} sources of {latents.store_path} have a redshift in "
-            f"{truth[0] if truth else 'the store'}; pass --truth tables of that store's sources"
+            f"only {n_redshifts} of {len(latents)} sources of {latents.store_path} have a redshift "
+            f"in {truth[0] if truth else 'the store'}; pass --truth tables of that store's sources"
         )
     plane_N2 = embed(latents.latent_ND, latents.seed)
     return LatentMap(
@@ -125,19 +124,21 @@ def _read_truth(paths: Sequence[str | AnyPath], source_id_N: NDArray[np.int64]) 
     try:
         of_source[_SIZE] = of_source[_SIZE].astype(float)
     except (TypeError, ValueError) as error:
-        raise SourceListError(f"{paths[0]}: column '{_SIZE}' does not hold numbers") from error
+        raise SourceListError(
+            f"{paths[0]}: column '{_SIZE}' does not contain numbers; correct or remove it"
+        ) from error
     return of_source
 
 
 def _read_columns(path: AnyPath) -> pd.DataFrame:
-    """Read what is wanted of a table that `read_truth` could read."""
-    if path.is_dir():  # a store: it has neither
+    """Read the columns _COLUMNS of a table that `read_truth` has read."""
+    if path.is_dir():  # a store has neither sizes nor stars
         return pd.DataFrame({"source_id": np.empty(0, np.int64)})
-    return pd.DataFrame(read_columns(path, "truth table", _WANTED.__contains__).columns)
+    return pd.DataFrame(read_columns(path, "truth table", _COLUMNS.__contains__).columns)
 
 
 def _names(checkpoints: Sequence[str | Path]) -> list[str]:
-    """Name models by their files, with the folder where files are called the same."""
+    """Name models by their files, with the folder if several files have one name."""
     paths = [Path(path) for path in checkpoints]
     if len({path.stem for path in paths}) == len(paths):
         return [path.stem for path in paths]

@@ -1,7 +1,8 @@
-"""How well a latent space is ordered by redshift, as a number; and its UMAP, as a picture.
+"""How smoothly redshift varies in a latent space, and the UMAP of that space.
 
-The paper (arXiv 2602.10207, figures 4 and 6) shows that PITA's latents vary smoothly in redshift
-where a self-supervised model's do not. If they do, the neighbours of a source tell its redshift.
+The paper (arXiv 2602.10207, figures 4 and 6) shows that redshift varies smoothly in PITA's latents
+and not in a self-supervised model's. Where it does, the neighbours of a source predict its
+redshift.
 """
 
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ _UMAP_NEIGHBOURS = 15
 
 @dataclass(frozen=True)
 class Smoothness:
-    """Errors of the redshifts that neighbours tell.
+    """Errors of redshifts predicted from neighbours.
 
     Attributes:
         nmad, rms: of dz = (z_ref - z) / (1 + z_ref).
-        nmad_shuffled, rms_shuffled: with the redshifts dealt out at random: what neighbours are
-            worth where a space knows nothing of redshift.
+        nmad_shuffled, rms_shuffled: with shuffled redshifts, as in a space without information on
+            redshift.
         n: sources with a reference redshift.
     """
 
@@ -40,7 +41,7 @@ def smoothness(
 ) -> Smoothness:
     """Return the errors of leave-one-out k-nearest-neighbour redshifts.
 
-    A source's redshift is told by the mean ln(1+z) of its k nearest other sources in the
+    A source's redshift is predicted by the mean ln(1+z) of its k nearest other sources in the
     standardised latents. Sources without a reference redshift are left out.
 
     Args:
@@ -50,12 +51,15 @@ def smoothness(
         ConfigError: scikit-learn is missing.
         ValueError: no more than k sources have a reference redshift.
     """
-    known_N = np.isfinite(z_ref_N)
-    z_N = np.asarray(z_ref_N, dtype=np.float64)[known_N]
-    neighbour_NK = neighbours(standardise(latent_ND[known_N]), k)
-    nmad, rms = _neighbours_errors(z_N, neighbour_NK)
+    has_z_N = np.isfinite(z_ref_N)
+    z_N = np.asarray(z_ref_N, dtype=np.float64)[has_z_N]
+    neighbour_NK = neighbours(standardise(latent_ND[has_z_N]), k)
+
+    def errors(z_N: NDArray) -> tuple[float, float]:
+        return nmad_and_rms(z_N, np.expm1(np.log1p(z_N)[neighbour_NK].mean(axis=1)))
+
     shuffled_N = np.random.default_rng(seed).permutation(z_N)
-    return Smoothness(nmad, rms, *_neighbours_errors(shuffled_N, neighbour_NK), n=len(z_N))
+    return Smoothness(*errors(z_N), *errors(shuffled_N), n=len(z_N))
 
 
 def neighbours(point_ND: NDArray, k: int) -> NDArray[np.intp]:
@@ -69,12 +73,12 @@ def neighbours(point_ND: NDArray, k: int) -> NDArray[np.intp]:
         from sklearn.neighbors import NearestNeighbors
     except ImportError as error:
         raise _missing("scikit-learn") from error
-    # Without a query, kneighbors leaves each point itself out, also among duplicates.
+    # Without a query, kneighbors leaves out each point itself, also among duplicates.
     return NearestNeighbors(n_neighbors=k).fit(point_ND).kneighbors(return_distance=False)
 
 
 def standardise(latent_ND: NDArray) -> NDArray[np.float64]:
-    """Return each dimension with mean 0 and standard deviation 1; a constant one as 0."""
+    """Return each dimension with mean 0 and standard deviation 1; constant ones as 0."""
     centred_ND = latent_ND - latent_ND.mean(axis=0, dtype=np.float64)
     std_D = centred_ND.std(axis=0)
     return centred_ND / np.where(std_D > 0, std_D, 1)
@@ -87,7 +91,7 @@ def embed(latent_ND: NDArray, seed: int) -> NDArray[np.float32]:
         ConfigError: umap-learn is missing.
     """
     umap = import_umap()
-    # A seed costs UMAP its threads; n_jobs=1 says that we know.
+    # With a seed UMAP uses one thread; without n_jobs=1 it would warn about that.
     n_neighbours = min(_UMAP_NEIGHBOURS, len(latent_ND) - 1)
     reducer = umap.UMAP(n_neighbors=n_neighbours, random_state=seed, n_jobs=1)
     return np.asarray(reducer.fit_transform(standardise(latent_ND)), dtype=np.float32)
@@ -110,11 +114,6 @@ def nmad_and_rms(z_ref_N: NDArray, z_N: NDArray) -> tuple[float, float]:
     """Return the NMAD and the root mean square of dz; pairs with a NaN are left out."""
     dz_N = normalised_residual(z_ref_N, z_N)
     return point_metrics(z_ref_N, z_N).nmad, float(np.sqrt(np.nanmean(dz_N**2)))
-
-
-def _neighbours_errors(z_N: NDArray, neighbour_NK: NDArray) -> tuple[float, float]:
-    """Return the NMAD and RMS of redshifts estimated by the mean ln(1+z) of the neighbours."""
-    return nmad_and_rms(z_N, np.expm1(np.log1p(z_N)[neighbour_NK].mean(axis=1)))
 
 
 def _missing(package: str) -> ConfigError:

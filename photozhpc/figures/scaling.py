@@ -1,4 +1,4 @@
-"""How accuracy grows with the number of redshift labels: the paper's figure 7 (arXiv 2602.10207).
+"""Accuracy against the number of redshift labels: the paper's figure 7 (arXiv 2602.10207).
 
 A results file holds one record per training run:
 
@@ -6,7 +6,7 @@ A results file holds one record per training run:
                "metrics": {"bias": 0.001, "nmad": 0.05, "outlier_fraction": 0.08},
                "history": [{"epoch": 1, "step": 160, "validation_nmad": 0.2}, ...]}, ...]}
 
-`history` may be missing; it is the run's log.jsonl, for the learning curves.
+`history` is optional: the records of the run's log.jsonl, for the learning curves.
 """
 
 import json
@@ -31,21 +31,20 @@ from photozhpc.files.disk import write_durably
 
 METRICS = ("bias", "nmad", "outlier_fraction")
 _LABELS = ("bias", "NMAD", "outlier fraction (%)")
-_FACTORS = np.array([1, 1, 100])  # from a metric to what is shown
+_FACTORS = np.array([1, 1, 100])  # from METRICS to the values shown
 _DIGITS = (4, 4, 2)
-# The shapes tell methods apart in grey print.
 _COLOURS = (*PAPER.data_colours[:4], PAPER.ink, "#56B4E9", PAPER.grey)
-_MARKERS = "osD^vPX"
-_DODGE = 1.07  # neighbouring methods are apart by this factor of n_labels
+_MARKERS = "osD^vPX"  # distinguish methods in grey print
+_DODGE = 1.07  # factor of n_labels between neighbouring methods
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """A method's METRICS, as they are shown, of the seeds S of each number of labels L.
+    """A method's METRICS, as shown, for the seeds S of each number of labels L.
 
     Attributes:
         n_labels_L: ascending.
-        std_L3: with S - 1 degrees of freedom; NaN of a single seed.
+        std_L3: with S - 1 degrees of freedom; NaN for a single seed.
     """
 
     method: str
@@ -56,8 +55,8 @@ class _Curve:
 
 
 def report_scaling(results_path: str | Path, out: str | Path) -> str:
-    """Write OUT/scaling.png, .pdf and .md, and learning_curves.png and .pdf where runs have a
-    history; return the lines to show.
+    """Write OUT/scaling.png, .pdf and .md, and learning_curves.png and .pdf if runs have a history;
+    return the lines to show.
 
     Raises:
         ConfigError: the results are missing, damaged or incomplete.
@@ -95,11 +94,11 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
 def plot_scaling(results: Sequence[Mapping[str, Any]], path: str | Path) -> Figure:
     """Write a PNG, and a PDF beside it, of the metrics against the number of training labels.
 
-    Mean over seeds with their standard deviation as error bars; every seed as a faint point.
-    Methods are drawn a little apart in n_labels, so that their error bars do not overlap.
+    Means over seeds have standard deviations as error bars; every seed is a faint point. Methods
+    are drawn slightly apart in n_labels, so that their error bars do not overlap.
 
     Args:
-        results: the runs of a results file; methods are drawn in the order in which they come.
+        results: the runs of a results file; methods are drawn in their order.
 
     Raises:
         ConfigError: a record lacks something, or appears twice.
@@ -128,10 +127,7 @@ def scaling_table(results: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         ConfigError: a record lacks something, or appears twice.
     """
-    lines = [
-        f"| method | labels | seeds | {' | '.join(_LABELS)} |",
-        "|:--|--:|--:|--:|--:|--:|",
-    ]
+    lines = [f"| method | labels | seeds | {' | '.join(_LABELS)} |", "|:--|--:|--:|--:|--:|--:|"]
     for curve in _curves(results):
         rows = zip(curve.n_labels_L, curve.metrics_LS3, curve.mean_L3, curve.std_L3, strict=True)
         for n_labels, metrics_S3, mean_3, std_3 in rows:
@@ -143,10 +139,10 @@ def scaling_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot_learning_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) -> Figure:
-    """Write a PNG, and a PDF beside it, of validation NMAD while each run was trained.
+    """Write a PNG, and a PDF beside it, of the validation NMAD of each run during training.
 
     One panel per method, one colour per number of labels, one line per seed; against optimiser
-    steps where every record of every history has them, else against epochs.
+    steps if every record of every history has them, otherwise against epochs.
 
     Args:
         histories: runs of a results file that have a history.
@@ -157,11 +153,11 @@ def plot_learning_curves(histories: Sequence[Mapping[str, Any]], path: str | Pat
     """
     runs = [_history(record) for record in histories]
     if not runs:
-        raise ConfigError("no run has a history, of which learning curves are drawn")
+        raise ConfigError("no run has a history, which learning curves need; add log.jsonl records")
     key = "step" if all("step" in point for _, _, history in runs for point in history) else "epoch"
     methods = list(dict.fromkeys(method for method, _, _ in runs))
     counts = np.array([n_labels for _, n_labels, _ in runs])
-    # A single count takes the middle of the colours.
+    # Margins, so that a single count has the middle colour.
     norm = LogNorm(counts.min() / 1.2, counts.max() * 1.2)
     with matplotlib.rc_context(PAPER.rc):
         figure = new_figure(2.6, min(WIDE_INCH, 2.0 * len(methods) + 1.2))
@@ -195,7 +191,7 @@ def _history(record: Mapping[str, Any]) -> tuple[str, int, list[Mapping[str, Any
         for point in points
     ):
         raise ConfigError(
-            f"run of {method}, {n_labels} labels: its history must be a list of records with "
+            f"run of {method}, {n_labels} labels: the history must be a list of records with "
             f"epoch and validation_nmad (the lines of log.jsonl)"
         )
     return method, n_labels, list(points)
@@ -207,10 +203,12 @@ def _curves(results: Sequence[Mapping[str, Any]]) -> list[_Curve]:
         method, n_labels, seed = _identity(record)
         seeds = runs.setdefault(method, {}).setdefault(n_labels, {})
         if seed in seeds:
-            raise ConfigError(f"the run of {method}, {n_labels} labels, seed {seed} appears twice")
+            raise ConfigError(
+                f"the run of {method}, {n_labels} labels, seed {seed} appears twice; remove one"
+            )
         seeds[seed] = _metrics(record)
     if not runs:
-        raise ConfigError("the results hold no runs")
+        raise ConfigError('the results contain no runs; add some to the list "runs"')
     return [_curve(method, by_count) for method, by_count in runs.items()]
 
 
@@ -256,7 +254,7 @@ def _plot_curve(axes: Axes, curve: _Curve, metric: int, number: int, dodge: floa
     axes.errorbar(
         x_L,
         curve.mean_L3[:, metric],
-        # Matplotlib draws a bar of NaN as none, which is what a single seed has.
+        # NaN, the value of a single seed, draws no bar.
         yerr=curve.std_L3[:, metric],
         color=colour,
         marker=marker,
@@ -277,7 +275,7 @@ def _label_axis(axes: Axes, counts: NDArray[np.int64]) -> None:
 
 
 def _thinned(counts: NDArray[np.int64]) -> list[int]:
-    """Return the counts, from the largest down, that are a factor 1.8 or more apart."""
+    """Return counts that are a factor of 1.8 or more apart, chosen from the largest down."""
     kept: list[int] = []
     for count in counts[::-1]:
         if not kept or kept[-1] >= 1.8 * count:

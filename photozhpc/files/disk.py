@@ -205,6 +205,15 @@ def disk_error(path: Path, error: OSError) -> RunError:
     return RunError(f"{path}: cannot be written ({error.strerror or error})")
 
 
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into the RunError that `disk_error` makes of it."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
 def read_fault(path: object, error: BaseException) -> str | None:
     """Return what to say where a read failed and the file may be sound; None: it is the file.
 

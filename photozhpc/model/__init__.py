@@ -1,6 +1,6 @@
 """The PITA network: architecture, losses, training, inference.
 
-torch takes seconds to import, so what needs it is imported when it is first asked for.
+torch takes seconds to import, so what needs it is imported on first use.
 """
 
 from importlib import import_module
@@ -22,15 +22,9 @@ __all__ = [
     "save_checkpoint",
 ]
 
-_MODULES = {
-    **dict.fromkeys(("PITA", "PITAConfig", "PITAOutput"), "photozhpc.model.pita"),
-    **dict.fromkeys(
-        ("Checkpoint", "load_checkpoint", "save_checkpoint"), "photozhpc.model.checkpoint"
-    ),
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    module = "pita" if name.startswith("PITA") else "checkpoint"
+    return getattr(import_module(f"photozhpc.model.{module}"), name)

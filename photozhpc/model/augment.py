@@ -1,9 +1,9 @@
-"""From cutouts to what the network sees: one way for inference, random views for training.
+"""From cutouts to the input of the network: one way for inference, random views for training.
 
 calibrate: nJy -> dereddened, in units of the survey's noise, NaN -> 0
-random_view: flip, rotation, jitter, crop, noise, drawn for each image, on its device
+random_view: flip, rotation, jitter, crop, noise, drawn per image, on its device
 stretch: linear or asinh
-prepare = stretch(centre_crop(calibrate)): what inference does
+prepare = stretch(calibrate(centre_crop)): for inference
 """
 
 import math
@@ -31,7 +31,7 @@ def calibrate(
         noise_C: typical noise of a pixel in the training store, nJy.
     """
     gain_BC = torch.pow(10.0, 0.4 * ebv_B[:, None] * extinction_r_C) / noise_C
-    # Contiguous first: on a crop nan_to_num is several times slower.
+    # Contiguous first: nan_to_num is several times slower on a crop.
     return torch.nan_to_num(cutout_BCSS.contiguous(), nan=0.0) * gain_BC[:, :, None, None]
 
 
@@ -43,13 +43,13 @@ def stretch(image_BCHW: Tensor, kind: Literal["none", "asinh"]) -> Tensor:
 def _asinh(x: Tensor) -> Tensor:
     """torch.asinh to the last bits, from vectorised functions: 7 times as fast on a CPU.
 
-    log1p(x + x^2 / (1 + sqrt(1 + x^2))) for positive x, with 1/x in the place of x where x^2
-    would overflow; infinite above 1.7e38.
+    log1p(x + x^2 / (1 + sqrt(1 + x^2))) for positive x, written with 1/x because x^2 could
+    overflow; infinite above 1.7e38.
     """
     size = x.abs()
     inverse = 1 / size
-    grown = size / (inverse + torch.sqrt(1 + inverse * inverse))
-    return torch.copysign(torch.log1p(size + grown), x)
+    quotient = size / (inverse + torch.sqrt(1 + inverse * inverse))
+    return torch.copysign(torch.log1p(size + quotient), x)
 
 
 def centre_crop(image_BCSS: Images, crop: int) -> Images:
@@ -90,17 +90,19 @@ def random_view(
 
     Args:
         rotation: "any" angle, in one bilinear resampling together with flip, jitter and crop;
-            or "quarter" turns, which copy pixels and so leave their noise as inference sees it.
+            or "quarter" turns, which copy pixels and so keep their noise as inference sees it.
         jitter_pix: the crop is off-centre by up to this many whole pixels on each axis.
-        noise: standard deviation of Gaussian noise that is added, in units of the survey's.
+        noise: standard deviation of the Gaussian noise to add, in units of the survey's.
         generators: on the image's device; each draws for an equal share of the images, in order.
 
     Raises:
-        ValueError: the images cannot be shared equally.
+        ValueError: the number of images is not a multiple of the number of generators.
     """
     if len(image_BCSS) % len(generators):
-        raise ValueError(f"{len(generators)} generators cannot share {len(image_BCSS)} images")
-    # All is drawn first, and the images are then looked at once: on a GPU the launches count.
+        raise ValueError(
+            f"{len(image_BCSS)} images cannot be divided among {len(generators)} generators"
+        )
+    # Draw everything first, then process all images at once: on a GPU each launch costs time.
     n, device = len(image_BCSS) // len(generators), image_BCSS.device
     shape = (n, image_BCSS.shape[1], crop, crop)
     flips, shifts, turns, noises = [], [], [], []
@@ -119,47 +121,37 @@ def random_view(
             )
     flip_B, shift_B2, turn_B = (torch.cat(draws) for draws in (flips, shifts, turns))
     if rotation == "any":
-        view_BCHW = _resample(image_BCSS, crop, flip_B, turn_B * (2 * math.pi), shift_B2)
+        angle_B = turn_B * (2 * math.pi)
+        cos_B, sin_B, sample = torch.cos(angle_B), torch.sin(angle_B), _resample
     else:
-        view_BCHW = _copy(image_BCSS, crop, flip_B, turn_B, shift_B2)
+        odd_B = turn_B % 2
+        cos_B = (1 - turn_B) * (1 - odd_B)  # 1, 0, -1, 0
+        sin_B, sample = (2 - turn_B) * odd_B, _copy  # 0, 1, 0, -1
+    cos_B, sin_B = cos_B[:, None, None], sin_B[:, None, None]
+    offset_S = torch.arange(crop, device=device) - crop // 2
+    dy_HW, dx_HW = torch.meshgrid(offset_S, offset_S, indexing="ij")
+    dx_BHW = dx_HW * (1 - 2 * flip_B)[:, None, None]
+    centre = image_BCSS.shape[-1] // 2
+    y_BHW = centre + cos_B * dy_HW + sin_B * dx_BHW + shift_B2[:, 0, None, None]
+    x_BHW = centre - sin_B * dy_HW + cos_B * dx_BHW + shift_B2[:, 1, None, None]
+    view_BCHW = sample(image_BCSS, y_BHW, x_BHW)
     return view_BCHW + noise * torch.cat(noises) if noise > 0 else view_BCHW
 
 
-def _source_offsets(crop: int, flip_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (dy_BHW, dx_BHW): offsets from the centre pixel, x mirrored where flip is set."""
-    offset_S = torch.arange(crop, device=flip_B.device) - crop // 2
-    dy_HW, dx_HW = torch.meshgrid(offset_S, offset_S, indexing="ij")
-    sign_B = (1 - 2 * flip_B)[:, None, None]
-    return dy_HW.expand(len(flip_B), crop, crop), dx_HW * sign_B
-
-
-def _copy(
-    image_BCSS: Tensor, crop: int, flip_B: Tensor, turn_B: Tensor, shift_B2: Tensor
-) -> Tensor:
+def _copy(image_BCSS: Tensor, y_BHW: Tensor, x_BHW: Tensor) -> Tensor:
+    """Return the pixels at integer positions; 0 outside the image."""
     size = image_BCSS.shape[-1]
-    dy_BHW, dx_BHW = _source_offsets(crop, flip_B)
-    odd_B = turn_B % 2
-    cos_B = ((1 - turn_B) * (1 - odd_B))[:, None, None]  # 1, 0, -1, 0
-    sin_B = ((2 - turn_B) * odd_B)[:, None, None]  # 0, 1, 0, -1
-    y_BHW = size // 2 + cos_B * dy_BHW + sin_B * dx_BHW + shift_B2[:, 0, None, None]
-    x_BHW = size // 2 - sin_B * dy_BHW + cos_B * dx_BHW + shift_B2[:, 1, None, None]
     inside_BHW = (y_BHW >= 0) & (y_BHW < size) & (x_BHW >= 0) & (x_BHW < size)
     index_BL = (y_BHW.clamp(0, size - 1) * size + x_BHW.clamp(0, size - 1)).flatten(1)
     flat_BCL = image_BCSS.flatten(2)
     picked_BCL = flat_BCL.gather(2, index_BL[:, None].expand(-1, flat_BCL.shape[1], -1))
-    return picked_BCL.unflatten(2, (crop, crop)) * inside_BHW[:, None]
+    return picked_BCL.unflatten(2, y_BHW.shape[1:]) * inside_BHW[:, None]
 
 
-def _resample(
-    image_BCSS: Tensor, crop: int, flip_B: Tensor, angle_B: Tensor, shift_B2: Tensor
-) -> Tensor:
-    size = image_BCSS.shape[-1]
-    dy_BHW, dx_BHW = _source_offsets(crop, flip_B)
-    cos_B, sin_B = torch.cos(angle_B)[:, None, None], torch.sin(angle_B)[:, None, None]
-    y_BHW = size // 2 + cos_B * dy_BHW + sin_B * dx_BHW + shift_B2[:, 0, None, None]
-    x_BHW = size // 2 - sin_B * dy_BHW + cos_B * dx_BHW + shift_B2[:, 1, None, None]
-    # grid_sample wants (x, y) in [-1, 1] with pixel centres at the ends.
-    grid_BHW2 = torch.stack([x_BHW, y_BHW], dim=-1) * (2 / (size - 1)) - 1
+def _resample(image_BCSS: Tensor, y_BHW: Tensor, x_BHW: Tensor) -> Tensor:
+    """Return the image at any positions, by bilinear interpolation; 0 outside the image."""
+    # grid_sample takes (x, y) in [-1, 1], with the centres of the outermost pixels at the ends.
+    grid_BHW2 = torch.stack([x_BHW, y_BHW], dim=-1) * (2 / (image_BCSS.shape[-1] - 1)) - 1
     return F.grid_sample(
         image_BCSS, grid_BHW2.to(image_BCSS.dtype), padding_mode="zeros", align_corners=True
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from photozhpc.errors import CheckpointError
 
 _FOLDER = Path(__file__).parent / "bundled"
-# Survey -> the survey on which its bundled model was trained: the same bands on the same grid.
+# Survey -> the survey that its bundled model was trained on: the same bands on the same grid.
 _TRAINED_ON = {"roman-sim": "roman-sim", "roman-l3": "roman-sim"}
 
 

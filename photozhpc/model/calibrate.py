@@ -1,10 +1,10 @@
-"""Calibrated intervals for a finished network, from labels and images that it is given.
+"""Calibrated intervals for a finished network, from labels and images of a store.
 
-Of the training store's labels, those of the training split fit the density heads; those of the
-validation split stop them, and shape the smooth map of the calibration; those of the calibration
-split give the conformal quantiles. The splits are hashes of the identifier (`label_split`), so no
-source has two of these roles. The images, labelled or not, tell how the labels were selected and
-what is usual in latent space.
+The labels of the training split fit the density heads. Those of the validation split stop that
+training, and shape the smooth map of the calibration. Those of the calibration split give the
+conformal quantiles. Splits are hashes of the identifier (`label_split`), so no source has two
+roles. The images, labelled or not, show how the labels were selected and what is usual in latent
+space.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from photozhpc.errors import CheckpointError, StoreError
-from photozhpc.files.disk import disk_error, remove_stale_partials
+from photozhpc.files.disk import disk_errors, remove_stale_partials
 from photozhpc.files.lock import is_held, locked
 from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
 from photozhpc.model.conformal import Labels, effective_number, level_table
@@ -30,15 +30,13 @@ from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import label_split, read_labelled
 
 _COMMAND = "photozhpc calibrate"
-# A fair sample of so many images stands for the survey.
-MAX_IMAGES = 50_000
-# Knots lie this far apart at least, so that a table can be interpolated whatever the images.
-_MIN_KNOT_STEP = 1e-4
+MAX_IMAGES = 50_000  # a fair sample of so many represents the survey
+_MIN_KNOT_STEP = 1e-4  # a minimum, so that any table can be interpolated
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Identifiers of the labelled sources that were used, by what for."""
+    """Identifiers of the labelled sources, by what they were used for."""
 
     fit_N: NDArray[np.int64]
     shape_N: NDArray[np.int64]
@@ -47,11 +45,11 @@ class Roles:
 
 @dataclass(frozen=True)
 class _Images:
-    """What the network makes of images of a store.
+    """Images of a store, encoded by the network.
 
     Attributes:
         z_spec_N: NaN = unlabelled.
-        sampled_N: it belongs to the fair sample; the others are there for their label.
+        sampled_N: in the fair sample; the others are included for their label.
     """
 
     source_id_N: NDArray[np.int64]
@@ -79,13 +77,12 @@ def fit_uncertainty(
     Args:
         model: with density_bins, trained on `store`; its encoder does not change.
         seed: of the label split, and of everything random here.
-        aperture: as `read_labelled` takes it.
-        steps: of the training of each density head.
-        label_fraction: share of the training labels that are used, as `read_labelled` takes it.
+        aperture, label_fraction: as in `read_labelled`.
+        steps: to train each density head.
 
     Raises:
         CheckpointError: the model has no density heads.
-        StoreError: a split holds no label.
+        StoreError: a split contains no label.
     """
     uncertainty = model.uncertainty
     if uncertainty is None:
@@ -120,15 +117,15 @@ def fit_uncertainty(
 def calibrate(
     checkpoint_path: str | Path, store: CutoutStore, out: str | Path, compact: bool = False
 ) -> Path:
-    """Calibrate a model's intervals anew on the labels of a store; write it to `out`.
+    """Recalibrate a model's intervals on the labels of a store; write the model to `out`.
 
-    On another store than the model was trained on, all labels are used: a tenth to shape the
-    smooth map, the rest for the conformal quantiles. On its own training store, the validation
-    and the calibration split, as training does. `compact` as `save_checkpoint` takes it.
+    On the model's training store the validation and calibration splits are used, as in training.
+    On any other store all labels are used: a tenth to shape the smooth map, the rest for the
+    conformal quantiles. `compact` as in `save_checkpoint`.
 
     Raises:
         CheckpointError: the model has no density heads, or does not fit the store; another process
-            is writing to `out`, or to its folder if that is of a training.
+            is writing to `out`, or to its folder if that is a training's.
         StoreError: too few labels.
         RunError: the disk is full, or cannot be written.
     """
@@ -137,7 +134,7 @@ def calibrate(
     model = checkpoint.pita
     if model.uncertainty is None or not model.uncertainty.is_fitted:
         raise CheckpointError(
-            f"{checkpoint.path}: has no fitted density heads to calibrate; train with "
+            f"{checkpoint.path}: the model has no fitted density heads to calibrate; train with "
             f"model.density_bins above 0"
         )
     training, fingerprint = checkpoint.training, store.fingerprint()
@@ -168,15 +165,13 @@ def calibrate(
 def _held(out: Path) -> Iterator[Callable[[], None]]:
     """Keep other processes from writing to a model file, and trainings from its folder."""
     folder = out.parent
-    try:
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    with ExitStack() as held:
+    with ExitStack() as locks:
         if (folder / "log.jsonl").exists() or is_held(folder / ".lock"):
-            held.enter_context(locked(folder / ".lock", _COMMAND, CheckpointError))
+            locks.enter_context(locked(folder / ".lock", _COMMAND, CheckpointError))
         file = folder / f".{out.name}.lock"
-        lock = held.enter_context(locked(file, _COMMAND, CheckpointError, out))
+        lock = locks.enter_context(locked(file, _COMMAND, CheckpointError, out))
         remove_stale_partials(folder, out.name)
         yield lock.check
 
@@ -197,7 +192,7 @@ def _set_levels(
     shape_N: NDArray[np.bool_],
     conformal_N: NDArray[np.bool_],
 ) -> None:
-    """Set the table of calibrated levels from two sets of labels."""
+    """Fit the table of calibrated levels to two sets of labels."""
 
     def labels(rows_N: NDArray[np.bool_]) -> Labels:
         device = uncertainty.mean_F.device
@@ -211,9 +206,9 @@ def _set_levels(
             weight_N[rows_N],
         )
 
-    # The knots follow the survey's brightness, not the labels'.
-    middle_G = (np.arange(N_KNOTS) + 0.5) / N_KNOTS
-    knot_G = np.quantile(images.brightness_N[images.sampled_N].astype(np.float64), middle_G)
+    # The knots follow the brightness of the survey, not of the labels.
+    level_G = (np.arange(N_KNOTS) + 0.5) / N_KNOTS
+    knot_G = np.quantile(images.brightness_N[images.sampled_N].astype(np.float64), level_G)
     knot_G += _MIN_KNOT_STEP * np.arange(N_KNOTS)
     level_GQ = level_table(labels(shape_N), labels(conformal_N), knot_G, LEVEL_Q)
     uncertainty.knot_G.copy_(torch.from_numpy(knot_G))
@@ -221,7 +216,7 @@ def _set_levels(
 
 
 def _weights(images: _Images, seed: int) -> NDArray[np.float64]:
-    """Return how many sources of the survey each image would stand for, were it labelled."""
+    """Return how many sources of the survey each image would represent if it were labelled."""
     sampled_N = images.sampled_N
     return selection_weights(
         images.input_NF[sampled_N], images.labelled_N[sampled_N], images.input_NF, seed
@@ -237,15 +232,17 @@ def _read_images(model: PITA, store: CutoutStore, seed: int) -> _Images:
     for key, length in lengths.items():
         sources = store.read_sources(key)
         sampled_N = rng.random(length) < share
-        wanted_N = sampled_N | np.isfinite(sources.z_spec_N)
-        if not wanted_N.any():
+        selected_N = sampled_N | np.isfinite(sources.z_spec_N)
+        if not selected_N.any():
             continue
         cutout_NCSS = store.read_cutouts(key)
-        wanted_N &= usable(cutout_NCSS, model.config.crop)
-        if wanted_N.any():
-            encoded = encode(model, cutout_NCSS[wanted_N], sources.ebv_N[wanted_N])
+        selected_N &= usable(cutout_NCSS, model.config.crop)
+        if selected_N.any():
+            encoded = encode(model, cutout_NCSS[selected_N], sources.ebv_N[selected_N])
             columns = (sources.source_id_N, sources.z_spec_N, sampled_N)
-            parts.append((*(column[wanted_N] for column in columns), *encoded))
+            parts.append((*(column[selected_N] for column in columns), *encoded))
     if not parts:
-        raise StoreError(f"{store.path}: no image with data in every band")
+        raise StoreError(
+            f"{store.path}: no source has data in every band; extract mosaics of all bands"
+        )
     return _Images(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from photozhpc.config import from_mapping, to_mapping
 from photozhpc.errors import CheckpointError, ConfigError, one_line
-from photozhpc.files.disk import disk_error, read_fault, write_durably
+from photozhpc.files.disk import disk_errors, read_fault, write_durably
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita import PITA, PITAConfig
 from photozhpc.model.torch_file import misfit
@@ -25,14 +25,14 @@ from photozhpc.survey import Survey
 
 FORMAT = 1
 _HEADER = "photozhpc"
-_DIGEST = "sha256"  # of the header and the weights: a flipped bit is not another model
+_DIGEST = "sha256"  # of the header and the weights: detects a flipped bit
 _MODELS = {"pita": PITA, "photometry-mlp": PhotometryMLP}
 _CONFIGS = {"pita": PITAConfig, "photometry-mlp": PhotometryMLPConfig}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model with what it was trained for.
+    """A trained model and the survey that it was trained for.
 
     Attributes:
         path: of the file.
@@ -54,7 +54,7 @@ class Checkpoint:
 
     @property
     def pita(self) -> PITA:
-        """The model, where only PITA will do.
+        """The model, as a PITA.
 
         Raises:
             CheckpointError: it is a photometry-MLP.
@@ -62,46 +62,46 @@ class Checkpoint:
         if not isinstance(self.model, PITA):
             raise CheckpointError(
                 f"{self.path}: is a photometry-MLP, which has no images, latents or intervals; "
-                f"pass the model file of a method that sees images"
+                f"pass a model file of a method that uses images"
             )
         return self.model
 
     def check_store(self, store_survey: Survey, cutout_size: int) -> None:
-        """Check that a store's cutouts, or fluxes, are what the model was trained on.
+        """Check that a store's cutouts, or fluxes, are like those that the model was trained on.
 
         Raises:
-            CheckpointError: other bands, another pixel scale, or cutouts that are too small; for
-                a photometry-MLP: other bands, or no fluxes in its aperture.
+            CheckpointError: the bands or the pixel scale differ, or the cutouts are too small; for
+                a photometry-MLP: the bands differ, or the store has no fluxes in its aperture.
         """
-        need = (
+        advice = (
             f"; use a checkpoint trained for survey '{store_survey.name}' "
             f"(photozhpc train) or a store of survey '{self.survey.name}'"
         )
         if store_survey.band_names != self.survey.band_names:
             raise CheckpointError(
                 f"{self.path.name} was trained on survey '{self.survey.name}' with bands "
-                f"{' '.join(self.survey.band_names)}, the store is of survey "
-                f"'{store_survey.name}' with bands {' '.join(store_survey.band_names)}{need}"
+                f"{' '.join(self.survey.band_names)}, but the store is of survey "
+                f"'{store_survey.name}' with bands {' '.join(store_survey.band_names)}{advice}"
             )
         if isinstance(self.model, PhotometryMLP):
             radius = self.model.config.aperture_radius_arcsec
             if radius not in store_survey.aperture_radii_arcsec:
                 raise CheckpointError(
-                    f"{self.path.name} needs fluxes in an aperture of {radius} arcsec, the store's "
-                    f"are {store_survey.aperture_radii_arcsec}; extract again with "
-                    f"aperture_radii_arcsec of the survey holding {radius}"
+                    f"{self.path.name} needs fluxes in an aperture of {radius} arcsec, but the "
+                    f"store's apertures are {store_survey.aperture_radii_arcsec}; add {radius} to "
+                    f"the survey's aperture_radii_arcsec and extract again"
                 )
             return
         ratio = store_survey.pixel_scale_arcsec / self.survey.pixel_scale_arcsec
         if abs(ratio - 1) > 0.02:
             raise CheckpointError(
                 f"{self.path.name} was trained on {self.survey.pixel_scale_arcsec} arcsec/px, "
-                f"the store has {store_survey.pixel_scale_arcsec} arcsec/px{need}"
+                f"but the store has {store_survey.pixel_scale_arcsec} arcsec/px{advice}"
             )
         crop = self.model.config.crop
         if cutout_size < crop:
             raise CheckpointError(
-                f"{self.path.name} sees {crop} px, the store's cutouts have "
+                f"{self.path.name} needs cutouts of {crop} px, but the store's have "
                 f"{cutout_size} px; extract again with --size {crop} or more"
             )
 
@@ -120,8 +120,8 @@ def save_checkpoint(
     The same model gives the same bytes.
 
     Args:
-        compact: keep the encoder's matrices and kernels in float16, half as large; inference in
-            bfloat16 rounds them further anyway.
+        compact: write the encoder's matrices and kernels in float16, at half the size; inference
+            in bfloat16 rounds them further anyway.
         check: see `disk.replacing`.
 
     Raises:
@@ -144,10 +144,8 @@ def save_checkpoint(
                 tensors[name] = tensor.half()
     text = json.dumps(header)
     content = save(tensors, metadata={_HEADER: text, _DIGEST: _digest(text, tensors)})
-    try:
+    with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(path.parent, error) from error
     write_durably(path, _in_order(content), check=check)
     return path
 
@@ -155,9 +153,9 @@ def save_checkpoint(
 def _in_order(content: bytes) -> bytes:
     """Return a safetensors file with its metadata in alphabetical order.
 
-    safetensors keeps them in a hash table of Rust, which has another order in every process.
-    https://huggingface.co/docs/safetensors/index#format: the length of the header in 8 bytes, the
-    header in JSON, padded with spaces, the arrays.
+    safetensors keeps it in a Rust hash table, whose order differs between processes. The format
+    (https://huggingface.co/docs/safetensors/index#format): length of the header in 8 bytes, the
+    header as JSON padded with spaces, the arrays.
     """
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
@@ -171,7 +169,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a model file and build the model, on the CPU, in evaluation mode.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not one of photozhpc's.
+        CheckpointError: the file is missing, damaged, or not a photozhpc checkpoint.
     """
     path = Path(path)
     if not path.is_file():
@@ -183,14 +181,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["format"] != FORMAT:
             raise CheckpointError(
-                f"{path}: the checkpoint has format {header['format']}, this photozhpc reads "
+                f"{path}: the checkpoint has format {header['format']}, but this photozhpc reads "
                 f"format {FORMAT}; upgrade photozhpc"
             )
         if metadata[_DIGEST] != _digest(metadata[_HEADER], tensors):
-            raise CheckpointError(f"{path}: was altered or damaged; get or train it again")
+            raise CheckpointError(
+                f"{path}: was altered or damaged; download or train the model again"
+            )
         kind = header["kind"]
         if kind not in _MODELS:
-            raise CheckpointError(f"{path}: holds an unknown kind of model; upgrade photozhpc")
+            raise CheckpointError(f"{path}: the kind of model is unknown; upgrade photozhpc")
         config: Any = from_mapping(_CONFIGS[kind], header["model"], f"{path}: model")
         survey = from_mapping(Survey, header["survey"], f"{path}: survey")
         training = dict(header["training"])
@@ -209,11 +209,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
     if config.n_bands != len(survey.bands):
         raise CheckpointError(
-            f"{path}: damaged: {config.n_bands} channels, {len(survey.bands)} bands"
+            f"{path}: is damaged: {config.n_bands} channels, but {len(survey.bands)} bands"
         )
     try:
-        # Without memory of its own: the file gives it, and a configuration cannot ask for more.
-        # Copied, because safetensors maps the file, which may be cut short while it is in use.
+        # On "meta", without memory, so that a configuration cannot ask for more than the file has.
+        # Copied, because safetensors maps the file, which may be truncated while in use.
         with torch.device("meta"):
             model = _MODELS[kind](config)
         weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}

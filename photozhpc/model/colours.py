@@ -5,16 +5,13 @@ from numpy.typing import NDArray
 
 
 def colour_features(
-    flux_NC: NDArray,
-    softening_C: NDArray,
-    ebv_N: NDArray,
-    extinction_r_C: NDArray,
+    flux_NC: NDArray, softening_C: NDArray, ebv_N: NDArray, extinction_r_C: NDArray
 ) -> NDArray[np.float32]:
     """Return colour_NM: C-1 log10 flux ratios of neighbouring bands, then one log10 flux.
 
-    The paper takes logarithms of dereddened fluxes. A forced flux of a faint source may be
+    The paper takes logarithms of dereddened fluxes. Forced fluxes of faint sources may be
     negative, so the logarithm is replaced by asinh(f / 2b) / ln 10 + log10 b, which is log10 f
-    for f >> b and linear round zero (Lupton, Gunn & Szalay 1999).
+    for f >> b and linear around zero (Lupton, Gunn & Szalay 1999).
 
     Args:
         flux_NC: nJy; NaN where not measured gives NaN features.

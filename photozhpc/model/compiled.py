@@ -1,10 +1,10 @@
-"""Compiled forward passes, made once for a machine and kept.
+"""Compiled forward passes, made once per machine and kept.
 
-torch exports the forward pass and AOTInductor turns it into a shared library, in a process of
-its own; every later worker and run loads that in milliseconds. A library is for one model, torch,
-processor or GPU, number of threads and batch: its name is a digest of all of these.
+torch exports the forward pass and AOTInductor turns it into a shared library, in a separate
+process; every later worker and run loads that in milliseconds. A library is for one model, torch,
+processor or GPU, number of threads and batch size: its name is a digest of all of these.
 
-    compiled/KEY.pt2     in the folder of photozhpc/files/code_cache.py, which is the user's alone
+    compiled/KEY.pt2     in the folder of photozhpc/files/code_cache.py, private to the user
 """
 
 import fcntl
@@ -32,7 +32,7 @@ from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
 from photozhpc.model.forward import Forward
 from photozhpc.model.pdf import PdfForm
 
-_SECONDS = 900  # more than this and something is wrong
+_MAX_SECONDS = 900  # a compilation that takes longer has failed
 _Compiled = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 
@@ -45,61 +45,55 @@ def compiled_forward(
 ) -> _Compiled | None:
     """Return compiled code that does what `forward.Forward` does, for batches of one size.
 
-    It is made if it is not there yet, while other processes that want the same wait. None, with
-    a warning: it cannot be made here (no C++ compiler, no folder to keep it in).
+    It is compiled if it is not there yet, while other processes that need the same wait. None, with
+    a warning: it cannot be compiled here (no C++ compiler, no folder to keep it in).
 
     Args:
         batch_size: images in a batch, each of the model's crop.
-        pdf: as `Forward` takes it.
+        pdf: as in `Forward`.
     """
-    about = [checkpoint.sha256, precision, batch_size, torch.__version__, _code_digest(), pdf]
-    about += [torch.get_num_threads()] if device.type == "cpu" else []
-    about += [platform.machine(), _processor(device)]
-    key = hashlib.sha256(repr(about).encode()).hexdigest()[:32]
+    identity = [checkpoint.sha256, precision, batch_size, torch.__version__, _code_digest(), pdf]
+    identity += [torch.get_num_threads()] if device.type == "cpu" else []
+    identity += [platform.machine(), _processor(device)]
+    key = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     try:
-        path = _cache_folder() / f"{key}.pt2"
+        path = own(keep_torch_code() / "compiled") / f"{key}.pt2"
         if not path.exists():
-            what = (checkpoint.path, checkpoint.sha256, precision, batch_size, device, pdf or "")
-            _make(path, [str(word) for word in what])
+            args = (checkpoint.path, checkpoint.sha256, precision, batch_size, device, pdf or "")
+            _make(path, list(map(str, args)))
         index = -1 if device.index is None else device.index
-        package = torch._inductor.aoti_load_package(str(path), device_index=index)
+        return torch._inductor.aoti_load_package(str(path), device_index=index)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(
             f"the model runs uncompiled, which is slower ({_reason(error)})", stacklevel=2
         )
         return None
-    return lambda cutout_BCSS, ebv_B: package(cutout_BCSS, ebv_B)
 
 
-def _cache_folder() -> Path:
-    """Raises OSError: there is no folder that is the user's own."""
-    return own(keep_torch_code() / "compiled")
-
-
-def _make(path: Path, what: list[str]) -> None:
+def _make(path: Path, args: list[str]) -> None:
     """Compile in another process: the compiler needs more memory than inference does."""
-    asked = time.time()
+    start = time.time()
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process
         if path.exists():
             return
         failure = path.with_suffix(".failed")
-        with suppress(FileNotFoundError):  # of another worker, for which this one waited
-            if failure.stat().st_mtime > asked:
+        with suppress(FileNotFoundError):  # of another worker that this one waited for
+            if failure.stat().st_mtime > start:
                 raise RuntimeError(failure.read_text())
         try:
             with replacing(path) as partial:
                 subprocess.run(
-                    [sys.executable, "-m", "photozhpc.model.compiled", *what, str(partial)],
+                    [sys.executable, "-m", "photozhpc.model.compiled", *args, str(partial)],
                     env={
                         **os.environ,
                         "OMP_NUM_THREADS": str(torch.get_num_threads()),
-                        "PYTHONSAFEPATH": "1",  # -m looks in the working folder, which is anybody's
+                        "PYTHONSAFEPATH": "1",  # -m would import from the working folder
                     },
                     check=True,
                     capture_output=True,
                     text=True,
-                    timeout=_SECONDS,
+                    timeout=_MAX_SECONDS,
                 )
         except (OSError, subprocess.SubprocessError) as error:
             failure.write_text(_reason(error))
@@ -113,7 +107,7 @@ def _reason(error: Exception) -> str:
 
 
 def _code_digest() -> str:
-    """Return a digest of the source of this folder, which is what is compiled."""
+    """Return a digest of the source files in this folder: the code that is compiled."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -123,7 +117,7 @@ def _code_digest() -> str:
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
-        # Not its serial number: equal devices share the code.
+        # Without its serial number: equal devices share the code.
         return f"{gpu.name} {gpu.major}.{gpu.minor} {gpu.multi_processor_count}"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -137,7 +131,7 @@ def _compile(
 ) -> None:
     checkpoint = load_checkpoint(path)
     if checkpoint.sha256 != sha256:
-        raise CheckpointError(f"{path}: was changed in the meantime")
+        raise CheckpointError(f"{path}: was changed in the meantime; run the same command again")
     model = checkpoint.pita
     keep_torch_code()
     dtype = getattr(torch, precision.removeprefix("torch."))

@@ -1,12 +1,12 @@
-"""At which level of a density to read a quantile, so that it keeps its promise: plain NumPy.
+"""The level of a density at which to read a quantile, so that its coverage is right: plain NumPy.
 
-Two steps, on labels of their own each:
+Two steps, each with its own labels:
 
 - A smooth map of the probability integral transform (PIT), as in Cal-PIT (Dey et al. 2022,
-  arXiv 2205.14568), of four numbers only: in probits it is shifted and stretched, both linearly in
-  brightness. It carries what the labels teach to the sources that are fainter than they.
+  arXiv 2205.14568), of only four numbers: in probits it is shifted and stretched, both linearly in
+  brightness. It extrapolates to sources that are fainter than the labels.
 - Split-conformal quantiles of the mapped PIT (Chernozhukov, Wuethrich & Zhu 2021, PNAS 118,
-  e2107794118) among the labels of like brightness, weighted against the labels' selection
+  e2107794118) among the labels of similar brightness, weighted against the labels' selection
   (Tibshirani et al. 2019, arXiv 1904.06019).
 """
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import ndtr, ndtri
 
-# A quantile is measured among so many labels of like brightness, or this share of all, or as
-# many as it takes to have TAIL_LABELS beyond it, whichever is most.
+# A quantile is measured among this many labels of similar brightness, or this share of all, or as
+# many as are needed to have TAIL_LABELS beyond it, whichever is most.
 WINDOW_LABELS = 600
 WINDOW_SHARE = 1 / 12
 TAIL_LABELS = 10
@@ -34,7 +34,7 @@ class Labels:
     Attributes:
         pit_N: cumulative probability at the true redshift, by the raw density.
         brightness_N: `PITA.brightness`.
-        weight_N: how many sources of the survey each stands for, up to a factor.
+        weight_N: how many sources of the survey each represents, up to a factor.
     """
 
     pit_N: NDArray[np.float64]
@@ -103,8 +103,8 @@ def level_table(
 
     Args:
         shape: labels that the smooth map is fitted to.
-        conformal: others, among which the quantiles of the mapped PIT are taken.
-        level_Q: wanted probabilities, ascending: half of them below the median, half above.
+        conformal: others, for the quantiles of the mapped PIT.
+        level_Q: nominal probabilities, ascending: half of them below the median, half above.
     """
     smooth = fit_smooth_map(shape)
     mapped = Labels(
@@ -113,7 +113,7 @@ def level_table(
         conformal.weight_N,
     )
     level_GQ = np.array([[conformal_level(mapped, b, level) for level in level_Q] for b in knot_G])
-    # Each level has a window of its own; an outer interval holds the inner ones nonetheless.
+    # Each level has its own window; make outer intervals contain the inner ones.
     half = len(level_Q) // 2
     level_GQ[:, :half] = np.minimum.accumulate(level_GQ[:, half - 1 :: -1], axis=1)[:, ::-1]
     level_GQ[:, half:] = np.maximum.accumulate(level_GQ[:, half:], axis=1)
@@ -123,7 +123,7 @@ def level_table(
 def conformal_level(labels: Labels, brightness: float, level: float) -> float:
     """Return the PIT with probability `level` below it, among the labels nearest in brightness.
 
-    On the safe side: a new source, with the mean weight, is counted on the far side of it. With
+    It is conservative: a new source, with the mean weight, is counted on the far side of it. With
     too few labels for the level it is 0 or 1: the whole range of redshifts.
     """
     tail_labels = TAIL_LABELS / min(level, 1 - level)

@@ -1,9 +1,9 @@
 """A ConvNeXt rearranged for inference: the same function of the image, in fewer and larger steps.
 
-Pixels are rows and channels columns from the stem on, so that every 1 x 1 and every strided
-convolution is one product of matrices, whatever the size of the map. The affine half of each
-LayerNorm is folded into the matrix behind it, the layer scale into the one before it, and a
-depthwise kernel is cut to what can reach a pixel: on a 2 x 2 map 3 x 3 of 7 x 7.
+From the stem on, pixels are rows and channels are columns, so that every 1 x 1 and every strided
+convolution is one matrix product, whatever the size of the map. The affine half of each LayerNorm
+is folded into the matrix after it, the layer scale into the matrix before it. A depthwise kernel
+is cut to the taps that can reach a pixel: on a 2 x 2 map to 3 x 3 of 7 x 7.
 """
 
 import copy
@@ -26,11 +26,11 @@ _NORMS = (LayerNorm, LayerNorm2d)
 
 
 def for_inference(encoder: nn.Module, side_pix: int, dtype: torch.dtype) -> nn.Module:
-    """Return an encoder that gives feature_BF in float32 of image_BCHW, computed in `dtype`.
+    """Return an encoder from image_BCHW to feature_BF (float32), which computes in `dtype`.
 
     Args:
-        encoder: a ConvNeXt of timm; its weights are copied. One with other parts than the
-            ConvNeXt of Liu et al. 2022 (arXiv 2201.03545) is not rearranged.
+        encoder: a ConvNeXt of timm; its weights are copied. It is rearranged only if it has the
+            parts of the ConvNeXt of Liu et al. 2022 (arXiv 2201.03545).
         side_pix: H and W of the images.
     """
     if _is_plain(encoder):
@@ -39,7 +39,7 @@ def for_inference(encoder: nn.Module, side_pix: int, dtype: torch.dtype) -> nn.M
 
 
 class InferenceConvNeXt(nn.Module):
-    """See the module; made by `for_inference`."""
+    """The rearranged encoder; `for_inference` makes it."""
 
     def __init__(self, encoder: Any, side_pix: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _Norm(nn.Module):
 
 
 class _Downsample(nn.Module):
-    """LayerNorm, then a convolution of stride 2 and 2 x 2 pixels."""
+    """LayerNorm, then a 2 x 2 convolution with stride 2."""
 
     def __init__(self, norm: Any, conv: Any, dtype: torch.dtype) -> None:
         super().__init__()
@@ -99,17 +99,16 @@ class _Downsample(nn.Module):
 
 
 class _Block(nn.Module):
-    """Depthwise convolution, LayerNorm, two linear layers with GELU between, and the sum."""
+    """Depthwise convolution, LayerNorm, two linear layers with GELU between, residual sum."""
 
     def __init__(self, block: Any, side_pix: int, dtype: torch.dtype) -> None:
         super().__init__()
         conv, mlp = block.conv_dw, block.mlp
         whole = conv.kernel_size[0] // 2
-        half = min(whole, side_pix - 1)  # no pixel is further away
-        kept = slice(whole - half, whole + half + 1)
+        self.reach = min(whole, side_pix - 1)  # no pixel is further away
+        kept = slice(whole - self.reach, whole + self.reach + 1)
         kernel_C1KK = conv.weight.detach()[:, :, kept, kept]
-        self.reach = half
-        self.kernel = _parameter(kernel_C1KK if half else kernel_C1KK.flatten(), dtype)
+        self.kernel = _parameter(kernel_C1KK if self.reach else kernel_C1KK.flatten(), dtype)
         self.kernel_bias = _parameter(conv.bias, dtype)
         self.eps = block.norm.eps
         into, out_of = (layer.weight.detach().flatten(1) for layer in (mlp.fc1, mlp.fc2))
@@ -122,13 +121,8 @@ class _Block(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         n_channels = x_BHWC.shape[-1]
         if self.reach:
-            y_BCHW = F.conv2d(
-                x_BHWC.permute(0, 3, 1, 2),
-                self.kernel,
-                self.kernel_bias,
-                padding=self.reach,
-                groups=n_channels,
-            )
+            x_BCHW, padding = x_BHWC.permute(0, 3, 1, 2), self.reach
+            y_BCHW = F.conv2d(x_BCHW, self.kernel, self.kernel_bias, 1, padding, 1, n_channels)
             y_BHWC = y_BCHW.permute(0, 2, 3, 1)
         else:
             y_BHWC = torch.addcmul(self.kernel_bias, x_BHWC, self.kernel)
@@ -138,7 +132,7 @@ class _Block(nn.Module):
 
 
 class _Autocast(nn.Module):
-    """An encoder as it is."""
+    """An encoder that is not rearranged."""
 
     def __init__(self, encoder: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Redshift densities with calibrated quantiles, and how unusual an image is.
+"""Redshift densities with calibrated quantiles, and a score of unusual images.
 
 A head gives the probability of K bins, equally wide in ln(1+z) (Pasquet et al. 2019,
-arXiv 1806.06607, section 4); several heads are averaged. A density that a network learned is
-rarely as wide as its errors, so a quantile is not read off at its own level but at the level that
-was measured to have this share of the labels below it (see model/calibrate.py).
+arXiv 1806.06607, section 4); several heads are averaged. The density of a network is rarely as wide
+as its errors, so a quantile is not read at its nominal level, but at the level that was measured
+to have this share of the labels below it (see model/calibrate.py).
 """
 
 import math
@@ -16,10 +16,9 @@ from photozhpc.model.mlp import MLP
 
 # Central intervals of 68, 90 and 99%: photoz_low99, low90, low68, high68, high90, high99.
 LEVEL_Q = (0.005, 0.05, 0.16, 0.84, 0.95, 0.995)
-# Brightnesses at which the calibration is tabulated.
-N_KNOTS = 24
-# This much probability is spread evenly over all redshifts: a cumulative distribution that
-# never rests can be inverted, and its tails can be told apart.
+N_KNOTS = 24  # brightnesses at which the calibration is tabulated
+# Probability that is spread evenly over all redshifts: a cumulative distribution that increases
+# everywhere can be inverted, also in its tails.
 FLOOR = 1e-3
 
 
@@ -27,7 +26,7 @@ class Uncertainty(nn.Module):
     """Density heads, the calibration of their quantiles, and the distance to the training images.
 
     The heads do not train with the network: `calibrate.fit_uncertainty` fits them on the features
-    of the finished one, and until then every quantile and distance is NaN.
+    of the finished network. Until then every quantile and distance is NaN.
 
     Args:
         n_input: length of `PITA.redshift_input`.
@@ -58,7 +57,7 @@ class Uncertainty(nn.Module):
         self.n_bins = n_bins
         self.log1p_max = math.log1p(z_max)
         self.heads = nn.ModuleList(MLP(n_input, (*widths, n_bins)) for _ in range(n_heads))
-        # Nothing that DDP or the joint optimiser should wait for.
+        # DDP and the joint optimiser must not wait for their gradients.
         self.heads.requires_grad_(False)
         self.register_buffer("mean_F", torch.zeros(n_input))
         self.register_buffer("std_F", torch.ones(n_input))
@@ -85,7 +84,7 @@ class Uncertainty(nn.Module):
         return quantile_BQ.cummax(dim=1).values  # expm1 need not be monotonic to the last bit
 
     def median(self, cdf_BE: Tensor) -> Tensor:
-        """Return the median redshift (B,) of the density as it is, not calibrated."""
+        """Return the median redshift (B,) of the uncalibrated density."""
         half_B1 = torch.full_like(cdf_BE[:, :1], 0.5)
         return torch.expm1(inverse_cdf(cdf_BE, half_B1).squeeze(1) * self.log1p_max)
 
@@ -94,7 +93,7 @@ class Uncertainty(nn.Module):
         return cdf_at(self.cdf(input_BF), self.position(z_B))
 
     def position(self, z_B: Tensor) -> Tensor:
-        """Return where redshifts lie along the bins, from 0 at z = 0 to 1 at z_max and beyond."""
+        """Return the positions of redshifts along the bins: 0 at z = 0, 1 at z_max and beyond."""
         return (torch.log1p(z_B) / self.log1p_max).clamp(0, 1).float()
 
     def ood(self, latent_BD: Tensor) -> Tensor:
@@ -102,11 +101,8 @@ class Uncertainty(nn.Module):
 
         Lee et al. 2018 (arXiv 1807.03888), with one class.
         """
-        return self.distance(latent_BD) / self.usual_distance
-
-    def distance(self, latent_BD: Tensor) -> Tensor:
-        """Return the Mahalanobis distance of latents to the training images' mean, (B,)."""
-        return ((latent_BD - self.latent_mean_D) @ self.whitening_DD).norm(dim=1)
+        distance_B = ((latent_BD - self.latent_mean_D) @ self.whitening_DD).norm(dim=1)
+        return distance_B / self.usual_distance
 
 
 def floored(density_BK: Tensor) -> Tensor:

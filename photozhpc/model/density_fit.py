@@ -1,4 +1,4 @@
-"""Fitting what hangs on the features of a finished encoder: densities, propensities, distances."""
+"""Fits on the features of a finished encoder: densities, propensities, distances."""
 
 import math
 from dataclasses import replace
@@ -13,13 +13,11 @@ from photozhpc.model.density import Uncertainty, floored
 from photozhpc.model.mlp import MLP, MLPTraining, seeded, train_mlp
 
 TRAINING = MLPTraining(batch_size=512, lr=1e-3, weight_decay=1e-2)
-# A label counts for the bins around it too, as a Gaussian of this width in ln(1+z).
-SMOOTHING_LOG1P = 0.01
+SMOOTHING_LOG1P = 0.01  # sigma in ln(1+z) of the Gaussian by which a label counts in nearby bins
 INPUT_DROPOUT = 0.1
 PROPENSITY_WIDTHS = (64, 1)
 PROPENSITY_EPOCHS = 10
-# No label stands for more than ten times as many sources as the average one.
-MAX_WEIGHT = 10.0
+MAX_WEIGHT = 10.0  # of a label, relative to the average
 SHRINKAGE = 1e-4
 USUAL_QUANTILE = 0.99
 
@@ -34,10 +32,10 @@ def fit_heads(
     seed: int,
     input_dropout: float = INPUT_DROPOUT,
 ) -> None:
-    """Fit the density heads anew, in place, each from a seed of its own, in at least `steps`.
+    """Fit the density heads, in place, each from its own seed, in at least `steps` steps.
 
-    The loss is the cross-entropy with smoothed labels; each head ends with the epoch that gives
-    the check sample's redshifts the highest density. (Measured on an unseen simulated sky: the
+    The loss is the cross-entropy with smoothed labels. Each head keeps the weights of the epoch
+    that gives the check sample's redshifts the highest density. (On an unseen simulated sky, the
     CRPS as loss gives a CRPS 7% higher, labels weighted against their selection 5% higher.)
     """
     device = uncertainty.mean_F.device
@@ -79,7 +77,7 @@ def smoothed(position_B: Tensor, n_bins: int, sigma: float) -> Tensor:
 
 
 def log_density(density_BK: Tensor, position_B: Tensor) -> Tensor:
-    """Return ln of the density (B,) at positions, per bin, with FLOOR."""
+    """Return ln of the density per bin, with FLOOR, at positions, (B,)."""
     n_bins = density_BK.shape[1]
     bin_B1 = (position_B * n_bins).long().clamp(0, n_bins - 1)[:, None]
     return floored(density_BK).gather(1, bin_B1).squeeze(1).log()
@@ -88,11 +86,11 @@ def log_density(density_BK: Tensor, position_B: Tensor) -> Tensor:
 def selection_weights(
     input_NF: NDArray[np.float32], labelled_N: NDArray[np.bool_], of_NF: NDArray, seed: int
 ) -> NDArray[np.float64]:
-    """Return weights of labelled sources that undo their selection: 1 / P(labelled | features).
+    """Return weights that undo the selection of the labels: 1 / P(labelled | features).
 
     Args:
         input_NF: features of a fair sample of the survey, labelled or not.
-        of_NF: features of the sources whose weights are wanted.
+        of_NF: features of the sources to weight.
     """
     if labelled_N.all():
         return np.ones(len(of_NF))
@@ -109,8 +107,8 @@ def selection_weights(
     train_mlp(network, x_NF, loss, training)
     with torch.no_grad():
         logit_N = network(torch.from_numpy((of_NF - mean_F) / std_F)).squeeze(1)
-    least = labelled_N.mean() / MAX_WEIGHT
-    return 1 / np.maximum(logit_N.sigmoid().double().numpy(), least)
+    min_probability = labelled_N.mean() / MAX_WEIGHT
+    return 1 / np.maximum(logit_N.sigmoid().double().numpy(), min_probability)
 
 
 def fit_distance(uncertainty: Uncertainty, latent_ND: NDArray[np.float32]) -> None:

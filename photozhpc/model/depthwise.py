@@ -1,15 +1,16 @@
-"""Quicker depthwise convolutions for the training of a ConvNeXt on small images.
+"""Faster depthwise convolutions for training a ConvNeXt on small images.
 
-On a GPU a kernel is cut to what can reach a pixel: on a map of 1 x 1 to its middle, for which
-cuDNN launches a kernel for each channel (1922 in a step of ConvNeXt-Atto on 32 px, two thirds of
-the time that the GPU is busy).
+On a GPU a kernel is cut to the taps that can reach a pixel: on a 1 x 1 map to the central one, for
+which cuDNN launches one kernel per channel (1922 in a step of ConvNeXt-Atto on 32 px, two thirds
+of the time that the GPU is busy).
 
-On a CPU oneDNN spends more time on the gradients of these convolutions than on everything else of a
-training step, though they hold a few percent of its arithmetic. On the small maps of a cutout
-both gradients are cheap by other routes: that of the input is the same convolution with the
-kernel turned round, and that of the kernel follows from products of matrices, either (pixels
-out x images) (images x pixels in) a channel, summed over the pairs of pixels that share a tap, or
-(columns out x rows and images) (rows and images x columns in) a channel and row of the kernel.
+On a CPU oneDNN spends more time on the gradients of these convolutions than on the rest of a
+training step, although they are a few percent of its arithmetic. On the small maps of a cutout
+both gradients are cheap in other ways. The gradient of the input is the same convolution with the
+kernel rotated by 180 degrees. The gradient of the kernel follows from matrix products: either
+(pixels out x images) (images x pixels in) per channel, summed over the pairs of pixels that share
+a tap, or (columns out x rows and images) (rows and images x columns in) per channel and row of the
+kernel.
 """
 
 from functools import lru_cache
@@ -24,7 +25,7 @@ _MAX_PIXELS_IN_PAIRS = 64
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution, odd kernel, stride 1, same size out; see above."""
+    """A depthwise convolution with an odd kernel, stride 1, and output of the same size."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if x_BCHW.device.type != "cpu":
@@ -42,7 +43,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def quicken(module: nn.Module) -> None:
-    """Turn the depthwise convolutions in a module into `DepthwiseConv2d`, in place."""
+    """Turn the depthwise convolutions of a module into `DepthwiseConv2d`, in place."""
     for conv in module.modules():
         if type(conv) is nn.Conv2d and 1 < conv.groups == conv.in_channels == conv.out_channels:
             side = conv.kernel_size[0]
@@ -52,7 +53,7 @@ def quicken(module: nn.Module) -> None:
 
 
 def cut_convolution(x_BCHW: Tensor, weight_C1KK: Tensor, bias_C: Tensor | None) -> Tensor:
-    """Return the depthwise convolution, same size out, without taps that meet no pixel."""
+    """Return the depthwise convolution, of the same size, without taps that reach no pixel."""
     half = weight_C1KK.shape[-1] // 2
     reach = min(half, max(x_BCHW.shape[2:]) - 1)
     kept = slice(half - reach, half + reach + 1)
@@ -83,12 +84,8 @@ class _Depthwise(torch.autograd.Function):
         x_BCHW, weight_C1KK = ctx.saved_tensors
         n_channels, height, width = x_BCHW.shape[1:]
         side = weight_C1KK.shape[-1]
-        grad_x_BCHW = F.conv2d(
-            grad_BCHW,
-            weight_C1KK.flip(2, 3).to(grad_BCHW.dtype),
-            padding=side // 2,
-            groups=n_channels,
-        )
+        flipped_C1KK = weight_C1KK.flip(2, 3).to(grad_BCHW.dtype)
+        grad_x_BCHW = F.conv2d(grad_BCHW, flipped_C1KK, padding=side // 2, groups=n_channels)
         by_pairs = height * width <= _MAX_PIXELS_IN_PAIRS
         grad_kernel = _grad_kernel_by_pairs if by_pairs else _grad_kernel_by_rows
         grad_weight_C1KK = grad_kernel(grad_BCHW, x_BCHW, side)[:, None]
@@ -108,7 +105,7 @@ def _grad_kernel_by_pairs(grad_BCHW: Tensor, x_BCHW: Tensor, side: int) -> Tenso
 
 
 def _grad_kernel_by_rows(grad_BCHW: Tensor, x_BCHW: Tensor, side: int) -> Tensor:
-    """Return the gradient of the kernel, (C, side, side), row by row of the kernel."""
+    """Return the gradient of the kernel, (C, side, side), one row at a time."""
     n_images, n_channels, height, width = x_BCHW.shape
     half = min(side // 2, height - 1)  # no two rows are further apart
     grad_CRW = grad_BCHW.permute(1, 2, 0, 3).reshape(n_channels, -1, width)
@@ -131,7 +128,7 @@ def _grad_kernel_by_rows(grad_BCHW: Tensor, x_BCHW: Tensor, side: int) -> Tensor
 
 @lru_cache(maxsize=64)
 def _taps(height: int, width: int, side: int) -> Tensor:
-    """The tap of the kernel that joins each pixel out to each pixel in; side**2 where none does."""
+    """The kernel tap that links each output pixel to each input pixel; side**2 if none does."""
     y_I = torch.arange(height).repeat_interleave(width)
     x_I = torch.arange(width).repeat(height)
     dy_II = y_I[None, :] - y_I[:, None] + side // 2

@@ -1,6 +1,6 @@
-"""Cutouts through the encoder of a finished network: what its heads and densities are fitted on.
+"""Features from the encoder of a finished network, on which its heads and densities are fitted.
 
-The network is as it was trained; inference rearranges it (model/forward.py), to other last bits.
+The network is used as trained; inference rearranges it (model/forward.py), with other last bits.
 """
 
 from typing import NamedTuple
@@ -19,11 +19,10 @@ N_VIEWS = 4
 
 
 class Encoded(NamedTuple):
-    """What a network makes of N cutouts.
+    """N encoded cutouts.
 
     Attributes:
-        input_NF: what the redshift heads see, `PITA.redshift_input`.
-        latent_ND: the latents.
+        input_NF: input of the redshift heads, `PITA.redshift_input`.
         brightness_N: `PITA.brightness`; NaN from a model without density heads.
     """
 
@@ -44,7 +43,7 @@ def encode(
     Args:
         cutout_NCSS: nJy per pixel, NaN where there is no pixel; at least one cutout.
         ebv_N: Galactic E(B-V), magnitudes.
-        generator: draws one quarter-turn view of each cutout; None: the image that inference sees.
+        generator: draws one quarter-turn view of each cutout; None: the image as in inference.
     """
     config, device = model.config, model.noise_C.device
     constants = (model.extinction_r_C, model.noise_C)
@@ -74,7 +73,7 @@ def encode(
 
 
 def view_inputs(model: PITA, block: Block, seed: int) -> NDArray[np.float32]:
-    """Return `input_NF` of N_VIEWS random views of a block: its first view, then its second."""
+    """Return `input_NF` of N_VIEWS random views of a block: all first views, then all second."""
     generator = torch.Generator(model.noise_C.device).manual_seed(seed)
     views = [encode(model, block.cutout_NCSS, block.ebv_N, generator) for _ in range(N_VIEWS)]
     return np.concatenate([view.input_NF for view in views])

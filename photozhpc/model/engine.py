@@ -24,20 +24,19 @@ from photozhpc.survey import Survey
 
 MIN_FINITE_FRACTION = 0.5
 GPU_BATCH_SIZE = 2048
-# On a CPU what a batch needs between two layers should stay in the cache: measured, 256 images
-# for the bundled model and 32 for ConvNeXt-Tiny on 64 px (a fifth faster than 256).
+# On a CPU a batch's values between two layers should fit in the cache. Measured optima: 256 images
+# for the bundled model, 32 for ConvNeXt-Tiny on 64 px (20% faster than 256).
 CPU_BATCH_BYTES = 5.5e6
 
 
 class Prediction(NamedTuple):
-    """What inference says of N cutouts; NaN where a cutout cannot be used.
+    """The results of inference for N cutouts; NaN where a cutout cannot be used.
 
     Attributes:
         z_phot_N: redshift.
-        quantile_NQ: calibrated quantiles at density.LEVEL_Q (central 99, 90 and 68% from the
-            outside in); NaN from a model without density heads.
-        ood_N: distance to the training images in latent space, 1: as far out as 1% of them;
-            NaN from a model without density heads.
+        quantile_NQ: calibrated quantiles at density.LEVEL_Q; NaN without density heads.
+        ood_N: distance to the training images in latent space, 1 = their 99th percentile; NaN
+            without density heads.
     """
 
     z_phot_N: NDArray[np.float32]
@@ -51,21 +50,21 @@ class Engine:
     Args:
         checkpoint: from `load_checkpoint`.
         device: "cpu", "cuda" or "cuda:N".
-        batch_size: images in one forward pass; default: by the device and the model's size.
+        batch_size: images per forward pass; default: by the device and the model's size.
         precision: torch.bfloat16 or torch.float32 for the encoder; default: bfloat16 where the
-            device computes it natively. The heads compute in float32 always.
-        compiled: run compiled code, which is made the first time and kept (model/compiled.py), on
-            full batches: the last one is filled up. Where there is no compiler a warning says so.
-        pdf: the form in which `predict_pdf` gives p(z); None: it gives none.
+            device computes it natively. The heads always compute in float32.
+        compiled: use compiled code (model/compiled.py), which is made on first use; the last batch
+            is padded to full size. Without a compiler, warn and run uncompiled.
+        pdf: the form in which `predict_pdf` returns p(z); None: it returns none.
 
     Attributes:
         side_pix: side of the part of a cutout that the model sees.
         is_compiled: whether compiled code is in use.
-        pdf: what makes p(z), with its form and axis; None: nothing does.
+        pdf: computes p(z), and has its form and axis; None: there is no p(z).
 
     Raises:
-        ConfigError: the device is not there.
-        CheckpointError: it is of a photometry-MLP, or has no density that p(z) could be of.
+        ConfigError: the device is not available.
+        CheckpointError: it is a photometry-MLP's, or has no density for p(z).
     """
 
     def __init__(
@@ -78,7 +77,10 @@ class Engine:
         pdf: PdfForm | None = None,
     ) -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"device '{device}' was asked for, but torch sees no CUDA device")
+            raise ConfigError(
+                f"torch sees no CUDA device for device '{device}'; use device cpu, or check the "
+                f"driver and PyTorch's CUDA build"
+            )
         self.device = torch.device(device)
         self.batch_size = batch_size or default_batch_size(checkpoint.pita, self.device)
         self.precision = precision or native_precision(self.device)
@@ -106,21 +108,21 @@ class Engine:
     def predict(
         self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, flux_NCR: NDArray | None = None
     ) -> Prediction:
-        """Return redshifts, quantiles and the score of unusual images; see `predict_pdf`."""
+        """Return what `predict_pdf` does, without p(z)."""
         return self.predict_pdf(cutout_NCSS, ebv_N, flux_NCR)[0]
 
     def predict_pdf(
         self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, flux_NCR: NDArray | None = None
     ) -> tuple[Prediction, NDArray[np.float32] | None]:
-        """Return redshifts, quantiles, the score of unusual images, and p(z) if it is wanted.
+        """Return redshifts, quantiles, the score of unusual images, and p(z) if there is one.
 
-        A cutout is used when at least half of the pixels that the network sees, in every band,
-        hold data.
+        A cutout is used if at least half of the pixels that the network sees have data, in every
+        band.
 
         Args:
             cutout_NCSS: nJy per pixel, NaN where there is no pixel; S is side_pix or more.
             ebv_N: Galactic E(B-V), magnitudes.
-            flux_NCR: not looked at; PhotometryEngine looks at nothing else.
+            flux_NCR: ignored; for PhotometryEngine.
 
         Raises:
             ValueError: the cutouts are smaller than side_pix.
@@ -134,10 +136,10 @@ class Engine:
         )
         pdf = self.pdf
         pdf_NP = None if pdf is None else np.empty((n, len(pdf.axis_P)), np.float32)
-        columns = [*prediction, *([] if pdf_NP is None else [pdf_NP])]
+        columns = [*prediction] if pdf_NP is None else [*prediction, pdf_NP]
         ebv_N = np.asarray(ebv_N, dtype=np.float32)
         batches = [slice(a, min(a + self.batch_size, n)) for a in range(0, n, self.batch_size)]
-        # All batches are under way before the first result is waited for.
+        # Start all batches before waiting for the first result.
         estimates = [self._estimate(cutout_NCSS[rows], ebv_N[rows]) for rows in batches]
         for rows, estimate in zip(batches, estimates, strict=True):
             for column, values in zip(columns, estimate, strict=True):
@@ -177,11 +179,11 @@ class PhotometryEngine:
     """A photometry-MLP, ready to turn the fluxes of a store into redshifts, on the CPU.
 
     Args:
-        survey: of the store, whose apertures hold the model's (see `Checkpoint.check_store`).
+        survey: of the store; its apertures include the model's (see `Checkpoint.check_store`).
 
     Attributes:
-        side_pix: side of the square round the aperture.
-        batch_size: sources worth handing over at a time.
+        side_pix: side of the square around the aperture.
+        batch_size: a reasonable number of sources per call.
     """
 
     batch_size = 1024
@@ -197,7 +199,7 @@ class PhotometryEngine:
         """Return redshifts, NaN where a flux of the aperture is not finite; all else is NaN.
 
         Args:
-            cutout_NCSS: not looked at.
+            cutout_NCSS: ignored.
             ebv_N: Galactic E(B-V), magnitudes.
             flux_NCR: nJy, in the store's apertures.
         """
@@ -211,7 +213,7 @@ class PhotometryEngine:
     def predict_pdf(
         self, cutout_NCSS: NDArray, ebv_N: NDArray, flux_NCR: NDArray
     ) -> tuple[Prediction, None]:
-        """Return what `predict` does; there is no p(z)."""
+        """Return what `predict` does, and None for p(z)."""
         return self.predict(cutout_NCSS, ebv_N, flux_NCR), None
 
 
@@ -222,15 +224,15 @@ def make_engine(
     compiled: bool = False,
     pdf: PdfForm | None = None,
 ) -> Engine | PhotometryEngine:
-    """Return what makes redshifts of a store's sources; it fits the store (`check_store`).
+    """Return the engine of a checkpoint that fits the store (`Checkpoint.check_store`).
 
     Raises:
         CheckpointError: the model was trained without redshifts, or has no density for `pdf`.
     """
     if checkpoint.training.get("config", {}).get("method") == "self-supervised":
         raise CheckpointError(
-            f"{checkpoint.path}: trained without redshifts (method self-supervised); fine-tune it "
-            f"first: train with method fine-tuned and this file as initial_checkpoint"
+            f"{checkpoint.path}: was trained without redshifts (method self-supervised); fine-tune "
+            f"it first: train with method fine-tuned and this file as initial_checkpoint"
         )
     if pdf is not None:
         _require_density(checkpoint)
@@ -243,30 +245,29 @@ def _require_density(checkpoint: Checkpoint) -> None:
     model = checkpoint.model
     if not isinstance(model, PITA) or model.uncertainty is None or not model.uncertainty.is_fitted:
         raise CheckpointError(
-            f"{checkpoint.path}: has no density that p(z) could be of; leave --pdf out, or train "
+            f"{checkpoint.path}: has no density heads, which p(z) needs; leave --pdf out, or train "
             f"with model.density_bins above 0"
         )
 
 
 def usable(cutout_NCSS: NDArray, crop: int) -> NDArray[np.bool_]:
-    """Return (N,): whether every band has data in half of the central crop or more."""
-    n_finite_NC = count_finite(cutout_NCSS, crop)
-    return np.all(n_finite_NC >= MIN_FINITE_FRACTION * crop**2, axis=1)
+    """Return (N,): whether every band has data in at least half of the central crop."""
+    return np.all(count_finite(cutout_NCSS, crop) >= MIN_FINITE_FRACTION * crop**2, axis=1)
 
 
 def default_batch_size(model: PITA, device: torch.device) -> int:
-    """Return how many images a forward pass should have: a power of two."""
+    """Return how many images a forward pass should process: a power of two."""
     if device.type != "cpu":
         return GPU_BATCH_SIZE
     # The widest layer of a ConvNeXt: four times the stem's channels, on its map, in two bytes.
     stem = next(m for m in model.encoder.modules() if isinstance(m, nn.Conv2d))
     n_pixels = (model.config.crop // stem.stride[0]) ** 2
-    wanted = CPU_BATCH_BYTES / (n_pixels * 4 * stem.out_channels * 2)
-    return int(min(max(2 ** round(math.log2(wanted)), 16), 256))
+    n_images = CPU_BATCH_BYTES / (n_pixels * 4 * stem.out_channels * 2)
+    return int(min(max(2 ** round(math.log2(n_images)), 16), 256))
 
 
 def native_precision(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the device multiplies it natively, else float32."""
+    """Return bfloat16 if the device multiplies it natively, else float32."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -16,14 +16,14 @@ class Forward(nn.Module):
 
     Args:
         model: copied, with its encoder rearranged (model/convnext.py).
-        dtype: of the encoder's arithmetic; the heads' is float32 always.
-        pdf: give p(z) too, in this form; the model's density must be fitted.
+        dtype: of the encoder's arithmetic; the heads always compute in float32.
+        pdf: also give p(z), in this form; the model's density must be fitted.
     """
 
     def __init__(self, model: PITA, dtype: torch.dtype, pdf: PdfForm | None = None) -> None:
         super().__init__()
         encoder = for_inference(model.encoder, model.config.crop, dtype)
-        # Copied without its encoder, which is the heavy part of it.
+        # Copied without its encoder, by far its largest part.
         self.model = copy.deepcopy(model, {id(model.encoder): encoder}).requires_grad_(False)
         self.reports_median = model.reports_median
         self.pdf: CalibratedPdf | None = None
@@ -31,21 +31,20 @@ class Forward(nn.Module):
             self.pdf = CalibratedPdf(model.uncertainty, pdf)
 
     def forward(self, cutout_BCSS: Tensor, ebv_B: Tensor) -> tuple[Tensor, ...]:
-        """Return the fields of an `Estimate`, and p(z) if it is wanted; arguments as `encode`."""
+        """Return the fields of an `Estimate`, and p(z) if asked for; arguments as in `encode`."""
         estimate, pdf_BP = self.model.estimate_from(
             *self.encode(cutout_BCSS, ebv_B), self.reports_median, self.pdf
         )
         return tuple(estimate) if pdf_BP is None else (*estimate, pdf_BP)
 
     def encode(self, cutout_BCSS: Tensor, ebv_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the encoder's feature_BF, and linear_BCHW, the images in units of the noise.
+        """Return the encoder's feature_BF, and the images in units of the noise, linear_BCHW.
 
         Args:
             cutout_BCSS: nJy per pixel.
             ebv_B: E(B-V), magnitudes.
         """
         model, config = self.model, self.model.config
-        linear_BCHW = calibrate(
-            centre_crop(cutout_BCSS, config.crop), ebv_B, model.extinction_r_C, model.noise_C
-        )
+        crop_BCHW = centre_crop(cutout_BCSS, config.crop)
+        linear_BCHW = calibrate(crop_BCHW, ebv_B, model.extinction_r_C, model.noise_C)
         return model.encoder(stretch(linear_BCHW, config.stretch)), linear_BCHW

@@ -1,7 +1,7 @@
-"""What a launcher says of this process: the variables that torchrun and jobs/train.slurm set.
+"""The environment variables by which torchrun and jobs/train.slurm describe this process.
 
-They are read once, and believed only if they agree: a shell inside a job, or one in which they
-were exported, hands them on to programs that nobody launched.
+They are read once, and trusted only if they agree: a shell inside a job, or one that exports them,
+passes them on to programs that no launcher started.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ class Launch:
     """This process among those of a training.
 
     Attributes:
-        rank, world: which of how many it is.
-        local_rank: which it is on its machine.
-        address, port: where the ranks meet; of no meaning for one alone.
-        attempt: how often torchrun has started them anew.
+        rank, world: its number, and the number of processes.
+        local_rank: its number on its machine.
+        address, port: where the ranks meet; unused by a single process.
+        attempt: how often torchrun has restarted the processes.
         by_torchrun: torchrun started it, as a child.
-        met_by_torchrun: torchrun, and not rank 0, answers at the address.
-        by_slurm: the variables are those of this very step of Slurm.
+        met_by_torchrun: torchrun, not rank 0, answers at the address.
+        by_slurm: the variables agree with those of this Slurm step.
     """
 
     rank: int = 0
@@ -39,10 +39,10 @@ class Launch:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Launch":
-        """Read the variables; without WORLD_SIZE it is one process, whatever else is set.
+        """Read the variables; without WORLD_SIZE there is one process, whatever else is set.
 
         Raises:
-            ConfigError: they contradict each other, or one is missing.
+            ConfigError: the variables contradict each other, or one is missing.
         """
         by_torchrun = "TORCHELASTIC_RUN_ID" in environment
         world = _number(environment, "WORLD_SIZE", "1", 1, _MAX_WORLD)
@@ -69,13 +69,13 @@ class Launch:
 
     def __str__(self) -> str:
         return (
-            f"rank {self.rank} of {self.world}, as WORLD_SIZE={self.world}, RANK={self.rank}, "
-            f"MASTER_ADDR={self.address} and MASTER_PORT={self.port} say"
+            f"rank {self.rank} of {self.world} according to WORLD_SIZE={self.world}, "
+            f"RANK={self.rank}, MASTER_ADDR={self.address} and MASTER_PORT={self.port}"
         )
 
 
 def advice(environment: Mapping[str, str]) -> str:
-    """Return what to do where the variables may be left over from something else."""
+    """Return what to do if the variables may be left over from another program."""
     names = " ".join(name for name in NAMES if name in environment)
     return f"to train in one process, 'unset {names}'; for several, start them with torchrun"
 
@@ -85,12 +85,11 @@ def _number(environment: Mapping[str, str], name: str, default: str, least: int,
     if not text:
         raise ConfigError(_contradiction(environment, f"{name} is missing"))
     if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-        raise ConfigError(
-            _contradiction(environment, f"{name} is {text!r}, not one of {least} to {most}")
-        )
+        fault = f"{name} is {text!r}, not a number from {least} to {most}"
+        raise ConfigError(_contradiction(environment, fault))
     return int(text)
 
 
-def _contradiction(environment: Mapping[str, str], what: str) -> str:
+def _contradiction(environment: Mapping[str, str], fault: str) -> str:
     values = ", ".join(f"{name}={environment[name]}" for name in NAMES if name in environment)
-    return f"{what}, while the environment has {values}; {advice(environment)}"
+    return f"{fault}, but the environment has {values}; {advice(environment)}"

@@ -13,7 +13,7 @@ def contrastive_loss(
     The positive of each query is its own key, the negatives are the queue's (He et al. 2020,
     equation 1). All vectors have unit length.
     """
-    query_BP = query_BP / temperature  # the queries, and not all their products
+    query_BP = query_BP / temperature  # cheaper than dividing all products
     positive_B1 = (query_BP * key_BP).sum(dim=1, keepdim=True)
     logit_BL = torch.cat([positive_B1, query_BP @ queue_KP.T], dim=1)
     return F.cross_entropy(
@@ -25,8 +25,8 @@ def colour_loss(predicted_BM: Tensor, colour_BM: Tensor, count: float | None = N
     """Return the mean squared error over sources whose colours are all finite.
 
     Args:
-        count: divisor in place of this batch's own number of such sources, for a mean over
-            several ranks. Without any source the loss is exactly zero, and so are its gradients.
+        count: divisor instead of this batch's number of such sources, for a mean over several
+            ranks. Without any source the loss and its gradients are exactly zero.
     """
     valid_B = torch.isfinite(colour_BM).all(dim=1)
     error_BM = torch.where(valid_B[:, None], predicted_BM - colour_BM.nan_to_num(), 0.0)
@@ -35,11 +35,7 @@ def colour_loss(predicted_BM: Tensor, colour_BM: Tensor, count: float | None = N
 
 
 def redshift_loss(
-    z_phot_B: Tensor,
-    z_spec_B: Tensor,
-    delta: float,
-    scale: str = "z",
-    count: float | None = None,
+    z_phot_B: Tensor, z_spec_B: Tensor, delta: float, scale: str = "z", count: float | None = None
 ) -> Tensor:
     """Return the Huber loss over labelled sources (those whose z_spec is finite).
 
@@ -47,9 +43,9 @@ def redshift_loss(
     e = ln(1+z_phot) - ln(1+z_spec) for scale "log1p", which weighs errors as the metrics do.
 
     Args:
-        count: divisor in place of this batch's own number of labels, for a mean over several
-            ranks. Without any label the loss is exactly zero, and so are its gradients, so
-            that no rank leaves a collective out.
+        count: divisor instead of this batch's number of labels, for a mean over several ranks.
+            Without any label the loss and its gradients are exactly zero, so that no rank skips a
+            collective operation.
     """
     labelled_B = torch.isfinite(z_spec_B)
     target_B = torch.where(labelled_B, z_spec_B, 0.0)

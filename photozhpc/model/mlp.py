@@ -1,4 +1,4 @@
-"""The multilayer perceptron that every head is, and how one is trained on fixed features."""
+"""The multilayer perceptron of every head, and its training on fixed features."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -22,11 +22,11 @@ class MLP(nn.Sequential):
 
 @dataclass(frozen=True)
 class MLPTraining:
-    """How `train_mlp` trains: AdamW, its rate on a cosine from lr to min_lr.
+    """How `train_mlp` trains: AdamW, with a learning rate on a cosine from lr to min_lr.
 
     Attributes:
         input_dropout: share of the features that a step sees as zero.
-        seed: of the order and of what is dropped.
+        seed: of the order of the sources and of the dropout.
     """
 
     epochs: int = 300
@@ -50,8 +50,8 @@ def train_mlp(
     Args:
         x_NF: scaled features, on the network's device.
         loss: of the network's output for some rows of x_NF, and these rows.
-        check: measures the network after every epoch; it ends as it was when this was lowest.
-            None: it ends as it is after the last epoch.
+        check: measures the network after every epoch; the weights with the lowest value are kept.
+            None: the weights after the last epoch are kept.
     """
     generator = torch.Generator(x_NF.device).manual_seed(training.seed)
     optimiser = torch.optim.AdamW(
@@ -81,7 +81,7 @@ def train_mlp(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw weights from a seed, and leave torch's global state as it was."""
+    """Seed torch in the block, and restore its global random state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

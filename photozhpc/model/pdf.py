@@ -1,9 +1,9 @@
 """p(z) of sources: the density behind the catalogue's intervals, as quantiles or on a grid.
 
-The calibration says at which level of a head's density to read each of the six quantiles of the
-catalogue (model/density.py). Between the six it is linear in probits, in which the map that it was
-shaped by is linear too (`conformal.SmoothMap`): one calibrated distribution, of which the intervals
-are a part.
+The calibration gives the level of the density at which to read each of the catalogue's six
+quantiles (model/density.py). Between the six, the level is linear in probits, like the smooth map
+that shaped it (`conformal.SmoothMap`). The result is one calibrated distribution, and the
+intervals are part of it.
 """
 
 import math
@@ -19,13 +19,13 @@ from photozhpc.model.density import LEVEL_Q, Uncertainty, interpolate, inverse_c
 from photozhpc.model.redshift_grid import grid_cells, redshift_grid
 
 PdfForm = Literal["quantiles", "grid"]
-# The levels of the catalogue's intervals, and others that show the shape.
+# The levels of the catalogue's intervals, and others that resolve the shape.
 PDF_LEVELS = (
     *(0.005, 0.01, 0.02, 0.05, 0.1, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
     *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.84, 0.9, 0.95, 0.98, 0.99, 0.995),
 )
 INTERVAL_INDEX = tuple(PDF_LEVELS.index(level) for level in LEVEL_Q)
-_EDGE = 1e-9  # of a level that is 0 or 1 there is no probit
+_EDGE = 1e-9  # levels are at least this far from 0 and 1, where probits are infinite
 
 
 class CalibratedPdf(nn.Module):
@@ -34,7 +34,7 @@ class CalibratedPdf(nn.Module):
     Args:
         uncertainty: fitted.
         form: "quantiles": redshifts below which PDF_LEVELS of the probability lie; "grid": the
-            density at `redshift_grid`, the mean of the cell round each point.
+            density at `redshift_grid`, averaged over the cell around each point.
 
     Attributes:
         axis_P: PDF_LEVELS, or the redshifts.
@@ -43,7 +43,7 @@ class CalibratedPdf(nn.Module):
 
     level_GP: Tensor
     knot_G: Tensor
-    known_L: Tensor
+    calibrated_L: Tensor
     bin_E: Tensor
     share_E: Tensor
     width_P: Tensor
@@ -61,14 +61,14 @@ class CalibratedPdf(nn.Module):
             border_E = grid_cells(self.axis_P)
             place_E = np.log1p(border_E) / uncertainty.log1p_max * uncertainty.n_bins
             bin_E = np.clip(np.floor(place_E).astype(np.int64), 0, uncertainty.n_bins - 1)
-            self._keep("known_L", np.array([0, *PDF_LEVELS, 1]))
+            self._register("calibrated_L", np.array([0, *PDF_LEVELS, 1]))
             self.register_buffer("bin_E", torch.from_numpy(bin_E))
-            self._keep("share_E", np.clip(place_E - bin_E, 0, 1))
-            self._keep("width_P", np.diff(border_E))
-        self._keep("level_GP", level_GP)
-        self._keep("knot_G", uncertainty.knot_G.cpu().double().numpy())
+            self._register("share_E", np.clip(place_E - bin_E, 0, 1))
+            self._register("width_P", np.diff(border_E))
+        self._register("level_GP", level_GP)
+        self._register("knot_G", uncertainty.knot_G.cpu().double().numpy())
 
-    def _keep(self, name: str, values: NDArray[np.float64]) -> None:
+    def _register(self, name: str, values: NDArray[np.float64]) -> None:
         self.register_buffer(name, torch.from_numpy(values.astype(np.float32)))
 
     def forward(self, cdf_BE: Tensor, brightness_B: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class CalibratedPdf(nn.Module):
         """Return the calibrated cumulative distribution at the borders of the grid's cells.
 
         Args:
-            level_BL: levels of `cdf_BE` at which the calibrated one is `known_L`.
+            level_BL: levels of `cdf_BE` at which the calibrated distribution is `calibrated_L`.
         """
         low_BE, high_BE = cdf_BE[:, self.bin_E], cdf_BE[:, self.bin_E + 1]
         raw_BE = low_BE + self.share_E * (high_BE - low_BE)
@@ -96,17 +96,17 @@ class CalibratedPdf(nn.Module):
         right_BE = right_BE.clamp(1, level_BL.shape[1] - 1)
         low_BE, high_BE = level_BL.gather(1, right_BE - 1), level_BL.gather(1, right_BE)
         share_BE = ((raw_BE - low_BE) / (high_BE - low_BE).clamp(min=1e-12)).clamp(0, 1)
-        known_BE = self.known_L[right_BE - 1]
-        cdf_BE = known_BE + share_BE * (self.known_L[right_BE] - known_BE)
-        # All of it lies on the grid, also where a level is 0 or 1.
+        left_BE = self.calibrated_L[right_BE - 1]
+        cdf_BE = left_BE + share_BE * (self.calibrated_L[right_BE] - left_BE)
+        # The whole distribution lies on the grid, also where a level is 0 or 1.
         first_B1, last_B1 = torch.zeros_like(cdf_BE[:, :1]), torch.ones_like(cdf_BE[:, :1])
         return torch.cat([first_B1, cdf_BE[:, 1:-1], last_B1], dim=1).cummax(dim=1).values
 
 
 def levels_between(level_GQ: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return level_GP: where to read PDF_LEVELS, from where to read LEVEL_Q (unchanged)."""
-    wanted_P, known_Q = ndtri(PDF_LEVELS), ndtri(LEVEL_Q)
+    """Return level_GP, the levels at which to read PDF_LEVELS; at LEVEL_Q they are `level_GQ`."""
+    probit_P, nominal_Q = ndtri(PDF_LEVELS), ndtri(LEVEL_Q)
     probit_GQ = ndtri(np.clip(level_GQ, _EDGE, 1 - _EDGE))
-    level_GP = ndtr(np.array([np.interp(wanted_P, known_Q, probit_Q) for probit_Q in probit_GQ]))
+    level_GP = ndtr(np.array([np.interp(probit_P, nominal_Q, probit_Q) for probit_Q in probit_GQ]))
     level_GP[:, list(INTERVAL_INDEX)] = level_GQ
     return level_GP

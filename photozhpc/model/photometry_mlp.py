@@ -1,6 +1,6 @@
-"""The photometry-MLP: redshifts from forced fluxes alone, PITA's opponent in the paper.
+"""The photometry-MLP: redshifts from forced fluxes alone, PITA's baseline in the paper.
 
-Input: the features of PITA's colour loss (three colours and one magnitude); network and loss:
+Input: the features of PITA's colour loss (three colours and one magnitude). Network and loss:
 PITA's redshift head. `fit_mlp` fits one network to any features; `PhotometryMLP` is the method.
 """
 
@@ -18,7 +18,7 @@ from photozhpc.model.colours import colour_features
 from photozhpc.model.losses import redshift_loss
 from photozhpc.model.mlp import MLP, MLPTraining, seeded, train_mlp
 
-MAX_WIDTH = 8192  # a configuration beyond this is a typing error, or a damaged file
+MAX_WIDTH = 8192  # a larger value is a typo, or from a damaged file
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class PhotometryMLPConfig:
     """Shape of the networks. The defaults are the paper's.
 
     Attributes:
-        n_bands: as many features: the colours of neighbouring bands and one magnitude.
-        aperture_radius_arcsec: of the circle whose fluxes they are made of.
+        n_bands: and number of features: colours of neighbouring bands and one magnitude.
+        aperture_radius_arcsec: of the circle whose fluxes are the input.
         widths: of the hidden layers.
         networks: the redshift is the mean of this many.
         redshift_scale: what a network estimates: "z" (the paper) or "log1p", ln(1+z).
@@ -55,8 +55,8 @@ class PhotometryMLPConfig:
 class PhotometryMLP(nn.Module):
     """Networks on the colours and the magnitude of one aperture.
 
-    What makes features of fluxes (`softening_C`, nJy, and `extinction_r_C`) and scales them is
-    kept with the weights.
+    `softening_C` (nJy) and `extinction_r_C` turn fluxes into features; they and the scaling of the
+    features are kept with the weights.
     """
 
     extinction_r_C: Tensor
@@ -98,7 +98,7 @@ class PhotometryMLP(nn.Module):
 
 @dataclass(frozen=True)
 class MLPFitConfig(MLPTraining):
-    """What `fit_mlp` makes, and how."""
+    """The network and the training of `fit_mlp`."""
 
     widths: tuple[int, ...] = (128, 128, 128, 128, 128, 64)
     huber_delta: float = 0.15
@@ -107,7 +107,7 @@ class MLPFitConfig(MLPTraining):
 
 @dataclass(frozen=True)
 class FittedMLP:
-    """A network with the mean and standard deviation of the features that it was fitted to."""
+    """A network, with the mean and standard deviation of the features that it was fitted to."""
 
     network: MLP
     mean_F: NDArray
@@ -133,7 +133,7 @@ def fit_mlp(
     validation_z_N: NDArray,
     config: MLPFitConfig,
 ) -> FittedMLP:
-    """Fit one network to labelled features; it is that of the epoch with the best validation NMAD.
+    """Fit one network to labelled features; keep the epoch with the best validation NMAD.
 
     All arrays are finite.
     """
@@ -162,19 +162,14 @@ def fit_mlps(
     validation_z_N: NDArray,
     config: MLPFitConfig,
 ) -> tuple[NDArray, NDArray]:
-    """Fit networks as `fit_mlp` does, in place, each from a seed of its own.
+    """Fit networks as `fit_mlp` does, in place, each from its own seed.
 
     Returns:
-        Mean and standard deviation of the features, by which they are to be scaled.
+        Mean and standard deviation of the features, for scaling them.
     """
+    samples = (feature_NF, z_spec_N, validation_feature_NF, validation_z_N)
     for number, network in enumerate(networks):
-        fitted = fit_mlp(
-            feature_NF,
-            z_spec_N,
-            validation_feature_NF,
-            validation_z_N,
-            replace(config, seed=config.seed + number),
-        )
+        fitted = fit_mlp(*samples, replace(config, seed=config.seed + number))
         network.load_state_dict(fitted.network.state_dict())
     return fitted.mean_F, fitted.std_F
 

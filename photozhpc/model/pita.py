@@ -17,10 +17,8 @@ from photozhpc.model.depthwise import quicken
 from photozhpc.model.mlp import MLP
 from photozhpc.model.pdf import CalibratedPdf
 
-# A configuration beyond these is a typing error, or a damaged file.
-MAX_WIDTH, MAX_LAYERS = 8192, 64
-# The circle in which the brightness is taken that the calibration of quantiles depends on.
-BRIGHTNESS_RADIUS_PIX = 7.0
+MAX_WIDTH, MAX_LAYERS = 8192, 64  # larger values are typos, or from a damaged file
+BRIGHTNESS_RADIUS_PIX = 7.0  # of the circle for the brightness on which the calibration depends
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,12 @@ class PITAConfig:
             The last is the output (D, P); for redshift and colours an output layer (1, M) follows.
         n_colours: M, what the colour loss compares: colours of neighbouring bands and a log10 flux.
         layer_scale: initial scale of every residual branch.
-        drop_path: probability of leaving out a residual branch in training.
+        drop_path: probability of skipping a residual branch in training.
         crop: side of the image that the network sees, pixels.
         stretch: "none": pixels in units of the noise; "asinh": asinh of that, which is linear
             in the noise and logarithmic in bright cores.
-        aperture_radii_pix: radii of circles around the centre whose fluxes are passed to the
-            encoder's MLP along with the pooled features; empty (the paper): none.
+        aperture_radii_pix: radii of circles around the centre whose fluxes go to the encoder's
+            MLP along with the pooled features; empty (the paper): none.
         redshift_heads: the redshift is the mean of this many heads.
         redshift_sees_apertures: the redshift heads see the colours of the aperture fluxes as well
             as the latent.
@@ -49,9 +47,9 @@ class PITAConfig:
         density_bins: bins of the redshift's density, equally wide in ln(1+z), which give the
             intervals; as many heads as redshift_heads, with the widths of redshift_mlp. 0 (the
             paper): no intervals and no score of unusual images.
-        density_z_max: upper end of the last bin; labels beyond it count as on it.
+        density_z_max: upper end of the last bin; labels beyond it count as at it.
         point_estimate: what is reported as the redshift: "heads", the mean of the redshift heads
-            (the paper), or "median", that of the density.
+            (the paper), or "median", the median of the density.
     """
 
     n_bands: int = 4
@@ -72,15 +70,14 @@ class PITAConfig:
     redshift_scale: Literal["z", "log1p"] = "z"
     density_bins: int = 0
     density_z_max: float = 4.0
-
     point_estimate: Literal["heads", "median"] = "heads"
 
     def __post_init__(self) -> None:
         if self.point_estimate == "median" and not self.density_bins:
             raise ValueError("point_estimate 'median' needs density_bins above 0")
         if not self.encoder.startswith("convnext") or not timm_convnext.is_model(self.encoder):
-            known = ", ".join(timm_convnext.list_models("convnext_*")[:8])
-            raise ValueError(f"encoder must be a ConvNeXt of timm ({known}...), got {self.encoder}")
+            names = ", ".join(timm_convnext.list_models("convnext_*")[:8])
+            raise ValueError(f"encoder must be a ConvNeXt of timm ({names}...), got {self.encoder}")
         if self.crop < 32:
             raise ValueError(f"crop must be at least 32, got {self.crop}")
         if self.n_bands < 1:
@@ -96,25 +93,25 @@ class PITAConfig:
                 f"density_bins must be 0, or 2 to {MAX_WIDTH}, got {self.density_bins}"
             )
         if not 0 < self.density_z_max <= 100:
-            raise ValueError(f"density_z_max must be above 0, to 100, got {self.density_z_max}")
+            raise ValueError(
+                f"density_z_max must be above 0 and at most 100, got {self.density_z_max}"
+            )
         for name in ("encoder_mlp", "projection_mlp", "redshift_mlp", "colour_mlp"):
             if not all(0 < width <= MAX_WIDTH for width in getattr(self, name)):
-                raise ValueError(f"{name} must hold widths from 1 to {MAX_WIDTH}")
+                raise ValueError(f"{name} must have widths from 1 to {MAX_WIDTH}")
             if len(getattr(self, name)) > MAX_LAYERS:
-                raise ValueError(f"{name} must hold at most {MAX_LAYERS} widths")
+                raise ValueError(f"{name} must have at most {MAX_LAYERS} widths")
         if len(self.aperture_radii_pix) > MAX_LAYERS:
-            raise ValueError(f"aperture_radii_pix must hold at most {MAX_LAYERS} radii")
+            raise ValueError(f"aperture_radii_pix must have at most {MAX_LAYERS} radii")
         if not 0 <= self.encoder_out <= MAX_WIDTH or self.crop > MAX_WIDTH:
             raise ValueError(f"encoder_out and crop must not exceed {MAX_WIDTH}")
 
 
 class PITAOutput(NamedTuple):
-    """What PITA says of B images.
+    """The outputs of PITA for B images.
 
     Attributes:
-        latent_BD: the latent vector.
-        projection_BP: its projection, unit length.
-        z_phot_B: redshift.
+        projection_BP: of the latent, unit length.
         colour_BM: log10 flux ratios of neighbouring bands, then one log10 flux.
     """
 
@@ -125,11 +122,11 @@ class PITAOutput(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What inference asks of B images; NaN where the model cannot say.
+    """The results of inference for B images; NaN where the model does not give them.
 
     Attributes:
         quantile_BQ: redshifts below which the truth lies with probability density.LEVEL_Q.
-        ood_B: distance to the training images; 1: as far out as 1% of them.
+        ood_B: distance to the training images, 1 = their 99th percentile.
     """
 
     z_phot_B: Tensor
@@ -140,8 +137,8 @@ class Estimate(NamedTuple):
 class PITA(nn.Module):
     """The encoder and its three heads; with density_bins, an `Uncertainty` beside them.
 
-    `extinction_r_C` and `noise_C` (see model/augment.py) are kept with the weights: an image
-    means nothing to the network without them.
+    `extinction_r_C` and `noise_C` (see model/augment.py) are kept with the weights: the network
+    cannot interpret an image without them.
     """
 
     extinction_r_C: Tensor
@@ -219,7 +216,7 @@ class PITA(nn.Module):
 
     @property
     def reports_median(self) -> bool:
-        """Whether the redshift is the median of the density, and not the mean of the heads."""
+        """Whether the redshift is the median of the density instead of the mean of the heads."""
         fitted = self.uncertainty is not None and self.uncertainty.is_fitted
         return fitted and self.config.point_estimate == "median"
 
@@ -233,15 +230,15 @@ class PITA(nn.Module):
         """Return what `estimate` does, and p(z), from the encoder's output and unstretched images.
 
         Args:
-            pdf: makes pdf_BP of the density; None: no p(z).
+            pdf: turns the density into pdf_BP; None: no p(z).
         """
         with torch.autocast(feature_BF.device.type, enabled=False):
             latent_BD, signal_BA = self.latent(feature_BF, linear_BCHW)
             input_BF = self.redshift_input(latent_BD, signal_BA)
             if self.uncertainty is None:
-                nothing_B = torch.full_like(latent_BD[:, 0], torch.nan)
-                nothing_BQ = nothing_B[:, None].expand(-1, len(LEVEL_Q))
-                return Estimate(self.redshift(input_BF), nothing_BQ, nothing_B), None
+                nan_B = torch.full_like(latent_BD[:, 0], torch.nan)
+                nan_BQ = nan_B[:, None].expand(-1, len(LEVEL_Q))
+                return Estimate(self.redshift(input_BF), nan_BQ, nan_B), None
             cdf_BE, brightness_B = self.uncertainty.cdf(input_BF), self.brightness(linear_BCHW)
             estimate = Estimate(
                 self.uncertainty.median(cdf_BE) if reports_median else self.redshift(input_BF),
@@ -257,7 +254,7 @@ class PITA(nn.Module):
     def features(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return latent_BD and the aperture signals (B, A) of prepared images; A may be 0."""
         feature_BF = self.encoder(image_BCHW)
-        # From here on in float32: a percent of flux is a percent of redshift, and costs nothing.
+        # The rest in float32: a percent of flux is a percent of redshift, and the cost is small.
         with torch.autocast(image_BCHW.device.type, enabled=False):
             return self.latent(feature_BF, self.unstretch(image_BCHW))
 
@@ -275,7 +272,7 @@ class PITA(nn.Module):
             return F.normalize(self.projection_mlp(latent_BD), dim=1)
 
     def redshift_input(self, latent_BD: Tensor, signal_BA: Tensor) -> Tensor:
-        """Return what the redshift heads see: latents, and the colours of the apertures."""
+        """Return the input of the redshift heads: latents, and the colours of the apertures."""
         if not self.config.redshift_sees_apertures:
             return latent_BD
         signal_BCR = signal_BA.unflatten(1, (self.config.n_bands, -1))
@@ -283,7 +280,7 @@ class PITA(nn.Module):
         return torch.cat([latent_BD, colour_BCR.flatten(1)], dim=1)
 
     def redshift(self, input_BF: Tensor) -> Tensor:
-        """Return z_phot_B, the mean of the heads, of `redshift_input`."""
+        """Return z_phot_B, the mean of the heads, from `redshift_input`."""
         scaled_BF = (input_BF - self.redshift_mean_F) / self.redshift_std_F
         redshift_B = torch.stack([head(scaled_BF) for head in self.redshift_mlp]).mean(0).squeeze(1)
         return torch.expm1(redshift_B) if self.config.redshift_scale == "log1p" else redshift_B
@@ -317,8 +314,8 @@ def _asinh_snr(linear_BCHW: Tensor, weight_RHW: Tensor) -> Tensor:
 class KeyEncoder(nn.Module):
     """The momentum copy of PITA that makes the keys, and the queue of past keys (MoCo).
 
-    He et al. 2020 (arXiv 1911.05722), as in the paper, section 3.2. The copy holds the heads
-    too, and so is at the same time the moving average of the weights that inference uses.
+    He et al. 2020 (arXiv 1911.05722), as in the paper, section 3.2. The copy includes the heads,
+    so it is also the moving average of the weights that inference uses.
     """
 
     queue_KP: Tensor
@@ -344,15 +341,14 @@ class KeyEncoder(nn.Module):
         m = self.momentum if momentum is None else momentum
         pairs = zip(self.model.parameters(), model.parameters(), strict=True)
         trained = [(key, query) for key, query in pairs if query.requires_grad]
-        keys: list[Tensor] = [key for key, _ in trained]
-        queries: list[Tensor] = [query for _, query in trained]
+        keys, queries = map(list, zip(*trained, strict=True))
         torch._foreach_mul_(keys, m)
         torch._foreach_add_(keys, queries, alpha=1 - m)
 
     @torch.no_grad()
     def enqueue(self, key_BP: Tensor) -> None:
-        """Put keys in the place of the oldest ones. Call it after the loss: a key that is
-        already queued would be a negative of its own query."""
+        """Replace the oldest keys. Call it after the loss: otherwise a key would also be a
+        negative of its own query."""
         n_queue = len(self.queue_KP)
         key_BP = key_BP[-n_queue:].to(self.queue_KP.dtype)
         slot_B = (self.pointer + torch.arange(len(key_BP), device=key_BP.device)) % n_queue
@@ -361,9 +357,9 @@ class KeyEncoder(nn.Module):
 
 
 def _soft_circles(radii_pix: tuple[float, ...], crop: int) -> Tensor:
-    """Return weight_RHW: circles with a rim one pixel wide about the pixel (crop//2, crop//2).
+    """Return weight_RHW: circles with a rim one pixel wide around the pixel (crop//2, crop//2).
 
-    On the CPU, also for a model that is made on the device "meta": no file holds them.
+    They are on the CPU even for a model on the device "meta", because no file contains them.
     """
     offset_S = torch.arange(crop, device="cpu") - crop // 2
     distance_HW = torch.hypot(offset_S[:, None].float(), offset_S[None, :].float())

@@ -20,8 +20,8 @@ from photozhpc.model.launch import Launch, advice
 from photozhpc.workers.signals import end_with
 
 _GLOO_SECONDS = 1.0
-# A process that nobody joins is alone: the variables are of another run. One that was joined, or
-# that a launcher surely started, waits for nodes that are slow to import.
+# A process that nobody joins has the variables of another run. One that was joined, or that a
+# launcher certainly started, waits longer: nodes may be slow to import.
 _SAY_AFTER_SECONDS = 5.0
 _ALONE_SECONDS = 60.0
 _JOIN_SECONDS = 600.0
@@ -31,9 +31,9 @@ _TRY_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's rank, how many there are, and its device.
+    """The rank of this process, the number of ranks, and its device.
 
-    `control` is a gloo group for a few numbers a step: it does not make the GPU wait.
+    `control` is a gloo group for a few numbers per step: it does not make the GPU wait.
     """
 
     rank: int = 0
@@ -46,7 +46,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Return the sums over all ranks of a few numbers."""
+        """Return the sums of a few numbers over all ranks."""
         if self.world == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64)
@@ -62,10 +62,10 @@ class Ranks:
         return torch.cat(parts)
 
     def gather_plain(self, part: Any) -> list[Any]:
-        """Return what every rank gave, in rank order: numbers, texts, lists, None.
+        """Return the parts of all ranks, in rank order: numbers, texts, lists, None.
 
-        As JSON, whose numbers come back to the last bit. PyTorch's own would unpickle what it
-        received, and whoever reaches a rank's port could have it run code.
+        Sent as JSON, which keeps numbers to the last bit. PyTorch's function unpickles what it
+        receives, so anyone who reaches a rank's port could run code.
         """
         if self.world == 1:
             return [part]
@@ -83,37 +83,37 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Let an error that one rank meets in the block be raised on all, at its end.
+        """Raise an error that one rank meets in the block on all ranks, at its end.
 
-        What one writes, the others would wait for, and would then only know that it is gone.
+        Otherwise the others would wait for that rank, and only notice that it is gone.
         """
-        met: PhotozError | None = None
+        own_error: PhotozError | None = None
         try:
             yield
         except PhotozError as error:
-            met = error
-        if met is not None and self.world == 1:
-            raise met
-        kinds: dict[str, type[PhotozError]] = {
-            kind.__name__: kind for kind in PhotozError.__subclasses__()
-        }
-        for theirs in self.gather_plain(None if met is None else [type(met).__name__, str(met)]):
-            if theirs is not None:
-                raise kinds.get(theirs[0], PhotozError)(theirs[1]) from met
+            own_error = error
+        if own_error is not None and self.world == 1:
+            raise own_error
+        kinds = {kind.__name__: kind for kind in PhotozError.__subclasses__()}
+        part = None if own_error is None else [type(own_error).__name__, str(own_error)]
+        for named_error in self.gather_plain(part):
+            if named_error is not None:
+                kind, message = named_error
+                raise kinds.get(kind, PhotozError)(message) from own_error
 
 
 @contextmanager
 def joined_ranks(device: str) -> Iterator[Ranks]:
-    """Join the processes that a launcher started, if it did; leave them at the end.
+    """Join the processes that a launcher started, if any; leave them at the end.
 
     Args:
         device: "auto", "cpu" or "cuda". On CUDA each rank takes the GPU of its LOCAL_RANK, or the
             only one that it sees.
 
     Raises:
-        ConfigError: CUDA was asked for and is not there; the variables of the launcher contradict
-            each other; two ranks would share a GPU.
-        RunError: the other processes did not come, or one was lost later.
+        ConfigError: there is no CUDA device for "cuda"; the launcher's variables contradict each
+            other; two ranks would share a GPU.
+        RunError: the other processes did not join, or one was lost later.
     """
     launch = Launch.of(os.environ)
     if launch.by_torchrun:
@@ -123,36 +123,33 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         yield Ranks(device=chosen)
         return
     try:
-        with _losses_told():
+        with _report_lost_ranks():
             store = _joined_store(launch)
+            group: dict[str, Any] = {
+                "store": store,
+                "rank": launch.rank,
+                "world_size": launch.world,
+            }
             if chosen.type == "cuda":
                 _check_gpus(store, launch, chosen)
                 torch.cuda.set_device(chosen)
-                dist.init_process_group(
-                    "nccl",
-                    store=store,
-                    rank=launch.rank,
-                    world_size=launch.world,
-                    device_id=chosen,
-                )
+                dist.init_process_group("nccl", **group, device_id=chosen)
                 control = dist.new_group(backend="gloo")
             else:
-                dist.init_process_group(
-                    "gloo", store=store, rank=launch.rank, world_size=launch.world
-                )
+                dist.init_process_group("gloo", **group)
                 control = dist.group.WORLD
             yield Ranks(launch.rank, launch.world, chosen, control)
     finally:
         if dist.is_initialized():
-            # To free the tensors of the last sum gloo's threads need the GIL, and the destructor
-            # of their group holds it while it waits for them: let them finish first.
+            # gloo's threads need the GIL to free the tensors of the last sum, but the destructor of
+            # their group holds it while it waits for them: let them finish first.
             time.sleep(_GLOO_SECONDS)
             dist.destroy_process_group()
 
 
 @contextmanager
-def _losses_told() -> Iterator[None]:
-    """Say in a line that another rank was lost: gloo and NCCL only know that a socket closed."""
+def _report_lost_ranks() -> Iterator[None]:
+    """Say in one line that another rank was lost: gloo and NCCL only report a closed socket."""
     try:
         yield
     except RuntimeError as error:
@@ -160,60 +157,52 @@ def _losses_told() -> Iterator[None]:
             raise
         LOG.debug("train: %s", one_line(error, 500))
         raise RunError(
-            "another process of this training has ended or cannot be reached; what it said last "
-            "tells why; run the same command again with --resume"
+            "another process of this training has ended or cannot be reached; its last messages "
+            "tell why; run the same command again with --resume"
         ) from error
 
 
 def _joined_store(launch: Launch) -> dist.Store:
-    """Return the store through which ranks find each other, once all are there.
+    """Return the store through which ranks find each other, once all have joined.
 
-    It is asked again and again, so that Ctrl-C and signals are heard, and the user is told.
+    It is polled, so that Ctrl-C and signals are handled, and the user is told.
 
     Raises:
-        RunError: they did not come in time, or another process has this rank.
+        RunError: the others did not join in time, or another process has this rank.
     """
-    started = time.monotonic()
+    start = time.monotonic()
     missing = [rank for rank in range(launch.world) if rank != launch.rank]
     server = launch.rank == 0 and not launch.met_by_torchrun
     store: dist.Store | None = None
-    said = False
-    while missing:
+    warned = False
+    while True:
         if store is None and (server or _answers(launch)):
             store = _entered_store(launch, server)
+        absent = "rank 0 (nobody answers there)"
         if store is not None:
             missing = [r for r in range(launch.world) if not store.check([f"joined/{r}"])]
-        waited = time.monotonic() - started
-        met = (
-            launch.by_slurm or (store is not None and not server) or len(missing) < launch.world - 1
-        )
-        limit = _JOIN_SECONDS if met else _ALONE_SECONDS
-        who = (
-            f"rank {first_few(missing)} of {launch.world}"
-            if store
-            else "rank 0 (nobody answers there)"
-        )
-        if missing and waited > limit:
+            if not missing:
+                return store
+            absent = f"rank {first_few(missing)} of {launch.world}"
+        was_joined = (store is not None and not server) or len(missing) < launch.world - 1
+        limit = _JOIN_SECONDS if launch.by_slurm or was_joined else _ALONE_SECONDS
+        elapsed = time.monotonic() - start
+        if elapsed > limit:
             raise RunError(
-                f"{who} did not come in {limit:.0f} s; this is {launch}; {advice(os.environ)}"
+                f"{absent} did not join within {limit:.0f} s; this is {launch}; "
+                f"{advice(os.environ)}"
             )
-        if missing and waited > _SAY_AFTER_SECONDS and not said:
-            said = True
+        if elapsed > _SAY_AFTER_SECONDS and not warned:
+            warned = True
             LOG.warning(
-                "train: waiting for %s, for %.0f s at most; this is %s; %s",
-                who,
-                limit,
-                launch,
-                advice(os.environ),
+                f"train: waiting for {absent}, for at most {limit:.0f} s; this is {launch}; "
+                f"{advice(os.environ)}"
             )
-        if missing:
-            time.sleep(_TRY_SECONDS)
-    assert store is not None
-    return store
+        time.sleep(_TRY_SECONDS)
 
 
 def _answers(launch: Launch) -> bool:
-    """Return whether something listens where the ranks meet: PyTorch asks with much noise."""
+    """Return whether something listens where the ranks meet, without PyTorch's many warnings."""
     try:
         socket.create_connection((launch.address, launch.port), timeout=1.0).close()
     except OSError:
@@ -222,10 +211,10 @@ def _answers(launch: Launch) -> bool:
 
 
 def _entered_store(launch: Launch, server: bool) -> dist.Store:
-    """Open the store, or serve it, and enter this rank there.
+    """Open the store, or serve it, and register this rank there.
 
     Raises:
-        RunError: the port is taken, something else answers there, or this rank was entered.
+        RunError: the port is taken, something else answers there, or this rank is registered.
     """
     opened: list[dist.Store | RuntimeError] = []
 
@@ -238,7 +227,7 @@ def _entered_store(launch: Launch, server: bool) -> dist.Store:
         except RuntimeError as error:
             opened.append(error)
 
-    # In a thread: of a program that listens and never answers PyTorch waits for an answer for ever.
+    # In a thread: if a program listens and never answers, PyTorch waits forever.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     end = time.monotonic() + _CONNECT_SECONDS
@@ -249,8 +238,8 @@ def _entered_store(launch: Launch, server: bool) -> dist.Store:
         reason = str(outcome).split("\n", 1)[0][:200]
         raise RunError(
             f"the processes of the training cannot meet at port {launch.port}: another program "
-            f"has it, or another training ({reason}); choose another MASTER_PORT; this is "
-            f"{launch}; {advice(os.environ)}"
+            f"or training uses it ({reason}); choose another MASTER_PORT; this is {launch}; "
+            f"{advice(os.environ)}"
         )
     store = dist.PrefixStore(f"photozhpc/{launch.attempt}", outcome)
     if store.add(f"joined/{launch.rank}", 1) != 1:
@@ -262,27 +251,26 @@ def _entered_store(launch: Launch, server: bool) -> dist.Store:
 
 
 def _check_gpus(store: dist.Store, launch: Launch, device: torch.device) -> None:
-    """Make sure that no two ranks have the same GPU, at which NCCL fails or waits.
-
-    Raises:
-        ConfigError: two have.
-    """
-    gpu = f"{torch.cuda.get_device_properties(device).uuid}"
-    store.set(f"gpu/{launch.rank}", f"{socket.gethostname()} {gpu}")
+    """Raise ConfigError if two ranks have the same GPU: NCCL would fail or hang."""
+    gpu_uuid = torch.cuda.get_device_properties(device).uuid
+    store.set(f"gpu/{launch.rank}", f"{socket.gethostname()} {gpu_uuid}")
     owners: dict[str, int] = {}
     for rank in range(launch.world):
-        place = store.get(f"gpu/{rank}").decode()  # waits for it
-        first = owners.setdefault(place, rank)
-        if first != rank:
+        gpu = store.get(f"gpu/{rank}").decode()  # waits for it
+        owner = owners.setdefault(gpu, rank)
+        if owner != rank:
             raise ConfigError(
-                f"ranks {first} and {rank} have the same GPU ({place}); start at most one process "
-                f"a GPU, or give each its own (torchrun --nproc-per-node, srun --gpus-per-task)"
+                f"ranks {owner} and {rank} have the same GPU ({gpu}); start at most one process "
+                f"per GPU, or give each its own (torchrun --nproc-per-node, srun --gpus-per-task)"
             )
 
 
 def _device(device: str, launch: Launch) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device")
+        raise ConfigError(
+            "torch sees no CUDA device for device 'cuda'; use device cpu, or check the driver and "
+            "PyTorch's CUDA build"
+        )
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     n_gpus = torch.cuda.device_count()
@@ -291,6 +279,6 @@ def _device(device: str, launch: Launch) -> torch.device:
     if launch.local_rank >= n_gpus:
         raise ConfigError(
             f"there are more processes than GPUs on this machine (LOCAL_RANK is "
-            f"{launch.local_rank}, of {n_gpus} GPUs); start at most one process a GPU"
+            f"{launch.local_rank}, with {n_gpus} GPUs); start at most one process per GPU"
         )
     return torch.device("cuda", launch.local_rank)

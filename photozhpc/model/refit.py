@@ -1,7 +1,7 @@
 """Refitting the redshift heads on the features of a finished encoder.
 
-The joint training sees each label a few dozen times before the compute is spent; on fixed
-features a head sees it thousands of times in a minute. The encoder does not change.
+The joint training can afford to see each label a few dozen times; on fixed features a head sees
+it thousands of times in a minute. The encoder does not change.
 """
 
 import math
@@ -24,11 +24,11 @@ INPUT_DROPOUT = 0.1
 def refit_redshift_heads(
     model: PITA, labels: Block, validation: Block, steps: int, huber_delta: float, seed: int
 ) -> dict[str, PointMetrics]:
-    """Fit the redshift heads anew, in place, each from a seed of its own, where that helps.
+    """Fit the redshift heads again, in place, each from its own seed, if that helps.
 
-    Each is trained for at least so many steps on several quarter-turn views of the labelled
-    images, and ends with the epoch that is best in NMAD on the validation sample. The heads of the
-    joint training stay if they are better there.
+    Each is trained for at least `steps` steps on several quarter-turn views of the labelled
+    images, and keeps the epoch with the best NMAD on the validation sample. The heads of the joint
+    training stay if their NMAD is not worse.
 
     Returns:
         Metrics of the validation sample: "joint" before, "refitted" after.
@@ -37,12 +37,12 @@ def refit_redshift_heads(
     input_NF = view_inputs(model, labels, seed)
     check_NF = encode(model, validation.cutout_NCSS, validation.ebv_N).input_NF
 
-    def measured() -> PointMetrics:
+    @torch.no_grad()
+    def validate() -> PointMetrics:
         z_N = model.redshift(torch.from_numpy(check_NF).to(model.noise_C.device))
         return point_metrics(validation.z_spec_N, z_N.cpu().numpy())
 
-    with torch.no_grad():
-        joint = measured()
+    joint = validate()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fit = MLPFitConfig(
         widths=model.config.redshift_mlp,
@@ -58,8 +58,7 @@ def refit_redshift_heads(
     mean_F, std_F = fit_mlps(model.redshift_mlp, input_NF, z_N, check_NF, validation.z_spec_N, fit)
     model.redshift_mean_F.copy_(torch.from_numpy(mean_F))
     model.redshift_std_F.copy_(torch.from_numpy(std_F))
-    with torch.no_grad():
-        refitted = measured()
+    refitted = validate()
     if not refitted.nmad < joint.nmad:
         model.load_state_dict(before)
     return {"joint": joint, "refitted": refitted}

@@ -10,7 +10,7 @@ from typing import Any
 
 from photozhpc import __version__
 from photozhpc.errors import CheckpointError, Preempted
-from photozhpc.files.disk import disk_error, remove_stale_partials
+from photozhpc.files.disk import disk_errors, remove_stale_partials
 from photozhpc.files.lock import locked
 from photozhpc.logs import LOG
 from photozhpc.model.calibrate import fit_uncertainty
@@ -31,12 +31,12 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     """Train as configured; return the path of the model file to use.
 
     Writes into config.out: last.safetensors and best.safetensors (by validation NMAD; without a
-    redshift loss, the last) after every epoch, state.pt (to resume from), log.jsonl with one line
-    of losses and metrics an epoch, tensorboard/, and in the end model.safetensors: the best with
-    its redshift heads refitted and its uncertainty fitted, as configured. A photometry-MLP leaves
-    model.safetensors alone.
+    redshift loss, the last) after every epoch; state.pt (to resume from); log.jsonl with one line
+    of losses and metrics per epoch; tensorboard/; and in the end model.safetensors: the best with
+    its redshift heads refitted and its uncertainty fitted, as configured. For a photometry-MLP,
+    only model.safetensors is written.
 
-    Started by torchrun, every rank calls it. One training at a time writes into the folder. On
+    Under torchrun every rank calls it. Only one training at a time writes into the folder. On
     SIGTERM or SIGUSR1 all ranks finish the step, save the state, and raise Preempted.
 
     Raises:
@@ -67,8 +67,8 @@ class _Run:
 
     Attributes:
         check: see `disk.replacing`.
-        validation: labelled sample; None: nothing is trained on redshifts.
-        log: the first rank's; None on the others.
+        validation: labelled sample; None: there is no redshift loss.
+        log: of the first rank; None on the others.
     """
 
     trainer: Trainer
@@ -85,8 +85,7 @@ class _Run:
 def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
     config, ranks = trainer.config, trainer.ranks
     state = out / "state.pt"
-    n_sources = trainer.index.n_sources
-    LOG.debug("train: rank %d of %d, %d sources", ranks.rank, ranks.world, n_sources)
+    LOG.debug(f"train: rank {ranks.rank} of {ranks.world}, {trainer.index.n_sources} sources")
     with ranks.together():
         if ranks.is_first:
             _check_unused(out, resume)
@@ -96,7 +95,7 @@ def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
     if state.exists():
         trainer.load_state(state)
         if trainer.epoch >= config.epochs and (out / "model.safetensors").exists():
-            return  # a catalogue may have been begun with it
+            return  # a catalogue may already use that file
     log = None
     with ranks.together():
         if ranks.is_first:
@@ -111,36 +110,34 @@ def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
             if stopped and trainer.epoch < config.epochs:
                 raise Preempted(
                     f"stopped at step {trainer.step} of {trainer.total_steps}; the state is in "
-                    f"{state}: go on with --resume"
+                    f"{state}: continue with --resume"
                 )
     if log is None:
         return
     log.close()
     if stop:
-        raise Preempted(f"stopped before the end; the state is in {state}: go on with --resume")
-    # From here on a signal stops the process at once, as Ctrl-C does: nothing new is to be saved.
+        raise Preempted(f"stopped before the end; the state is in {state}: continue with --resume")
+    # From here on a signal stops the process at once, like Ctrl-C: there is no new state to save.
     _finish(run)
 
 
 @contextmanager
 def _folder_held(out: Path, ranks: Ranks) -> Iterator[Check]:
-    """Have the first rank hold the folder, and clear what killed runs left half-written there.
+    """Let the first rank lock the folder, and delete partial files of killed runs there.
 
     Raises:
         CheckpointError: another process is writing there.
         RunError: the folder cannot be made.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         check: Check = lambda: None  # noqa: E731
         with ranks.together():
             if ranks.is_first:
-                try:
+                with disk_errors(out):
                     out.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise disk_error(out, error) from error
-                held.callback(_remove_if_empty, out)
-                lock = held.enter_context(locked(out / ".lock", "photozhpc train", CheckpointError))
-                check = lock.check
+                stack.callback(_remove_if_empty, out)
+                file = out / ".lock"
+                check = stack.enter_context(locked(file, "photozhpc train", CheckpointError)).check
                 remove_stale_partials(out, foreign_seconds=0)
         yield check
 
@@ -153,16 +150,18 @@ def _remove_if_empty(folder: Path) -> None:
 def _check_unused(out: Path, resume: bool) -> None:
     has_state = (out / "state.pt").exists()
     if has_state and not resume:
-        raise CheckpointError(f"{out}: holds a run already; pass --resume or choose another 'out'")
+        raise CheckpointError(
+            f"{out}: already contains a run; pass --resume or choose another 'out'"
+        )
     if not has_state and (out / "model.safetensors").exists():
         raise CheckpointError(
-            f"{out}: holds a model.safetensors, but no state.pt of the run that made it; choose "
+            f"{out}: contains a model.safetensors, but no state.pt of the run that made it; choose "
             f"another 'out', or move that file away"
         )
 
 
 def _train_epoch(run: _Run, stop: list[int]) -> bool:
-    """Make the steps that are left of the epoch, saving the state now and then.
+    """Make the remaining steps of the epoch, saving the state every checkpoint_minutes.
 
     Returns:
         Whether a signal stopped it, on any rank.
@@ -220,7 +219,7 @@ def _end_epoch(run: _Run) -> None:
 
 
 def _finish(run: _Run) -> None:
-    """Make the model file of the best epoch: refit its heads, fit its uncertainty, write it."""
+    """Refit the heads of the best epoch, fit its uncertainty, and write the model file."""
     trainer, validation = run.trainer, run.validation
     config, store, aperture = trainer.config, trainer.store, trainer.aperture
     checkpoint = load_checkpoint(run.out / "best.safetensors")
@@ -242,7 +241,7 @@ def _finish(run: _Run) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGUSR1 instead of dying of them."""
+    """Collect SIGTERM and SIGUSR1 instead of ending on them."""
     received: list[int] = []
     previous = {
         number: signal.signal(number, lambda signum, frame: received.append(signum))

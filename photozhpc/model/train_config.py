@@ -1,4 +1,4 @@
-"""What a training run is made of. The defaults are the paper's (arXiv 2602.10207, section 3)."""
+"""The configuration of a training. The defaults are the paper's (arXiv 2602.10207, section 3)."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ class AugmentConfig:
     Attributes:
         rotation: by any angle (the paper), or by quarter turns, which need no interpolation.
         jitter_pix: largest shift of the centre, pixels, in each direction.
-        noise: Gaussian noise that is added, in units of each band's own noise.
+        noise: standard deviation of added Gaussian noise, in units of each band's noise.
     """
 
     rotation: Literal["any", "quarter"] = "any"
@@ -33,11 +33,11 @@ class LossConfig:
     """Weights and constants of the three losses. A method without a task has weight 0 for it.
 
     Attributes:
-        contrastive_weight, colour_weight, redshift_weight: weight of this loss in the sum.
+        contrastive_weight, colour_weight, redshift_weight: weight of each loss in the sum.
         temperature: of the contrastive loss (InfoNCE).
         queue_len: number of keys of earlier images that serve as negatives (MoCo).
         momentum: of the moving average of the weights that computes the keys (MoCo).
-        huber_delta: error at which the redshift loss goes from quadratic to linear.
+        huber_delta: error at which the redshift loss changes from quadratic to linear.
     """
 
     contrastive_weight: float = 0.0025
@@ -76,9 +76,9 @@ class TrainConfig:
         out: folder for checkpoints and the log.
         store: folder of the cutout store; `--store` takes precedence.
         method: "pita": contrastive and colour loss on every image, redshift loss on labelled ones;
-            "supervised": redshift loss on the labelled images alone; "self-supervised":
-            contrastive loss alone; "fine-tuned": as supervised, from the weights of
-            `initial_checkpoint` with new redshift heads; "photometry-mlp": no images, see
+            "supervised": only the redshift loss, on the labelled images; "self-supervised": only
+            the contrastive loss; "fine-tuned": as supervised, from the weights of
+            `initial_checkpoint` with new redshift heads; "photometry-mlp": without images, see
             `train_photometry.train_photometry_mlp`.
         initial_checkpoint: a self-supervised model file, for "fine-tuned".
         model: the network.
@@ -87,20 +87,20 @@ class TrainConfig:
         optimiser: learning rate and its schedule.
         batch_size: sources in a step, over all ranks.
         lanes: streams that an epoch is divided into (see TrainingLoader); a multiple of the number
-            of ranks. The result does not depend on how many ranks share them.
+            of ranks. The result does not depend on the number of ranks.
         shuffle_len: sources that are shuffled together, over all ranks.
         epochs: passes over the store.
         seed: random seed of weights, order and views.
         label_repeat: how often each labelled source is used in an epoch (see TrainingLoader).
         label_fraction: fraction of the training labels to use.
-        refit_steps: steps at the end in which only the redshift heads are trained, on the features
-            of the finished encoder (see `refit.refit_redshift_heads`).
+        refit_steps: steps at the end that train only the redshift heads, on the features of the
+            finished encoder (see `refit.refit_redshift_heads`).
         density_steps: the same for the density heads (with model.density_bins; see
             `calibrate.fit_uncertainty`).
         feature_aperture_arcsec: radius of the aperture whose fluxes the colour loss and the
             photometry-MLP use.
-        average_weights: checkpoints hold the moving average of the weights (KeyEncoder.model).
-        checkpoint_minutes: how often, at least, the state is saved within an epoch.
+        average_weights: save the moving average of the weights (KeyEncoder.model) in checkpoints.
+        checkpoint_minutes: longest time between saves of the state within an epoch.
         device: "auto": a GPU if there is one.
         precision: of the encoder; "auto": bfloat16 if the device supports it natively.
         compile: compile the encoder with torch.compile.
@@ -152,15 +152,15 @@ class TrainConfig:
             )
         if (self.method == "fine-tuned") != bool(self.initial_checkpoint):
             raise ValueError(
-                "initial_checkpoint: method 'fine-tuned' needs it, and no other method takes it"
+                "initial_checkpoint is required by method 'fine-tuned' and allowed by no other"
             )
 
     def identity(self) -> str:
-        """Return what makes two runs the same run, as text."""
+        """Return the settings that make two runs the same run, as text."""
         return json.dumps(to_mapping(replace(self, **_INCIDENTAL)))  # type: ignore[arg-type]
 
     def noted(self) -> dict[str, Any]:
-        """Return what a model file says of the configuration: no passwords of the store's URL."""
+        """Return the configuration for a model file, without passwords in the store's URL."""
         return {**to_mapping(self), "store": printable(self.store)}
 
     @property

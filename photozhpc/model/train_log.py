@@ -1,14 +1,12 @@
-"""What a training run says: log.jsonl, TensorBoard where it is installed, lines on stderr."""
+"""The log of a training: log.jsonl, TensorBoard if installed, lines on stderr."""
 
 import json
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from photozhpc.files.disk import disk_error, write_durably
+from photozhpc.files.disk import disk_errors, write_durably
 from photozhpc.logs import LOG
 
 
@@ -16,8 +14,8 @@ class TrainLog:
     """One record per epoch, and at most one progress line per minute in between.
 
     Args:
-        out: folder; log.jsonl and tensorboard/ go there.
-        step: where the run is taken up; later records of an earlier attempt are dropped.
+        out: folder for log.jsonl and tensorboard/.
+        step: at which the run continues; later records of an earlier attempt are dropped.
     """
 
     def __init__(self, out: Path, step: int, total_steps: int) -> None:
@@ -33,14 +31,14 @@ class TrainLog:
         except ImportError:
             self._writer = None
         else:
-            # Its thread would flush too, and show a traceback on a full disk: we do, every epoch.
-            with _disk_errors(out / "tensorboard"):
+            # We flush every epoch: its thread would show a traceback on a full disk.
+            with disk_errors(out / "tensorboard"):
                 self._writer = SummaryWriter(
                     str(out / "tensorboard"), purge_step=step, flush_secs=2**31
                 )
 
     def progress(self, step: int, images: int) -> None:
-        """Note a step and how many images it saw."""
+        """Count the images of a step; print a line every minute."""
         self._images += images
         if time.monotonic() - self._last > 60:
             self._print(f"step {step}/{self._total_steps}", step)
@@ -51,7 +49,7 @@ class TrainLog:
         Raises:
             RunError: the disk is full, or cannot be written.
         """
-        with _disk_errors(self._path):
+        with disk_errors(self._path):
             with open(self._path, "a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
             if self._writer is not None:
@@ -63,13 +61,13 @@ class TrainLog:
 
     def close(self) -> None:
         if self._writer is not None:
-            with _disk_errors(self._path):
+            with disk_errors(self._path):
                 self._writer.close()
 
     def _lines(self) -> list[str]:
         if not self._path.exists():
             return []
-        # A line without its end was being written when the run was killed.
+        # A line without its end: the run was killed while writing it.
         with self._path.open(encoding="utf-8", errors="replace") as log:
             return [line for line in log if line.endswith("\n")]
 
@@ -77,20 +75,11 @@ class TrainLog:
         self._last = time.monotonic()
         elapsed = self._last - self._started
         left = elapsed / max(step - self._first_step, 1) * (self._total_steps - step)
-        rate = self._images / elapsed
-        LOG.info("%s  %.0f images/s  %.1f min left", text, rate, left / 60)
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(path, error) from error
+        LOG.info(f"{text}  {self._images / elapsed:.0f} images/s  {left / 60:.1f} min left")
 
 
 def _step_of(line: str) -> float:
-    """Return the step of a record; infinity for a line that was damaged."""
+    """Return the step of a record; infinity for a damaged line."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):

@@ -26,19 +26,16 @@ from photozhpc.store.loader import Split, in_split, typical_noise
 
 
 def train_photometry_mlp(
-    config: TrainConfig,
-    store: CutoutStore,
-    resume: bool = False,
-    check: Callable[[], None] = lambda: None,
-) -> Path:
-    """Fit the networks to the training labels; return the path of config.out/model.safetensors.
+    config: TrainConfig, store: CutoutStore, resume: bool, check: Callable[[], None]
+) -> None:
+    """Fit the networks to the training labels; write config.out/model.safetensors.
 
-    Of the settings it uses method, out, epochs, batch_size, seed, label_fraction,
+    It uses the settings method, out, epochs, batch_size, seed, label_fraction,
     feature_aperture_arcsec, optimiser.{lr, min_lr, weight_decay}, loss.huber_delta and
     model.{redshift_mlp, redshift_heads, redshift_scale}.
 
     Args:
-        resume: make a model file of the same configuration anew, in place of an error.
+        resume: replace a model file of the same configuration, instead of raising.
         check: see `disk.replacing`.
 
     Raises:
@@ -102,17 +99,16 @@ def train_photometry_mlp(
         f"{config.model.redshift_heads} networks, {len(fit.z_spec_N)} labels  "
         f"validation NMAD {metrics.nmad:.4f}  outliers {metrics.outlier_fraction:.3f}"
     )
-    return path
 
 
 def _check_unused(path: Path, config: TrainConfig, resume: bool) -> None:
     other = "choose another 'out'"
     if path.with_name("state.pt").exists():
-        raise CheckpointError(f"{config.out}: holds a run of another method; {other}")
+        raise CheckpointError(f"{config.out}: contains a run of another method; {other}")
     if not path.exists():
         return
     if not resume:
-        raise CheckpointError(f"{config.out}: holds a run already; pass --resume or {other}")
+        raise CheckpointError(f"{config.out}: already contains a run; pass --resume or {other}")
     document = load_checkpoint(path).training.get("config")
     made_by = from_mapping(TrainConfig, document or {"out": ""}, f"{path}: config")
     if made_by.identity() != config.identity():
@@ -129,14 +125,14 @@ def aperture_index(config: TrainConfig, store: CutoutStore) -> int:
     if config.feature_aperture_arcsec not in radii:
         raise ConfigError(
             f"feature_aperture_arcsec {config.feature_aperture_arcsec} is not among the "
-            f"store's apertures {radii}"
+            f"store's apertures {radii}; choose one of these"
         )
     return radii.index(config.feature_aperture_arcsec)
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """Sources with a z_spec; flux_NC in the feature aperture, nJy, finite."""
+    """Sources with a z_spec; flux_NC (nJy, finite) is in the feature aperture."""
 
     source_id_N: NDArray[np.int64]
     flux_NC: NDArray[np.float32]

@@ -1,6 +1,6 @@
 """One rank of a training: the network, its optimiser, a step, and the state to resume from.
 
-Random views, shuffling and drop-path are functions of seed, epoch, step and lane: there is no
+Random views, shuffling and drop-path are functions of seed, epoch, step and lane. So there is no
 random state to save, and a run does not depend on the number of ranks.
 """
 
@@ -43,7 +43,7 @@ class Trainer:
         keep_freed_memory()
         self.config = config
         self.store = store
-        self.index = store.index()  # of the store that this run is of, whatever comes into it
+        self.index = store.index()  # of the store as it is now: tiles may be added
         self.ranks = ranks or Ranks()
         self.device = self.ranks.device
         self.aperture = _check_fit(config, store)
@@ -84,7 +84,7 @@ class Trainer:
             self._record()
         self.network: nn.Module = self.model
         if self.ranks.world > 1:
-            with warnings.catch_warnings():  # the option's new name is not in torch 2.9 yet
+            with warnings.catch_warnings():  # torch 2.9 does not have the option's new name
                 warnings.simplefilter("ignore", FutureWarning)
                 self.network = nn.parallel.DistributedDataParallel(
                     self.model, broadcast_buffers=False
@@ -106,7 +106,7 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """How many epochs are finished."""
+        """The number of finished epochs."""
         return self.step // self.loader.steps_per_epoch
 
     @property
@@ -115,7 +115,7 @@ class Trainer:
         return self.step % self.loader.steps_per_epoch == 0
 
     def batches(self) -> Iterator[list[Block]]:
-        """Yield what is left of the epoch, from the step at which the run is."""
+        """Yield the remaining batches of the epoch."""
         return self.loader.epoch(self.epoch, self.step % self.loader.steps_per_epoch)
 
     def train_step(self, lanes: list[Block]) -> Tensor:
@@ -130,7 +130,7 @@ class Trainer:
         if self.config.optimiser.clip_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.trained, self.config.optimiser.clip_norm)
         self.optimiser.step()
-        # In the first steps the average would hold on to the random start: forget it faster.
+        # In the first steps the average would keep the random start too long: forget it faster.
         momentum = min(self.config.loss.momentum, (1 + self.step) / (10 + self.step))
         self.keys.update(self.model, momentum)
         if key_BP is not None:
@@ -141,8 +141,8 @@ class Trainer:
     def losses(self, lanes: list[Block]) -> tuple[Tensor, Tensor | None]:
         """Return LOSSES of this rank's lanes, and the new keys.
 
-        The mean over ranks is the loss of the whole batch: each divides its sums over labelled
-        sources by the number of these on all ranks.
+        The mean over ranks is the loss of the whole batch: each rank divides its sums over
+        labelled sources by their number on all ranks.
         """
         config, device = self.config, self.device
         shape = (sum(map(len, lanes)), *lanes[0].cutout_NCSS.shape[1:])
@@ -152,19 +152,15 @@ class Trainer:
             colour_features(batch.flux_NC, self.softening_C, batch.ebv_N, self.extinction_r_C)
         )
         z_spec_B = torch.from_numpy(batch.z_spec_N)
-        n_labels, n_colours = (
-            total / self.ranks.world
-            for total in self.ranks.sum(
-                [int(torch.isfinite(z_spec_B).sum()), int(colour_BM.isfinite().all(dim=1).sum())]
-            )
-        )
+        counts = [int(z_spec_B.isfinite().sum()), int(colour_BM.isfinite().all(dim=1).sum())]
+        n_labels, n_colours = (total / self.ranks.world for total in self.ranks.sum(counts))
         image_BCSS = calibrate(
             self._send(cutout_BCSS),
             self._send(torch.from_numpy(batch.ebv_N)),
             self.model.extinction_r_C,
             self.model.noise_C,
         )
-        if self.keys.training or not self.model.training:  # it goes through all modules
+        if self.keys.training or not self.model.training:  # setting the mode visits all modules
             self.model.train()
             self.keys.eval()
         key_BP = None
@@ -172,8 +168,7 @@ class Trainer:
             output = self.network(self._view(image_BCSS, 0))
             if config.contrastive_weight > 0:
                 key_BP = self.keys(self._view(image_BCSS, 1))
-        zero = torch.zeros((), device=device)
-        contrastive = colour = redshift = zero
+        contrastive = colour = redshift = torch.zeros((), device=device)
         if key_BP is not None:
             contrastive = contrastive_loss(
                 output.projection_BP, key_BP, self.keys.queue_KP, config.loss.temperature
@@ -196,14 +191,13 @@ class Trainer:
         return torch.stack([total, contrastive, colour, redshift]), key_BP
 
     def _send(self, values: Tensor) -> Tensor:
-        """Return values on the device. From pinned memory a GPU copies them while it computes, and
-        the host does not wait."""
+        """Return values on the device; a GPU copies pinned memory while it computes."""
         if self.device.type != "cuda":
             return values.to(self.device)
         return values.pin_memory().to(self.device, non_blocking=True)
 
     def _view(self, image_BCSS: Tensor, number: int) -> Tensor:
-        """One random view of every image; each lane has its own random numbers."""
+        """Return one random view of every image; each lane has its own random numbers."""
         for generator, lane in zip(self.generators, self.loader.lanes, strict=True):
             generator.manual_seed(_seed_of(self.config.seed, self.step, lane, number))
         view_BCHW = random_view(
@@ -218,10 +212,10 @@ class Trainer:
         return view_BCHW.contiguous(memory_format=torch.channels_last)
 
     def _record(self) -> None:
-        """Record the passes of the networks as CUDA graphs, which are replayed from then on.
+        """Record the passes of the networks as CUDA graphs, which later steps replay.
 
-        A step of a small network on a small image is some thousand kernels of microseconds: to
-        launch them one by one takes several times as long as to run them.
+        A step of a small network on small images is about a thousand kernels of microseconds:
+        launching them one by one takes several times as long as running them.
         """
         config = self.config
         shape = (self.loader.lane_batch * len(self.loader.lanes), config.model.n_bands)
@@ -230,24 +224,23 @@ class Trainer:
         networks: list[nn.Module] = [self.model.train()]
         if config.contrastive_weight > 0:
             networks.append(self.keys.eval())
-        # Each has a view of its own: the gradients are taken after both have been looked at.
+        # Each has its own view: the gradients are taken after both passes.
         views = tuple((view_BCHW.clone(),) for _ in networks)
         with self._autocast():
             torch.cuda.make_graphed_callables(tuple(networks), views, allow_unused_input=True)
-        # Gradients are recorded on one stream and summed on another, on purpose (torch 2.10 asks).
-        quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
-        if quiet is not None:
-            quiet(False)
+        # torch 2.10 warns that gradients are recorded on one stream and summed on another.
+        set_warn = "set_warn_on_accumulate_grad_stream_mismatch"
+        getattr(torch.autograd.graph, set_warn, lambda _: None)(False)
 
     def _autocast(self) -> torch.autocast:
-        """The arithmetic of the networks. Nothing is cast twice, so nothing is kept for it."""
+        """The precision of the networks. Nothing is cast twice, so casts need no cache."""
         reduced = self.precision != torch.float32
         return torch.autocast(
             self.device.type, dtype=self.precision, enabled=reduced, cache_enabled=False
         )
 
     def _freeze_idle_heads(self) -> None:
-        """DDP waits for the gradient of every parameter, so what has no task must want none."""
+        """Freeze heads without a task: DDP waits for the gradient of every trainable parameter."""
         for weight, head in (
             (self.config.contrastive_weight, self.model.projection_mlp),
             (self.config.colour_weight, self.model.colour_mlp),
@@ -256,7 +249,7 @@ class Trainer:
             head.requires_grad_(weight > 0)
 
     def mean_losses(self) -> dict[str, float]:
-        """Return the means, over ranks and the epoch so far, of LOSSES.
+        """Return the means of LOSSES over ranks and the epoch so far.
 
         Raises:
             RunError: one is not finite.
@@ -266,7 +259,7 @@ class Trainer:
         means = [total / self.ranks.world / steps for total in sums]
         if not all(map(math.isfinite, means)):
             raise RunError(
-                f"the loss is not finite any more (step {self.step}); lower optimiser.lr or set "
+                f"the loss is no longer finite (step {self.step}); lower optimiser.lr or set "
                 f"optimiser.clip_norm, then resume from the last checkpoint"
             )
         return dict(zip(LOSSES, means, strict=True))
@@ -276,20 +269,18 @@ class Trainer:
         return self.keys.model if self.config.average_weights else self.model
 
     def validate(self, block: Block) -> PointMetrics:
-        """Return metrics of a whole labelled sample, as inference would measure it."""
+        """Return metrics of a whole labelled sample, measured as in inference."""
         checkpoint = Checkpoint(Path(), self.result().eval(), self.store.survey, {}, "")
         engine = Engine(checkpoint, str(self.device))
-        mine = block.take(slice(self.ranks.rank, None, self.ranks.world))
-        z_phot_N = engine.predict(mine.cutout_NCSS, mine.ebv_N).z_phot_N
-        pairs = self.ranks.gather_plain([mine.z_spec_N.tolist(), z_phot_N.tolist()])
-        columns = zip((mine.z_spec_N, z_phot_N), zip(*pairs, strict=True), strict=True)
-        joined = (np.concatenate(parts).astype(own.dtype) for own, parts in columns)
-        return point_metrics(*joined)
+        share = block.take(slice(self.ranks.rank, None, self.ranks.world))
+        z_phot_N = engine.predict(share.cutout_NCSS, share.ebv_N).z_phot_N
+        pairs = self.ranks.gather_plain([share.z_spec_N.tolist(), z_phot_N.tolist()])
+        return point_metrics(*map(np.concatenate, zip(*pairs, strict=True)))
 
     def save_state(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         """Write everything that a resumed run needs (temporary name, fsync, rename).
 
-        All ranks call it; the first one writes: they differ in nothing but their losses.
+        All ranks call it and the first one writes: they differ only in their losses.
 
         Args:
             check: see `disk.replacing`.
@@ -297,7 +288,7 @@ class Trainer:
         Raises:
             RunError: the disk is full, or cannot be written.
         """
-        self.mean_losses()  # a state that is not finite must not replace one that is
+        self.mean_losses()  # raises, so that no state with NaN replaces a finite one
         sums = self.ranks.gather_plain(self.loss_sums.tolist())
         if not self.ranks.is_first:
             return
@@ -311,22 +302,22 @@ class Trainer:
             "loss_sums": sums,
             "best_nmad": self.best_nmad,
         }
-        # PyTorch's own writer of files says of a full disk that a file has an unexpected position.
+        # Not written by torch.save: on a full disk it only reports an unexpected file position.
         content = io.BytesIO()
         torch.save(state, content)
         write_durably(path, content.getbuffer(), check=check)
 
     def load_state(self, path: Path) -> None:
-        """Take a run up where it was saved.
+        """Continue a run from a saved state.
 
         Raises:
             CheckpointError: the file is damaged, or of another configuration or store.
         """
-        damaged = f"{path}: cannot be resumed from, it is damaged; delete it to begin anew"
+        damaged = f"{path}: is damaged, so the run cannot resume; delete it to start again"
         try:
             state = load_torch_file(path)
             config, store = state["config"], state["store"]
-        except Exception as error:  # PyTorch's reader of pickles raises whatever it runs into
+        except Exception as error:  # PyTorch's unpickler raises errors of any type
             raise CheckpointError(read_fault(path, error) or damaged) from error
         if config != self.config.identity():
             raise CheckpointError(
@@ -340,7 +331,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.keys.load_state_dict(state["keys"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.loss_sums.copy_(self._mine(state["loss_sums"]))
+            self.loss_sums.copy_(self._own_loss_sums(state["loss_sums"]))
             self.step, self.best_nmad = state["step"], float(state["best_nmad"])
         except (
             ArithmeticError,
@@ -354,8 +345,8 @@ class Trainer:
         if type(self.step) is not int or not 0 <= self.step <= self.total_steps:
             raise CheckpointError(damaged)
 
-    def _mine(self, loss_sums: list[Any]) -> Tensor:
-        """Return this rank's part of the sums of losses; with other ranks than then, the mean."""
+    def _own_loss_sums(self, loss_sums: list[Any]) -> Tensor:
+        """Return this rank's sums of losses; if the number of ranks has changed, their mean."""
         sums_RL = torch.tensor(loss_sums, dtype=torch.float64).reshape(-1, len(LOSSES))
         if len(sums_RL) == self.ranks.world:
             return sums_RL[self.ranks.rank]
@@ -363,42 +354,42 @@ class Trainer:
 
 
 def _check_fit(config: TrainConfig, store: CutoutStore) -> int:
-    """Check that the store is what the configuration needs; return the index of the aperture."""
+    """Check that the store suits the configuration; return the index of the aperture."""
     survey = store.survey
     aperture = aperture_index(config, store)
     if config.model.n_bands != len(survey.bands) or config.model.n_colours != len(survey.bands):
         raise ConfigError(
-            f"model.n_bands and model.n_colours must be {len(survey.bands)}, "
-            f"the number of the store's bands"
+            f"model.n_bands and model.n_colours must be {len(survey.bands)}, the number of bands "
+            f"in the store"
         )
-    needed = config.model.crop + 2 * config.augment.jitter_pix
-    if store.cutout_size < needed:
+    min_size = config.model.crop + 2 * config.augment.jitter_pix
+    if store.cutout_size < min_size:
         raise ConfigError(
             f"cutouts of {store.cutout_size} px are too small for a crop of "
             f"{config.model.crop} px with a jitter of {config.augment.jitter_pix} px; extract "
-            f"with --size {needed} or more"
+            f"with --size {min_size} or more"
         )
     return aperture
 
 
 def _take_encoder(model: PITA, initial: Checkpoint, store: CutoutStore) -> None:
-    """Take everything from a checkpoint but the redshift heads."""
+    """Take everything from a checkpoint except the redshift heads."""
     initial.check_store(store.survey, store.cutout_size)
-    mine = model.state_dict()
-    theirs = initial.pita.state_dict()
-    kept = {k: v for k, v in theirs.items() if not k.startswith("redshift_")}
-    wanted = [name for name in mine if not name.startswith("redshift_")]
-    unlike = [k for k in wanted if k not in kept or kept[k].shape != mine[k].shape]
-    if unlike:
-        raise CheckpointError(
-            f"{initial.path}: '{unlike[0]}' does not fit the configuration's model; the encoder "
-            f"and heads must be those of the run that made it"
-        )
-    model.load_state_dict(kept, strict=False)
+    own, initial_weights = (
+        {k: v for k, v in pita.state_dict().items() if not k.startswith("redshift_")}
+        for pita in (model, initial.pita)
+    )
+    for name, weights in own.items():
+        if name not in initial_weights or initial_weights[name].shape != weights.shape:
+            raise CheckpointError(
+                f"{initial.path}: '{name}' does not fit the configuration's model; the encoder "
+                f"and heads must be those of the run that made it"
+            )
+    model.load_state_dict(initial_weights, strict=False)
 
 
 def _seed_of(*numbers: int) -> int:
-    """A seed for a generator, different for every tuple of numbers."""
+    """Return a seed for a generator, different for every tuple of numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 

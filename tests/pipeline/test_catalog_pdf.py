@@ -309,7 +309,7 @@ def test_verify_tells_what_happened_to_p_of_z(store, runs, finished):
 
 def test_a_model_without_a_density_is_refused_and_nothing_is_written(store, tmp_path):
     path = tiny_checkpoint(tmp_path / "plain.safetensors")
-    with pytest.raises(CheckpointError, match=r"has no density that p\(z\) could be of"):
+    with pytest.raises(CheckpointError, match=r"no density heads, which p\(z\) needs"):
         run_inference(store.path, path, tmp_path / "out", **SMALL, pdf="grid")
     assert not (tmp_path / "out").exists()
     with pytest.raises(CheckpointError, match="leave --pdf out"):

@@ -61,7 +61,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         lanes[0].cutout_NCSS[:] = np.inf
         trainer.loss_sums += trainer.train_step(lanes)
         break
-    with pytest.raises(RunError, match="not finite any more"):
+    with pytest.raises(RunError, match="no longer finite"):
         trainer.save_state(tmp_path / "state.pt")
     assert not (tmp_path / "state.pt").exists()
 

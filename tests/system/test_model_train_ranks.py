@@ -164,7 +164,7 @@ def test_a_run_stopped_anywhere_and_resumed_is_bit_identical(
     if code != 0:  # it may have been over before the signal came
         assert code == (-9 if number == signal.SIGKILL else 75), said
         if number != signal.SIGKILL:
-            assert "go on with --resume" in said
+            assert "continue with --resume" in said
             assert "Traceback" not in said
         reached = torch.load(state, weights_only=True)["step"]
         assert reached > 0

@@ -277,10 +277,10 @@ def test_truth_of_other_sources_is_named(sky, tmp_path):
     sky.write()
     truth = tmp_path / "other.parquet"
     pq.write_table(pa.table({"source_id": [17, 18], "z_spec": [1.0, 2.0]}), truth)
-    with pytest.raises(SourceListError, match=r"no source_id in common.*like 5000.*like 17"):
+    with pytest.raises(SourceListError, match=r"no source_id in common.*5000.*17"):
         evaluate(sky.out, [truth])
     pq.write_table(pa.table({"source_id": [17], "z_spec": [-1.0]}), truth)
-    with pytest.raises(SourceListError, match="holds no galaxy"):
+    with pytest.raises(SourceListError, match="no galaxy with a redshift"):
         evaluate(sky.out, [truth])
     pq.write_table(pa.table({"source_id": [17], "redshift": [1.0]}), truth)
     with pytest.raises(SourceListError, match="no column 'z_true'"):

@@ -111,7 +111,7 @@ def test_a_report_writes_what_the_results_allow(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ([], "hold no runs"),
+        ([], "no runs"),
         ([*RUNS, RUNS[0]], "PITA, 4000 labels, seed 0 appears twice"),
         ([{**RUNS[0], "method": None}], r"needs method \(str\), got None"),
         ([{**RUNS[0], "n_labels": "many"}], r"needs n_labels \(int\), got 'many'"),

@@ -48,9 +48,9 @@ def test_what_torchrun_and_slurm_set() -> None:
     ("wrong", "said"),
     [
         ({"RANK": ""}, "RANK is missing"),
-        ({"RANK": "4"}, "RANK is '4', not one of 0 to 3"),
+        ({"RANK": "4"}, "RANK is '4', not a number from 0 to 3"),
         ({"RANK": "-1"}, "RANK is '-1'"),
-        ({"WORLD_SIZE": "1"}, "RANK is '3', not one of 0 to 0"),
+        ({"WORLD_SIZE": "1"}, "RANK is '3', not a number from 0 to 0"),
         ({"WORLD_SIZE": "four"}, "WORLD_SIZE is 'four'"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
         ({"LOCAL_RANK": "4"}, "LOCAL_RANK is '4'"),
@@ -99,7 +99,7 @@ def test_who_waits_says_for_whom_and_does_not_wait_for_ever(
     left_over, caplog, rank: int, address: str, whom: str
 ) -> None:
     left_over(rank, free_port(), address)
-    said = f"{whom}.*did not come in 1 s.*unset WORLD_SIZE"
+    said = f"{whom}.*did not join within 1 s.*unset WORLD_SIZE"
     with pytest.raises(RunError, match=said), joined_ranks("cpu"):
         pass
     (line,) = caplog.messages

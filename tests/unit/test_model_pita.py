@@ -154,7 +154,7 @@ def test_a_store_that_does_not_match_is_refused(model: PITA, tmp_path) -> None:
     checkpoint.check_store(SURVEY, 32)
     checkpoint.check_store(load_survey("roman-l3"), 64)  # the same bands on the same grid
     with pytest.raises(
-        CheckpointError, match="bands F062 F087 F129 F158, the store is of survey 'candels'"
+        CheckpointError, match="bands F062 F087 F129 F158, but the store is of survey 'candels'"
     ):
         checkpoint.check_store(load_survey("candels"), 64)
     with pytest.raises(CheckpointError, match="--size 32"):
