@@ -19,6 +19,7 @@ from photozhpc.store.schema import Measurements
 from photozhpc.survey import load_survey
 
 _FILES = 24  # in the folder of a tile
+_CHUNKS = 192  # in a shard of 2048 sources
 
 
 class VirtualStore(CutoutStore):
@@ -69,7 +70,8 @@ class FreeEngine:
 def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutStore:
     """Write the manifests of a store with this number of sources."""
     store = VirtualStore.create(path, load_survey("roman-sim"), shard_len=shard_len)
-    file = {"bytes": 1_000_000, "sha256": "0" * 64}
+    file = {"bytes": 1_000_000, "sha256": "0" * 64, "crc32c": "0" * 8}
+    shard = {**file, "crc32c": "0" * 8 * _CHUNKS}
     for tile, first in enumerate(range(0, n_sources, tile_len)):
         n = min(tile_len, n_sources - first)
         shards = [f"cutout/c/{number}/0/0/0" for number in range(-(-n // shard_len))]
@@ -78,7 +80,9 @@ def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutS
         manifest = {
             "tile_id": f"tile{tile:06d}",
             "n_sources": n,
-            "files": dict.fromkeys([*shards, *columns], file) | ids,
+            "store": store.sha256,
+            "plan": None,
+            "files": dict.fromkeys(shards, shard) | dict.fromkeys(columns, file) | ids,
         }
         manifest["sha256"] = own_digest(manifest)
         (path / ".manifests" / f"tile{tile:06d}.json").write_text(json.dumps(manifest))
