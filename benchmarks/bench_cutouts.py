@@ -3,9 +3,8 @@
 python benchmarks/bench_cutouts.py [--save] [--sources 1000] [--side 2048] [--size 64]
 
 Peers: astropy's Cutout2D and NumPy slices on arrays in memory, Cutana's extraction on open FITS
-files that are in memory, astrocut on the files (`pip install cutana astrocut`; left out where
-they are not there). Everybody on one core; then ours on all, into one array, as an extraction does
-it.
+files that are in memory, astrocut on the files (`pip install cutana astrocut`; left out if not
+installed). All on one core; then ours on all cores, into one array, as in an extraction.
 """
 
 import os
@@ -115,18 +114,18 @@ def main() -> None:
         sides["cutana"] = cutana_side(files, ra, dec, size)
     if "astrocut" in peers:
         sides["astrocut"] = astrocut_side(files, ra[:few], dec[:few], size)
-    found = extract_cutouts(image, y, x, size)
+    ours_NCSS = extract_cutouts(image, y, x, size)
     if "cutana" in peers:
         theirs = sides["cutana"]()
-        whole = [k for k in range(n) if theirs[k].shape == found[k].shape]
-        equal = [k for k in whole if np.abs(theirs[k] - found[k]).max() < 1e-6]
+        whole = [k for k in range(n) if theirs[k].shape == ours_NCSS[k].shape]
+        equal = [k for k in whole if np.abs(theirs[k] - ours_NCSS[k]).max() < 1e-6]
         results["same_as_cutana"] = len(equal) / n  # it rounds some positions to the next pixel
         assert len(equal) > 0.2 * n, results["same_as_cutana"]
     slices()
-    assert np.array_equal(found, out)
+    assert np.array_equal(ours_NCSS, out)
     # Cutout2D rounds an even side by its own rule: compare where both start at the same pixel.
     theirs = cutout2d(None)
-    same = [k for k in range(few) if np.array_equal(theirs[k], found[k])]
+    same = [k for k in range(few) if np.array_equal(theirs[k], ours_NCSS[k])]
     odd = extract_cutouts(image, y[:few], x[:few], size + 1)
     odd_theirs = [
         Cutout2D(image[0], (np.floor(x[k] + 0.5), np.floor(y[k] + 0.5)), size + 1).data

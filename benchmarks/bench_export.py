@@ -3,9 +3,9 @@
 python benchmarks/bench_export.py [--sources 10000000] [--folder FOLDER] [--save]
 
 The catalogue has the columns of survey roman-sim and random numbers in them, on 40 square degrees
-round RA 0. Each export is a run of `photozhpc export` in processes of its own; memory is the sum
-over them, at most, of what is theirs alone and their share of the rest (PSS). Checked before a
-time counts: rows, a cone search by LSDB against brute force, and one source by its identifier.
+around RA 0. Each export is a separate run of `photozhpc export`; memory is the highest sum over its
+processes of their own memory and their share of the rest (PSS). Before a time counts, these are
+checked: the rows, a cone search by LSDB against brute force, and one source by its identifier.
 """
 
 import shutil
@@ -97,7 +97,7 @@ def check(catalogue: Path, to: str, out: Path, n_sources: int) -> dict[str, floa
     opened = lsdb.open_catalog(out)
     assert opened.hc_structure.catalog_info.total_rows == n_sources
     started = time.monotonic()
-    found = opened.cone_search(*CENTRE, RADIUS_ARCSEC).compute()
+    inside_cone = opened.cone_search(*CENTRE, RADIUS_ARCSEC).compute()
     seconds = time.monotonic() - started
     table = read_catalog(catalogue, columns=["source_id", "ra", "dec"])
     ra_N, dec_N = table["ra"].to_numpy(), table["dec"].to_numpy()
@@ -106,14 +106,14 @@ def check(catalogue: Path, to: str, out: Path, n_sources: int) -> dict[str, floa
     centre = SkyCoord(*CENTRE, unit="deg")
     inside = near_N[sky.separation(centre) < RADIUS_ARCSEC * u.arcsec]
     ids_N = table["source_id"].to_numpy()
-    assert sorted(found["source_id"]) == sorted(ids_N[inside])
+    assert sorted(inside_cone["source_id"]) == sorted(ids_N[inside])
     started = time.monotonic()
     one = opened.id_search(values={"source_id": int(ids_N[7])}).compute()
     assert list(one["source_id"]) == [ids_N[7]]
     return {
         "partitions": len(opened.get_healpix_pixels()),
         "cone_search_seconds": seconds,
-        "cone_search_rows": len(found),
+        "cone_search_rows": len(inside_cone),
         "id_search_seconds": time.monotonic() - started,
     }
 

@@ -2,10 +2,10 @@
 
 python benchmarks/bench_extract.py [--save] [--sources 20000] [--tiles 4] [--folder DIR]
 
-Needs `pip install cutana`. Both sides read the same FITS mosaics, have the same sources, cores and
+Needs `pip install cutana`. Both sides read the same FITS mosaics, use the same sources, cores and
 cutout size, and measure five apertures with a sky from the same annulus (SEP: its mean; ours: its
-clipped median). Ours writes errors, flags, positions and checksums besides. Cutana is started as a
-program, as it wants to be, which is some seconds of its time; SEP's processes run already.
+clipped median). Ours also writes errors, flags, positions and checksums. Cutana is started as a
+program, as intended, which takes some seconds of its time; SEP's processes already run.
 """
 
 import multiprocessing
@@ -51,7 +51,7 @@ SURVEY = {
         for band in BANDS
     ],
 }
-# Cutana starts processes that import the program again: it has one of its own.
+# Cutana starts processes that import the program again, so it gets a separate one.
 CUTANA = """
 import sys
 from cutana import Orchestrator, get_default_config
@@ -119,7 +119,7 @@ def run_cutana(catalogue: Path, out: Path, program: Path) -> None:
 
 
 def run_sep(table: pd.DataFrame, pool: ProcessPoolExecutor) -> dict[str, np.ndarray]:
-    """Five apertures in four bands of every source, as many tiles at a time as cores."""
+    """Measure five apertures in four bands of every source, one tile per core at a time."""
     tiles = [group for _, group in table.groupby("fits_file_paths")]
     flux: dict = {}
     for of_tile in pool.map(sep_tile, tiles):
@@ -139,8 +139,8 @@ def sep_tile(group: pd.DataFrame) -> dict[tuple, np.ndarray]:
         sky /= np.pi * (r_out**2 - r_in**2)
         for radius in RADII_ARCSEC:
             r = radius / SCALE
-            found, _, _ = sep.sum_circle(image, x_N, y_N, r, err=1.0, subpix=0)
-            flux[group["source_id"].iloc[0], band, radius] = found - sky * np.pi * r**2
+            sum_N, _, _ = sep.sum_circle(image, x_N, y_N, r, err=1.0, subpix=0)
+            flux[group["source_id"].iloc[0], band, radius] = sum_N - sky * np.pi * r**2
     return flux
 
 
@@ -174,13 +174,13 @@ def check(store: CutoutStore, out: Path, flux: dict, table: pd.DataFrame) -> dic
     assert theirs == len(table), f"Cutana wrote {theirs} of {len(table)}"
     assert worst < 0.011, f"a pixel differs by {worst} of the noise"
     offset = []
-    for (first, band, radius), found in flux.items():
+    for (first, band, radius), sep_flux_N in flux.items():
         c, r = BANDS.index(band), RADII_ARCSEC.index(radius)
-        mine = np.array([our_flux[first + k][c, r] for k in range(len(found))])
+        mine = np.array([our_flux[first + k][c, r] for k in range(len(sep_flux_N))])
         # A clipped median and a mean differ where a neighbour is in the annulus.
         if radius <= 0.4:
             noise = np.sqrt(np.pi) * radius / SCALE
-            offset.append(np.median(np.abs(mine - found)) / noise)
+            offset.append(np.median(np.abs(mine - sep_flux_N)) / noise)
     assert max(offset) < 0.5, f"fluxes differ by {max(offset)} of their noise"
     return {"compared": compared, "worst_pixel": float(worst), "flux_in_noise": float(max(offset))}
 

@@ -1,15 +1,15 @@
-"""Inference from a store on disk to a catalogue on disk, and what it is made of.
+"""Inference from a store on disk to a catalogue on disk, and its components.
 
 python benchmarks/bench_inference.py [--save] [--part NAME ...] [--sources 200000]
 
 forward       the bundled model on images in memory: eager float32, our engine, our engine compiled;
-              and by how much the engine moves the redshifts
-utilisation   sources/s from Zarr to Parquet over sources/s of the same engine, in as many
-              processes, on images of the store that are in memory. Start-up is stated apart.
-              The store's tiles are links to one, and so in the system's memory after a while.
-cold          the same with a store of 2.2 GB of copies, thrown out of the system's memory
+              and by how much the engine changes the redshifts
+utilisation   sources/s from Zarr to Parquet, divided by sources/s of the same engine, in as many
+              processes, on images of the store in memory. Start-up is stated separately. The
+              store's tiles are links to one, so they are in the system's memory after a while.
+cold          the same with a store of 2.2 GB of copies, which is removed from the system's memory
               before every run
-reference     ConvNeXt-Tiny of the paper from disk, beside the reference's way: its modules, its
+reference     ConvNeXt-Tiny of the paper from disk, beside the reference code: its modules, its
               HDF5 dataset, a DataLoader with as many workers as cores, eager float32
 memory        peak memory of a worker, for 10^4 to 10^6 sources
 first         seconds from `photozhpc infer` to its first finished part
@@ -49,7 +49,7 @@ def forward(store: CutoutStore, rounds: int) -> dict[str, object]:
     checkpoint = load_checkpoint(bundled_checkpoint("roman-sim"))
     cutout, ebv = images_of(store, 2048)
     exact = Engine(checkpoint, precision=torch.float32).predict(cutout, ebv)
-    found: dict[str, object] = {}
+    measured: dict[str, object] = {}
     for threads in sorted({1, CORES}):
         torch.set_num_threads(threads)
         model = checkpoint.pita
@@ -77,17 +77,17 @@ def forward(store: CutoutStore, rounds: int) -> dict[str, object]:
         }
         for name, engine in engines.items():
             shift = np.abs(engine.predict(cutout, ebv).z_phot_N - exact.z_phot_N)
-            found[f"shift_99_{name}"] = float(np.nanquantile(shift / (1 + exact.z_phot_N), 0.99))
-            assert found[f"shift_99_{name}"] < 0.005, found
+            measured[f"shift_99_{name}"] = float(np.nanquantile(shift / (1 + exact.z_phot_N), 0.99))
+            assert measured[f"shift_99_{name}"] < 0.005, measured
             sides[name]()
         eager_float32()
         seconds = alternate(sides, rounds)
-        found[f"{threads}_threads"] = {
+        measured[f"{threads}_threads"] = {
             "images_per_s": {name: len(cutout) / median(times) for name, times in seconds.items()},
             "times_eager_float32": ratio(seconds, "eager float32", "eager"),
             "times_eager_float32_compiled": ratio(seconds, "eager float32", "compiled"),
         }
-    return found
+    return measured
 
 
 def cold(folder: Path, rounds: int, n: int) -> dict[str, object]:
@@ -121,7 +121,7 @@ def evict(store: CutoutStore) -> None:
 
 def utilisation(store: CutoutStore, folder: Path, rounds: int) -> dict[str, object]:
     checkpoint = Path(bundled_checkpoint("roman-sim"))
-    found: dict[str, object] = {}
+    measured: dict[str, object] = {}
     for compiled in (True, False):
         memory, disk = [], []
         from_disk(checkpoint, store, folder / "out", compiled, CORES)  # compiles, fills caches
@@ -130,16 +130,16 @@ def utilisation(store: CutoutStore, folder: Path, rounds: int) -> dict[str, obje
             disk.append(from_disk(checkpoint, store, folder / "out", compiled, CORES))
             print("compiled" if compiled else "eager", memory[-1], disk[-1], flush=True)
         rates = [run["sources_per_s"] for run in disk]
-        found["compiled" if compiled else "eager"] = {
+        measured["compiled" if compiled else "eager"] = {
             "in_memory_per_s": memory,
             "from_disk_per_s": rates,
             "startup_s": [run["startup_s"] for run in disk],
             "utilisation": median(d / m for d, m in zip(rates, memory, strict=True)),
         }
     parts = list((folder / "out" / "catalog").iterdir())
-    found["store_bytes_per_source"] = store_bytes(store) / len(store)
-    found["catalog_bytes_per_source"] = sum(p.stat().st_size for p in parts) / len(store)
-    return found
+    measured["store_bytes_per_source"] = store_bytes(store) / len(store)
+    measured["catalog_bytes_per_source"] = sum(p.stat().st_size for p in parts) / len(store)
+    return measured
 
 
 def reference_way(folder: Path, rounds: int, n: int = 12_288) -> dict[str, object]:
@@ -177,7 +177,7 @@ def reference_way(folder: Path, rounds: int, n: int = 12_288) -> dict[str, objec
         rates["ours"].append(run["sources_per_s"])
         print({name: rate[-1] for name, rate in rates.items()}, flush=True)
     ours = read_catalog(folder / "out")["photoz"].to_numpy()
-    # Random weights amplify what bfloat16 rounds away; other pixels or weights would give 0.
+    # Random weights amplify the rounding of bfloat16; other pixels or weights would give 0.
     agreement = float(np.corrcoef(ours, np.load(folder / "z.npy").ravel())[0, 1])
     assert agreement > 0.95, agreement
     rates = {name: rate[1:] for name, rate in rates.items()}

@@ -1,8 +1,8 @@
-"""What the cores give at most: products of matrices, copies, and arithmetic on two threads.
+"""The limits of the cores: matrix products, copies, and arithmetic on two threads.
 
 python benchmarks/bench_machine.py [--save]
 
-The ceilings beside which the ratios of the other benchmarks are to be read.
+The ratios of the other benchmarks should be compared with these limits.
 """
 
 import threading

@@ -46,11 +46,11 @@ def kron_beside_sep(rng, rounds: int) -> dict[str, float]:
         image[:, i - 20 : i + 21, j - 20 : j + 21] += 30 * np.exp(-0.5 * r2 / sigma**2)
     image = image.astype(np.float32)
     summed = np.ascontiguousarray(image.mean(axis=0, dtype=np.float64), np.float32)
-    found = kron_apertures(image, weight_C, y, x, psf_sigma, 43.6)
-    shape = (found.a_N, found.b_N, found.theta_N)
-    axes = (found.scale_N * found.a_N, found.scale_N * found.b_N, found.theta_N)
+    apertures = kron_apertures(image, weight_C, y, x, psf_sigma, 43.6)
+    shape = (apertures.a_N, apertures.b_N, apertures.theta_N)
+    axes = (apertures.scale_N * apertures.a_N, apertures.scale_N * apertures.b_N, apertures.theta_N)
     want = sep.kron_radius(summed, x, y, *shape, 6.0)[0]
-    np.testing.assert_allclose(found.kron_radius_N, want, rtol=1e-4)
+    np.testing.assert_allclose(apertures.kron_radius_N, want, rtol=1e-4)
     flux = sum_ellipses(image, y, x, *axes, err)[0]
     for c in range(n_bands):
         want = sep.sum_ellipse(image[c], x, y, *axes, 1.0, err=err[c], subpix=0)[0]

@@ -1,11 +1,11 @@
-"""What the engine's arithmetic does to the redshifts of the bundled model, on a sky it never saw.
+"""How the engine's arithmetic changes the redshifts of the bundled model, on an unseen sky.
 
     photozhpc simulate --survey roman-sim --out sky --tiles 16 --seed 4242
     photozhpc extract --survey roman-sim --mosaics sky --store store
     python benchmarks/bench_precision.py store 'sky/*_truth.parquet' [--save]
 
-float32, bfloat16 eager and bfloat16 compiled, each with bias, NMAD and outlier fraction on all
-galaxies, and against float32 the shift of single redshifts in units of the NMAD.
+float32, bfloat16 eager and bfloat16 compiled: bias, NMAD and outlier fraction of all galaxies, and
+the shift of single redshifts against float32, in units of the NMAD.
 """
 
 from dataclasses import asdict

@@ -3,9 +3,9 @@
 python benchmarks/bench_scale.py [--sources 300000000] [--out FOLDER] [--save]
 
 A store of virtual shards (its manifests are real, its cutouts are not) and an engine that costs
-nothing go through `photozhpc infer` as it is: planned, scheduled, written part by part, killed
-half-way, taken up again. Measured: seconds per shard, memory of the process that holds client and
-scheduler, memory of the workers, and how long a resumed run takes to begin.
+nothing go through the unchanged `photozhpc infer`: planned, scheduled, written part by part, killed
+half-way, resumed. Measured: seconds per shard, memory of the process with client and scheduler,
+memory of the workers, and how long a resumed run takes to begin.
 """
 
 import json
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 TILE_LEN = 8192
 SHARD_LEN = 2048
 
-# What the run is made by: another process, because it is killed half-way.
+# Run in another process, because it is killed half-way.
 PROGRAM = """
 import json, sys, time
 sys.path.insert(0, {here!r})
@@ -43,10 +43,10 @@ print(json.dumps([summary.counts.rows, summary.n_parts, summary.n_parts_resumed,
 
 
 def run_until(program: str, log: Path, stop_at: int | None, out: Path) -> dict:
-    """Run the program, kill it when `stop_at` parts are there; say what memory it took.
+    """Run the program, kill it when `stop_at` parts exist; return the memory that it took.
 
-    Memory is that of the process and, apart from it, of its largest worker: MB when a tenth of
-    the parts was done, and at most.
+    Memory is that of the process and, separately, of its largest worker: MB when a tenth of the
+    parts was done, and at most.
     """
     with open(log, "w") as errors:
         process = subprocess.Popen(

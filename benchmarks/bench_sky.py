@@ -2,8 +2,8 @@
 
     python benchmarks/bench_sky.py [--tiles 6]
 
-Times are CPU seconds of one process, so that a busy machine counts the same as an idle one. The
-last line is JSON.
+Times are CPU seconds of one process, so the load of the machine does not matter. The last line is
+JSON.
 """
 
 import tempfile

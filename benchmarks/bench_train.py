@@ -3,10 +3,10 @@
 python benchmarks/bench_train.py [--save] [--device cpu] [--batch 64] [--rounds 5]
 
 ConvNeXt-Tiny, images of 108 px seen as 64, a queue of 60 000 keys, a fifth of the batch labelled.
-Ours is `Trainer.train_step` with the paper's recipe: random views of every image, bfloat16 where
-the device has it, AdamW. The reference's is its `training_step`, its transforms and Adam, in the
-precision its scripts use (16-bit mixed on a GPU, float32 on a CPU). Each side is a process of its
-own; one waits while the other works.
+Ours is `Trainer.train_step` with the paper's recipe: random views of every image, bfloat16 if the
+device supports it, AdamW. The reference is its `training_step`, its transforms and Adam, in the
+precision of its scripts (16-bit mixed on a GPU, float32 on a CPU). Each side is a separate process;
+one waits while the other works.
 """
 
 import multiprocessing
@@ -73,9 +73,9 @@ def their_side(folder: Path, device: str, batch: int):
 
 
 def serve(side: str, folder: Path, device: str, batch: int, compiled: bool, pipe) -> None:
-    """Make a step, or a profile of one, whenever asked to.
+    """Make a step, or a profile of one, on each request.
 
-    Answers with the loss and what the GPU holds, in GB, or with shares of the time by operator.
+    Answers with the loss and the GPU's memory in GB, or with shares of the time by operator.
     """
     if side == "ours":
         run = our_side(CutoutStore.open(folder / "store"), device, batch, compiled)
@@ -90,14 +90,14 @@ def serve(side: str, folder: Path, device: str, batch: int, compiled: bool, pipe
 
 
 class Side:
-    """A process that makes steps when asked to."""
+    """A process that makes steps on request."""
 
     def __init__(self, *what: object) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(*what, theirs), daemon=True)
         self.process.start()
-        theirs.close()  # so that we hear of it when it dies
+        theirs.close()  # so that its death is noticed
         self.losses: list[float] = []
         self.gpu_gb = 0.0
 
@@ -135,7 +135,7 @@ def main() -> None:
         shared = (folder, options.device, options.batch, options.compile)
         sides = {side: Side(side, *shared) for side in ("ours", "pita-z")}
         steps = {name: side.step for name, side in sides.items()}
-        alternate(steps, 4)  # the first ones are slow
+        alternate(steps, 4)  # the first steps are slow
         seconds = alternate(steps, options.rounds)
         results["profile"] = {name: side.profile() for name, side in sides.items()}
         for side in sides.values():

@@ -3,10 +3,10 @@
     python benchmarks/bundled_model.py --train-store TRAIN --test-store TEST \
         --test-truth 'SKY/*_truth.parquet' --checkpoint best.safetensors --save RESULT.json
 
-All see the training split's labels only; all choose their best epoch on the validation split.
-The MLP is fitted to three kinds of features: the paper's four, in two apertures, and those of all
-apertures; each with the paper's Huber loss (the mean of as many networks as PITA has heads) and
-with PITA's density heads on these features (the median of as many; input dropout by validation).
+All see only the labels of the training split, and choose their best epoch on the validation split.
+The MLP is fitted to three kinds of features: the paper's four in each of two apertures, and those
+of all apertures. Each is fitted with the paper's Huber loss (the mean of as many networks as PITA
+has heads) and with PITA's density heads (the median of as many; input dropout by validation).
 """
 
 import argparse
@@ -73,7 +73,7 @@ def table(z_true: np.ndarray, mag: np.ndarray, estimates: dict[str, np.ndarray])
 
 
 def bootstrap(z_true: np.ndarray, a: np.ndarray, b: np.ndarray, n: int = 500) -> dict:
-    """How often, and by how much, method a is better than b when the sources are drawn anew."""
+    """How often, and by how much, method a is better than b in bootstrap samples."""
     rng = np.random.default_rng(0)
     gains = {"nmad": [], "outlier_fraction": []}
     for _ in range(n):

@@ -1,15 +1,15 @@
-"""The engine's ceiling, the way from store to catalogue, and a training step, on a GPU.
+"""The engine's highest rate, inference from store to catalogue, and a training step, on a GPU.
 
 benchmarks/gpu.sh [OUT.json] [--device cuda] [--sources 400000] [--small]
 
-ceiling   images/s of the forward pass on tensors that are on the device already, for the bundled
+ceiling   images/s of the forward pass on tensors that are already on the device, for the bundled
           model and the paper's ConvNeXt-Tiny: float32 and bfloat16, by batch size
 feed      images/s that one thread and all cores read and decode from the store
-disk      sources/s from store to catalogue over the engine's on images in host memory, and what
-          300 million sources take at that rate
+disk      sources/s from store to catalogue, divided by the engine's rate on images in host memory,
+          and what 300 million sources take at that rate
 training  images/s of a training of the bundled model
 train     images/s of a training step of the paper's PITA, beside pita-z's
-compiled  ceiling and disk once more, through compiled code: last, because compiling takes minutes
+compiled  ceiling and disk again, with compiled code: last, because compiling takes minutes
 """
 
 import argparse
@@ -48,7 +48,7 @@ SURVEY_SOURCES = 300_000_000
 def ceiling(
     checkpoint_path: Path, device: str, batch: int, dtype: torch.dtype, compiled: bool = False
 ) -> dict[str, Any]:
-    """Images a second of the forward pass alone, on images that are on the device."""
+    """Images per second of the forward pass alone, on images that are on the device."""
     checkpoint = load_checkpoint(checkpoint_path)
     start = time.perf_counter()
     engine = Engine(checkpoint, device, batch, dtype, compiled=compiled)
@@ -57,16 +57,16 @@ def ceiling(
     shape = (batch, checkpoint.pita.config.n_bands, engine.side_pix, engine.side_pix)
     cutout, ebv = torch.randn(shape, device=device), torch.zeros(batch, device=device)
     with torch.inference_mode():
-        found: dict[str, Any] = {
+        rates: dict[str, Any] = {
             "images_per_s": batch / seconds_of(lambda: run(cutout, ebv), device)
         }
     if compiled:
-        found |= {"compiled": engine.is_compiled, "seconds_to_compile": ready}
+        rates |= {"compiled": engine.is_compiled, "seconds_to_compile": ready}
     if device.startswith("cuda"):
-        found["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        rates["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
         torch.cuda.reset_peak_memory_stats()
-    print(checkpoint_path.name, batch, dtype, found, flush=True)
-    return found
+    print(checkpoint_path.name, batch, dtype, rates, flush=True)
+    return rates
 
 
 def seconds_of(run, device: str) -> float:
@@ -87,7 +87,7 @@ def wait(device: str) -> None:
 
 
 def feed(store: CutoutStore, side: int) -> dict[str, float]:
-    """Images a second that threads read and decode, without a model."""
+    """Images per second that threads read and decode, without a model."""
     keys = list(store.shards())[:64]
     lengths = store.shard_lengths()
 
@@ -98,35 +98,35 @@ def feed(store: CutoutStore, side: int) -> dict[str, float]:
             store.read_cutouts(key, slice(a, a + n), side, out[:n])
         return lengths[key]
 
-    found = {}
+    rates = {}
     for threads in sorted({1, len(os.sched_getaffinity(0))}):
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(read, keys[:threads]))
             start = time.perf_counter()
             done = sum(pool.map(read, keys))
-            found[f"{threads}_threads"] = done / (time.perf_counter() - start)
-    return found
+            rates[f"{threads}_threads"] = done / (time.perf_counter() - start)
+    return rates
 
 
 def disk(n_sources: int, device: str, compiled: bool, path: Path, folder: Path) -> dict[str, Any]:
     """From store to catalogue, and what a survey takes at that rate."""
-    found = bench_infer(n_sources, device, compiled, None, path, folder)
-    hours = SURVEY_SOURCES / found["from_disk_per_s"] / 3600
+    measured = bench_infer(n_sources, device, compiled, None, path, folder)
+    hours = SURVEY_SOURCES / measured["from_disk_per_s"] / 3600
     return {
-        **{key: value for key, value in found.items() if key != "cost"},
+        **{key: value for key, value in measured.items() if key != "cost"},
         "cost": {
             "sources": SURVEY_SOURCES,
-            "gpu_hours": found["workers"] * hours,
-            "store_tb": SURVEY_SOURCES * found["store_bytes_per_source"] / 1e12,
-            "catalog_gb": SURVEY_SOURCES * found["catalog_bytes_per_source"] / 1e9,
+            "gpu_hours": measured["workers"] * hours,
+            "store_tb": SURVEY_SOURCES * measured["store_bytes_per_source"] / 1e12,
+            "catalog_gb": SURVEY_SOURCES * measured["catalog_bytes_per_source"] / 1e9,
         },
     }
 
 
 def train_rate(device: str, store: CutoutStore, batches: list[int]) -> dict[str, Any]:
-    """Images a second of a training of the bundled model: the step alone, and from the store."""
+    """Images per second of a training of the bundled model: the step alone, and from the store."""
     recipe = from_mapping(TrainConfig, load_yaml(RECIPE), "bundled")
-    found = {}
+    rates = {}
     for batch in batches:
         config = replace(recipe, store=str(store.path), device=device, batch_size=batch)
         trainer = Trainer(config, store, Ranks(device=torch.device(device)))
@@ -138,9 +138,9 @@ def train_rate(device: str, store: CutoutStore, batches: list[int]) -> dict[str,
         steps = [trainer.train_step(lanes) for lanes, _ in zip(coming, range(30), strict=False)]
         wait(device)
         rate = batch * len(steps) / (time.perf_counter() - start)
-        found[f"batch {batch}"] = {"step_images_per_s": alone, "from_store_images_per_s": rate}
-        print("training", batch, found[f"batch {batch}"], flush=True)
-    return found
+        rates[f"batch {batch}"] = {"step_images_per_s": alone, "from_store_images_per_s": rate}
+        print("training", batch, rates[f"batch {batch}"], flush=True)
+    return rates
 
 
 def train_step(device: str, batch: int, rounds: int) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def main() -> None:
     started = time.perf_counter()
     options.out.parent.mkdir(exist_ok=True, parents=True)
 
-    def keep() -> None:  # after every section: a job may be cut off
+    def keep() -> None:  # after every section: the job may be killed
         result["seconds"] = time.perf_counter() - started
         options.out.write_text(json.dumps(result) + "\n")
 

@@ -15,11 +15,11 @@ R = [2.471, 1.526, 0.726, 0.512]
 
 
 def reference(name: str) -> types.ModuleType:
-    """Import a module of pita-z, which needs three cures.
+    """Import a module of pita-z, which needs three corrections.
 
-    It imports its own `lr_schedulers` by a bare name; and `ReddeningTransform` asserts that a
-    shape equals a number, which never holds (the repository has it mended): asserts are left out.
-    And NumPy 2.4 does not make an int of an array of length one any more.
+    It imports its own `lr_schedulers` by a bare name. `ReddeningTransform` asserts that a shape
+    equals a number, which is never true (it is corrected in the repository), so asserts are left
+    out. And NumPy 2.4 does not convert an array of length one to an int.
     """
     spec = importlib.util.find_spec("pita_z")
     assert spec is not None
@@ -54,7 +54,7 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 
 def pita_module(queue_len: int, noise_C: np.ndarray) -> Any:
-    """PITA as the reference's training script makes it."""
+    """Return PITA as the reference's training script makes it."""
     from torchvision import models, transforms
 
     mlp = reference("models/basic_models").MLP

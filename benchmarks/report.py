@@ -20,7 +20,7 @@ CARD = HERE.parent / "photozhpc" / "model" / "bundled" / "MODEL_CARD.md"
 
 
 def table(header: list[str], rows: Iterable[list[object]], align: str) -> str:
-    """A Markdown table; `align` has l or r for each column, or - where nothing is said."""
+    """A Markdown table; `align` has l or r for each column, or - for the default."""
     marks = {"l": ":--", "r": "--:", "-": "---"}
     lines = [" | ".join(map(str, cells)) for cells in (header, *rows)]
     lines = [f"| {line} |" for line in lines]
@@ -28,7 +28,7 @@ def table(header: list[str], rows: Iterable[list[object]], align: str) -> str:
 
 
 def metrics_table(result: dict) -> str:
-    """A Markdown table: one row a cut, three numbers a method."""
+    """A Markdown table: one row per cut, three numbers per method."""
     methods = list(result["metrics"]["all"])
     rows = [
         [cut, next(iter(by_method.values()))["n"]]
@@ -42,7 +42,7 @@ def metrics_table(result: dict) -> str:
 
 
 def gain_lines(result: dict) -> str:
-    """How sure the difference between PITA and each MLP is."""
+    """How significant the difference between PITA and each MLP is."""
     return "\n".join(
         f"- against {name}: better in NMAD in {100 * gain['nmad']['better_in']:.1f}% of 500 "
         f"bootstrap samples (by {gain['nmad']['mean']:.4f} +- {gain['nmad']['std']:.4f}), in the "
@@ -54,7 +54,7 @@ def gain_lines(result: dict) -> str:
 
 
 def interval_table(evaluation: dict) -> str:
-    """Coverage, PIT and CRPS as `photozhpc evaluate` found them: overall and against magnitude."""
+    """Coverage, PIT and CRPS from `photozhpc evaluate`: overall and against magnitude."""
     rows = []
     for group in [evaluation["overall"], *evaluation["groups"]["magnitude"]]:
         cells = [with_error(group[f"coverage{level}"], 1, 100) for level in (68, 90, 99)]
@@ -122,54 +122,55 @@ def load(name: str) -> dict:
 
 
 def throughput_section() -> str:
-    """What was asked of the speed, and what was reached, each from one run of one benchmark."""
+    """Goals for the speed and the measured values, each from one run of one benchmark."""
     rows: list[list[object]] = []
 
-    def row(what: str, against: str, asked: str, reached: object, benchmark: str) -> None:
-        value = f"{reached:.2f}" if isinstance(reached, float) else str(reached)
-        rows.append([what, against, asked, value, f"bench_{benchmark}.py"])
+    def row(what: str, against: str, goal: str, measured: object, benchmark: str) -> None:
+        value = f"{measured:.2f}" if isinstance(measured, float) else str(measured)
+        rows.append([what, against, goal, value, f"bench_{benchmark}.py"])
 
-    if found := load("inference"):
-        if use := found.get("utilisation"):
+    if inference := load("inference"):
+        if use := inference.get("utilisation"):
             what = "inference, disk to disk, bundled model"
             against = "the engine on images in memory"
             row(what + ", compiled", against, "0.90", use["compiled"]["utilisation"], "inference")
             row(what + ", eager", against, "0.90", use["eager"]["utilisation"], "inference")
-        if "cold" in found:
+        if "cold" in inference:
             what = "inference, the same compiled, store not in the system's memory"
             row(
                 what,
                 "the engine on images in memory",
                 "",
-                found["cold"]["utilisation"],
+                inference["cold"]["utilisation"],
                 "inference",
             )
-        if "reference" in found:
+        if "reference" in inference:
             what = "inference, disk to disk, ConvNeXt-Tiny"
-            row(what, "pita-z's way", "4.0", found["reference"]["times_pita_z"], "inference")
-        for name, threads in found.get("forward", {}).items():
+            value = inference["reference"]["times_pita_z"]
+            row(what, "pita-z's scripts", "4.0", value, "inference")
+        for name, threads in inference.get("forward", {}).items():
             if name.endswith("_threads"):
                 what = f"forward pass, bundled model, {name[0]} thread{'s' * (name[0] != '1')}"
                 for kind in ("_compiled", ""):
                     value = threads[f"times_eager_float32{kind}"]
                     label = what + (", compiled" if kind else ", eager")
                     row(label, "eager float32", "3.0", value, "inference")
-        if "memory" in found:
-            peak = found["memory"]["peak_mb"]
+        if "memory" in inference:
+            peak = inference["memory"]["peak_mb"]
             sizes = " to ".join(f"{int(n):.0e}" for n in peak)
             row(
                 f"peak memory of a worker, {sizes} sources",
                 "the smallest",
                 "1.05, 1500 MB",
-                f"{found['memory']['largest_over_smallest']:.3f}, {max(peak.values()):.0f} MB",
+                f"{inference['memory']['largest_over_smallest']:.3f}, {max(peak.values()):.0f} MB",
                 "inference",
             )
-        if "first" in found:
-            seconds = f"{found['first']['median']:.1f} s"
+        if "first" in inference:
+            seconds = f"{inference['first']['median']:.1f} s"
             row("time to the first finished part", "", "5 s", seconds, "inference")
-    if found := load("precision"):
+    if precision := load("precision"):
         for name in ("bfloat16", "bfloat16, compiled"):
-            new = found[name]
+            new = precision[name]
             changes = (new["nmad_change"], new["outlier_fraction_change"])
             row(
                 f"redshifts in {name}: 99% shift, mean shift; change of NMAD, of outliers",
@@ -179,50 +180,50 @@ def throughput_section() -> str:
                 + ", ".join(f"{100 * change:+.2f}%" for change in changes),
                 "precision",
             )
-    if found := load("train_cpu"):
-        row("training step, paper's PITA", "pita-z", "2.2", found["times_pita_z"], "train")
-    if found := load("photometry"):
+    if training := load("train_cpu"):
+        row("training step, paper's PITA", "pita-z", "2.2", training["times_pita_z"], "train")
+    if photometry := load("photometry"):
         for radius in (3, 8):
-            value = found[f"r{radius}_one_core"]["times_sep"]
+            value = photometry[f"r{radius}_one_core"]["times_sep"]
             row(f"sum_circles, r = {radius} px, one thread", "sep", "1.0", value, "photometry")
             for n, name in (("20 000", ""), ("100 000", "_tile")):
-                value = found[f"r{radius}{name}_two_threads_times_one"]
+                value = photometry[f"r{radius}{name}_two_threads_times_one"]
                 what = f"sum_circles, r = {radius} px, {n} sources, two threads"
                 row(what, "one thread", "1.8", value, "photometry")
-        value = found["five_radii_one_core"]["times_five_sep"]
+        value = photometry["five_radii_one_core"]["times_five_sep"]
         row("five radii in one pass", "five sep calls", "1.5", value, "photometry")
-    if found := load("cutouts"):
-        for cores, label in (("one_core", "one core"), ("all_cores", "two cores, the peer's one")):
-            for peer, name, asked in (
+    if cutouts := load("cutouts"):
+        for cores, label in (("one_core", "one core"), ("all_cores", "two cores against one")):
+            for peer, name, goal in (
                 ("cutout2d_wcs", "astropy Cutout2D with WCS", "20"),
                 ("cutout2d", "astropy Cutout2D without WCS", "20"),
                 ("astrocut", "astrocut", "20"),
                 ("cutana", "Cutana", "5"),
             ):
-                value = found[f"four_bands_{cores}"][f"times_{peer}"]
-                row(f"cutouts, 4 bands 64 px, {label}", name, asked, value, "cutouts")
-    if found := load("extract"):
-        value = found["times_cutana_and_sep"]
+                value = cutouts[f"four_bands_{cores}"][f"times_{peer}"]
+                row(f"cutouts, 4 bands 64 px, {label}", name, goal, value, "cutouts")
+    if extract := load("extract"):
+        value = extract["times_cutana_and_sep"]
         row("mosaics to store, 20 000 sources", "Cutana and sep", "2", value, "extract")
-        if "cores_at_work" in found:
-            what = f"mosaics to store: cores at work, of {found['cores']}"
-            row(what, "", "no idle core", found["cores_at_work"], "extract")
-        value = found["times_cutana_alone"]
+        if "cores_at_work" in extract:
+            what = f"mosaics to store: cores at work, of {extract['cores']}"
+            row(what, "", "no idle core", extract["cores_at_work"], "extract")
+        value = extract["times_cutana_alone"]
         row("the same", "Cutana without photometry", "", value, "extract")
-    if found := load("scale"):
-        n = f"{found['sources']:.0e} sources, {found['tasks']} tasks"
-        row(f"{n}: ms a shard, writing included", "", "5", found["ms_a_shard"], "scale")
-        peak = f"{found['client_mb_peak']:.0f} MB"
+    if scale := load("scale"):
+        n = f"{scale['sources']:.0e} sources, {scale['tasks']} tasks"
+        row(f"{n}: ms per shard, including writing", "", "5", scale["ms_a_shard"], "scale")
+        peak = f"{scale['client_mb_peak']:.0f} MB"
         row("peak memory of client and scheduler", "", "1000 MB", peak, "scale")
-        seconds = f"{found['resume_seconds_to_first_new_part']:.0f} s"
-        what = f"resumed with {found['parts_resumed']} parts there, until work begins"
+        seconds = f"{scale['resume_seconds_to_first_new_part']:.0f} s"
+        what = f"resuming with {scale['parts_resumed']} finished parts, until work begins"
         row(what, "", "60 s", seconds, "scale")
     notes = RESULTS / "throughput.md"
     return (
         "## Throughput\n\nTwo cores, no GPU; ratios are medians over rounds in which both sides "
         "ran in turn. `python benchmarks/bench_NAME.py --save`; machine, versions and rates are "
         "below.\n\n"
-        + table(["what", "against", "asked", "reached", "benchmark"], rows, "llrrl")
+        + table(["what", "compared with", "goal", "measured", "benchmark"], rows, "llrrl")
         + ("\n\n" + notes.read_text().strip() if notes.exists() else "")
     )
 
@@ -257,29 +258,30 @@ def cost_table() -> str:
 
 def gpu_table() -> str:
     """Rates on a GPU: of the network alone, of reading, and from store to catalogue."""
-    found = load("gpu")
-    models = {name: one for name, one in found.items() if isinstance(one, dict) and "disk" in one}
+    result = load("gpu")
+    models = {name: one for name, one in result.items() if isinstance(one, dict) and "disk" in one}
     first = next(iter(models.values()))
     rates = {
         f"network alone, {kind}": [m["ceiling"][kind]["images_per_s"] for m in models.values()]
         for kind in first["ceiling"]
     }
     for threads in first["feed"]:
-        what = f"reading and decoding, {threads.replace('_', ' ')}"
+        n_threads = threads.removesuffix("_threads")
+        what = f"reading and decoding, {n_threads} thread{'s' * (n_threads != '1')}"
         rates[what] = [m["feed"][threads] for m in models.values()]
     what = "store to catalogue, 1 worker, not compiled"
     rates[what] = [m["disk"]["from_disk_per_s"] for m in models.values()]
     header = ["per second", *(f"`{name}`" for name in models)]
     rows = [[what, *(f"{rate:,.0f}" for rate in row)] for what, row in rates.items()]
     return table(header, rows, "l" + "r" * len(models)) + (
-        f"\n\n{found['gpu']}, {found['cores']} cores, torch {found['versions']['torch']} "
-        f"(gpu.json); {found['sources']:,} sources of 64 px."
+        f"\n\n{result['gpu']}, {result['cores']} cores, torch {result['versions']['torch']} "
+        f"(gpu.json); {result['sources']:,} sources of 64 px."
     )
 
 
 def export_table() -> str:
     """Seconds and memory of the export of a large catalogue, by format."""
-    found = load("export")
+    result = load("export")
     rows = [
         [
             f"`{to}`",
@@ -287,10 +289,10 @@ def export_table() -> str:
             f"{one['peak_pss_mb'] / 1024:.1f} GB",
             f"{one['written_gb']:.1f} GB",
         ]
-        for to, one in found["formats"].items()
+        for to, one in result["formats"].items()
     ]
-    hats = found["formats"]["hats"]
-    header = [f"{found['sources']:.0e} sources to", "seconds", "peak memory", "on disk"]
+    hats = result["formats"]["hats"]
+    header = [f"{result['sources']:.0e} sources to", "seconds", "peak memory", "on disk"]
     return table(header, rows, "lrrr") + (
         f"\n\nThe HATS catalogue has {hats['partitions']} partitions. LSDB finds the "
         f"{hats['cone_search_rows']} sources within 10' in {hats['cone_search_seconds']:.1f} s, "
@@ -299,36 +301,37 @@ def export_table() -> str:
 
 
 def faults_section() -> str:
-    """Random kills, and damaged input: how many, and what came of it."""
-    found = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    """Random kills and damaged input: how many, and their outcomes."""
+    results = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
     lines = ["## Faults"]
-    if chaos := found.get("chaos"):
+    if chaos := results.get("chaos"):
         lines.append(
             f"`python tests/system/chaos/chaos.py --trials {chaos['trials']} "
             f"--seed {chaos['seed']} --save`: {chaos['trials']} runs of `photozhpc infer` with a "
-            f"fault at a random moment, then the same command again. Survived: "
-            f"{chaos['survived']}; rows lost: {chaos['rows_lost']} (of {chaos['rows']} a run). "
-            f"After each the catalogue is compared with the undisturbed one, verified, and looked "
-            f"through for remains."
+            f"fault at a random moment, followed by the same command. Survived: "
+            f"{chaos['survived']}; rows lost: {chaos['rows_lost']} (of {chaos['rows']} per run). "
+            f"After each the catalogue is compared with the undisturbed one and verified, and its "
+            f"folder is searched for left-over files."
         )
         header = ["fault", "exit code of the run with the fault: how often"]
         lines.append(table(header, _counts(chaos["exit_codes_by_fault"]), "ll"))
-    if kills := found.get("kills"):
+    if kills := results.get("kills"):
         lines.append(
             f"`python tests/system/chaos/kills.py --trials {kills['trials']} "
             f"--seed {kills['seed']} --save`: {kills['trials']} kills of a training on one rank "
-            f"and on two, of calibrate, extract and export, then the same command until it ends "
-            f"well. Survived: {kills['survived']}. After each the files are compared with "
-            f"undisturbed ones, and orphans, locks and temporary files are looked for."
+            f"and on two, of calibrate, extract and export, followed by the same command until it "
+            f"succeeds. Survived: {kills['survived']}. After each the files are compared with "
+            f"those of undisturbed runs. Then orphaned processes, locks and temporary files are "
+            f"searched for."
         )
         header = ["command", "fault, and exit code of that run: how often"]
         lines.append(table(header, _counts(kills["exit_codes_by_kind"]), "ll"))
-    if fuzz := found.get("fuzz"):
+    if fuzz := results.get("fuzz"):
         lines.append(
             f"`python tests/system/fuzz/long.py --cases {fuzz['cases']} --seed {fuzz['seed']} "
-            f"--out benchmarks/results/fuzz.json`: damaged files of every kind that is read, "
-            f"{fuzz['cases']} of them. Failures (anything but a PhotozError, an unchanged result, "
-            f"or what the file says): {fuzz['failures']}."
+            f"--out benchmarks/results/fuzz.json`: {fuzz['cases']} damaged files, of every kind "
+            f"that photozhpc reads. Failures (anything but a PhotozError, an unchanged result, or "
+            f"the content of the damaged file): {fuzz['failures']}."
         )
         names = ("cases", "refused", "unchanged", "read as the file says", "failures")
         rows = [[target, *(n[name] for name in names)] for target, n in fuzz["targets"].items()]
@@ -337,7 +340,7 @@ def faults_section() -> str:
 
 
 def _counts(counts: dict[str, dict[str, int]]) -> list[list[str]]:
-    """A row for each name, with how often each outcome was seen."""
+    """A row per name, with the number of each outcome."""
     return [
         [name, ", ".join(f"{outcome}: {n}" for outcome, n in sorted(outcomes.items()))]
         for name, outcomes in counts.items()
@@ -345,7 +348,7 @@ def _counts(counts: dict[str, dict[str, int]]) -> list[list[str]]:
 
 
 def timing_section(path: Path) -> str:
-    """The ratios of one benchmark, as its JSON has them."""
+    """The JSON of one benchmark."""
     result = json.loads(path.read_text())
     return "```json\n" + json.dumps(result, indent=1) + "\n```"
 

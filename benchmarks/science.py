@@ -4,15 +4,15 @@
         --work DIR [--recipe small|paper] [--seeds 1 2 3] [--fractions 0.1 0.316 1.0] \
         [--methods photometry-mlp supervised self-supervised pita]
 
-Every run is resumed where it was, and skipped if its result is in DIR/runs; so any part can be
-run at any time, several parts side by side. When all have ended, `--collect` writes
+Every run is resumed where it stopped, and skipped if its result is in DIR/runs, so any part can be
+run at any time, and several parts side by side. When all have finished, `--collect` writes
 benchmarks/results/science_{recipe}.json.
 
 All methods see the same training labels, stop at their best epoch on the same validation labels,
 and average the same number of networks or heads. A smaller share of labels is a subset of a
-larger one. Every method takes the same number of optimisation steps whatever the share: epochs
-of the methods that see labels only go with 1/share, and so does PITA's label_repeat.
-"pita, 3 x epochs", which is not among the default methods, tells whether PITA was trained enough.
+larger one. Every method takes the same number of optimisation steps at every share: the epochs of
+methods that see only labels, and PITA's label_repeat, are proportional to 1/share.
+"pita, 3 x epochs", which is not among the default methods, shows whether PITA was trained enough.
 """
 
 import argparse
@@ -194,7 +194,7 @@ def better(refit_validation: dict[str, dict]) -> dict:
 
 
 def run(method: str, options: argparse.Namespace, fraction: float, seed: int, sky: Sky) -> None:
-    """Make one run and write its result, unless it is there."""
+    """Make one run and write its result, unless it exists."""
     path = options.work / "runs" / f"{run_name(method, fraction, seed)}.json"
     if path.exists():
         return
@@ -236,7 +236,7 @@ def run(method: str, options: argparse.Namespace, fraction: float, seed: int, sk
 
 
 def short(epochs: list[dict], n: int = 100) -> list[dict]:
-    """What the learning curves show of a run's log, at about n of its epochs and the last."""
+    """The values that the learning curves show, at about n epochs of a run's log and the last."""
     shown = epochs[:: max(1, len(epochs) // n)]
     if shown[-1] is not epochs[-1]:
         shown.append(epochs[-1])
@@ -245,7 +245,7 @@ def short(epochs: list[dict], n: int = 100) -> list[dict]:
 
 
 def collect(options: argparse.Namespace, sky: Sky) -> Path:
-    """Write all results that are there into one file."""
+    """Write all available results into one file."""
     runs = [json.loads(path.read_text()) for path in sorted((options.work / "runs").glob("*.json"))]
     runs.sort(key=lambda run: (METHODS.index(run["method"]), run["fraction"], run["seed"]))
     # Which labels a share takes depends on the seed; one number stands for all seeds.
@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--fractions", nargs="+", type=float, default=[1.0, 0.1, 0.316])
     parser.add_argument("--methods", nargs="+", default=METHODS[:-1], choices=METHODS)
-    parser.add_argument("--collect", action="store_true", help="only gather what is there")
+    parser.add_argument("--collect", action="store_true", help="only collect the available results")
     options = parser.parse_args()
     sky = Sky(options.test, options.truth)
     if not options.collect:

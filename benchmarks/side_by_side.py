@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing two sides in turn, and saying on what machine."""
+"""Shared by the benchmarks: timing two sides in turn, and describing the machine."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
 
 
 def profile(run: Callable[[], object], n_shown: int = 10) -> dict[str, float]:
-    """The operators of torch that take the most time of a run themselves, as shares of it."""
+    """The torch operators with the most self time in a run, as shares of the total."""
     import torch
 
     run()
@@ -46,7 +46,7 @@ def rounded(row: dict[str, float]) -> dict[str, float]:
 
 
 def about(benchmark: str, packages: str, **what: object) -> dict[str, object]:
-    """The head of a result: machine, versions, and what was measured on."""
+    """The head of a result: machine, versions, and the data that were used."""
     return {
         "benchmark": benchmark,
         "machine": processor(),
@@ -75,7 +75,7 @@ def parser(doc: str | None, rounds: int | None = 5) -> argparse.ArgumentParser:
 
 
 def finish(results: dict[str, object], save: bool, name: str | None = None) -> None:
-    """Print the result as the last line, and keep it."""
+    """Print the result as the last line; with `save`, write it to results/."""
     line = json.dumps(results)
     if save:
         RESULTS.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
-"""A store without cutouts, and an engine without a model: what is left is the work of running.
+"""A store without cutouts, and an engine without a model, to measure the overhead of a run.
 
-The manifests are files as `photozhpc extract` writes them. Sources and photometry are made up
-where they are asked for, cutouts are not even that.
+The manifests are files as `photozhpc extract` writes them. Sources and photometry are made up when
+they are read; cutouts are constant.
 """
 
 import json
@@ -19,10 +19,11 @@ from photozhpc.store.schema import Measurements
 from photozhpc.survey import load_survey
 
 _FILES = 24  # in the folder of a tile
+_CHUNKS = 192  # in a shard of 2048 sources
 
 
 class VirtualStore(CutoutStore):
-    """Makes up what is in it."""
+    """A store whose content is made up."""
 
     def _ids(self, key):
         tile = int(key.tile_id.removeprefix("tile"))
@@ -54,7 +55,7 @@ class VirtualStore(CutoutStore):
 
 
 class FreeEngine:
-    """Costs nothing."""
+    """An engine that costs no time."""
 
     side_pix = 1
     batch_size = 2048
@@ -67,9 +68,10 @@ class FreeEngine:
 
 
 def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutStore:
-    """Write the manifests of a store of so many sources."""
+    """Write the manifests of a store with this number of sources."""
     store = VirtualStore.create(path, load_survey("roman-sim"), shard_len=shard_len)
-    file = {"bytes": 1_000_000, "sha256": "0" * 64}
+    file = {"bytes": 1_000_000, "sha256": "0" * 64, "crc32c": "0" * 8}
+    shard = {**file, "crc32c": "0" * 8 * _CHUNKS}
     for tile, first in enumerate(range(0, n_sources, tile_len)):
         n = min(tile_len, n_sources - first)
         shards = [f"cutout/c/{number}/0/0/0" for number in range(-(-n // shard_len))]
@@ -78,7 +80,9 @@ def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutS
         manifest = {
             "tile_id": f"tile{tile:06d}",
             "n_sources": n,
-            "files": dict.fromkeys([*shards, *columns], file) | ids,
+            "store": store.sha256,
+            "plan": None,
+            "files": dict.fromkeys(shards, shard) | dict.fromkeys(columns, file) | ids,
         }
         manifest["sha256"] = own_digest(manifest)
         (path / ".manifests" / f"tile{tile:06d}.json").write_text(json.dumps(manifest))
@@ -86,14 +90,14 @@ def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutS
 
 
 def install() -> None:
-    """Let `run_inference` run over virtual stores, with an engine that is free."""
+    """Let `run_inference` use virtual stores and the engine without cost."""
     run.CutoutStore = VirtualStore
     dispatch.predict_part = virtual_part
     dispatch.check_fit = lambda model: None
 
 
 def virtual_part(model, part, *rest):
-    """`predict_part` as it is, in a worker, with the two parts in their place."""
+    """`predict_part` in a worker, with the virtual store and engine in their places."""
     predict._open_store = _open_store
     predict.load_engine = lambda _: FreeEngine()
     return predict.predict_part(model, part, *rest)
@@ -109,7 +113,7 @@ def _open_store(path: str) -> VirtualStore:
 
 
 def check(out: Path, n_sources: int, n_parts: int) -> None:
-    """Every source is there exactly once."""
+    """Check that every source is in the catalogue exactly once."""
     parts = sorted((out / "catalog").glob("part-*.parquet"))
     assert len(parts) == n_parts, (len(parts), n_parts)
     assert not list((out / "catalog").glob(".*.partial"))

@@ -24,14 +24,14 @@ from photozhpc.sky.sky_config import SkyConfig
 from photozhpc.survey import Survey, load_survey, survey_names
 from photozhpc.workers.site import Site
 
-# What a user writes in YAML: class, its heading, where such a file is given.
+# What a user writes in YAML: class, its heading, where such a file is used.
 CONFIGS: tuple[tuple[type, str, str], ...] = (
     (Survey, "Survey", "`--survey FILE.yaml`; those of the package are in `configs/surveys/`"),
     (TrainConfig, "Training", "`photozhpc train --config FILE.yaml`; see `configs/train/`"),
     (SkyConfig, "Simulated sky", "`photozhpc simulate --config FILE.yaml`; see `configs/sky/`"),
     (Site, "Slurm site", "`--site FILE.yaml`; see `configs/sites/`"),
 )
-# The Python interface: heading, then what is documented under it, by the names that users import.
+# The Python interface: heading -> names that users import.
 PYTHON: dict[str, tuple[str, ...]] = {
     "Catalogues": (
         "photozhpc.catalog.read_catalog",
@@ -94,7 +94,7 @@ def commands() -> str:
         "# Commands\n",
         "This page is generated from the program; `photozhpc COMMAND --help` prints the same. "
         "Options marked **required** must be given. An error is one line on stderr and exit code "
-        "1 (2 for a mistyped option); Ctrl-C gives 130; a job that saved its state because its "
+        "1 (2 for a mistyped option). Ctrl-C gives 130. A job that saved its state because its "
         "time was up exits with 75.\n",
     ]
     for name, command in walk(main, "photozhpc"):
@@ -165,15 +165,15 @@ def surveys() -> str:
     """The surveys that come with the package, from their YAML files."""
     lines = [
         "# Surveys\n",
-        "These come with the package; a survey of your own is a YAML file with the keys of "
-        "[Configuration](config.md#survey), see the [user guide](../guide.md#surveys).\n",
+        "These come with the package. Any other survey is a YAML file with the keys of "
+        "[Configuration](config.md#survey): see [Your own survey](../own_survey.md).\n",
     ]
     for name in survey_names():
         survey = load_survey(name)
         radii = ", ".join(f"{radius:g}" for radius in survey.aperture_radii_arcsec)
         lines += [
             f"## {name}\n",
-            f"{survey.description}. {survey.pixel_scale_arcsec:g}″ a pixel, cutouts of "
+            f"{survey.description}. {survey.pixel_scale_arcsec:g}″ per pixel, cutouts of "
             f"{survey.cutout_size} px, apertures of {radii}″.\n",
             f"Mosaics `{survey.mosaic_pattern}`, source lists `{survey.source_pattern}`.\n",
             _table(
@@ -196,9 +196,9 @@ def python() -> str:
     """The functions and classes that users import, from their signatures and docstrings."""
     lines = [
         "# Python\n",
-        "The functions and classes meant to be imported, from their docstrings; for an example "
-        "see the [guide](../guide.md#from-python). Anything not on this page may change without "
-        "notice.\n",
+        "The functions and classes that are meant to be imported, from their docstrings. The "
+        "[guide](../guide.md#from-python) has an example. Anything not on this page may change "
+        "without notice.\n",
         "The capital letters at the end of an array's name are its axes: N sources, C bands, "
         "H and W the rows and columns of a tile, S the side of a cutout, R aperture radii, "
         "Q quantile levels, P the points at which p(z) is given. Fluxes are in nJy, sky "
@@ -230,7 +230,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    """Yield a command and all below it, with the words that call them."""
+    """Yield a command and all its subcommands, each with its full name."""
     yield name, command
     if isinstance(command, click.Group):
         for word in sorted(command.commands):
@@ -240,7 +240,7 @@ def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command
 
 
 def nested(cls: type) -> list[type]:
-    """Return a dataclass and those that its fields hold, each once."""
+    """Return a dataclass and the dataclasses of its fields, each once."""
     classes = [cls]
     for hint in typing.get_type_hints(cls).values():
         for part in (hint, *typing.get_args(hint)):
@@ -275,7 +275,7 @@ def _flags(cls: type[enum.IntFlag]) -> str:
 
 
 def _signature(target: Any) -> str:
-    """How a function is called or an object is made, with the annotations of the source."""
+    """The call of a function or class, with the annotations of the source."""
     called = target
     if isinstance(target, type):
         if "\nArgs:" not in (inspect.getdoc(target) or ""):
@@ -295,7 +295,7 @@ def _signature(target: Any) -> str:
 
 
 def _keys(root: type, cls: type) -> str:
-    """The keys under which a nested class stands."""
+    """The keys whose value is a nested class."""
     return ", ".join(
         f"`{name}`"
         for parent in nested(root)
@@ -310,7 +310,7 @@ def _summary(cls: type) -> str:
 
 
 def _yaml(text: str) -> str:
-    """A docstring's words for those who write YAML."""
+    """A docstring's text as the reader of a YAML file knows it: null, not None."""
     return re.sub(r"\bNone\b", "`null`", text)
 
 

@@ -1,7 +1,7 @@
 """Pages of the site that are made from the code while it is built: see `hooks` in mkdocs.yml.
 
-What is written by hand lies in docs/; what the code or a file elsewhere in the repository knows
-better is made here, so that it cannot lag behind.
+Pages written by hand are in docs/. Pages whose content is in the code, or in a file elsewhere in
+the repository, are made here, so they are never out of date.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@
 #     l3_to_lsdb.sh OUT [MOSAICS [SURVEY]]
 #
 # MOSAICS is a folder with {tile}_{band}_coadd.asdf and source lists (*_cat.parquet);
-# without one, a small sky is simulated. Run it again after a stop, and it goes on.
+# without one, a small sky is simulated. After an interruption run it again: it continues.
 set -euo pipefail
 out=${1:?the folder to write to is missing}
 mosaics=${2:-$out/l3}
@@ -30,7 +30,7 @@ photozhpc export "$out/catalogue" --format hats --out "$out/hats"
 photozhpc export "$out/catalogue" --format fits --out "$out/catalogue.fits"
 photozhpc export "$out/catalogue" --format vo-parquet --out "$out/catalogue.parquet"
 
-# 4. A cone search with LSDB: what lies within 10" of the first source.
+# 4. A cone search with LSDB: the sources within 10" of the first one.
 python - "$out" <<'PYTHON'
 import sys
 
@@ -42,7 +42,7 @@ table = Table.read(f"{out}/catalogue.fits")
 ra, dec = float(table["ra"][0]), float(table["dec"][0])
 
 catalogue = lsdb.open_catalog(f"{out}/hats")
-found = catalogue.cone_search(ra, dec, radius_arcsec=10).compute()
-print(f"within 10 arcsec of ({ra:.5f}, {dec:.5f}): {len(found)} of {len(table)} sources")
-print(found[["source_id", "photoz", "photoz_flags"]].to_string(index=False))
+nearby = catalogue.cone_search(ra, dec, radius_arcsec=10).compute()
+print(f"within 10 arcsec of ({ra:.5f}, {dec:.5f}): {len(nearby)} of {len(table)} sources")
+print(nearby[["source_id", "photoz", "photoz_flags"]].to_string(index=False))
 PYTHON

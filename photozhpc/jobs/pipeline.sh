@@ -1,9 +1,9 @@
 #!/bin/bash
-# Mosaics -> store -> model -> catalogue: jobs that start as the ones before them ended well.
+# Mosaics -> store -> model -> catalogue: each job starts when the job before it has succeeded.
 #   jobs/pipeline.sh SITE SURVEY MOSAICS FOLDER [CONFIG]
-# makes FOLDER/store, with CONFIG FOLDER/run (else the bundled model is used), FOLDER/catalogue.
-# Run it again at any time: what is finished is skipped, and no stage runs twice at once.
-# In the environment, all optional: ARRAY (jobs of the extraction), NODES (of the training),
+# makes FOLDER/store, FOLDER/run (with CONFIG; else the bundled model is used), FOLDER/catalogue.
+# It may be run again at any time: finished work is skipped, and no stage runs twice at once.
+# Optional environment variables: ARRAY (jobs of the extraction), NODES (of the training),
 # SOURCES (a source list), DRY_RUN=1 (print, submit nothing).
 set -euo pipefail
 if [ $# -lt 4 ]; then
@@ -22,7 +22,7 @@ submit() { # STAGE JOB_BEFORE OPTIONS... -- ARGUMENTS...
     [ -z "${DRY_RUN:-}" ] || job=JOB_OF_${stage^^}
 }
 
-# Of an array with --only-one, the tasks run side by side, for they are one job.
+# With --only-one, the tasks of an array still run side by side, because they are one job.
 [ -n "${DRY_RUN:-}" ] || mkdir -p "$folder"
 submit extract "" --array "${ARRAY:-1}" -- --survey "$survey" --mosaics "$mosaics" \
     --store "$folder/store" ${SOURCES:+--sources "$SOURCES"}

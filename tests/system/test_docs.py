@@ -8,6 +8,7 @@ import pydoc
 import re
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -143,6 +144,18 @@ def test_files_and_modules_named_in_the_text_exist(page: Path) -> None:
         if dotted in (".provenance", ".pdf"):  # keys of the Parquet metadata
             continue
         assert pydoc.locate(f"photozhpc{dotted}"), f"photozhpc{dotted} does not exist"
+
+
+def test_the_architecture_page_has_every_folder_and_layer() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    for init in (ROOT / "photozhpc").glob("*/__init__.py"):
+        assert re.search(rf"^### .*\b{init.parent.name}/", text, re.M), init.parent.name
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    shown = re.search(r"```text\n( cli\n.*?)```", text, re.S)[1]
+    assert [line.split() for line in shown.splitlines()] == [
+        re.findall(r"photozhpc\.(\w+)", layer) for layer in layers
+    ]
 
 
 def test_the_results_are_those_of_the_committed_json() -> None:
