@@ -31,11 +31,13 @@ import json, sys, time
 sys.path.insert(0, {here!r})
 import virtual_store
 from photozhpc.catalog import run
+from photozhpc.workers.dask_workers import DaskWorkers
 
 started = time.monotonic()
 virtual_store.install()
 summary = run.run_inference(
-    {store!r}, {checkpoint!r}, {out!r}, rows_per_part={rows}, compiled=False, workers={workers},
+    {store!r}, {checkpoint!r}, {out!r}, rows_per_part={rows}, compiled=False,
+    workers=DaskWorkers.of({workers}),
 )
 print(json.dumps([summary.counts.rows, summary.n_parts, summary.n_parts_resumed,
                   summary.startup_seconds, summary.wall_seconds]))

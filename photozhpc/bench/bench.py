@@ -24,7 +24,7 @@ from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.photometry import local_sky, sum_circles
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
-from photozhpc.workers.dask_workers import tasks_per_worker
+from photozhpc.workers.dask_workers import DaskWorkers, tasks_per_worker
 from photozhpc.workers.local import Device, device_list
 from photozhpc.workers.memory import keep_freed_memory
 
@@ -135,7 +135,12 @@ def from_disk(
     """
     shutil.rmtree(out, ignore_errors=True)
     run = run_inference(
-        store.path, checkpoint, out, None, workers, device, compiled=compiled, progress=False
+        store.path,
+        checkpoint,
+        out,
+        workers=DaskWorkers.of(workers, device),
+        compiled=compiled,
+        progress=False,
     )
     rate = run.counts.rows / (run.wall_seconds - run.startup_seconds)
     parts = sorted((out / "catalog").iterdir(), key=lambda part: part.stat().st_mtime_ns)

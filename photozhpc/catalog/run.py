@@ -36,8 +36,7 @@ from photozhpc.store import CutoutStore
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import Survey
 from photozhpc.workers.dask_workers import PRELOAD, DaskWorkers
-from photozhpc.workers.local import Device, import_early
-from photozhpc.workers.site import Site
+from photozhpc.workers.local import import_early
 
 if TYPE_CHECKING:
     from photozhpc.model.pdf import PdfForm
@@ -87,15 +86,11 @@ def run_inference(
     checkpoint_path: str | Path,
     out: str | Path,
     survey: Survey | None = None,
-    workers: int | None = None,
-    device: Device = "auto",
+    workers: DaskWorkers | None = None,
     *,
     rows_per_part: int | None = None,
     compiled: bool | None = None,
     progress: bool = True,
-    site: Site | None = None,
-    jobs: int = 1,
-    scheduler: str | None = None,
     pdf: "PdfForm | None" = None,
     command: str = "",
 ) -> RunSummary:
@@ -103,13 +98,10 @@ def run_inference(
 
     Args:
         survey: expected survey of the store; None: any.
-        workers: worker processes, with `site` per job; None: one per CUDA device, or one per core.
-        device: of the workers; with `site`, "auto" is the device that its `infer` requests.
+        workers: the workers that do the work; None: `DaskWorkers.of()`, those of this machine.
         rows_per_part: minimum number of rows of a part; default: by the size of the store.
         compiled: run the model through compiled code; default: from COMPILE_FROM_ROWS sources.
         progress: show progress on stderr.
-        site, jobs: run the workers in this many jobs of a Slurm site; None: on this machine.
-        scheduler: address of a Dask scheduler whose workers do the work.
         pdf: also write p(z), in this form, to files beside those of the catalogue.
         command: the user's command line, for the provenance.
 
@@ -121,12 +113,12 @@ def run_inference(
     """
     started = time.monotonic()
     checkpoint_path, out = Path(checkpoint_path), Path(out)
-    processes = DaskWorkers.of(workers, device, site, jobs, scheduler)
-    if not processes.is_local:  # other machines have other working folders
+    workers = workers or DaskWorkers.of()
+    if not workers.is_local:  # other machines have other working folders
         store_path = location(store_path).absolute()
         checkpoint_path, out = checkpoint_path.absolute(), out.absolute()
     store = CutoutStore.open(store_path)
-    if processes.is_local and processes.device == "cpu":
+    if workers.is_local and workers.device == "cpu":
         import_early(PRELOAD)
     if survey is not None and survey.name != store.survey.name:
         raise StoreError(
@@ -142,11 +134,11 @@ def run_inference(
     rows_per_part = default_rows_per_part(n_rows) if rows_per_part is None else rows_per_part
     parts = plan_parts(index.shard_lengths(), rows_per_part)
     compiled = n_rows >= COMPILE_FROM_ROWS if compiled is None else compiled
-    if compiled and processes.is_local:
+    if compiled and workers.is_local:
         with suppress(OSError):  # the workers report it
             code_cache()  # one for all workers
     model = ModelKey(
-        store.path, checkpoint_path, file_sha256(checkpoint_path), processes.device, compiled, pdf
+        store.path, checkpoint_path, file_sha256(checkpoint_path), workers.device, compiled, pdf
     )
     about = {
         "photozhpc": __version__,
@@ -155,7 +147,7 @@ def run_inference(
         "survey": store.survey.name,
         "store": str(store.path.absolute()),
         "checkpoint": str(checkpoint_path.absolute()),
-        "device": processes.device,
+        "device": workers.device,
         "command": printable(command),
     }
     folder = RunFolder.of(out, index.fingerprint, rows_per_part, model)
@@ -172,7 +164,7 @@ def run_inference(
             bar.note(f"infer: {len(finished)} of {len(parts)} parts were finished before")
         try:
             if unfinished:
-                _make(run, unfinished, processes, bar)
+                _make(run, unfinished, workers, bar)
                 folder.log("finished")
         except BaseException as error:
             folder.log("stopped", reason=reason_of(error))
@@ -244,9 +236,9 @@ def _finished_parts(run: CatalogRun, parts: list[Part]) -> dict[int, Counts]:
 
 
 def _make(
-    run: CatalogRun, unfinished: list[Part], processes: DaskWorkers, bar: SourceProgress
+    run: CatalogRun, unfinished: list[Part], workers: DaskWorkers, bar: SourceProgress
 ) -> None:
-    """Make the unfinished parts in worker processes; errors as `run_inference`."""
+    """Make the unfinished parts in worker workers; errors as `run_inference`."""
     left = set(unfinished)
 
     def lost(worker: str) -> None:
@@ -259,11 +251,11 @@ def _make(
 
     with (
         ThreadPoolExecutor(1) as pool,
-        processes.client(run.folder.path, lambda: len(left), lost) as client,
+        workers.client(run.folder.path, lambda: len(left), lost) as client,
     ):
         unique = pool.submit(check_unique, run.store)  # while workers start and load the model
-        if not processes.is_local:
-            bar.note(f"infer: waiting for workers ({processes.described})")
+        if not workers.is_local:
+            bar.note(f"infer: waiting for workers ({workers.described})")
             client.wait_for_workers(1)
         if run.model.compiled:
             bar.note("infer: compiling the model, unless this machine has compiled it before")
@@ -273,19 +265,17 @@ def _make(
         port = client.scheduler_info()["services"].get("dashboard")
         run.folder.log(
             "begun",
-            workers=processes.described,
+            workers=workers.described,
             parts_due=len(unfinished),
             pid=os.getpid(),
-            metrics=f"http://127.0.0.1:{port}/metrics"
-            if port and not processes.scheduler
-            else None,
+            metrics=f"http://127.0.0.1:{port}/metrics" if port and not workers.scheduler else None,
         )
         bar.start()
-        failures = stream_parts(client, run, unfinished, processes, done)
+        failures = stream_parts(client, run, unfinished, workers, done)
         # A part that only waited at a worker is blamed for its death too: try each part alone.
         killed = [part for part, error in failures.items() if isinstance(error, KilledWorker)]
         if killed:
-            alone = stream_parts(client, run, killed, processes, done, alone=True)
+            alone = stream_parts(client, run, killed, workers, done, alone=True)
             failures = {p: e for p, e in failures.items() if p not in killed} | alone
     if not failures:
         return

@@ -88,6 +88,7 @@ def infer(
     from photozhpc.catalog.run import run_inference
     from photozhpc.export.export import check_format, check_target
     from photozhpc.model import bundled_checkpoint
+    from photozhpc.workers.dask_workers import DaskWorkers
     from photozhpc.workers.site import load_site
 
     if "qp" in formats and pdf is None:
@@ -109,13 +110,9 @@ def infer(
         checkpoint,
         out,
         loaded_survey,
-        workers,
-        device,
+        DaskWorkers.of(workers, device, load_site(site) if site else None, jobs, scheduler),
         compiled=compiled,
         pdf=pdf,
-        site=load_site(site) if site else None,
-        jobs=jobs,
-        scheduler=scheduler,
         command=shlex.join(["photozhpc", *map(printable, sys.argv[1:])]),
     )
     from photozhpc.evaluation.summary import summarise  # takes a second; the workers start first

@@ -49,13 +49,21 @@ class DaskWorkers:
     @classmethod
     def of(
         cls,
-        workers: int | None,
-        device: Device,
-        site: Site | None,
-        jobs: int,
-        scheduler: str | None,
+        workers: int | None = None,
+        device: Device = "auto",
+        site: Site | None = None,
+        jobs: int = 1,
+        scheduler: str | None = None,
     ) -> "DaskWorkers":
-        """Raises ConfigError for what does not go together."""
+        """Choose the processes on this machine, in the jobs of a site, or of a scheduler.
+
+        Args:
+            workers: processes, with `site` per job; None: one per CUDA device, or one per core.
+            device: of the processes; with `site`, "auto" is the device that its `infer` requests.
+
+        Raises:
+            ConfigError: the arguments contradict each other.
+        """
         if scheduler is not None:
             if site is not None or workers is not None:
                 raise ConfigError("a scheduler has its own workers: no --site, no --workers")

@@ -10,10 +10,11 @@ import numpy as np
 from photozhpc.catalog.photoz_catalog import make_table, write_part
 from photozhpc.catalog.predict import predict_part
 from photozhpc.survey import load_survey
+from photozhpc.workers.dask_workers import DaskWorkers
 
 TILES = {"a": 400, "b": 30, "c": 5, "off-tile": 3, "z": 200}
-SMALL = {"survey": None, "workers": 2, "device": "cpu", "rows_per_part": 64, "progress": False}
-ALONE = {**SMALL, "workers": 1}
+SMALL = {"workers": DaskWorkers.of(2, "cpu"), "rows_per_part": 64, "progress": False}
+ALONE = {**SMALL, "workers": DaskWorkers.of(1, "cpu")}
 
 
 def poisoned(model, part, *rest):

@@ -42,6 +42,7 @@ from photozhpc.errors import CatalogError, CheckpointError, ConfigError, RunErro
 from photozhpc.store import CutoutStore
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import load_survey
+from photozhpc.workers.dask_workers import DaskWorkers
 
 
 def part_stats(out: Path) -> dict[str, tuple[int, int]]:
@@ -204,7 +205,7 @@ def test_input_that_cannot_be_used_is_refused(store, checkpoint, tmp_path):
     with pytest.raises(StoreError, match="was made for survey 'roman-sim', not 'roman-l3'"):
         run_inference(store.path, checkpoint, out, load_survey("roman-l3"))
     with pytest.raises(ConfigError, match="at least 1, got 0"):
-        run_inference(store.path, checkpoint, out, workers=0)
+        run_inference(store.path, checkpoint, out, workers=DaskWorkers.of(0))
     empty = CutoutStore.create(tmp_path / "empty", SURVEY, SIZE, SHARD_LEN)
     with pytest.raises(StoreError, match="holds no sources"):
         run_inference(empty.path, checkpoint, out, **SMALL)

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from builders.catalogs import ALONE
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, PhotozFlag
 from photozhpc.catalog.run import run_inference
 from photozhpc.cli import main
@@ -38,9 +39,7 @@ def run(small_store, tmp_path_factory) -> Path:
     """A run of several parts on the small sky, with the bundled model."""
     out = tmp_path_factory.mktemp("run") / "out"
     model = bundled_checkpoint("roman-sim")
-    run_inference(
-        small_store.path, model, out, workers=1, rows_per_part=64, progress=False, command="here"
-    )
+    run_inference(small_store.path, model, out, **ALONE, command="here")
     return out
 
 

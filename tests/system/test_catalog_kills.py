@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from builders.catalogs import SMALL
 from builders.models import make_checkpoint
 from builders.stores import SHARD_LEN, make_store
 from photozhpc.catalog import read_catalog
@@ -23,13 +24,14 @@ import signal
 import sys
 from photozhpc.catalog.run import run_inference
 from photozhpc.errors import PhotozError
+from photozhpc.workers.dask_workers import DaskWorkers
 
 if __name__ == "__main__":
     store, checkpoint, out = sys.argv[1:]
     # A shell's background jobs, and so tests run in one, ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        run_inference(store, checkpoint, out, None, 2, "cpu", rows_per_part=64)
+        run_inference(store, checkpoint, out, None, DaskWorkers.of(2, "cpu"), rows_per_part=64)
     except PhotozError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -90,8 +92,7 @@ def undisturbed(folder) -> Path:
 
 
 def go_on(folder: Path, out: Path) -> RunSummary:
-    arguments = (folder / "store", folder / "model.safetensors", out, None, 2, "cpu")
-    return run_inference(*arguments, rows_per_part=64, progress=False)
+    return run_inference(folder / "store", folder / "model.safetensors", out, **SMALL)
 
 
 def test_client_killed_and_run_again(folder, undisturbed, tmp_path):

@@ -28,6 +28,7 @@ from photozhpc.model.train import train
 from photozhpc.model.trainer import Trainer
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
+from photozhpc.workers.dask_workers import DaskWorkers
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA device here"
@@ -105,7 +106,13 @@ def test_compiled_code_gives_the_same(bundled, images, compiler):
 
 def test_a_catalogue_is_that_of_the_cpu(sky_store, bundled, tmp_path):
     for device in ("cuda", "cpu"):
-        run_inference(sky_store.path, bundled, tmp_path / device, device=device, pdf="grid")
+        run_inference(
+            sky_store.path,
+            bundled,
+            tmp_path / device,
+            workers=DaskWorkers.of(device=device),
+            pdf="grid",
+        )
     found, want = (read_catalog(tmp_path / device) for device in ("cuda", "cpu"))
     assert found["source_id"].equals(want["source_id"])
     assert found["photoz_flags"].equals(want["photoz_flags"])

@@ -44,6 +44,7 @@ from photozhpc.report.page import write_report
 from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore, Measurements
 from photozhpc.survey import load_survey
+from photozhpc.workers.dask_workers import DaskWorkers
 
 SURVEY = load_survey("roman-sim")
 BUCKET, PRIVATE = "sky", "closed"
@@ -166,9 +167,13 @@ def test_the_chain_over_s3_gives_what_it_gives_on_a_disk(
     store = server.put(from_s3, "stores/chain")
     server.requests()
     checkpoint = bundled_checkpoint("roman-sim")
-    run_inference(store, checkpoint, tmp_path / "a", workers=2, device="cpu", progress=False)
+    run_inference(
+        store, checkpoint, tmp_path / "a", workers=DaskWorkers.of(2, "cpu"), progress=False
+    )
     assert {request["authorization"] for request in server.requests()} == {None}
-    run_inference(from_s3, checkpoint, tmp_path / "b", workers=2, device="cpu", progress=False)
+    run_inference(
+        from_s3, checkpoint, tmp_path / "b", workers=DaskWorkers.of(2, "cpu"), progress=False
+    )
     assert read_catalog(tmp_path / "a").equals(read_catalog(tmp_path / "b"))
     run = json.loads((tmp_path / "a" / "run.json").read_text())
     assert store in json.dumps(run)

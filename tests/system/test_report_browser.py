@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from builders.catalogs import ALONE
 from builders.paths import ROOT
 from photozhpc.catalog.run import run_inference
 from photozhpc.cli import main
@@ -50,7 +51,7 @@ def report(small_store, small_sky, tmp_path_factory) -> Path:
             assert said.exit_code == 0, said.output
             return write_report("out/roman-sim").absolute()
     model = bundled_checkpoint("roman-sim")
-    run_inference(small_store.path, model, out, workers=1, rows_per_part=64, progress=False)
+    run_inference(small_store.path, model, out, **ALONE)
     return write_report(out, [f"{small_sky}/*_truth.parquet"])
 
 

@@ -21,6 +21,7 @@ from builders.stores import make_store
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.run import run_inference
 from photozhpc.errors import ConfigError, RunError
+from photozhpc.workers.dask_workers import DaskWorkers
 from photozhpc.workers.slurm import check_address
 
 ROWS = 120 * 64
@@ -60,7 +61,8 @@ def inputs(tmp_path_factory) -> Path:
 
 def infer(inputs: Path, out: Path, **settings):
     arguments = (inputs / "store", inputs / "model.safetensors", out)
-    return run_inference(*arguments, rows_per_part=64, progress=False, **settings)
+    workers = DaskWorkers.of(**settings)
+    return run_inference(*arguments, workers=workers, rows_per_part=64, progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
 
 from side_by_side import about, finish  # noqa: E402
 
+from builders.catalogs import SMALL  # noqa: E402
 from builders.models import make_checkpoint  # noqa: E402
 from builders.stores import SHARD_LEN, make_store  # noqa: E402
 from photozhpc.catalog import read_catalog  # noqa: E402
@@ -61,9 +62,8 @@ class Site:
         self.model = make_checkpoint(folder / "model.safetensors")
         self.program = folder / "program.py"
         self.program.write_text(PROGRAM)
-        settings = (None, WORKERS, "cpu")
         out = folder / "undisturbed"
-        run_inference(self.store.path, self.model, out, *settings, rows_per_part=64, progress=False)
+        run_inference(self.store.path, self.model, out, **SMALL)
         self.undisturbed = read_catalog(out)
         self.parts = sorted(path.name for path in (out / "catalog").iterdir())
 

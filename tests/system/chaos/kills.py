@@ -36,6 +36,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
 
 from side_by_side import about, finish  # noqa: E402
 
+from builders.catalogs import ALONE  # noqa: E402
 from builders.training import TINY  # noqa: E402
 from photozhpc.catalog.run import run_inference  # noqa: E402
 from photozhpc.config import to_mapping  # noqa: E402
@@ -80,8 +81,7 @@ class Site:
             self.prepare("train")
             self.model = self.folder / "train" / "work" / "run" / "model.safetensors"
         if kind == "export":
-            settings = (None, 1, "cpu")
-            run_inference(self.store, self.model, self.folder / "cat", *settings, progress=False)
+            run_inference(self.store, self.model, self.folder / "cat", **ALONE)
         run = Run(self, kind, self.folder / kind)
         assert run.process.wait(300) == 0, run.said()
         self.seconds[kind] = time.monotonic() - run.started

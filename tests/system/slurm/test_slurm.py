@@ -30,6 +30,7 @@ from photozhpc.catalog.verify import verify_catalog
 from photozhpc.config import to_mapping
 from photozhpc.model import load_checkpoint
 from photozhpc.store import CutoutStore
+from photozhpc.workers.dask_workers import DaskWorkers
 from photozhpc.workers.site import load_site, make_job
 from photozhpc.workers.slurm import slurm_client
 
@@ -132,8 +133,9 @@ def undisturbed(inputs) -> Path:
 
 
 def make(inputs: Path, out: Path, **settings) -> None:
-    arguments = (inputs / "store", inputs / "model.safetensors", out, None, 1, "cpu")
-    run_inference(*arguments, rows_per_part=SHARD_LEN, progress=False, **settings)
+    arguments = (inputs / "store", inputs / "model.safetensors", out)
+    workers = DaskWorkers.of(1, "cpu", **settings)
+    run_inference(*arguments, workers=workers, rows_per_part=SHARD_LEN, progress=False)
 
 
 def finished_parts(out: Path) -> int:
