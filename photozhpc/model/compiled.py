@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from photozhpc.errors import CheckpointError
-from photozhpc.files.code_cache import keep_torch_code, own
+from photozhpc.files.code_cache import keep_torch_code, private_folder
 from photozhpc.files.disk import replacing
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
 from photozhpc.model.forward import Forward
@@ -73,7 +73,7 @@ def compiled_forward(
 
 def _cache_folder() -> Path:
     """Raises OSError: there is no folder that is the user's own."""
-    return own(keep_torch_code() / "compiled")
+    return private_folder(keep_torch_code() / "compiled")
 
 
 def _make(path: Path, what: list[str]) -> None:
