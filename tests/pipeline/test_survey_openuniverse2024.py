@@ -205,7 +205,7 @@ def test_only_the_science_layer_is_used(delivery: Path) -> None:
 def test_a_file_without_the_layer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "prod_H_01_01_map.fits"
     fits.PrimaryHDU(np.ones((1, 2, 32, 32), np.float32), _wcs(1, 1).to_header()).writeto(path)
-    with pytest.raises(MosaicError, match=r"has no layer 4, which survey 'openuniverse2024' says"):
+    with pytest.raises(MosaicError, match=r"has no layer 4, which .* survey 'openuniverse2024'"):
         read_tile({"F158": path}, replace(SURVEY, layer=4))
 
 

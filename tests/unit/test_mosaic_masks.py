@@ -110,7 +110,7 @@ def test_the_survey_says_which_bits_are_bad(tmp_path, bits, want):
 
 def test_bits_that_are_not_there_or_not_known(tmp_path):
     path = write(tmp_path / "t-g.fits", EACH, cards=AFW)
-    with pytest.raises(MosaicError, match=r"'NODATA', and the mask's header names BAD, SAT"):
+    with pytest.raises(MosaicError, match=r"'NODATA', but the mask's header names BAD, SAT"):
         read_tile({"g": path}, make_survey(bad_mask_bits=("NODATA",)))
     path = write(tmp_path / "u-g.fits", EACH, cards=[("MP_LEFT", 0), ("MP_RIGHT", 1)])
     with pytest.raises(MosaicError, match=r"u-g\.fits.*LEFT, RIGHT.*set bad_mask_bits"):

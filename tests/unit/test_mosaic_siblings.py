@@ -63,7 +63,7 @@ def test_the_survey_names_the_science_image(tmp_path, planes, extension):
 )
 def test_a_weight_map_is_no_mosaic(tmp_path, cards):
     path = write(tmp_path / "t-g.fits", ("PRIMARY", IMAGE), **cards)
-    with pytest.raises(MosaicError, match="is no science image"):
+    with pytest.raises(MosaicError, match="not a science image"):
         read_tile({"g": path}, make_survey())
 
 
