@@ -17,13 +17,13 @@ from asdf.tags.core.ndarray import NDArrayType
 from asdf.util import load_yaml
 from numpy.typing import NDArray
 
-from photozhpc.errors import ConfigError, MosaicError, did_you_mean, one_line
-from photozhpc.files.disk import read_fault
+from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.files.objects import AnyPath
 from photozhpc.mosaic.band_image import (
     DAMAGED,
     BandPlane,
     Rows,
+    damaged,
     naming,
     robust_sigma,
     sample_rows,
@@ -59,7 +59,7 @@ def open_asdf(
         try:
             plane = _plane(path, stack.enter_context(opened_tree(path, plain)), survey, band)
         except DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, "Roman", error) from error
         yield [plane]
 
 
@@ -97,7 +97,7 @@ def asdf_grid(path: AnyPath, stream: io.RawIOBase) -> tuple[tuple[int, int], Any
                 wcs = _checked_wcs(path, meta)
                 wcs(0.0, 0.0)  # loads what it needs before the file is closed
         except DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, "Roman", error) from error
     return (height, width), wcs
 
 
@@ -265,7 +265,7 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
             else:
                 err = np.full(image.shape, one_error, np.float32)
         except DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, "Roman", error) from error
         return image, err, bad
 
     shape_HW = (height, width)
@@ -351,11 +351,4 @@ def check_blocks(path: AnyPath, plain: Path) -> None:
     raise MosaicError(
         f"{path}: truncated: {size} bytes, but a data block extends past the end; "
         "copy or download it again"
-    )
-
-
-def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
-    return MosaicError(
-        read_fault(path, error)
-        or f"{path}: damaged or not a Roman mosaic ({one_line(error)}); copy it again"
     )

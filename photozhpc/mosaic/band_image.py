@@ -15,7 +15,8 @@ from astropy.io.fits import VerifyError
 from astropy.io.fits.hdu.compressed._compression import CfitsioException  # no public name
 from numpy.typing import NDArray
 
-from photozhpc.errors import MosaicError
+from photozhpc.errors import MosaicError, one_line
+from photozhpc.files.disk import read_fault
 from photozhpc.files.objects import AnyPath
 
 # What astropy, asdf, gwcs and zlib raise on damaged files; every one becomes a MosaicError.
@@ -79,6 +80,14 @@ def naming(path: AnyPath) -> Iterator[None]:
         yield
     except MosaicError as error:
         raise MosaicError(f"{path}: {error}") from error
+
+
+def damaged(path: AnyPath, kind: str, error: BaseException) -> MosaicError:
+    """Return what to raise for one of DAMAGED: the system's fault, or the file's, as a `kind`."""
+    return MosaicError(
+        read_fault(path, error)
+        or f"{path}: damaged or not a {kind} mosaic ({one_line(error)}); copy it again"
+    )
 
 
 def sample_rows(n_rows: int, n_columns: int, n_pixels: int = 1_000_000) -> list[int]:

@@ -12,11 +12,10 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from photozhpc.errors import ConfigError, MosaicError, did_you_mean, one_line
-from photozhpc.files.disk import read_fault
+from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.files.fits_length import check_length, unzipped
 from photozhpc.files.objects import AnyPath
-from photozhpc.mosaic.band_image import DAMAGED, BandPlane, Rows, naming
+from photozhpc.mosaic.band_image import DAMAGED, BandPlane, Rows, damaged, naming
 from photozhpc.mosaic.calibration import njy_per_unit
 from photozhpc.mosaic.fits_cube import cube_layers
 from photozhpc.mosaic.fits_noise import (
@@ -71,7 +70,7 @@ def open_fits(
                 for name, planes in groups.items()
             ]
         except DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, "FITS", error) from error
         yield planes
 
 
@@ -89,7 +88,7 @@ def fits_grid(
             image = next(iter(_groups(path, hdus, survey, band).values()))["image"]
             wcs = celestial_wcs(path, hdus, image.hdu)
     except DAMAGED as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, "FITS", error) from error
     if wcs is not None:
         with naming(path):
             check_frame(wcs)
@@ -102,7 +101,7 @@ def _open(path: AnyPath, plain: Path, stack: contextlib.ExitStack) -> Any:
         hdus = stack.enter_context(fits.open(plain, memmap=False))
         len(hdus)  # reads every header
     except DAMAGED as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, "FITS", error) from error
     return hdus
 
 
@@ -330,7 +329,7 @@ def _band_plane(
             for mask, bad_values in masks:
                 bad |= bad_values.of(mask.rows(i0, i1))
         except DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, "FITS", error) from error
         return rows, err, bad
 
     one_error = factor if noise is None else None
@@ -338,11 +337,4 @@ def _band_plane(
     roles = tuple(r for r, plane in planes.items() if any(plane is used for used in used_planes))
     return BandPlane(
         path, band.name, image.shape, wcs, scale, read_rows, tuple(notes), one_error, roles
-    )
-
-
-def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
-    return MosaicError(
-        read_fault(path, error)
-        or f"{path}: damaged or not a FITS mosaic ({one_line(error)}); copy it again"
     )

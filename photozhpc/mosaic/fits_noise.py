@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.mosaic.band_image import robust_sigma, sample_rows, sigma_from_weight
+from photozhpc.mosaic.band_image import robust_sigma, sigma_from_weight
 from photozhpc.mosaic.blank import noise_of
 from photozhpc.mosaic.calibration import njy_of_noise, number
 from photozhpc.mosaic.fits_plane import FitsPlane
@@ -75,7 +75,7 @@ def is_exposure(weight: FitsPlane, lookup: Any) -> bool:
     if str(header.get("BUNIT", "")).strip().lower() in ("s", "sec", "second", "seconds"):
         return True
     seconds = number(lookup("EXPTIME"))
-    values = np.concatenate([weight.rows(i, i + 1)[0] for i in sample_rows(*weight.shape)])
+    values = weight.sample()
     values = values[values > 0]
     if values.size and (values == 1).all():
         return True
@@ -86,11 +86,10 @@ def is_exposure(weight: FitsPlane, lookup: Any) -> bool:
 
 def noise_scale(image: FitsPlane, weight: FitsPlane | None) -> float:
     """Return the clipped MAD of the image, or of the image times sqrt(weight)."""
-    rows = sample_rows(*image.shape)
-    sample = np.stack([image.rows(i, i + 1)[0] for i in rows]).astype(np.float64)
+    sample = image.sample().astype(np.float64)
     if weight is None:
         return robust_sigma(sample)
-    root = np.sqrt(np.stack([np.maximum(weight.rows(i, i + 1)[0], 0) for i in rows]))
+    root = np.sqrt(np.maximum(weight.sample(), 0))
     exposed = (root > 0) & np.isfinite(sample)
     light = sample[exposed & (sample != 0)]
     sky = np.median(light) if light.size else 0.0

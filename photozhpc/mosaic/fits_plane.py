@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import MosaicError
 from photozhpc.files.objects import AnyPath
+from photozhpc.mosaic.band_image import sample_rows
 from photozhpc.mosaic.calibration import number
 
 _ASINH_MAG = 2.5 * math.log10(math.e)  # unit of the pixels of Pan-STARRS' stacks, a factor e
@@ -42,6 +43,10 @@ class FitsPlane:
         softening, offset = self.asinh
         with np.errstate(over="ignore"):
             return offset + 2 * softening * np.sinh(rows.astype(np.float64) / _ASINH_MAG)
+
+    def sample(self) -> NDArray[Any]:
+        """Read rows spread over the plane, for estimates from a part of it."""
+        return np.stack([self.rows(i, i + 1)[0] for i in sample_rows(*self.shape)])
 
     def _stored_rows(self, i0: int, i1: int) -> NDArray[Any]:
         if not isinstance(self.hdu, fits.CompImageHDU):

@@ -97,7 +97,7 @@ def bad_bits(
     """Return which values of a mask plane mean a bad pixel.
 
     Args:
-        plane, image: objects with `shape` and `rows(first, last + 1)`.
+        plane, image: a `FitsPlane` each.
         role: "mask" or "dq".
         headers: of the plane, the image and the file.
         bad_mask_bits: the survey's.
@@ -110,8 +110,7 @@ def bad_bits(
         return known
     if role != "dq":
         return _any_value(path, plane, image)
-    rows = (plane.rows(i, i + 1) for i in sample_rows(*plane.shape))
-    if all(np.isin(row, (0, DO_NOT_USE)).all() for row in rows):
+    if np.isin(plane.sample(), (0, DO_NOT_USE)).all():
         return BadBits(DO_NOT_USE)
     note = f"only bit 0 of the DQ plane was taken for bad, as in JWST; if that is wrong, {_ADVICE}"
     return BadBits(DO_NOT_USE, note=note)

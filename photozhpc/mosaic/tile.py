@@ -24,6 +24,7 @@ from photozhpc.mosaic.band_image import BandPlane
 from photozhpc.mosaic.blank import BLANK, mark_blank, noise, quantum, sections
 from photozhpc.mosaic.fits_mosaic import open_fits
 from photozhpc.mosaic.fits_siblings import without_siblings
+from photozhpc.mosaic.grid import FloatN
 from photozhpc.survey import Band, Survey
 
 MAX_MEMORY_BYTES = 512 << 20  # larger tiles are kept in a scratch file
@@ -68,9 +69,7 @@ class Tile:
     def pixel_scale_arcsec(self) -> float:
         return math.sqrt(self.pixel_area_arcsec2)
 
-    def sky_to_pixel(
-        self, ra_N: ArrayLike, dec_N: ArrayLike
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def sky_to_pixel(self, ra_N: ArrayLike, dec_N: ArrayLike) -> tuple[FloatN, FloatN]:
         """Return pixel positions (y_N, x_N), zero-based with pixel centres on integers.
 
         NaN where a position cannot be projected; positions off the tile are not NaN.
@@ -83,9 +82,7 @@ class Tile:
         """
         return grid.sky_to_pixel(self._need_wcs(), self.shape_HW, ra_N, dec_N)
 
-    def pixel_to_sky(
-        self, y_N: ArrayLike, x_N: ArrayLike
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def pixel_to_sky(self, y_N: ArrayLike, x_N: ArrayLike) -> tuple[FloatN, FloatN]:
         """Return sky positions (ra_N, dec_N), ICRS degrees.
 
         Args:
