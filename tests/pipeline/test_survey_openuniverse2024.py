@@ -44,7 +44,7 @@ LETTERS = {"Y106": "Y", "H158": "H"}
 
 
 def _wcs(column: int, row: int) -> WCS:
-    """The WCS of a block: all are of one projection, shifted by whole blocks."""
+    """The WCS of a block: all share one projection, shifted by whole blocks."""
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = ["RA---STG", "DEC--STG"]
     wcs.wcs.crval = [9.55, -44.1]

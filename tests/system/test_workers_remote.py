@@ -1,4 +1,4 @@
-"""A scheduler that runs already: TLS, and what happens when it dies."""
+"""An existing scheduler: TLS, and what happens when it dies."""
 
 import asyncio
 import os

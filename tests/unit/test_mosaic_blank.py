@@ -1,4 +1,4 @@
-"""Blank pixels that only their value tells of, and noise where the MAD is 0 or no noise."""
+"""Blank pixels known only by their value, and noise where the MAD is 0 or not the noise."""
 
 from functools import partial
 from pathlib import Path

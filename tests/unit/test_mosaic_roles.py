@@ -1,4 +1,4 @@
-"""Which image of a FITS file is the mosaic, and what tells its noise and its bad pixels."""
+"""Which image of a FITS file is the mosaic, and which are its noise and its bad pixels."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Files beside a mosaic, and what cards say an image is."""
+"""Files beside a mosaic, and cards that state what an image is."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""read_tile on real and simulated mosaics, in every form it takes, whole and damaged."""
+"""read_tile on real and simulated mosaics, in every form it accepts, sound and damaged."""
 
 import gzip
 import shutil
@@ -524,7 +524,7 @@ def test_a_hundredth_of_a_pixel_is_the_same_grid(tmp_path):
 
 @pytest.fixture(scope="module")
 def sound_files(tmp_path_factory):
-    """Small files of each kind, with the survey to read them by."""
+    """Small files of each kind, with the survey to read them with."""
     folder = tmp_path_factory.mktemp("sound")
     roman = change_roman(
         F158,
