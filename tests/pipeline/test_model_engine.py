@@ -94,7 +94,7 @@ def test_what_one_worker_cannot_compile_those_that_waited_do_not_try(
 def test_code_that_others_could_have_written_is_not_loaded(model_file, cache) -> None:
     cache.mkdir(parents=True)
     cache.chmod(0o777)
-    with pytest.warns(UserWarning, match="not yours alone to write to"):
+    with pytest.warns(UserWarning, match="other users can"):
         assert not Engine(load_checkpoint(model_file), compiled=True).is_compiled
 
 
