@@ -238,7 +238,7 @@ def _finished_parts(run: CatalogRun, parts: list[Part]) -> dict[int, Counts]:
 def _make(
     run: CatalogRun, unfinished: list[Part], workers: DaskWorkers, bar: SourceProgress
 ) -> None:
-    """Make the unfinished parts in worker workers; errors as `run_inference`."""
+    """Make the unfinished parts in worker processes; errors as `run_inference`."""
     left = set(unfinished)
 
     def lost(worker: str) -> None:

@@ -1,9 +1,10 @@
-"""Where compiled code is kept: machine code that is loaded has to be the user's own.
+"""Where compiled code is kept: code that is loaded must be writable by the user alone.
 
-    ~/.cache/photozhpc     PHOTOZHPC_CACHE names another folder, XDG_CACHE_HOME that of all caches
+    ~/.cache/photozhpc     PHOTOZHPC_CACHE names another folder; XDG_CACHE_HOME replaces ~/.cache
 
-torch's Inductor and Numba keep theirs where the environment says, and Inductor else in a folder
-of TMPDIR whose name anyone can guess. What others can write to, or replace, is not used.
+torch's Inductor and Numba keep their code where environment variables say; without one, Inductor
+uses a folder in TMPDIR whose name anyone can guess. A folder that others can write to, or
+replace, is not used.
 """
 
 import atexit
@@ -11,7 +12,7 @@ import grp
 import os
 import pwd
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 FOLDER = "PHOTOZHPC_CACHE"
@@ -24,22 +25,20 @@ _UNMAPPED = 65534
 def code_cache() -> Path:
     """Return the folder of compiled code, made if need be.
 
-    Where there is no home, or none of the user's own, it is a new one for as long as this
-    process runs, and for those that it starts.
+    Where the user has no private home, it is a temporary folder for this process and those that
+    it starts.
 
     Raises:
         PermissionError: PHOTOZHPC_CACHE names a folder that others can write to.
-        OSError: that folder cannot be made, or none in TMPDIR.
+        OSError: neither that folder nor one in TMPDIR can be made.
     """
     named = os.environ.get(FOLDER)
     if named:
-        return own(Path(named))
+        return private_folder(Path(named))
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    try:
-        if os.path.isabs(base):  # not so without HOME and an entry in /etc/passwd
-            return own(Path(base) / "photozhpc")
-    except OSError:
-        pass
+    with suppress(OSError):
+        if os.path.isabs(base):  # "~" stays without HOME and an entry in /etc/passwd
+            return private_folder(Path(base) / "photozhpc")
     from photozhpc.files.disk import temporary_folder
     from photozhpc.logs import LOG
 
@@ -48,31 +47,33 @@ def code_cache() -> Path:
     atexit.register(stack.close)
     os.environ[FOLDER] = str(folder)
     LOG.info(
-        "compiled code is not kept: %s is not a folder of yours alone; set %s to one", base, FOLDER
+        "compiled code is not kept: %s is not private to you; set %s to a folder that is",
+        base,
+        FOLDER,
     )
     return folder
 
 
-def own(folder: Path) -> Path:
-    """Return a folder without symbolic links in its path, made if need be, if it is ours alone.
+def private_folder(folder: Path) -> Path:
+    """Return a folder, made if need be and its symbolic links resolved, if it is the user's alone.
 
     Raises:
-        PermissionError: others own it or may write to it, or could put another in its place.
+        PermissionError: another user owns it, can write to it, or could replace it.
         OSError: it cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = folder.resolve()
-    about = folder.stat()
-    if about.st_uid != os.getuid() or about.st_mode & _OTHERS_WRITE:
-        raise PermissionError(f"{folder} is not yours alone to write to")
-    for place in folder.parents:
-        if not _keeps_names(place.stat()):
-            raise PermissionError(f"{folder} is not yours alone to write to (see {place})")
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & _OTHERS_WRITE:
+        raise PermissionError(f"other users can write to {folder}")
+    for parent in folder.parents:
+        if not _keeps_names(parent.stat()):
+            raise PermissionError(f"other users can replace {folder} (see {parent})")
     return folder
 
 
 def _keeps_names(folder: os.stat_result) -> bool:
-    """Whether nobody else can rename what we own in a folder."""
+    """Whether nobody else can rename what the user owns in a folder."""
     owners = {0, os.getuid()} | ({_UNMAPPED} if _is_in_user_namespace() else set())
     if folder.st_uid not in owners:
         return False
@@ -83,7 +84,7 @@ def _keeps_names(folder: os.stat_result) -> bool:
 
 
 def _is_in_user_namespace() -> bool:
-    """Whether, as in a container without privileges, the owner of /home shows as nobody."""
+    """Whether the owner of /home may show as nobody, as in an unprivileged container."""
     try:
         return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
     except OSError:
@@ -91,7 +92,7 @@ def _is_in_user_namespace() -> bool:
 
 
 def _is_private_group(gid: int) -> bool:
-    """Whether a group is one user's, by its name, as many distributions make them (umask 002)."""
+    """Whether a group has the user's name and no other member (distributions with umask 002)."""
     try:
         user, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(gid)
     except KeyError:
@@ -100,23 +101,23 @@ def _is_private_group(gid: int) -> bool:
 
 
 def keep_torch_code() -> Path:
-    """Have Inductor and Triton keep their code in ours, or where the user says if it is his alone.
+    """Have Inductor and Triton keep code in `code_cache`, or in the user's own choice if private.
 
-    To be called before either is imported. Returns and raises as `code_cache`.
+    Call it before either is imported. Returns and raises as `code_cache`.
     """
     folder = code_cache()
     for name in _TORCH:
-        if not _is_own(os.environ.get(name)):
-            os.environ[name] = str(own(folder / name.split("_")[0].lower()))
+        if not _is_private(os.environ.get(name)):
+            os.environ[name] = str(private_folder(folder / name.split("_")[0].lower()))
     return folder
 
 
 def keep_numba_code() -> None:
-    """Have Numba keep its code beside ours, or in the cache where that cannot be written to.
+    """Have Numba keep its code beside the package, or in `code_cache` where that is read-only.
 
-    To be called before Numba is imported.
+    Call it before Numba is imported.
     """
-    if _is_own(os.environ.get(_NUMBA)):
+    if _is_private(os.environ.get(_NUMBA)):
         return
     os.environ.pop(_NUMBA, None)
     package = Path(__file__).parents[1]
@@ -125,12 +126,12 @@ def keep_numba_code() -> None:
     try:
         folder = code_cache()
     except OSError:
-        return  # Numba finds a place, or says that there is none
+        return  # Numba finds a folder, or says that there is none
     os.environ[_NUMBA] = str(folder / "numba")
 
 
-def _is_own(folder: str | None) -> bool:
+def _is_private(folder: str | None) -> bool:
     try:
-        return bool(folder) and own(Path(str(folder))) is not None
+        return bool(folder) and private_folder(Path(str(folder))) is not None
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all, and what failed reads and writes mean."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from photozhpc.errors import RunError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Of a read: what a disk, a file system, a server or the machine does, and no content of a file.
+# Errors of a read that the disk, the file system, the server or the machine causes, not the file.
 _FAULTS = frozenset(
     (
         *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
@@ -31,13 +31,13 @@ _FAULTS = frozenset(
     )
 )
 _FOREIGN_PARTIAL_SECONDS = 24 * 3600
-_LOCK = ".lock"  # of a temporary folder, held as long as its process lives
+_LOCK = ".lock"  # in a temporary folder, held as long as its process lives
 
 
 def partial_path(path: Path) -> Path:
-    """Return a hidden name under which this process can write what will be renamed to `path`.
+    """Return the hidden name under which this process writes a file before renaming it to `path`.
 
-    It cannot be guessed: who else may write to the folder would put a link there.
+    It cannot be guessed: another user of a shared folder could put a link there.
     """
     token = secrets.token_hex(4)
     return path.with_name(f".{path.name}.{token}.{socket.gethostname()}.{os.getpid()}.partial")
@@ -47,13 +47,13 @@ def partial_path(path: Path) -> Path:
 def replacing(
     path: Path, sync_rename: bool = True, check: Callable[[], None] = lambda: None
 ) -> Iterator[Path]:
-    """Give a temporary path to write a file at; if the block ends well, fsync it and rename it.
+    """Give a temporary path to write a file at; if the block succeeds, fsync it and rename it.
 
-    Its mode is that of the umask, whatever wrote it: safetensors makes files of mode 0600.
+    Its mode follows the umask whatever wrote it: safetensors makes files of mode 0600.
 
     Args:
-        sync_rename: make the rename outlast a power cut too; else `sync_folder` has to, later.
-        check: called before the rename, which is not made if it raises.
+        sync_rename: make the rename survive a power cut too; if not, call `sync_folder` later.
+        check: called before the rename; if it raises, nothing is renamed.
     """
     partial = partial_path(path)
     try:
@@ -72,7 +72,7 @@ def replacing(
 
 
 def _usual_mode(beside: Path) -> int:
-    """Return the mode of a new file there: the umask cannot be asked for without setting it."""
+    """Return the mode of a new file there: the umask cannot be read without setting it."""
     probe = partial_path(beside)
     try:
         with open(probe, "xb") as stream:
@@ -87,13 +87,13 @@ def write_durably(
     sync_rename: bool = True,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write a file so that it is there whole or not at all, even if the machine loses power.
+    """Write a file whole or not at all, even if the machine loses power.
 
     Args:
         sync_rename, check: see `replacing`.
 
     Raises:
-        RunError: the disk is full, or the folder cannot be written.
+        RunError: the disk is full, or the file cannot be written.
     """
     try:
         # "x" follows no link.
@@ -104,7 +104,7 @@ def write_durably(
 
 
 class Readable(Protocol):
-    """A `Path`, or an object of an object storage."""
+    """A `Path`, or an object of an object store."""
 
     def read_bytes(self) -> bytes: ...
 
@@ -114,7 +114,7 @@ def read_json(path: Readable) -> dict[str, Any]:
 
     Raises:
         OSError: the file is missing or cannot be read.
-        ValueError: it is not JSON, or something other than an object.
+        ValueError: it is not JSON, or not an object.
     """
     return parse_json(path.read_bytes())
 
@@ -123,7 +123,7 @@ def parse_json(content: bytes) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        ValueError: it is not JSON, or something other than an object.
+        ValueError: it is not JSON, or not an object.
     """
     try:
         document = json.loads(content)
@@ -135,12 +135,12 @@ def parse_json(content: bytes) -> dict[str, Any]:
 
 
 def is_count(value: object) -> bool:
-    """Whether a value of a JSON file is a whole number that counts something."""
+    """Whether a value of a JSON file is a non-negative integer."""
     return type(value) is int and 0 <= value < 1 << 53
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder outlast a power cut, where the file system can."""
+    """Make renames in a folder survive a power cut, where the file system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -150,7 +150,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Have the disk hold all files of a folder, before it gets its name."""
+    """Fsync all files of a folder, before the folder is renamed."""
     for path in (*folder.rglob("*"), folder):
         if path.is_dir():
             sync_folder(path)
@@ -160,13 +160,13 @@ def sync_tree(folder: Path) -> None:
 
 
 def files_below(folder: Path, notes: list[str] | None = None) -> list[Path]:
-    """Return the files in a folder and in those below it, sorted.
+    """Return the files in a folder and its subfolders, sorted.
 
-    Links to folders are followed, each folder once however many links lead to it, and under the
-    name that needs no link if there is one.
+    Links to folders are followed. Each folder is listed once however many links lead to it, under
+    a path without links if it has one.
 
     Args:
-        notes: gets a line on folders that cannot be listed.
+        notes: receives a line on folders that cannot be listed.
     """
     files: list[Path] = []
     faults: list[OSError] = []
@@ -174,33 +174,33 @@ def files_below(folder: Path, notes: list[str] | None = None) -> list[Path]:
     linked = [str(folder)]
     while linked:
         for root, folders, names in os.walk(linked.pop(0), onerror=faults.append):
-            about = os.stat(root)
-            if (about.st_dev, about.st_ino) in seen:
+            status = os.stat(root)
+            if (status.st_dev, status.st_ino) in seen:
                 folders.clear()
                 continue
-            seen.add((about.st_dev, about.st_ino))
+            seen.add((status.st_dev, status.st_ino))
             files += [Path(root, name) for name in names]
             paths = [os.path.join(root, name) for name in sorted(folders)]
             linked += [path for path in paths if os.path.islink(path)]
     if faults and notes is not None:
         notes.append(
             f"{len(faults)} folders cannot be listed, such as {faults[0].filename} "
-            f"({faults[0].strerror}): what is in them is left out"
+            f"({faults[0].strerror}): their files are left out"
         )
     return sorted(files)
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a write failed for want of room: on the disk, in the quota, or in one file."""
+    """Whether a write failed because the disk, the quota or the largest file size is exhausted."""
     return error.errno in _FULL
 
 
 def disk_error(path: Path, error: OSError) -> RunError:
-    """Return the one line that says why `path` could not be written, and what to do."""
+    """Return the error that says why `path` could not be written, and what to do."""
     if is_full(error):
         return RunError(
-            f"{path}: the disk is full ({error.strerror}); make room and run the same command "
-            f"again: what is finished is kept"
+            f"{path}: the disk is full ({error.strerror}); free some space and run the same "
+            "command again: finished work is kept"
         )
     return RunError(f"{path}: cannot be written ({error.strerror or error})")
 
@@ -215,23 +215,23 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def read_fault(path: object, error: BaseException) -> str | None:
-    """Return what to say where a read failed and the file may be sound; None: it is the file.
+    """Return the message where a read failed and the file may be sound; None: the file is at fault.
 
-    The error of the system is looked for in what led to `error` too, and in the words of
+    The system's error is also looked for among the causes of `error`, and in the messages of
     libraries (h5py, safetensors) that raise their own.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError):
-            return f"{path}: needs more memory than there is to be read, or is damaged"
+            return f"{path}: reading it needs more memory than there is, or it is damaged"
         number = cause.errno if isinstance(cause, OSError) else None
         stated = re.search(r"(?:os error |errno = |\[Errno )(\d+)", str(cause))
         if number is None and stated is not None:
             number = int(stated[1])
         if number in _FAULTS:
             return (
-                f"{path}: cannot be read ({os.strerror(number)}): the disk, the network or this "
-                "process's limits failed, and the file may be sound; see to that and run the same "
+                f"{path}: cannot be read ({os.strerror(number)}): the fault may lie with the disk, "
+                "the network or a limit of this process, not the file; check them and run the same "
                 "command again"
             )
         cause = cause.__cause__ or cause.__context__
@@ -241,11 +241,11 @@ def read_fault(path: object, error: BaseException) -> str | None:
 def remove_stale_partials(
     folder: Path, name: str | None = None, foreign_seconds: float = _FOREIGN_PARTIAL_SECONDS
 ) -> None:
-    """Delete what writers that are dead left half-written: this host's, and others' if old.
+    """Delete the half-written files of dead processes: this host's, and other hosts' if old.
 
     Args:
-        name: of the file that they were to write; None, where all files are photozhpc's: of any.
-        foreign_seconds: age from which another host's are old; 0 for who has locked them out.
+        name: the file that they were writing; None: any, in a folder that is photozhpc's alone.
+        foreign_seconds: age from which another host's are old; 0 if the caller holds the lock.
     """
     host = socket.gethostname()
     for path in folder.glob(".*.partial" if name is None else f".{glob.escape(name)}.*.partial"):
@@ -263,23 +263,24 @@ def remove_stale_partials(
 
 @contextmanager
 def temporary_folder(name: str, parent: Path | None = None) -> Iterator[Path]:
-    """Give a new folder that none but the user can enter; delete it at the end.
+    """Give a new folder that only the user can enter; delete it at the end.
 
-    What processes that were killed left is deleted first: nobody holds its lock any more.
+    Folders of the same name that killed processes left, whose locks are free, are deleted first.
 
     Args:
-        name: of a kind of folder; what follows it cannot be guessed.
+        name: the beginning of the folder's name; the rest cannot be guessed.
         parent: default: TMPDIR.
     """
     parent = parent or Path(tempfile.gettempdir())
-    for left in parent.glob(f"{glob.escape(name)}-????????"):
+    for leftover in parent.glob(f"{glob.escape(name)}-????????"):
         with suppress(OSError):
-            if left.lstat().st_uid == os.getuid() and _is_left(left / _LOCK):
-                shutil.rmtree(left)
+            if leftover.lstat().st_uid == os.getuid():
+                _check_unlocked(leftover / _LOCK)
+                shutil.rmtree(leftover)
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))  # of mode 0700
     try:
         with open(folder / f"{_LOCK}.new", "w") as lock:
-            with suppress(OSError):  # a file system without locks: left-overs stay
+            with suppress(OSError):  # without locks in the file system, leftovers stay
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 os.rename(lock.name, folder / _LOCK)
             yield folder
@@ -287,19 +288,16 @@ def temporary_folder(name: str, parent: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_left(lock: Path) -> bool:
-    """Raises OSError where somebody holds the lock, or none can be had."""
+def _check_unlocked(lock: Path) -> None:
+    """Raise OSError if a process holds the lock, or the file system has none."""
     with open(lock) as stream:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return True
 
 
 def is_alive(pid: int) -> bool:
     """Whether a process of this machine has this number."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return error.errno == errno.EPERM
     return True

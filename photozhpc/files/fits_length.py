@@ -1,7 +1,8 @@
-"""Whether a FITS file is as long as its headers say; unpacking of .gz."""
+"""Whether a FITS file is as long as its headers say; unpacking of .gz files."""
 
 import contextlib
 import gzip
+import math
 import os
 import re
 import shutil
@@ -22,14 +23,15 @@ _MAX_COUNT = 999  # of axes, and of columns (FITS standard 4.0, sections 4.4.1 a
 
 @contextlib.contextmanager
 def unzipped(path: AnyPath, shown: AnyPath | None = None) -> Iterator[Path]:
-    """Give the path of a plain file: the file itself, or a scratch copy, fetched or unpacked.
+    """Give the path of a plain file: the file itself, or a temporary copy, fetched or unpacked.
 
     Args:
-        shown: the path to name in errors, where it is another.
+        shown: the path that errors name; default: `path`.
 
     Raises:
-        MosaicError: missing, a folder, not readable, or a gzip file that is cut short.
+        MosaicError: missing, a folder, not readable, or a truncated gzip file.
     """
+    shown = shown or path
     if is_remote(path):
         try:
             with path.fetched() as copy, unzipped(copy, path) as plain:
@@ -58,28 +60,26 @@ def unzipped(path: AnyPath, shown: AnyPath | None = None) -> Iterator[Path]:
                 shutil.copyfileobj(packed, out, 1 << 20)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise MosaicError(
-                f"{shown or path}: truncated or damaged gzip file ({error}); copy or "
-                "download it again"
+                f"{shown}: truncated or damaged gzip file ({error}); copy or download it again"
             ) from error
         except OSError as error:
             if not is_full(error):
-                why = read_fault(shown or path, error) or f"{shown or path}: {error}"
-                raise MosaicError(why) from error
+                raise MosaicError(read_fault(shown, error) or f"{shown}: {error}") from error
             raise MosaicError(
-                f"{shown or path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR "
-                "to a disk with room for it"
+                f"{shown}: no room to unpack it in {folder} ({error.strerror}); set TMPDIR to a "
+                "larger disk"
             ) from error
         yield plain
 
 
 def check_length(path: Path, shown: AnyPath) -> None:
-    """Walk the headers: astropy only warns of a file that is cut short, and reads on.
+    """Walk the headers: astropy only warns of a truncated file, and reads on.
 
     Args:
-        shown: the path to name in errors.
+        shown: the path that errors name.
 
     Raises:
-        MosaicError: a header without END or with an impossible size, or data that go on past the
+        MosaicError: a header without END or with an impossible size, or data that extend past the
             end of the file.
     """
     size = os.path.getsize(path)
@@ -89,21 +89,19 @@ def check_length(path: Path, shown: AnyPath) -> None:
             stream.seek(at)
             cards: dict[str, int] = {}
             ended = False
-            first = True
             while not ended:
+                is_first = stream.tell() == at
                 block = stream.read(_BLOCK)
-                if first and number and not block.startswith(b"XTENSION"):
+                if is_first and number and not block.startswith(b"XTENSION"):
                     if block.startswith(b"XTENSION"[: len(block)]) and block:
                         break
                     return  # padding or special records after the last HDU
-                first = False
                 for k in range(0, len(block) - _CARD + 1, _CARD):
                     card = block[k : k + _CARD].decode("latin-1")
                     if card.rstrip() == "END":
                         ended = True
                         break
-                    match = _NUMBERS.match(card)
-                    if match:
+                    if match := _NUMBERS.match(card):
                         cards.setdefault(match[1], int(match[2]))
                 if len(block) < _BLOCK:
                     break
@@ -111,7 +109,7 @@ def check_length(path: Path, shown: AnyPath) -> None:
                 raise MosaicError(
                     f"{shown}: truncated in the header of HDU {number}; copy or download it again"
                 )
-            # A reader would count up to them, or walk in circles.
+            # With such values a reader would count for ever, or walk in circles.
             for key, value in cards.items():
                 limit = _MAX_COUNT if key in ("NAXIS", "TFIELDS") else sys.maxsize
                 if key != "BITPIX" and not 0 <= value <= limit:
@@ -120,11 +118,11 @@ def check_length(path: Path, shown: AnyPath) -> None:
                         "copy or download it again"
                     )
             at = stream.tell()
-            # Padding counts: where it is missing, whole HDUs behind it may be missing too.
+            # Padding counts: where it is missing, whole HDUs after it may be missing too.
             n_bytes = -(-_data_bytes(cards) // _BLOCK) * _BLOCK
             if at + n_bytes > size:
                 raise MosaicError(
-                    f"{shown}: truncated: {size} bytes, and HDU {number} needs {at + n_bytes}; "
+                    f"{shown}: truncated: {size} bytes, but HDU {number} needs {at + n_bytes}; "
                     "copy or download it again"
                 )
             at += n_bytes
@@ -133,10 +131,8 @@ def check_length(path: Path, shown: AnyPath) -> None:
 
 def _data_bytes(cards: dict[str, int]) -> int:
     n_axes = cards.get("NAXIS", 0)
-    if n_axes <= 0:
+    if n_axes == 0:
         return 0
-    n_values = 1
-    for axis in range(1, n_axes + 1):
-        n_values *= max(0, cards.get(f"NAXIS{axis}", 0))
+    n_values = math.prod(cards.get(f"NAXIS{axis}", 0) for axis in range(1, n_axes + 1))
     bits = abs(cards.get("BITPIX", 8)) * cards.get("GCOUNT", 1)
     return bits * (cards.get("PCOUNT", 0) + n_values) // 8

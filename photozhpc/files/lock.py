@@ -1,9 +1,9 @@
-"""One process at a time writes to a folder or a file; the others are told who does.
+"""One process at a time writes to a folder or a file; others learn which one does.
 
-The lock is `flock` on a file that says who holds it: the system frees it when the process ends,
+The lock is `flock` on a file that names its holder. The system frees it when the process ends,
 however it ends, and NFS carries it to other machines. Where a file system has no locks, or keeps
-them to one machine (Lustre with `localflock`), the one who comes last takes over, and `Lock.check`
-stops the one before at its next write.
+them to one machine (Lustre with `localflock`), the latest process takes over, and `Lock.check`
+stops the previous one before its next write.
 """
 
 import errno
@@ -23,7 +23,7 @@ from typing import Any
 from photozhpc.errors import PhotozError, RunError
 from photozhpc.files.disk import disk_error, is_alive, parse_json
 
-# 'photozhpc status' holds it for a moment, and a rank whose launcher was killed for a second.
+# 'photozhpc status' holds a lock for a moment, and a rank whose launcher was killed for a second.
 _TRIES = 20
 _TRY_SECONDS = 0.1
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
@@ -31,21 +31,21 @@ _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock that this process took, by the word that it wrote into the file."""
+    """A lock that this process holds, known by the token that it wrote into the file."""
 
     path: Path
     token: str
 
     def check(self) -> None:
-        """Make sure, before something is replaced, that nobody took over meanwhile.
+        """Make sure, before replacing something, that no other process has taken over.
 
         Raises:
-            RunError: somebody did, or the file was deleted.
+            RunError: one has, or the file was deleted.
         """
         if _holder(self.path).get("token") != self.token:
             raise RunError(
                 f"{self.path.parent}: another run has taken over there ({self.path.name} was "
-                f"deleted or replaced); this one stops and writes nothing more"
+                "deleted or replaced); this run stops and writes nothing more"
             )
 
 
@@ -57,11 +57,11 @@ def locked(
     place: Path | None = None,
     keep: bool = False,
 ) -> Iterator[Lock]:
-    """Hold the lock file `path` in a folder that is there; it goes when the block ends.
+    """Hold the lock file `path` in an existing folder; it is deleted when the block ends.
 
     Args:
-        command: what is done meanwhile, for those who are refused.
-        error: what they get.
+        command: the command that holds the lock, for the errors of other processes.
+        error: class of the error that is raised here if another process holds the lock.
         place: what the error says is in use; default: the folder.
         keep: leave the file behind, empty.
 
@@ -69,15 +69,25 @@ def locked(
         PhotozError: another process holds it (`error`).
         RunError: the file cannot be made.
     """
-    about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
     lock = Lock(path, secrets.token_hex(16))
-    line = {**about, "since": round(time.time(), 3), "token": lock.token}
+    holder = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": command,
+        "since": round(time.time(), 3),
+        "token": lock.token,
+    }
     try:
         handle = _taken(path, error, place or path.parent)
     except OSError as failure:
         raise disk_error(path, failure) from failure
     try:
-        _write(handle, path, json.dumps(line).encode())
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(holder).encode(), 0)
+            os.fsync(handle)
+        except OSError as failure:
+            raise disk_error(path, failure) from failure
         yield lock
     finally:
         with suppress(OSError):
@@ -91,7 +101,7 @@ def locked(
 def is_held(path: Path) -> bool:
     """Return whether a process holds a lock file."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe: is not waited for
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for a pipe's writer
     except OSError:
         return False
     try:
@@ -109,12 +119,13 @@ def _taken(path: Path, error: type[PhotozError], place: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         free = False
         try:
-            about = os.fstat(handle)
-            if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:  # others may have put it
-                raise disk_error(path, OSError("it is no file of its own; delete it"))
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # another user's trap?
+                raise disk_error(path, OSError("not a regular file with one name; delete it"))
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one before may have deleted the file that was opened here.
-            free = _is_same_file(handle, path)
+            # The previous holder may have deleted the file that was opened here.
+            with suppress(FileNotFoundError):
+                free = os.path.samestat(status, path.stat())
         except OSError as failure:
             if failure.errno not in _HELD:  # a file system without locks
                 free = not _lives_here(_holder(path))
@@ -129,24 +140,8 @@ def _taken(path: Path, error: type[PhotozError], place: Path) -> int:
     )
 
 
-def _write(handle: int, path: Path, content: bytes) -> None:
-    try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, content, 0)
-        os.fsync(handle)
-    except OSError as error:
-        raise disk_error(path, error) from error
-
-
-def _is_same_file(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _holder(path: Path) -> dict[str, Any]:
-    """Return what the file says of who holds it; nothing where it says nothing."""
+    """Return what the lock file says of its holder; empty: nothing."""
     try:
         return parse_json(path.read_bytes())
     except (OSError, ValueError):

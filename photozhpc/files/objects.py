@@ -1,7 +1,7 @@
-"""Files that are not on a disk: objects of s3:// and https://, read through fsspec.
+"""Files that are not on a disk: objects at s3:// and https:// URLs, read through fsspec.
 
-Nothing here writes. A file system of fsspec belongs to a process and a thread, so an `ObjectPath`
-holds none: it is a URL, and can be sent to other processes.
+Nothing here writes. A file system of fsspec belongs to one process and thread, so an `ObjectPath`
+holds none: it is only a URL, and can be sent to other processes.
 """
 
 import errno
@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,12 @@ from photozhpc.errors import StorageError
 from photozhpc.files.disk import files_below, is_full, temporary_folder
 from photozhpc.files.requests import (
     TRIES,
+    errors_translated,
     file_system,
     is_transient,
-    missing,
-    telling,
-    tried,
+    not_found,
     wait_seconds,
+    with_retries,
 )
 from photozhpc.printable import printable
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 PROTOCOLS = ("s3", "https", "http")
-HEAD_BYTES = 1 << 18  # holds the header of most mosaics; a request costs about as much as this
-_PIECE_BYTES = 8 << 20  # of an object that is read whole; that many at a time
+HEAD_BYTES = 1 << 18  # holds the header of most mosaics, and takes about as long as a request
+_PIECE_BYTES = 8 << 20  # of an object that is read whole
 _PIECES_AT_A_TIME = 4
 _FILE_NAME = re.compile(r"[^/]+\.(asdf|fits?|parquet|csv|ecsv)(\.gz|\.fz)?", re.IGNORECASE)
 _WITHOUT_RANGES: set[str] = set()  # servers that send whole files only
@@ -45,12 +45,12 @@ _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 @dataclass(frozen=True, order=True, repr=False)
 class ObjectPath:
-    """The address of an object, or of a folder of such; does what is needed of a `Path`.
+    """The address of an object or a folder, with the methods of `Path` that are needed.
 
-    As text it is without passwords, tokens and signatures; `url` is what is asked for.
+    Its text omits passwords, tokens and signatures; `url` has them.
 
     Attributes:
-        size, etag: what a listing said of the object; None: not known.
+        size, etag: of the object, from a listing; None: unknown.
     """
 
     url: str
@@ -64,25 +64,25 @@ class ObjectPath:
         return f"ObjectPath({str(self)!r})"
 
     def __truediv__(self, name: str | Path) -> "ObjectPath":
-        place, query = self._parts
-        return ObjectPath(f"{place}/{name}{query}")
+        address, query = self._parts
+        return ObjectPath(f"{address}/{name}{query}")
 
     @property
     def _parts(self) -> tuple[str, str]:
-        """Address and query; a key of S3 may have a question mark."""
-        place, mark, query = self.url.partition("?" if self.url.startswith("http") else "\0")
-        return place.rstrip("/"), mark + query
+        """Address and query; only web servers have queries, a key of S3 may hold a '?'."""
+        address, mark, query = self.url.partition("?" if self.url.startswith("http") else "\0")
+        return address.rstrip("/"), mark + query
 
     @property
     def name(self) -> str:
-        """Its file's, as on a disk; if the address has none, the query's: "get?file=a.fits"."""
-        place, query = self._parts
-        name = place.rpartition("/")[2]
-        if place.startswith("http"):  # index pages have "a%20b.fits"
+        """The file's name; if the address has none, the one in the query: "get?file=a.fits"."""
+        address, query = self._parts
+        name = address.rpartition("/")[2]
+        if address.startswith("http"):  # index pages have "a%20b.fits"
             name = Path(unquote(name)).name
         if query and not Path(name).suffix:
-            asked = [Path(value).name for _, value in parse_qsl(query[1:])]
-            return next(filter(_FILE_NAME.fullmatch, asked), name)
+            names_in_query = [Path(value).name for _, value in parse_qsl(query[1:])]
+            return next(filter(_FILE_NAME.fullmatch, names_in_query), name)
         return name
 
     @property
@@ -95,8 +95,8 @@ class ObjectPath:
 
     @property
     def parent(self) -> "ObjectPath":
-        place, query = self._parts
-        folder = place.rpartition("/")[0]
+        address, query = self._parts
+        folder = address.rpartition("/")[0]
         return self if folder.endswith("/") else ObjectPath(folder + query)
 
     def with_name(self, name: str) -> "ObjectPath":
@@ -113,7 +113,7 @@ class ObjectPath:
 
     def is_file(self) -> bool:
         if self.etag is not None:
-            return True  # as it was listed
+            return True  # it was listed
         try:
             self.described()
         except FileNotFoundError:
@@ -122,29 +122,26 @@ class ObjectPath:
 
     def is_dir(self) -> bool:
         system = file_system(self.url)
-        with telling(self.url):
+        with errors_translated(self.url):
             return bool(system.isdir(self.url))
 
     def iterdir(self) -> Iterator["ObjectPath"]:
         system = file_system(self.url)
-        with telling(self.url):
+        with errors_translated(self.url):
             listing = system.ls(self.url, detail=True, refresh=True)
         yield from (_listed(system, about) for about in listing)
 
     def glob(self, pattern: str) -> Iterator["ObjectPath"]:
-        """Yield what the folder itself holds under names like `pattern`."""
-        try:
-            paths = list(self.iterdir())
-        except FileNotFoundError:
-            return
-        yield from (path for path in paths if path.match(pattern))
+        """Yield what is in the folder itself, and not below it, with a name like `pattern`."""
+        with suppress(FileNotFoundError):
+            yield from [path for path in self.iterdir() if path.match(pattern)]
 
     def match(self, pattern: str) -> bool:
         """Whether its name is like `pattern`."""
         return fnmatch.fnmatchcase(self.name, pattern)
 
     def described(self) -> "ObjectPath":
-        """Ask for size and ETag, whatever was known.
+        """Return it with its present size and ETag, which the server is asked for.
 
         Raises:
             FileNotFoundError: there is no such object.
@@ -152,45 +149,45 @@ class ObjectPath:
         """
         system = file_system(self.url)
         system.invalidate_cache()
-        with telling(self.url):
-            about = tried(self.url, lambda: system.info(self.url))
+        with errors_translated(self.url):
+            about = with_retries(self.url, lambda: system.info(self.url))
         if about.get("type") == "directory":
-            raise missing(self.url)
+            raise not_found(self.url)
         return replace(self, size=about.get("size"), etag=_etag(about))
 
     def with_size(self) -> "ObjectPath":
-        """Ask for the size if it is not known: the index page of a web server does not say it.
+        """Return it with its size, which the index pages of web servers do not state.
 
         Raises:
-            FileNotFoundError, StorageError: as `described`; or the server does not say it either.
+            FileNotFoundError, StorageError: as `described`; or the server does not state it.
         """
         path = self if self.size is not None else self.described()
         if path.size is None:
-            raise StorageError(f"{self}: the server does not say how long it is; download it first")
+            raise StorageError(f"{self}: the server does not state its size; download it first")
         return path
 
     def read_range(self, start: int, stop: int) -> bytes:
         """Read bytes [start, stop) in one request.
 
         Raises:
-            FileNotFoundError, StorageError: as `described`; or another number of bytes came.
+            FileNotFoundError, StorageError: as `described`; or another number of bytes arrived.
         """
         return read_ranges([(self, start, stop)])[0]
 
     def read_bytes(self) -> bytes:
-        """Read it whole: a small one, in one request."""
+        """Read all of a small object in one request."""
         if self.size is not None:
             return self.read_range(0, self.size)
         system = file_system(self.url)
-        with telling(self.url):
-            return bytes(tried(self.url, lambda: system.cat_file(self.url, start=0)))
+        with errors_translated(self.url):
+            return bytes(with_retries(self.url, lambda: system.cat_file(self.url, start=0)))
 
     def open(self, mode: str = "rb", buffering: int = 0, head: bytes = b"") -> io.RawIOBase:
-        """Open for reading here and there: what is read is requested in blocks, and kept.
+        """Open for random access: what is read is requested in blocks, which are kept.
 
         Args:
-            buffering: as of `Path.open`; there is no buffer but the blocks.
-            head: the beginning, if it is there already.
+            buffering: as of `Path.open`, and ignored: the blocks are the buffer.
+            head: the first bytes, if they have been read.
         """
         if mode != "rb":
             raise ValueError(f"objects are opened for reading ('rb'), not '{mode}'")
@@ -198,14 +195,14 @@ class ObjectPath:
 
     @contextmanager
     def fetched(self) -> Iterator[Path]:
-        """Give a copy in TMPDIR, which is that of one version of the object, and whole.
+        """Give a whole copy of one version of the object, in TMPDIR.
 
         Raises:
-            FileNotFoundError, StorageError: as `described`; the object was replaced in the
-                meantime, or since it was listed; or there is no room for the copy.
+            FileNotFoundError, StorageError: as `described`; the object was replaced while it was
+                read or since it was listed; or there is no room for the copy.
         """
-        asked = self.with_size()
-        size = asked.size or 0
+        before = self.with_size()
+        size = before.size or 0
         with temporary_folder("photozhpc-fetched") as folder:
             copy = folder / self.name
             step = _PIECE_BYTES * _PIECES_AT_A_TIME
@@ -221,22 +218,22 @@ class ObjectPath:
                     raise
                 raise StorageError(
                     f"{self}: no room for {size / 1e9:.2f} GB in {folder} ({error.strerror}); set "
-                    f"TMPDIR to a larger disk"
+                    "TMPDIR to a larger disk"
                 ) from error
-            now = self.described()
-            if (now.size, now.etag) != (size, asked.etag):
+            after = self.described()
+            if (after.size, after.etag) != (size, before.etag):
                 raise StorageError(
-                    f"{self}: was replaced while it was read ({size} bytes, ETag {asked.etag}; "
-                    f"now {now.size} bytes, ETag {now.etag}); run the same command again"
+                    f"{self}: was replaced while it was read ({size} bytes, ETag {before.etag}; "
+                    f"now {after.size} bytes, ETag {after.etag}); run the same command again"
                 )
             yield copy
 
     def _fetch_whole(self, copy: Path, size: int) -> None:
         system = file_system(self.url)
-        with telling(self.url):
-            tried(self.url, lambda: system.get_file(self.url, str(copy)))
+        with errors_translated(self.url):
+            with_retries(self.url, lambda: system.get_file(self.url, str(copy)))
             if copy.stat().st_size != size:
-                raise EOFError(f"{copy.stat().st_size} bytes came for {size}")
+                raise EOFError(f"{copy.stat().st_size} bytes arrived instead of {size}")
 
     def _pieces(self, start: int, stop: int) -> list[bytes]:
         edges = range(start, stop, _PIECE_BYTES)
@@ -248,15 +245,15 @@ PathLike = str | os.PathLike[str] | ObjectPath
 
 
 def is_remote(path: AnyPath) -> "TypeIs[ObjectPath]":
-    """Whether a path is that of an object, and not of a file on a disk."""
+    """Whether a path is an object's, and not a file's on a disk."""
     return isinstance(path, ObjectPath)
 
 
 def location(where: PathLike) -> AnyPath:
-    """Take a text for what it is: the URL of an object, or a path.
+    """Return the object that a URL names, or the path.
 
     Raises:
-        StorageError: a URL of a kind that is not read.
+        StorageError: the URL has another protocol than those of PROTOCOLS, or no server.
     """
     if isinstance(where, ObjectPath):
         return where
@@ -265,32 +262,32 @@ def location(where: PathLike) -> AnyPath:
         return Path(where)
     if match[1].lower() not in PROTOCOLS:
         raise StorageError(
-            f"{where}: photozhpc does not read '{match[1]}' URLs; known: {', '.join(PROTOCOLS)}"
+            f"{where}: photozhpc does not read '{match[1]}' URLs; use {', '.join(PROTOCOLS)}"
         )
     url = f"{match[1].lower()}://{str(where)[match.end() :].rstrip('/')}"
     if not re.match(r"[^:]+://[^/]", url):
-        raise StorageError(f"{where}: names no bucket or server; give {match[1]}://NAME/FOLDER")
+        raise StorageError(f"{where}: no bucket or server in the URL; use {match[1]}://NAME/FOLDER")
     return ObjectPath(url)
 
 
 def is_glob(where: AnyPath) -> bool:
-    """Whether a location has wildcards; a question mark in the URL of a web server is none."""
-    if isinstance(where, ObjectPath):
-        place, _ = where._parts
-        return any(letter in place for letter in ("*[" if place.startswith("http") else "*?["))
-    return any(letter in str(where) for letter in "*?[")
+    """Whether a location has wildcards; a question mark in the URL of a web server is not one."""
+    if not isinstance(where, ObjectPath):
+        return any(letter in str(where) for letter in "*?[")
+    address, _ = where._parts
+    return any(letter in address for letter in ("*[" if address.startswith("http") else "*?["))
 
 
 def list_files(where: AnyPath, notes: list[str] | None = None) -> list[AnyPath]:
-    """Return the files in a folder and in those below it, or behind a glob, sorted.
+    """Return the files in a folder and its subfolders, or those that match a glob, sorted.
 
-    Of a URL it may be just the object. Of a path on a disk there may be folders behind a glob.
+    The URL of an object gives the object. A glob on a disk may match folders too.
 
     Args:
-        notes: gets a line on folders that cannot be listed.
+        notes: receives a line on folders that cannot be listed.
 
     Raises:
-        ValueError: it is not a folder, and not a glob.
+        ValueError: it is neither a folder nor a glob.
         StorageError: the server cannot be reached, or refuses.
     """
     if isinstance(where, ObjectPath):
@@ -302,16 +299,16 @@ def list_files(where: AnyPath, notes: list[str] | None = None) -> list[AnyPath]:
 
 
 def expand_glob(where: AnyPath) -> list[AnyPath]:
-    """Return the files that a glob on a disk names, sorted; anything else is returned as it is."""
+    """Return the files on a disk that match a glob, sorted; any other path is returned itself."""
     if isinstance(where, ObjectPath) or where.is_file():
         return [where]
     return [Path(file) for file in sorted(glob.glob(str(where)))] or [where]
 
 
 def version_of(path: AnyPath) -> tuple[int | None, int | str | None]:
-    """Return what changes with the content: size, and date (ns) of a file or ETag of an object.
+    """Return what changes with the content: size, and mtime (ns) of a file or ETag of an object.
 
-    Of an object it is what a listing said: no request is made.
+    For an object it is what a listing said; no request is made.
 
     Raises:
         OSError: there is no such file.
@@ -323,7 +320,7 @@ def version_of(path: AnyPath) -> tuple[int | None, int | str | None]:
 
 
 def size_of(path: AnyPath) -> int:
-    """Return the size in bytes as it is now; of an object of which the server says none, 0.
+    """Return the present size in bytes; 0 for an object whose size the server does not state.
 
     Raises:
         OSError: there is no such file or object.
@@ -335,7 +332,7 @@ def size_of(path: AnyPath) -> int:
 
 
 def list_objects(where: ObjectPath) -> list[ObjectPath]:
-    """Return the objects in a folder and those below it, or behind a glob, or just the object.
+    """Return the objects in a folder and its subfolders, those that match a glob, or the object.
 
     Raises:
         StorageError: the server cannot be reached, or refuses.
@@ -343,13 +340,13 @@ def list_objects(where: ObjectPath) -> list[ObjectPath]:
     system = file_system(where.url)
     system.invalidate_cache()
     try:
-        with telling(where.url):
+        with errors_translated(where.url):
             if is_glob(where):
-                entries = tried(where.url, lambda: system.glob(where.url, detail=True))
+                entries = with_retries(where.url, lambda: system.glob(where.url, detail=True))
             elif _is_web_file(system, where.url):
                 return [where.described()]
             else:
-                entries = tried(where.url, lambda: system.find(where.url, detail=True))
+                entries = with_retries(where.url, lambda: system.find(where.url, detail=True))
     except FileNotFoundError:
         return []
     listed = (_listed(system, about) for about in entries.values() if about["type"] == "file")
@@ -357,18 +354,18 @@ def list_objects(where: ObjectPath) -> list[ObjectPath]:
 
 
 def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int | None]]) -> list[bytes]:
-    """Read bytes [start, stop) of objects of one server, all at a time, one request each.
+    """Read bytes [start, stop) of objects of one server, concurrently, in one request each.
 
-    Without `stop` it is all from `start` on. Of a server that sends whole files whatever is asked
-    for, as Python's own does, each is fetched once.
+    Without `stop` it is all from `start` on. Some servers, as Python's own, send whole files
+    whatever they are asked for: from them each object is fetched once.
 
     Raises:
-        FileNotFoundError: one of the objects is not there.
+        FileNotFoundError: one of the objects does not exist.
         StorageError: the server cannot be reached or refuses, or sends fewer bytes, or more.
     """
     read: dict[int, bytes] = {}
-    wanted = [n for n, (_, start, stop) in enumerate(ranges) if stop is None or stop > start]
-    if not wanted:
+    pending = [n for n, (_, start, stop) in enumerate(ranges) if stop is None or stop > start]
+    if not pending:
         return [b""] * len(ranges)
     url = ranges[0][0].url
     if _server(url) in _WITHOUT_RANGES:
@@ -378,15 +375,15 @@ def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int | None]]) -> list[by
     for attempt in range(TRIES):
         if attempt:
             time.sleep(wait_seconds(attempt - 1))
-        with telling(url):
+        with errors_translated(url):
             answers = system.cat_ranges(
-                [ranges[n][0].url for n in wanted],
-                [ranges[n][1] for n in wanted],
-                [ranges[n][2] for n in wanted],
+                [ranges[n][0].url for n in pending],
+                [ranges[n][1] for n in pending],
+                [ranges[n][2] for n in pending],
                 on_error="return",
             )
         failures: dict[int, BaseException] = {}
-        for n, answer in zip(wanted, answers, strict=True):
+        for n, answer in zip(pending, answers, strict=True):
             path, start, stop = ranges[n]
             if isinstance(answer, BaseException):
                 failures[n] = answer
@@ -396,20 +393,20 @@ def read_ranges(ranges: Sequence[tuple[ObjectPath, int, int | None]]) -> list[by
                 _WITHOUT_RANGES.add(_server(url))
                 read[n] = answer[start:stop]
             else:
-                failures[n] = EOFError(f"{len(answer)} bytes came for {stop - start}")
+                failures[n] = EOFError(f"{len(answer)} bytes arrived instead of {stop - start}")
         if not failures:
             return [read.get(n, b"") for n in range(len(ranges))]
-        wanted = list(failures)
+        pending = list(failures)
         if not all(is_transient(url, error) for error in failures.values()):
             break
     n = min(failures, key=lambda n: is_transient(url, failures[n]))
-    with telling(ranges[n][0].url):
+    with errors_translated(ranges[n][0].url):
         raise failures[n]
     raise AssertionError
 
 
 def read_heads(paths: Iterable[AnyPath]) -> dict[AnyPath, bytes]:
-    """Read the first HEAD_BYTES of the objects among some paths, all at a time.
+    """Read the first HEAD_BYTES of the objects among some paths, concurrently.
 
     Raises:
         FileNotFoundError, StorageError: as `read_ranges`.
@@ -420,7 +417,7 @@ def read_heads(paths: Iterable[AnyPath]) -> dict[AnyPath, bytes]:
 
 
 class _Blocks(io.RawIOBase):
-    """An object that is read in blocks of HEAD_BYTES, one request each, which are kept."""
+    """An object that is read in blocks of HEAD_BYTES, one request each; the blocks are kept."""
 
     def __init__(self, path: ObjectPath, head: bytes) -> None:
         self._path = path
@@ -445,7 +442,7 @@ class _Blocks(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        done = 0  # all that is asked for, as files do: readers rely on it
+        done = 0  # fills the buffer, as files do: readers rely on it
         while done < len(buffer) and self._at < self._size:
             number, within = divmod(self._at, HEAD_BYTES)
             start = number * HEAD_BYTES
@@ -465,7 +462,7 @@ def _listed(system: Any, about: dict[str, Any]) -> ObjectPath:
 
 
 def _etag(about: dict[str, Any]) -> str | None:
-    """What changes with the content: the ETag, of web servers without one the date."""
+    """What changes with the content: the ETag; without one, the date of the last change."""
     version = about.get("ETag") or about.get("Last-Modified")
     return None if version is None else str(version).strip('"')
 
@@ -475,7 +472,7 @@ def _server(url: str) -> str:
 
 
 def _is_web_file(system: Any, url: str) -> bool:
-    """Whether the URL of a web server is that of a file, and not of an index page."""
+    """Whether a web server's URL is a file's, and not an index page's."""
     if not url.startswith("http"):
         return False
     about = system.info(url)

@@ -1,4 +1,4 @@
-"""Requests to S3 and web servers through fsspec: what to try again, and faults as one line."""
+"""Requests to S3 and web servers through fsspec: retries, and errors as one line."""
 
 import asyncio
 import errno
@@ -11,23 +11,26 @@ from typing import Any
 from photozhpc.errors import StorageError, one_line
 from photozhpc.printable import printable
 
-TRIES = 4  # of what fsspec does not try again itself; the waits double from the first
+TRIES = 4  # of what fsspec does not retry itself; each wait is twice the previous one
 _FIRST_WAIT_SECONDS = 0.5
-# A server that is silent for so long is asked again; after a minute and a half it is given up.
+# A server that is silent for this long is asked again, for a minute and a half in all.
 _SILENCE_SECONDS = 10.0
-_S3_TRIES, _BOTO_TRIES = 3, 3  # by s3fs, of botocore's each; 503 is for botocore alone
+_S3_TRIES, _BOTO_TRIES = 3, 3  # s3fs tries, each of so many by botocore; only botocore retries 503
 
 
 def wait_seconds(attempt: int) -> float:
-    """Return how long to wait after the `attempt`-th failure, from 0."""
+    """Return how long to wait after the `attempt`-th failure, counted from 0."""
     return _FIRST_WAIT_SECONDS * 2.0**attempt
 
 
 def file_system(url: str) -> Any:
-    """Return fsspec's file system for a URL: for S3 anonymous where no credentials are set up.
+    """Return fsspec's file system for a URL; S3 is anonymous where no credentials are set up.
 
-    Endpoint, region, profile and keys are read by botocore from AWS_* and ~/.aws; what stands in
-    fsspec's own configuration (FSSPEC_S3) goes before.
+    botocore reads endpoint, region, profile and keys from AWS_* and ~/.aws; fsspec's own
+    configuration (FSSPEC_S3) takes precedence.
+
+    Raises:
+        StorageError: a package that it needs is not installed, or AWS's settings are faulty.
     """
     protocol = url.partition("://")[0].lower()
     try:
@@ -36,11 +39,11 @@ def file_system(url: str) -> Any:
         import s3fs  # noqa: F401
     except ImportError as error:
         raise StorageError(
-            f"{url}: reading it needs a package that is not installed ({error.name}); install "
-            f"the extra: pip install 'photozhpc[s3]'"
+            f"{url}: reading it needs the package {error.name}, which is not installed; run "
+            "pip install 'photozhpc[s3]'"
         ) from error
     settings: dict[str, Any] = {}
-    with telling(url):
+    with errors_translated(url):
         if protocol == "s3":
             settings["anon"] = not has_credentials()
             settings["config_kwargs"] = {
@@ -49,12 +52,12 @@ def file_system(url: str) -> Any:
                 "retries": {"total_max_attempts": _BOTO_TRIES},
             }
         else:
-            patience = aiohttp.ClientTimeout(
+            timeout = aiohttp.ClientTimeout(
                 total=None, sock_connect=_SILENCE_SECONDS, sock_read=_SILENCE_SECONDS
             )
-            settings["client_kwargs"] = {"timeout": patience}
+            settings["client_kwargs"] = {"timeout": timeout}
         for name in settings.keys() & fsspec.config.conf.get(protocol, {}).keys():
-            del settings[name]  # the user's own goes before
+            del settings[name]
         system = fsspec.filesystem(protocol, **settings)
         if protocol == "s3":
             system.retries = _S3_TRIES
@@ -63,17 +66,18 @@ def file_system(url: str) -> Any:
 
 @lru_cache(maxsize=1)
 def has_credentials() -> bool:
+    """Whether botocore finds credentials for S3."""
     import botocore.session
 
     return botocore.session.get_session().get_credentials() is not None
 
 
-def tried(url: str, request: Any) -> Any:
-    """Make a request again while it fails for what may pass."""
+def with_retries(url: str, request: Any) -> Any:
+    """Make a request, and repeat it while its errors are transient."""
     for attempt in range(TRIES):
         try:
             return request()
-        except _faults() as error:
+        except _request_errors() as error:
             if attempt == TRIES - 1 or not is_transient(url, error):
                 raise
             time.sleep(wait_seconds(attempt))
@@ -81,72 +85,73 @@ def tried(url: str, request: Any) -> Any:
 
 
 def is_transient(url: str, error: BaseException) -> bool:
-    """Whether it is worth another try: what s3fs has tried again itself is not."""
+    """Whether an error is worth another try; one that s3fs has retried itself is not."""
     import aiohttp
 
     if isinstance(error, EOFError):
         return True
     if isinstance(error, aiohttp.ClientResponseError):
         return error.status >= 500 or error.status == 429
-    passing = aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | TimeoutError
-    return url.startswith("http") and isinstance(error, passing)
+    transient = aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | TimeoutError
+    return url.startswith("http") and isinstance(error, transient)
 
 
-def _faults() -> tuple[type[BaseException], ...]:
-    """What a request may raise."""
+def _request_errors() -> tuple[type[BaseException], ...]:
     import aiohttp
     from botocore.exceptions import BotoCoreError, ClientError
 
-    ours = (OSError, EOFError, ValueError, asyncio.TimeoutError)
-    return (*ours, aiohttp.ClientError, BotoCoreError, ClientError)
+    builtin = (OSError, EOFError, ValueError, asyncio.TimeoutError)
+    return (*builtin, aiohttp.ClientError, BotoCoreError, ClientError)
 
 
 @contextmanager
-def telling(url: str) -> Iterator[None]:
-    """Turn what a request raises into a FileNotFoundError, or a line that says what to do."""
+def errors_translated(url: str) -> Iterator[None]:
+    """Turn the errors of a request into FileNotFoundError, or a StorageError with advice."""
     try:
         yield
     except FileNotFoundError as error:
-        unreached = _unreached(error) if url.startswith("http") else None
-        if unreached is not None:  # fsspec says the same of a server that is not there or refuses
-            raise StorageError(_line(url, unreached)) from error
-        raise missing(url) from error
-    except _faults() as error:
-        raise StorageError(_line(url, error)) from error
+        server_error = _server_error(error) if url.startswith("http") else None
+        if server_error is None:
+            raise not_found(url) from error
+        raise StorageError(_message(url, server_error)) from error
+    except _request_errors() as error:
+        raise StorageError(_message(url, error)) from error
 
 
-def _unreached(error: BaseException) -> BaseException | None:
+def _server_error(error: BaseException) -> BaseException | None:
+    """Return why a server did not answer, which fsspec reports as a missing file; None: it did."""
     import aiohttp
 
     cause = error.__cause__ or error.__context__
     if isinstance(cause, aiohttp.ClientResponseError):
-        # 403 is also what those say who do not tell what is there.
+        # Some servers answer 403 for a missing file, so as not to reveal which files there are.
         return cause if cause.status in (401, 429) or cause.status >= 500 else None
-    is_other = isinstance(cause, _faults()) and not isinstance(cause, FileNotFoundError)
+    is_other = isinstance(cause, _request_errors()) and not isinstance(cause, FileNotFoundError)
     return cause if is_other else None
 
 
-def missing(url: str) -> FileNotFoundError:
+def not_found(url: str) -> FileNotFoundError:
+    """Return the error about an object that does not exist."""
     return FileNotFoundError(errno.ENOENT, "no such object, folder or bucket", printable(url))
 
 
-def _line(url: str, error: BaseException) -> str:
+def _message(url: str, error: BaseException) -> str:
     import aiohttp
     import botocore.exceptions as boto
 
     detail = one_line(printable(str(error)) or type(error).__name__)
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError | boto.NoCredentialsError) or status in (401, 403):
-        who = "credentials that are set up" if has_credentials() else "anonymous requests"
+        who = "your credentials" if has_credentials() else "anonymous requests"
         return (
-            f"{url}: access denied to {who} ({detail}); check the address (what may not be listed "
-            f"is denied even where there is nothing) and AWS_PROFILE, or for a public bucket "
-            f"against your credentials set FSSPEC_S3='{{\"anon\": true}}'"
+            f"{url}: access denied to {who} ({detail}); check the address (a folder that may not "
+            "be listed is denied even if it does not exist) and AWS_PROFILE; for a public bucket "
+            "that refuses your credentials set FSSPEC_S3='{\"anon\": true}'"
         )
     if isinstance(error, boto.ProfileNotFound | boto.PartialCredentialsError):
         return f"{url}: {detail}; check AWS_PROFILE and ~/.aws"
     if status is not None or (isinstance(error, OSError) and error.errno == errno.EBUSY):
-        return f"{url}: the server does not serve it now ({detail}); run the same command later"
+        return f"{url}: the server cannot serve it now ({detail}); run the same command later"
     if isinstance(
         error,
         boto.ConnectionError
@@ -158,11 +163,11 @@ def _line(url: str, error: BaseException) -> str:
         setting = " and AWS_ENDPOINT_URL" if url.startswith("s3") else ""
         return (
             f"{url}: the server cannot be reached ({detail}); check the network{setting}, and run "
-            f"the same command again"
+            "the same command again"
         )
     if isinstance(error, EOFError | aiohttp.ClientPayloadError):
         return (
-            f"{url}: truncated: the server broke off ({detail}), after several tries; run the same "
-            f"command again"
+            f"{url}: truncated: the server broke off several times ({detail}); run the same "
+            "command again"
         )
     return f"{url}: cannot be read ({type(error).__name__}: {detail})"

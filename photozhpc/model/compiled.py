@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from photozhpc.errors import CheckpointError
-from photozhpc.files.code_cache import keep_torch_code, own
+from photozhpc.files.code_cache import keep_torch_code, private_folder
 from photozhpc.files.disk import replacing
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
 from photozhpc.model.forward import Forward
@@ -57,7 +57,7 @@ def compiled_forward(
     identity += [platform.machine(), _processor(device)]
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     try:
-        path = own(keep_torch_code() / "compiled") / f"{key}.pt2"
+        path = private_folder(keep_torch_code() / "compiled") / f"{key}.pt2"
         if not path.exists():
             args = (checkpoint.path, checkpoint.sha256, precision, batch_size, device, pdf or "")
             _make(path, list(map(str, args)))

@@ -17,13 +17,13 @@ from asdf.tags.core.ndarray import NDArrayType
 from asdf.util import load_yaml
 from numpy.typing import NDArray
 
-from photozhpc.errors import ConfigError, MosaicError, did_you_mean, one_line
-from photozhpc.files.disk import read_fault
+from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.files.objects import AnyPath
 from photozhpc.mosaic.band_image import (
     DAMAGED,
     BandPlane,
     Rows,
+    damaged,
     naming,
     robust_sigma,
     sample_rows,
@@ -36,7 +36,7 @@ from photozhpc.survey import Band, Survey
 
 _BLOCK_MAGIC = b"\xd3BLK"
 _INDEX_MAGIC = b"#ASDF BLOCK INDEX"
-_MAX_CHAIN = 8  # files that lead to one another
+_MAX_CHAIN = 8  # files whose blocks are in further files
 _VARIANCES = ("var_poisson", "var_rnoise", "var_flat", "var_sky")
 
 
@@ -47,19 +47,19 @@ def open_asdf(
     """Open one band of a Roman L3 mosaic; memory-mapped where it is not compressed.
 
     Args:
-        path: to show in errors.
+        path: the path that errors name.
         plain: the file, unpacked if need be.
         band: the band it holds; None: as the file says (meta.instrument.optical_element).
 
     Raises:
         MosaicError: truncated, damaged, or without what a mosaic needs.
-        ConfigError: of a band that the survey does not have.
+        ConfigError: the survey does not have its band.
     """
     with contextlib.ExitStack() as stack:
         try:
             plane = _plane(path, stack.enter_context(opened_tree(path, plain)), survey, band)
         except DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, "Roman", error) from error
         yield [plane]
 
 
@@ -68,21 +68,21 @@ def opened_tree(path: AnyPath, plain: Path) -> Iterator[Mapping[str, Any]]:
     """Open an ASDF file, memory-mapped where it is not compressed, and give its tree.
 
     Raises:
-        MosaicError: truncated, damaged, or with data in a file that is not in its own folder.
-        DAMAGED: it cannot be opened, or is no ASDF.
+        MosaicError: truncated, damaged, or with data in a file outside its own folder.
+        DAMAGED: it cannot be opened, or is not ASDF.
     """
     check_blocks(path, plain)
     with open(plain, "rb") as stream:
         check_outside(path, stream, plain)
     with _reading_tree():
-        # As a URI: asdf takes a path for one, and what follows # or ? for no part of the name.
+        # As a URI: asdf takes a path for one, and cuts it off at # or ?.
         uri = plain.absolute().as_uri()
         with asdf.open(uri, memmap=True, lazy_load=True, ignore_unrecognized_tag=True) as file:
             yield file.tree
 
 
 def asdf_grid(path: AnyPath, stream: io.RawIOBase) -> tuple[tuple[int, int], Any]:
-    """Read shape and WCS of a mosaic, of which no more is requested than its tree.
+    """Read shape and WCS of a mosaic from its tree alone.
 
     Raises:
         MosaicError: damaged, or without what a mosaic needs.
@@ -93,19 +93,18 @@ def asdf_grid(path: AnyPath, stream: io.RawIOBase) -> tuple[tuple[int, int], Any
             stream.seek(0)
             with asdf.open(stream, lazy_load=True, ignore_unrecognized_tag=True) as file:
                 _, meta, data, _ = _nodes(path, file.tree)
-                shape, wcs = tuple(int(n) for n in data.shape), meta.get("wcs")
-                wcs = _check_wcs(path, wcs)
-                # What it needs of the file has to be there before that is closed.
-                wcs(0.0, 0.0)
+                height, width = (int(n) for n in data.shape)
+                wcs = _checked_wcs(path, meta)
+                wcs(0.0, 0.0)  # loads what it needs before the file is closed
         except DAMAGED as error:
-            raise _damaged(path, error) from error
-    return (shape[0], shape[1]), wcs
+            raise damaged(path, "Roman", error) from error
+    return (height, width), wcs
 
 
 @contextlib.contextmanager
 def _reading_tree() -> Iterator[None]:
-    # The Roman tags are left unread even where roman_datamodels is installed: one way to
-    # read every version of its schemas.
+    # Roman's tags are not resolved even where roman_datamodels is installed, so that every version
+    # of its schemas is read in one way.
     with asdf.config_context() as config, warnings.catch_warnings():
         for package in ("roman_datamodels", "rad"):
             config.remove_extension(package=package)
@@ -116,34 +115,35 @@ def _reading_tree() -> Iterator[None]:
 def check_outside(
     path: AnyPath | str, stream: Any, plain: Path | None = None, seen: frozenset[Path] = frozenset()
 ) -> None:
-    """Make sure that arrays are in the file, or in one of its own folder (an 'exploded' file).
+    """Make sure that arrays are in the file, or in its folder (an 'exploded' file).
 
     asdf reads whatever file or URL an array names as its block (ASDF standard, 'External
-    arrays'), and one that a model of the WCS names as soon as the file is opened.
+    arrays'); one that a model of the WCS names, as soon as the file is opened.
 
     Args:
-        plain: the file on this disk; None: what it names is nowhere near.
-        seen: files that led here.
+        plain: the file on this disk; None: a remote file, which may name no other.
+        seen: the files that led to this one.
 
     Raises:
-        MosaicError: an array is elsewhere, or not to be found.
+        MosaicError: an array is elsewhere, or cannot be found.
     """
     if len(seen) > _MAX_CHAIN:
         raise MosaicError(f"{path}: its blocks lead from file to file; write it as one file")
     for source in _outside_sources(load_yaml(stream, tagged=True)):
         refusal = MosaicError(
-            f"{path}: its data are in another place ('{source}'), which is not read unless it is "
-            "a file of the mosaic's own folder; write the mosaic as one file"
+            f"{path}: its data are in another place ('{source}'), and only files in the mosaic's "
+            "own folder are read; write the mosaic as one file"
         )
         address = urlsplit(source)
         if plain is None or address.scheme or address.netloc or not address.path:
             raise refusal
-        folder = plain.parent.resolve()
         target = (plain.parent / unquote(address.path)).resolve()
-        if not target.is_relative_to(folder):
+        if not target.is_relative_to(plain.parent.resolve()):
             raise refusal
         if not target.is_file():
-            raise MosaicError(f"{path}: its data are in {target.name}, which is not beside it")
+            raise MosaicError(
+                f"{path}: its data are in {target.name}, which is not beside it; copy both"
+            )
         if target not in seen:
             check_blocks(target, target)
             with open(target, "rb") as other:
@@ -151,7 +151,7 @@ def check_outside(
 
 
 def _outside_sources(tree: Any) -> Iterator[str]:
-    """What the arrays in a tree name that is not a block of the same file."""
+    """Yield the files and URLs that arrays in a tree name as their blocks."""
     nodes, seen = [tree], set()
     while nodes:
         node = nodes.pop()
@@ -170,31 +170,28 @@ def _outside_sources(tree: Any) -> Iterator[str]:
 def _nodes(
     path: AnyPath, tree: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], Any, str | None]:
-    """Return what stands under 'roman' and under 'meta', the image, and its unit."""
+    """Return the nodes 'roman' and 'meta', the image, and its unit."""
     roman = tree.get("roman", tree)
     if not isinstance(roman, Mapping) or "data" not in roman or "meta" not in roman:
         raise MosaicError(f"{path}: not a Roman L3 mosaic: no 'roman' node with 'data' and 'meta'")
     data, unit = _array(roman["data"])
-    if _is_single_exposure(roman):
-        raise MosaicError(
-            f"{path}: is a single exposure (Roman level 2), with the detector's distortion and in "
-            f"DN/s; give the level-3 mosaic (_coadd.asdf)"
-        )
-    if len(data.shape) != 2 or 0 in data.shape:
-        raise MosaicError(f"{path}: 'data' must have two axes, it has shape {tuple(data.shape)}")
-    return roman, roman["meta"], data, unit
-
-
-def _is_single_exposure(roman: Mapping[str, Any]) -> bool:
-    """Whether it is a WFI level-2 image: by its tag, model type or planes (RAD, wfi_image)."""
-    return (
+    # The tag, model type and planes of a WFI level-2 image (RAD, wfi_image).
+    if (
         "/wfi_image-" in str(getattr(roman, "_tag", ""))
         or roman["meta"].get("model_type") == "ImageModel"
         or "border_ref_pix_left" in roman
-    )
+    ):
+        raise MosaicError(
+            f"{path}: is a single exposure (Roman level 2), with the detector's distortion and in "
+            "DN/s; give the level-3 mosaic (_coadd.asdf)"
+        )
+    if len(data.shape) != 2 or 0 in data.shape:
+        raise MosaicError(f"{path}: 'data' must have two axes, but has shape {tuple(data.shape)}")
+    return roman, roman["meta"], data, unit
 
 
-def _check_wcs(path: AnyPath, wcs: Any) -> Any:
+def _checked_wcs(path: AnyPath, meta: Mapping[str, Any]) -> Any:
+    wcs = meta.get("wcs")
     if wcs is None or isinstance(wcs, Mapping | str):
         raise MosaicError(f"{path}: has no WCS (meta.wcs); make the mosaic again with one")
     with naming(path):
@@ -206,22 +203,22 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
     roman, meta, data, unit = _nodes(path, tree)
     height, width = (int(n) for n in data.shape)
     band = _band(path, meta, survey, band)
-    wcs = _check_wcs(path, meta.get("wcs"))
+    wcs = _checked_wcs(path, meta)
     with naming(path):
         area_arcsec2 = pixel_area_arcsec2(wcs, (height, width))
         check_square(wcs, (height, width))
         scale = njy_per_unit(unit or "MJy/sr", band, area_arcsec2)
     if scale is None and is_count_rate(unit):
-        # -999999, None or NaN stand for 'not known' (roman_datamodels).
+        # -999999, None or NaN mean 'unknown' (roman_datamodels).
         conversion = meta.get("photometry", {}).get("conversion_megajanskys")
         factor = number(getattr(conversion, "value", conversion))
         mjy_per_sr = njy_per_unit("MJy/sr", band, area_arcsec2)
         scale = mjy_per_sr * factor if mjy_per_sr is not None and factor is not None else None
     if scale is None:
         raise MosaicError(
-            f"{path}: unit '{unit}' has no calibration (no meta.photometry.conversion_megajanskys "
-            f"that is a positive number, for counts per second); set zero_point_ab of {band.name} "
-            f"in the survey '{survey.name}'"
+            f"{path}: unit '{unit}' has no calibration (counts per second need a positive "
+            f"meta.photometry.conversion_megajanskys); set zero_point_ab of {band.name} in the "
+            f"survey '{survey.name}'"
         )
 
     planes = {
@@ -233,20 +230,21 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
         if tuple(plane.shape) != (height, width):
             if plane.shape and plane.shape[0] != 0:
                 raise MosaicError(
-                    f"{path}: '{name}' has shape {tuple(plane.shape)}, 'data' {(height, width)}"
+                    f"{path}: '{name}' has shape {tuple(plane.shape)}, but 'data' has "
+                    f"{(height, width)}; make the mosaic again"
                 )
             del planes[name]
     roles = ("image", *(name for name in planes if name not in _VARIANCES or "err" not in planes))
     variances = [planes.pop(name) for name in _VARIANCES if name in planes]
     notes: tuple[str, ...] = ()
-    constant = np.nan
+    one_error: float | None = None
     if "err" not in planes and not variances and "weight" not in planes:
         rows = sample_rows(height, width)
-        constant = robust_sigma(np.stack([np.asarray(data[i : i + 1])[0] for i in rows]))
+        one_error = robust_sigma(np.stack([np.asarray(data[i : i + 1])[0] for i in rows]))
         notes = (f"{band.name}: no error plane; one error for all pixels, from the clipped MAD",)
 
-    wanted = survey.bad_mask_bits
-    bad_bits = BadBits(DO_NOT_USE if wanted is None else bits_of_roman(wanted, path))
+    bits = survey.bad_mask_bits
+    bad_bits = BadBits(DO_NOT_USE if bits is None else bits_of_roman(bits, path))
 
     def read_rows(i0: int, i1: int) -> Rows:
         try:
@@ -265,19 +263,18 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
             elif "weight" in planes:
                 err = sigma_from_weight(weight)
             else:
-                err = np.full(image.shape, constant, np.float32)
+                err = np.full(image.shape, one_error, np.float32)
         except DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, "Roman", error) from error
         return image, err, bad
 
-    one_error = constant if notes else None
     shape_HW = (height, width)
     return BandPlane(path, band.name, shape_HW, wcs, scale, read_rows, notes, one_error, roles)
 
 
 def _array(node: Any) -> tuple[Any, str | None]:
     """Split an array node into its array, which may be lazy, and its unit."""
-    if isinstance(node, NDArrayType):  # to ask it for what it has not would read its block
+    if isinstance(node, NDArrayType):  # asking for an attribute that it lacks would read its block
         return node, None
     unit = getattr(node, "unit", None)
     value = getattr(node, "value", node) if unit is not None else node
@@ -286,23 +283,23 @@ def _array(node: Any) -> tuple[Any, str | None]:
     return value, None if unit is None else str(unit)
 
 
-def _band(path: AnyPath, meta: Mapping[str, Any], survey: Survey, given: Band | None) -> Band:
-    """The band that is given, else the one the file says it is, else the one in its name."""
+def _band(path: AnyPath, meta: Mapping[str, Any], survey: Survey, band: Band | None) -> Band:
+    """Return `band`, else the band that the metadata state, else the one in the file's name."""
     instrument = meta.get("instrument", {})
     name = str(instrument.get("optical_element") or instrument.get("filter") or "")
     stated = survey.find_band(name)
-    if given is not None:
-        if stated is not None and stated.name != given.name:
-            raise MosaicError(f"{path}: is given as {given.name} and says it is {stated.name}")
-        return given
-    match = survey.match_mosaic(path.name)
-    if stated is not None:
-        return stated
+    if band is not None and stated is not None and stated.name != band.name:
+        raise MosaicError(
+            f"{path}: is given as {band.name}, but says it is {stated.name}; correct one of the two"
+        )
+    if (band := band or stated) is not None:
+        return band
     if name:
         raise ConfigError(
-            f"{path}: its band is '{name}', and the survey '{survey.name}' has no such band"
+            f"{path}: its band is '{name}', which the survey '{survey.name}' does not have"
             f"{did_you_mean(name, survey.band_names)}"
         )
+    match = survey.match_mosaic(path.name)
     if match is None or match[1] is None:
         raise MosaicError(
             f"{path}: does not say its band (meta.instrument.optical_element); "
@@ -312,10 +309,10 @@ def _band(path: AnyPath, meta: Mapping[str, Any], survey: Survey, given: Band | 
 
 
 def check_blocks(path: AnyPath, plain: Path) -> None:
-    """Walk the binary blocks: a file cut short would fault, or read as zeros, when mapped.
+    """Walk the binary blocks: a truncated file would fault, or read as zeros, when mapped.
 
     Raises:
-        MosaicError: a block, or the tree before it, goes on past the end of the file.
+        MosaicError: a block, or the tree before it, extends past the end of the file.
     """
     size = os.path.getsize(plain)
     with open(plain, "rb") as stream:
@@ -352,14 +349,6 @@ def check_blocks(path: AnyPath, plain: Path) -> None:
                 break
             at += 6 + header_size + allocated
     raise MosaicError(
-        f"{path}: truncated: {size} bytes, and a data block goes on past the end; "
+        f"{path}: truncated: {size} bytes, but a data block extends past the end; "
         "copy or download it again"
-    )
-
-
-def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
-    detail = one_line(error)
-    return MosaicError(
-        read_fault(path, error)
-        or f"{path}: damaged or not a Roman mosaic ({detail}); copy it again"
     )

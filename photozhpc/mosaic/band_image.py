@@ -15,7 +15,8 @@ from astropy.io.fits import VerifyError
 from astropy.io.fits.hdu.compressed._compression import CfitsioException  # no public name
 from numpy.typing import NDArray
 
-from photozhpc.errors import MosaicError
+from photozhpc.errors import MosaicError, one_line
+from photozhpc.files.disk import read_fault
 from photozhpc.files.objects import AnyPath
 
 # What astropy, asdf, gwcs and zlib raise on damaged files; every one becomes a MosaicError.
@@ -53,12 +54,12 @@ class BandPlane:
 
     Attributes:
         njy_per_unit: nJy per pixel of one unit of the file's image.
-        read_rows: (first, last + 1) -> image and 1-sigma error in the file's unit and bad
+        read_rows: (first, last + 1) -> image and 1-sigma error in the file's unit, and bad
             pixels; None for what the file does not have.
         notes: what a user should know: an estimated error, a skipped plane.
-        roles: of the planes of the file, and of files beside it, that are read.
         one_error: the error, where it is one number estimated from a part of the image (not
-            above 0: that failed); None where the file has errors.
+            above 0: the estimate failed); None where the file has errors.
+        roles: what the planes that are read hold, in the file and in files beside it.
     """
 
     path: AnyPath
@@ -74,21 +75,29 @@ class BandPlane:
 
 @contextlib.contextmanager
 def naming(path: AnyPath) -> Iterator[None]:
-    """Put the path before the message of a MosaicError that does not know it."""
+    """Put the path before the message of a MosaicError that lacks it."""
     try:
         yield
     except MosaicError as error:
         raise MosaicError(f"{path}: {error}") from error
 
 
+def damaged(path: AnyPath, kind: str, error: BaseException) -> MosaicError:
+    """Return what to raise for one of DAMAGED: the system's fault, or the file's, as a `kind`."""
+    return MosaicError(
+        read_fault(path, error)
+        or f"{path}: damaged or not a {kind} mosaic ({one_line(error)}); copy it again"
+    )
+
+
 def sample_rows(n_rows: int, n_columns: int, n_pixels: int = 1_000_000) -> list[int]:
-    """Rows spread over an image that hold about `n_pixels`, for estimates from a part of it."""
+    """Return rows, spread over an image, that hold about `n_pixels`, for estimates from a part."""
     count = min(n_rows, max(16, n_pixels // max(1, n_columns)))
     return np.unique(np.linspace(0, n_rows - 1, count).astype(int)).tolist()
 
 
 def robust_sigma(values: NDArray[Any]) -> float:
-    """1.4826 times the median absolute deviation, clipped at 4 sigma; NaN without values.
+    """Return 1.4826 times the median absolute deviation, clipped at 4 sigma; NaN without values.
 
     Exact zeros do not count: they are the blank part of a mosaic.
     """
@@ -107,7 +116,7 @@ def robust_sigma(values: NDArray[Any]) -> float:
 
 
 def sigma_from_weight(weight: NDArray[Any], scale: float = 1.0) -> NDArray[np.float32]:
-    """scale / sqrt(weight); NaN where the weight is not positive."""
+    """Return scale / sqrt(weight); NaN where the weight is not positive."""
     with np.errstate(all="ignore"):
         sigma = scale / np.sqrt(weight.astype(np.float32))
     return np.where(weight > 0, sigma, np.nan).astype(np.float32)

@@ -1,9 +1,9 @@
-"""Blank pixels that no plane of a file tells of, and the noise of an image without an error plane.
+"""Blank pixels that no plane of a file marks, and the noise of an image without an error plane.
 
-SWarp, Montage, reproject and drizzle fill what was not observed with exact zeros, and
-compression may keep them (SUBTRACTIVE_DITHER_2, FITS standard 4.0, section 10.2.1). But zeros
-are data in images of sparse photons (GALEX, X-rays), in integers, and where a sky was clipped.
-The image itself tells which: see `zeros_mean`.
+SWarp, Montage, reproject and drizzle fill unobserved pixels with exact zeros, and compression may
+keep them (SUBTRACTIVE_DITHER_2, FITS standard 4.0, section 10.2.1). But zeros are data in images
+of sparse photons (GALEX, X-rays), in integers, and where the sky was clipped. The image itself
+shows which they are: see `meaning_of_zeros`.
 """
 
 import math
@@ -19,17 +19,17 @@ SECTION_PIXELS = 4_000_000
 BLANK, REGIONS, SKY = "blank", "regions", "sky"
 
 _FAR_SIGMA = 5.0  # Poisson noise 5 sigma above 0 has a mean of 25, and P(0) = 1e-11
-_SINGLE = 0.05  # of the pixels with light have zeros on both sides
-_SOME = 0.01  # of the pixels with light have the rarer sign: the sky was subtracted
-_FADED = 0.1  # of the typical light is where it ends, and of the bright where it is faint
-_REPEATED = 2.5e-5  # of the pixels share a value: about the chance of one in an aperture's 100 px
+_SINGLE = 0.05  # share of pixels with light between two zeros, from which light is in single pixels
+_SOME = 0.01  # share of pixels of the rarer sign, from which the sky was subtracted
+_FADED = 0.1  # light at its edges over typical light, and faint over bright light, of fading light
+_REPEATED = 2.5e-5  # share of pixels with one value: about one chance in an aperture of 100 px
 _LEVELS = 250_000  # pixels in which repeated values are counted
 _CHANCE = 1e-3  # that noise makes one region as large, anywhere in the image
-_FAINTEST = 4.0  # a part of the field may have so many times fewer pixels with light (vignetting)
+_FAINTEST = 4.0  # a part of the field may have this many times fewer pixels with light (vignetting)
 _CELL = 8  # pixels along a side of the cells in which the share of zeros is measured
-_EMPTY = 0.05  # of the cells of sparse photons have none
-_SPARSE = 0.6  # of the pixels are 0: more than clipping at the sky makes
-_NO_FLUX = 1e20  # above it a repeated value is no flux (1e30, 1.6e38: INDEF of IRAF)
+_EMPTY = 0.05  # share of empty cells, from which the light may be in sources
+_SPARSE = 0.6  # share of zeros, above which they are not a sky clipped at 0
+_NO_FLUX = 1e20  # a repeated value above it is not a flux (1e30, 1.6e38: INDEF of IRAF)
 
 
 def mark_blank(
@@ -41,14 +41,14 @@ def mark_blank(
     """Set the blank pixels of an image, in place, and their errors to NaN.
 
     Args:
-        err_HW: NaN where the image is known to be bad, or is NaN.
-        with_regions: whether regions of zeros are looked for where single zeros are data; False
-            where an error or weight map knows the image.
-        zero_is_blank: what the survey says of exact zeros; None: the image tells.
+        err_HW: NaN where the image is bad or NaN.
+        with_regions: whether to look for blank regions where single zeros are data; False where
+            an error or weight map shows what was observed.
+        zero_is_blank: the survey's setting for exact zeros; None: decided by the image.
 
     Returns:
-        How many pixels were blank, how many zeros are left, and what zeros are (None: there were
-        none).
+        The number of blank pixels, the number of zeros left, and what zeros mean (None: there
+        were none).
     """
     n_blank = 0
     if fills := fill_values(image_HW):
@@ -59,7 +59,7 @@ def mark_blank(
     if not n_zeros:
         return n_blank, 0, None
     if zero_is_blank is None:
-        meaning = zeros_mean(image_HW)
+        meaning = meaning_of_zeros(image_HW)
     else:
         meaning = BLANK if zero_is_blank else SKY
     if meaning == BLANK:
@@ -67,13 +67,13 @@ def mark_blank(
             err_HW[rows][image_HW[rows] == 0] = np.nan
     elif meaning == REGIONS and with_regions:
         for part, blank in _regions(image_HW):
-            err_HW[part][blank] = np.nan  # the image stays: the next part looks at this one too
+            err_HW[part][blank] = np.nan  # the image stays: the next part overlaps this one
     n_lost = _lose(image_HW, err_HW)
     return n_blank + n_lost, n_zeros - n_lost, meaning
 
 
 def _lose(image_HW: NDArray[np.float32], err_HW: NDArray[np.float32]) -> int:
-    """Set the image to NaN where its error is; return how many pixels that was new to."""
+    """Set the image to NaN where its error is NaN; return how many pixels changed."""
     count = 0
     for rows in sections(image_HW.shape):
         lost = np.isnan(err_HW[rows]) & ~np.isnan(image_HW[rows])
@@ -82,16 +82,16 @@ def _lose(image_HW: NDArray[np.float32], err_HW: NDArray[np.float32]) -> int:
     return count
 
 
-def zeros_mean(image_HW: NDArray[np.float32]) -> str:
-    """Tell what exact zeros are: BLANK, SKY (data), or REGIONS (data, but for large regions).
+def meaning_of_zeros(image_HW: NDArray[np.float32]) -> str:
+    """Return what exact zeros are: BLANK, SKY (data), or REGIONS (data, except large regions).
 
-    - Noise of a subtracted sky has both signs and hardly ever repeats a value: a zero is blank,
-      also a single one.
-    - Light over many magnitudes that fades until it is zero: a simulated image without noise; sky.
-    - A sky far above zero, for its noise: a zero is blank, unless much of the light is in
-      single pixels, as of sparse photons.
-    - Else (photons, integers, a clipped sky) noise makes zeros. Only a region is blank that is
-      larger than such noise makes.
+    - The noise of a subtracted sky has both signs and hardly ever repeats a value: every zero is
+      blank, even a single one.
+    - Light over many magnitudes that fades to zero: a simulated image without noise; sky.
+    - A sky many sigma above zero: a zero is blank, unless much of the light is in single pixels,
+      as with sparse photons.
+    - Otherwise (photons, integers, a clipped sky) noise makes zeros, and only regions larger than
+      such noise makes are blank.
     """
     sample_R2W = _sample(image_HW)
     zero_RW = sample_R2W[:, 0] == 0
@@ -119,48 +119,48 @@ def zeros_mean(image_HW: NDArray[np.float32]) -> str:
 
 
 def quantum(values: NDArray[np.floating]) -> float:
-    """Return the distance between the values of an image of repeated values; 0: of any value."""
-    some = values[:: max(1, values.size // _LEVELS)]
-    levels, counts = np.unique(some, return_counts=True)
-    if counts.max(initial=0) < max(5, _REPEATED * some.size):
+    """Return the step between values where values repeat; 0 where they are continuous."""
+    sample = values[:: max(1, values.size // _LEVELS)]
+    levels, counts = np.unique(sample, return_counts=True)
+    if counts.max(initial=0) < max(5, _REPEATED * sample.size):
         return 0.0
     steps = np.diff(np.union1d(levels[counts > 1], [0.0]).astype(np.float64))
     return float(np.percentile(steps, 10)) if steps.size else 0.0
 
 
 def fill_values(image_HW: NDArray[np.float32]) -> list[float]:
-    """Return what else than 0 fills blank pixels: a repeated lowest value far below all others.
+    """Return the values other than 0 that fill blank pixels, such as -999, -32768 and -1e30.
 
-    (-999, -32768, -1e30; a repeated highest value only where it can be no flux.)
+    A fill is a repeated lowest value far below all others, or a repeated highest value that
+    cannot be a flux.
     """
     step = max(1, min(image_HW.shape) // 512)
     sample = image_HW[::step, ::step]
     sample = sample[np.isfinite(sample)]
     if not sample.size:
         return []
-    found = []
-    for fill, high in ((sample.min(), False), (sample.max(), True)):
+    fills = []
+    for fill, is_highest in ((sample.min(), False), (sample.max(), True)):
         is_fill = sample == fill
         n_fill = np.count_nonzero(is_fill)
-        if fill == 0 or n_fill < max(10, sample.size // 1000) or (high and fill < _NO_FLUX):
+        if fill == 0 or n_fill < max(10, sample.size // 1000) or (is_highest and fill < _NO_FLUX):
             continue
         values = sample[~is_fill & (sample != 0)].astype(np.float64)
-        if not values.size:
-            found.append(float(fill))
-            continue
-        sigma = max(_sigma_or_zero(values), quantum(values))
-        nearest = np.abs(values - fill).min()
-        if nearest > sigma and abs(np.median(values) - fill) > _FAR_SIGMA * sigma:
-            found.append(float(fill))
-    return found
+        if values.size:
+            sigma = max(_sigma_or_zero(values), quantum(values))
+            nearest = np.abs(values - fill).min()
+            if not (nearest > sigma and abs(np.median(values) - fill) > _FAR_SIGMA * sigma):
+                continue
+        fills.append(float(fill))
+    return fills
 
 
 def noise(image_HW: NDArray[np.float32]) -> float:
     """Return the noise of an image in which zeros are data and values may repeat; NaN without any.
 
-    The clipped standard deviation where values repeat, from coarse levels (then at least the
-    rounding of the levels, step / sqrt(12), but photons are not rounded) or in sparse light;
-    the clipped MAD else. The MAD of such values is 0, or a whole step.
+    Where values repeat, because levels are coarse or light is sparse, the MAD is 0 or a whole
+    step: there the noise is the clipped standard deviation, and for coarse levels at least their
+    rounding, step / sqrt(12) (photons are not rounded). Elsewhere it is the clipped MAD.
     """
     rows = sample_rows(*image_HW.shape)
     values = image_HW[rows].astype(np.float64)
@@ -168,7 +168,7 @@ def noise(image_HW: NDArray[np.float32]) -> float:
 
 
 def noise_of(values: NDArray[np.float64]) -> float:
-    """Return the noise of finite values, as `noise`."""
+    """Return the noise of finite values, as `noise` does."""
     if not values.size:
         return math.nan
     light = values[values != 0]
@@ -186,7 +186,7 @@ def noise_of(values: NDArray[np.float64]) -> float:
 
 
 def _clipped_std(values: NDArray[np.float64], centre: float) -> float:
-    """Clip at 4 standard deviations, but not the nearest levels beside the centre."""
+    """Return the standard deviation, clipped at 4 sigma but beyond the levels next to `centre`."""
     others = np.abs(values - centre)
     others = others[others > 0]
     if not others.size:
@@ -223,7 +223,7 @@ def _sample(image_HW: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def sections(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Rows of an image, a few million pixels at a time."""
+    """Yield the rows of an image, a few million pixels at a time."""
     step = max(1, SECTION_PIXELS // shape[1])
     for i0 in range(0, shape[0], step):
         yield slice(i0, min(i0 + step, shape[0]))
@@ -232,7 +232,7 @@ def sections(shape: tuple[int, ...]) -> Iterator[slice]:
 def _regions(
     image_HW: NDArray[np.float32],
 ) -> Iterator[tuple[slice | tuple[slice, slice], NDArray[np.bool_]]]:
-    """Squares, and runs along rows and columns, of so many zeros that noise does not make them."""
+    """Yield (part, mask) of squares and runs with more zeros than noise makes."""
     height, width = image_HW.shape
     area = _least_area(image_HW)
     side = math.ceil(math.sqrt(area)) | 1  # odd: a window is centred on a pixel
@@ -242,12 +242,12 @@ def _regions(
         i0, i1 = max(0, rows.start - side), min(height, rows.stop + side)
         zero = (image_HW[i0:i1] == 0).view(np.uint8)
         part = slice(rows.start - i0, rows.stop - i0)
-        found = np.zeros_like(zero[part])
+        blank = np.zeros_like(zero[part])
         if side <= min(height, width):
-            found |= maximum_filter(minimum_filter(zero, side, **inside), side, **inside)[part]
+            blank |= maximum_filter(minimum_filter(zero, side, **inside), side, **inside)[part]
         if run <= width:
-            found |= _runs(zero[part], run, 1)
-        yield rows, found.view(np.bool_)
+            blank |= _runs(zero[part], run, 1)
+        yield rows, blank.view(np.bool_)
     if run <= height:
         step = max(1, SECTION_PIXELS // height)
         for j0 in range(0, width, step):
@@ -262,10 +262,10 @@ def _runs(zero: NDArray[np.uint8], run: int, axis: int) -> NDArray[np.uint8]:
 
 
 def _least_area(image_HW: NDArray[np.float32]) -> int:
-    """Return how many adjoining zeros noise does not make, from the share of zeros in the data.
+    """Return the least number of adjoining zeros that noise does not make.
 
-    The data are what is outside the regions, which the share decides: from all pixels on, in
-    cells, until it stays as it is.
+    It follows from the share of zeros outside blank regions, which depend on it in turn: iterated
+    in cells, from all pixels on, until nothing changes.
     """
     cells_h, cells_w = (max(1, n // _CELL) for n in image_HW.shape)
     n_zeros = np.zeros((cells_h, cells_w))
@@ -283,7 +283,7 @@ def _least_area(image_HW: NDArray[np.float32]) -> int:
         if not n_data or not n_pixels[data].sum():
             break
         lit = 1 - float(n_zeros[data].sum() / n_pixels[data].sum())
-        if (1 - lit) ** _CELL**2 > _EMPTY:  # the light may be in sources: how much is elsewhere?
+        if (1 - lit) ** _CELL**2 > _EMPTY:  # light in sources: take the share between them
             n_empty = max(1, int(empty[data].sum()))
             lit = min(lit, math.log(n_data / n_empty) / _CELL**2)
         trials = 3 * image_HW.size / _CHANCE
@@ -292,7 +292,7 @@ def _least_area(image_HW: NDArray[np.float32]) -> int:
         blank = np.zeros_like(empty)
         if side <= min(empty.shape):
             eroded = minimum_filter(empty, side, mode="constant", cval=0)
-            # As wide again as the window and a cell: its edges are partly blank.
+            # Wider than the window by a cell on each side: cells at the edge are partly blank.
             blank = maximum_filter(eroded, side + 3)
         data = blank == 0
     return area

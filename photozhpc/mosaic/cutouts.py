@@ -25,13 +25,13 @@ def extract_cutouts(
         image_CHW: any real dtype, byte order and layout; not changed.
         y_N, x_N: pixels, zero-based with pixel centres on integers; scalars are N = 1. A
             position that is not finite gives a cutout of NaN.
-        out: an array to fill instead of a new one: (N, C, size, size), float32, C-contiguous.
+        out: filled instead of a new array: (N, C, size, size), float32, C-contiguous.
 
     Returns:
         cutout_NCSS, float32, in the image's unit.
 
     Raises:
-        ValueError: shapes that do not fit, or a size that is not a positive integer.
+        ValueError: shapes do not match, or size is not a positive integer.
     """
     image = np.asarray(image_CHW)
     if image.ndim != 3:
@@ -113,7 +113,7 @@ def count_finite(cutout_NCSS: NDArray[np.float32], side: int) -> NDArray[np.int6
     The centre of a square of S pixels is pixel S // 2, as in `extract_cutouts`.
 
     Raises:
-        ValueError: the cutouts are smaller than that.
+        ValueError: the cutouts are smaller than `side`.
     """
     size = cutout_NCSS.shape[-1]
     if not 0 < side <= size:

@@ -1,4 +1,4 @@
-"""Source detection on a tile, with SEP: Background and extract on the sum of all bands."""
+"""Source detection on a tile: SEP's Background and extract on the sum of all bands."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,21 @@ from numpy.typing import NDArray
 from scipy.ndimage import convolve, maximum_filter
 from scipy.spatial import cKDTree
 
-from photozhpc.errors import MosaicError
+from photozhpc.errors import MosaicError, one_line
 from photozhpc.mosaic.measure import noise_weights, psf_sigma_arcsec
 from photozhpc.mosaic.tile import Tile
 from photozhpc.survey import Survey
 
 # A tile is searched in blocks, so that memory does not grow with it. Blocks and margins are whole
-# meshes of the background, so that neighbours see the same meshes.
+# meshes of the background, so that neighbouring blocks see the same meshes.
 MESH_PIX = 64
 BLOCK_PIX = 32 * MESH_PIX
 MARGIN_PIX = 4 * MESH_PIX
-FILTERED_SIGMA = 4.0  # of the filtered noise: the default threshold, whatever the PSF
-_MIN_SIGMA_PIX = 0.6  # of the filter, FWHM 1.4 px: what is sharper would leave noise as it is
-# The same source seen twice, in two blocks or on two tiles, is not further apart than this.
+FILTERED_SIGMA = 4.0  # the default threshold for any PSF, in sigma of the filtered noise
+_MIN_SIGMA_PIX = 0.6  # of the filter, FWHM 1.4 px: a sharper one would not smooth noise
+# Two detections of one source, in two blocks or on two tiles, are no further apart than this.
 REPEAT_PIX = 3.0
-# Where the correlation of the noise is measured: windows along each axis of a tile.
+# The correlation of the noise is measured in windows along each axis of a tile.
 _WINDOWS, _WINDOW_PIX, _MIN_PIXELS = 3, 512, 10_000
 _PIXEL_STACK = 4_000_000
 _SUB_OBJECTS = 65_536
@@ -47,16 +47,16 @@ def detect_sources(
 ) -> Detections:
     """Find the sources of a tile.
 
-    On sum w I over its error, over the bands that have a pixel there, w = 1 / noise^2 of a band:
-    the signal-to-noise ratio of a pixel for a source of flat f_nu. Backgrounds, band by band, and
-    what the errors do not know of the noise are SEP's (meshes of 64 px); the filter is the PSF of
-    the sum, of 1.4 px at least.
+    The detection image is sum w I over its error, w = 1 / noise^2 of a band, over the bands that
+    have a pixel there: the signal-to-noise ratio of a pixel for a source of flat f_nu. SEP
+    measures the background of each band, and rescales the noise where the errors are wrong
+    (meshes of 64 px). The filter is the PSF of the sum, of FWHM 1.4 px or more.
 
     Args:
-        threshold: for the filtered image, in standard deviations of the unfiltered, as
-            SExtractor's DETECT_THRESH; raised by as much as correlated noise is noisier, once
-            filtered, than white noise. None: FILTERED_SIGMA standard deviations of the filtered.
-        min_area_pix: that so many adjoining pixels must pass.
+        threshold: for the filtered image, in standard deviations of the unfiltered one, as
+            SExtractor's DETECT_THRESH; raised where filtered noise is noisier than white noise
+            would be. None: FILTERED_SIGMA standard deviations of the filtered image.
+        min_area_pix: the number of adjoining pixels that must exceed the threshold.
 
     Raises:
         MosaicError: more pixels are above the threshold than SEP can hold.
@@ -74,25 +74,26 @@ def detect_sources(
         i0, j0 = max(i - MARGIN_PIX, 0), max(j - MARGIN_PIX, 0)
         rows = slice(i0, min(i + BLOCK_PIX + MARGIN_PIX, height))
         columns = slice(j0, min(j + BLOCK_PIX + MARGIN_PIX, width))
-        found_N3 = _detect_block(tile, weight_C, rows, columns, kernel, threshold, min_area_pix)
-        found_N3[:, :2] += i0, j0
-        # How far inside the block's own part of the tile; the tile's edges are no edges here.
+        source_N3 = _detect_block(tile, weight_C, rows, columns, kernel, threshold, min_area_pix)
+        source_N3[:, :2] += i0, j0
+        # How far inside the block without its margin; the edges of the tile do not count.
         last_i = np.inf if i + BLOCK_PIX >= height else i + BLOCK_PIX - 0.5
         last_j = np.inf if j + BLOCK_PIX >= width else j + BLOCK_PIX - 0.5
         first_i, first_j = i - 0.5 if i else -np.inf, j - 0.5 if j else -np.inf
-        y_N, x_N = found_N3[:, 0], found_N3[:, 1]
+        y_N, x_N = source_N3[:, 0], source_N3[:, 1]
         depth_N = np.minimum.reduce([y_N - first_i, last_i - y_N, x_N - first_j, last_j - x_N])
         near_N = depth_N > -REPEAT_PIX
-        parts.append(found_N3[near_N])
+        parts.append(source_N3[near_N])
         depths.append(depth_N[near_N])
         blocks.append(np.full(near_N.sum(), block))
-    found_N3 = np.concatenate(parts)
-    once_N = first_sightings(
-        found_N3[:, :2], np.concatenate(blocks), np.concatenate(depths), REPEAT_PIX
-    )
-    found_N3 = found_N3[once_N]
-    found_N3 = found_N3[np.lexsort((found_N3[:, 1], found_N3[:, 0]))]
-    return Detections(found_N3[:, 0], found_N3[:, 1], found_N3[:, 2].astype(np.int16))
+    source_N3 = np.concatenate(parts)
+    source_N3 = source_N3[
+        first_sightings(
+            source_N3[:, :2], np.concatenate(blocks), np.concatenate(depths), REPEAT_PIX
+        )
+    ]
+    y_N, x_N, flags_N = source_N3[np.lexsort((source_N3[:, 1], source_N3[:, 0]))].T
+    return Detections(y_N, x_N, flags_N.astype(np.int16))
 
 
 def first_sightings(
@@ -101,10 +102,10 @@ def first_sightings(
     depth_N: NDArray[np.float64],
     radius: float,
 ) -> NDArray[np.bool_]:
-    """Return (N,): which sources to keep so that none is there from two groups.
+    """Return keep_N: which detections to keep so that no source is there from two groups.
 
-    Of two of different groups within `radius` that with the larger depth is kept; of equal ones
-    that of the first group.
+    Of two detections of different groups within `radius`, the one with the larger depth is kept;
+    at equal depth, the one of the first group.
     """
     keep_N = np.ones(len(place_ND), dtype=np.bool_)
     if not len(place_ND):
@@ -130,7 +131,7 @@ def _detect_block(
     threshold: float,
     min_area_pix: int,
 ) -> NDArray[np.float64]:
-    """Return found_N3: y, x in the block, and flags."""
+    """Return source_N3: y, x in the block, and flags."""
     snr, bad = _significance(tile, weight_C, rows, columns)
     if bad.all():
         return np.empty((0, 3))
@@ -142,8 +143,8 @@ def _detect_block(
     sep.set_sub_object_limit(_SUB_OBJECTS)
     try:
         # filter_type "matched" divides by the noise of the filtered image: the same threshold
-        # would be four times lower, and CLEAN then takes away what it finds near the bright.
-        found = sep.extract(
+        # would be four times lower, and CLEAN then removes what it finds near bright sources.
+        sources = sep.extract(
             snr,
             threshold,
             err=noise,
@@ -154,16 +155,16 @@ def _detect_block(
         )
     except Exception as error:  # SEP raises no other class
         raise MosaicError(
-            f"tile '{tile.tile_id}': SEP gave up ({' '.join(str(error).split())[:120]}); is the "
-            f"mosaic's background subtracted? Or pass a higher --threshold"
+            f"tile '{tile.tile_id}': SEP gave up ({one_line(error, 120)}); check that the mosaic's "
+            "background is subtracted, or pass a higher --threshold"
         ) from error
-    return np.stack([found["y"], found["x"], found["flag"].astype(np.float64)], axis=1)
+    return np.stack([sources["y"], sources["x"], sources["flag"].astype(np.float64)], axis=1)
 
 
 def _significance(
     tile: Tile, weight_C: NDArray[np.float64], rows: slice, columns: slice
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return sum w (I - background) over its own error, pixel by pixel, and where there is none."""
+    """Return sum w (I - background) over its error, and where no band has a pixel."""
     total = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
     variance = np.zeros_like(total)
     for c in np.flatnonzero(weight_C):
@@ -183,14 +184,14 @@ def _significance(
 
 
 def _correlation(tile: Tile, weight_C: NDArray[np.float64], kernel: NDArray[np.float32]) -> float:
-    """Return how much noisier the filtered sum is than white noise would leave it; at least 1.
+    """Return the noise of the filtered sum over that of filtered white noise; at least 1.
 
     Resampling shares noise among neighbours, which a filter then does not average away. Noise is
-    that below the median, where there are no sources; in the middle of windows over the tile.
+    measured below the median, where there are no sources, in windows over the tile.
     """
     height, width = tile.shape_HW
     side = min(_WINDOW_PIX, height, width)
-    found = []
+    ratios = []
     for i in np.unique(np.linspace(0, height - side, _WINDOWS).astype(int)):
         for j in np.unique(np.linspace(0, width - side, _WINDOWS).astype(int)):
             snr, bad = _significance(tile, weight_C, slice(i, i + side), slice(j, j + side))
@@ -199,8 +200,8 @@ def _correlation(tile: Tile, weight_C: NDArray[np.float64], kernel: NDArray[np.f
                 continue
             noises = [_below_median(plane[whole]) for plane in (snr, convolve(snr, kernel))]
             if noises[0] > 0:
-                found.append(noises[1] / noises[0] / np.sqrt(np.sum(kernel**2)))
-    return max(1.0, float(np.median(found))) if found else 1.0
+                ratios.append(noises[1] / noises[0] / np.sqrt(np.sum(kernel**2)))
+    return max(1.0, float(np.median(ratios))) if ratios else 1.0
 
 
 def _below_median(values: NDArray[np.float32]) -> float:

@@ -1,4 +1,4 @@
-"""One mosaic, or one source list, of several of the same tile: the deepest and latest."""
+"""The best of several mosaics, or source lists, of one tile: the deepest and latest."""
 
 import gzip
 import warnings
@@ -15,36 +15,36 @@ def one_of_each(
     claims: dict[str, dict[str, list[AnyPath]]], survey: Survey, notes: list[str]
 ) -> dict[str, dict[str, AnyPath]]:
     """Return {tile_id: {band: path}} of {tile_id: {band: paths}}, with a note on the others."""
-    found: dict[str, dict[str, AnyPath]] = {}
+    tiles: dict[str, dict[str, AnyPath]] = {}
     passed_over = []
     for tile_id, bands in claims.items():
-        found[tile_id] = {}
+        tiles[tile_id] = {}
         for band, paths in bands.items():
-            best = paths[0] if len(paths) == 1 else best_mosaic(paths, survey)
-            found[tile_id][band] = best
+            best = _best_mosaic(paths, survey)
+            tiles[tile_id][band] = best
             passed_over += [(path, best) for path in paths if path != best]
     if passed_over:
         notes.append(note_on("mosaics", passed_over))
-    return found
+    return tiles
 
 
-def note_on(what: str, passed_over: list[tuple[AnyPath, AnyPath]]) -> str:
-    """Return a note on (what was passed over, what was taken in its place)."""
+def note_on(kind: str, passed_over: list[tuple[AnyPath, AnyPath]]) -> str:
+    """Return a note on pairs of (path that was passed over, path that is used instead)."""
     path, best = passed_over[0]
     return (
-        f"{len(passed_over)} {what} of a tile that has a better one passed over, such as "
+        f"{len(passed_over)} {kind} passed over for a better one of the same tile, such as "
         f"{path.name} for {best.name}"
     )
 
 
-def best_mosaic(paths: list[AnyPath], survey: Survey) -> AnyPath:
+def _best_mosaic(paths: list[AnyPath], survey: Survey) -> AnyPath:
     """Return the best of several mosaics of one band of one tile.
 
-    That is the first by `Survey.prefer_mosaics`; of equals the one of the longest exposure, as
-    their headers say (0 where they do not), and then the last by name.
+    That is the first by `Survey.prefer_mosaics`; among equals the one with the longest exposure
+    in its header (0 if it states none), then the last by name.
 
     Raises:
-        MosaicError, StorageError: a file that has to be looked into is missing or out of reach.
+        MosaicError, StorageError: a file whose header is needed is missing or out of reach.
     """
     first = min(survey.preference(path.name) for path in paths)
     best = [path for path in paths if survey.preference(path.name) == first]
@@ -56,18 +56,15 @@ def best_mosaic(paths: list[AnyPath], survey: Survey) -> AnyPath:
 def exposure_time_s(path: AnyPath) -> float:
     """Return the exposure time that a mosaic states: L3's coadd_info, or EXPTIME; 0: none.
 
-    A file too damaged to tell states none: whoever reads its pixels says what is wrong.
+    A damaged file states none: the error comes when its pixels are read.
 
     Raises:
         MosaicError, StorageError: it is missing or out of reach, or the disk fails.
     """
-    # Headers alone: a delivery on a server has many visits that nobody will fetch. Without a
-    # buffer, as asdf reads past it.
+    # Headers alone: many visits of a delivery on a server are never fetched. Without a buffer:
+    # asdf reads past it.
     try:
-        with (
-            warnings.catch_warnings(),
-            path.open("rb", buffering=0) as packed,
-        ):
+        with warnings.catch_warnings(), path.open("rb", buffering=0) as packed:
             warnings.simplefilter("ignore")
             start = packed.read(2)
             packed.seek(0)
@@ -87,7 +84,7 @@ def exposure_time_s(path: AnyPath) -> float:
 def _of_asdf(stream: Any) -> float:
     from asdf.util import load_yaml
 
-    meta = load_yaml(stream)["roman"]["meta"]  # no blocks are looked for
+    meta = load_yaml(stream)["roman"]["meta"]
     info = meta.get("coadd_info") or meta.get("basic") or {}
     return info.get("exposure_time", info.get("mean_exposure_time", 0.0))
 
@@ -97,7 +94,7 @@ def _of_fits(stream: Any) -> float:
 
     with fits.open(stream, memmap=False, lazy_load_hdus=True) as hdus:
         for index in (0, 1):
-            header = hdus[index].header  # IndexError: there is no second one
+            header = hdus[index].header  # IndexError, which is DAMAGED: there is no second HDU
             for key in ("TEXPTIME", "EXPTIME"):
                 if key in header:
                     return header[key]

@@ -1,4 +1,4 @@
-"""Sums over ellipses, each pixel weighted by the exact area that it shares, in Numba."""
+"""Sums over ellipses with exact pixel overlaps, in Numba."""
 
 import math
 
@@ -37,11 +37,11 @@ def sum_ellipses(
     NDArray[np.int32],
     NDArray[np.float64],
 ]:
-    """Sum images of one grid in ellipses, each pixel weighted by the exact area that it shares.
+    """Sum images of one grid in ellipses, each pixel weighted by the exact area it shares.
 
-    As `sum_circles` does: masked pixels, pixels whose value or error is not finite, and what is
-    off the image contribute nothing and set a flag. The overlaps of an ellipse are worked out
-    once for all images.
+    As in `sum_circles`, masked pixels, pixels whose value or error is not finite, and the part of
+    an ellipse off the image contribute nothing and set a flag. The overlaps of an ellipse are
+    computed once for all images.
 
     Args:
         image_CHW: C images of one grid, or one (H, W); not changed.
@@ -49,19 +49,18 @@ def sum_ellipses(
         a_N, b_N: semi-major and semi-minor axis, pixels; not finite or not positive: no aperture.
         theta_N: position angle of the major axis, radians from +x towards +y (as SEP).
         err_CHW: 1-sigma error per pixel, in the images' unit.
-        mask_HW: bad in all images where not zero.
+        mask_HW: pixels that are bad in all images, where not zero.
 
     Returns:
         flux (float64, image unit; NaN where no pixel is usable), its error (sqrt(sum overlap *
         err^2), pixels taken as independent; NaN without `err_CHW`), `PhotFlag` bits (int32),
-        and the area that was summed, pixels; each (N, C), or (N,) of one (H, W).
+        and the area that was summed, pixels; each (N, C), or (N,) for one (H, W).
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
     """
-    given = np.shape(image_CHW)
     images = _planes(image_CHW, "image_CHW")
-    errors = None if err_CHW is None else _planes(err_CHW, "err_CHW", given)
+    errors = None if err_CHW is None else _planes(err_CHW, "err_CHW", np.shape(image_CHW))
     mask = None if mask_HW is None else _bad_pixels(mask_HW, images.shape[1:])
     y, x = positions(y_N, x_N)
     axes_N3 = np.stack(
@@ -77,9 +76,9 @@ def sum_ellipses(
             images, errors, mask, y, x, order, axes_N3, start, stop, flux, flux_err, flags, area
         )
 
-    # The list decides on the threads: a few hundred pixels, of which 60 are cut by the ellipse.
+    # The cost of a typical ellipse: a few hundred pixels, of which the edge crosses 60.
     run_chunks(chunk, y.size, 10_000.0 + 500 * shape[1])
-    if len(given) == 2:
+    if np.ndim(image_CHW) == 2:
         return flux[:, 0], flux_err[:, 0], flags[:, 0], area[:, 0]
     return flux, flux_err, flags, area
 
@@ -87,7 +86,7 @@ def sum_ellipses(
 def _planes(
     planes: ArrayLike, name: str, shape: tuple[int, ...] | None = None
 ) -> NDArray[np.floating]:
-    """Return native, C-contiguous, read-only floats (C, H, W); a copy only if it must."""
+    """Return native, C-contiguous, read-only floats (C, H, W), copied only where necessary."""
     array = np.asarray(planes)
     if array.ndim not in (2, 3):
         raise ValueError(f"{name} must have axes (C, H, W) or (H, W), got shape {array.shape}")
@@ -149,8 +148,9 @@ def _sum_ellipses(
 ):
     """Fill rows `order_N[start:stop]` of the outputs.
 
-    Divided by its axes and turned, an ellipse is the unit circle and a pixel a parallelogram:
-    it is inside or outside if its circumscribed circle is, else its four edges say what it shares.
+    Rotated and divided by its axes, an ellipse is the unit circle and a pixel a parallelogram. The
+    parallelogram is inside or outside if its circumscribed circle is; otherwise the sum over its
+    four edges gives the shared area.
     """
     n_bands, height, width = images.shape
     weight_W = np.empty(width)

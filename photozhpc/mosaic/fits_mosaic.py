@@ -1,10 +1,10 @@
-"""Mosaics in FITS: one file a band, an extension a band, or a cube; .gz and .fz too."""
+"""Mosaics in FITS: one file per band, one extension per band, or a cube; .gz and .fz too."""
 
 import contextlib
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from photozhpc.errors import ConfigError, MosaicError, did_you_mean, one_line
-from photozhpc.files.disk import read_fault
+from photozhpc.errors import ConfigError, MosaicError, did_you_mean
 from photozhpc.files.fits_length import check_length, unzipped
 from photozhpc.files.objects import AnyPath
-from photozhpc.mosaic.band_image import DAMAGED, BandPlane, Rows, naming
+from photozhpc.mosaic.band_image import DAMAGED, BandPlane, Rows, damaged, naming
 from photozhpc.mosaic.calibration import njy_per_unit
 from photozhpc.mosaic.fits_cube import cube_layers
 from photozhpc.mosaic.fits_noise import (
@@ -50,14 +49,14 @@ def open_fits(
     """Open every band of the survey that a FITS file holds.
 
     Args:
-        path: to show in errors and to find siblings by.
+        path: the path that errors name, beside which siblings are looked for.
         plain: the file, unpacked if need be.
-        band: the band to take from it; None: all it has, as names of extensions, headers and
-            the file's name say.
+        band: the band to take from it; None: all its bands, by the names of extensions, the
+            headers and the file's name.
 
     Raises:
-        MosaicError: truncated, damaged, uncalibrated, or no mosaic.
-        ConfigError: of a band that the survey does not have.
+        MosaicError: truncated, damaged, uncalibrated, or not a mosaic.
+        ConfigError: the survey does not have its band.
     """
     with contextlib.ExitStack() as stack:
         hdus = _open(path, plain, stack)
@@ -71,14 +70,14 @@ def open_fits(
                 for name, planes in groups.items()
             ]
         except DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, "FITS", error) from error
         yield planes
 
 
 def fits_grid(
     path: AnyPath, stream: io.RawIOBase, survey: Survey, band: Band | None
 ) -> tuple[tuple[int, int], WCS | None]:
-    """Read shape and WCS of a mosaic, of which no more is requested than the headers.
+    """Read shape and WCS of a mosaic from its headers alone.
 
     Raises:
         MosaicError, ConfigError: as `open_fits`.
@@ -89,7 +88,7 @@ def fits_grid(
             image = next(iter(_groups(path, hdus, survey, band).values()))["image"]
             wcs = celestial_wcs(path, hdus, image.hdu)
     except DAMAGED as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, "FITS", error) from error
     if wcs is not None:
         with naming(path):
             check_frame(wcs)
@@ -100,9 +99,9 @@ def _open(path: AnyPath, plain: Path, stack: contextlib.ExitStack) -> Any:
     try:
         check_length(plain, path)
         hdus = stack.enter_context(fits.open(plain, memmap=False))
-        len(hdus)  # reads every header now; `section` reads rows, and scales them
+        len(hdus)  # reads every header
     except DAMAGED as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, "FITS", error) from error
     return hdus
 
 
@@ -113,10 +112,10 @@ def _add_siblings(
     survey: Survey,
     stack: contextlib.ExitStack,
 ) -> None:
-    """Take noise and mask from files beside the mosaic, where it has none of its own."""
+    """Take noise and mask from files beside the mosaic, where it has none itself."""
     has_mask = bool(set(MASK_ROLES) & set(planes))
     if noise_role(planes) is not None and has_mask:
-        return
+        return  # without looking for files
     for role, sibling in sibling_paths(path, survey).items():
         if has_mask if role == "mask" else noise_role(planes) is not None:
             continue
@@ -129,8 +128,8 @@ def _add_siblings(
             headers = (images[0].header, hdus[0].header, planes["image"].hdu.header)
             if known_bits(sibling, role, headers, band, survey.bad_mask_bits) is None:
                 planes["image"].notes.append(
-                    f"{sibling.name} is not used: nothing says which of its values are bad "
-                    "(bad_mask_bits)"
+                    f"{sibling.name} is not used: nothing says which of its values mean a bad "
+                    "pixel (bad_mask_bits)"
                 )
                 continue
         planes[role] = flat_plane(sibling, images[0])
@@ -147,7 +146,7 @@ def _groups(
     """Sort the image planes of a file: band name -> role -> plane."""
     images = [hdu for hdu in hdus if is_image(hdu)]
     if not images:
-        raise MosaicError(f"{path}: holds no image")
+        raise MosaicError(f"{path}: holds no image; give a mosaic")
     if survey.layer is not None:
         return _layer(path, hdus, images[0], survey, band)
     groups, passed_over = sort_planes(path, hdus, survey)
@@ -156,14 +155,13 @@ def _groups(
         if name and "image" in planes:
             if name in named:
                 raise MosaicError(
-                    f"{path}: has two science images of {name} (EXTVER {ver} is one); give one "
-                    "file for each"
+                    f"{path}: has two science images of {name} (one has EXTVER {ver}); write each "
+                    "to a file of its own"
                 )
             named[name] = planes
     if named:
         if band is not None:
-            if band.name not in named:
-                raise MosaicError(f"{path}: has no {band.name}; it has {', '.join(named)}")
+            _check_has(path, band, named)
             named = {band.name: named[band.name]}
     else:
         unnamed = [planes for planes in groups.values() if "image" in planes]
@@ -176,15 +174,15 @@ def _groups(
             )
         if len(unnamed) > 1:
             raise MosaicError(
-                f"{path}: {len(unnamed)} science images and none says its band; name the "
+                f"{path}: {len(unnamed)} science images, and none states its band; name the "
                 f"extensions by band ({', '.join(survey.band_names)})"
             )
         headers = (unnamed[0]["image"].header, hdus[0].header)
         shape = tuple(unnamed[0]["image"].shape)
         layers, note = cube_layers(path, shape, survey, headers)
         if layers:
-            if band is not None and band.name not in layers:
-                raise MosaicError(f"{path}: has no {band.name}; it has {', '.join(layers)}")
+            if band is not None:
+                _check_has(path, band, layers)
             return {
                 name: {
                     role: FitsPlane(hdu, (*(0,) * (len(shape) - 3), c), [note] if note else [])
@@ -198,29 +196,37 @@ def _groups(
             band = _band_of_file(path, survey, *headers)
         for _, text in header_bands(*headers):
             stated = survey.find_band(text)
-            known = FILTER_NAME.fullmatch(text) and FILTER_NAME.fullmatch(band.name)
-            if (stated.name if stated else text.upper() if known else band.name) != band.name:
-                raise MosaicError(f"{path}: is given as {band.name} and says it is {text}")
+            are_filters = FILTER_NAME.fullmatch(text) and FILTER_NAME.fullmatch(band.name)
+            if (stated.name if stated else text.upper() if are_filters else band.name) != band.name:
+                raise MosaicError(
+                    f"{path}: is given as {band.name}, but says it is {text}; correct one of the "
+                    "two"
+                )
         named = {band.name: unnamed[0]}
-    found = {
+    planes_of_band = {
         name: {role: flat_plane(path, hdu) for role, hdu in planes.items()}
         for name, planes in named.items()
     }
-    for planes in found.values():
+    for planes in planes_of_band.values():
         planes["image"].notes += [passed_over] if passed_over else []
-    return found
+    return planes_of_band
+
+
+def _check_has(path: AnyPath, band: Band, bands: Iterable[str]) -> None:
+    if band.name not in bands:
+        raise MosaicError(f"{path}: has no {band.name}; it has {', '.join(bands)}")
 
 
 def _layer(
     path: AnyPath, hdus: Any, hdu: Any, survey: Survey, band: Band | None
 ) -> dict[str, dict[str, FitsPlane]]:
-    """Take the survey's layer of a stack; its other layers and extensions are no error planes."""
+    """Take the survey's layer of a stack; other layers and extensions are not error planes."""
     assert survey.layer is not None
     n_layers = hdu.shape[-3] if len(hdu.shape) > 2 else 1
     if survey.layer >= n_layers or math.prod(hdu.shape[:-3]) != 1:
         raise MosaicError(
-            f"{path}: shape {tuple(hdu.shape)} has no layer {survey.layer}, which survey "
-            f"'{survey.name}' says is the science image"
+            f"{path}: shape {tuple(hdu.shape)} has no layer {survey.layer}, which is the science "
+            f"image of the survey '{survey.name}'; correct `layer` in its YAML file"
         )
     if band is None:
         band = _band_of_file(path, survey, hdu.header, hdus[0].header)
@@ -231,25 +237,25 @@ def _layer(
 def _band_of_file(path: AnyPath, survey: Survey, *headers: Any) -> Band:
     stated = header_bands(*headers)
     for _, name in stated:
-        found = survey.find_band(name)
-        if found is not None:
-            return found
+        band = survey.find_band(name)
+        if band is not None:
+            return band
     match = survey.match_mosaic(path.name)
     if match is not None and match[1] is not None:
         return match[1]
     words = re.split(r"[^A-Za-z0-9]+", path.name)
-    in_name = {found.name for word in words if (found := survey.find_band(word)) is not None}
+    in_name = {band.name for word in words if (band := survey.find_band(word)) is not None}
     if len(in_name) == 1:
         return survey.band(in_name.pop())
     if stated:
         key, name = stated[0]
         raise ConfigError(
-            f"{path}: {key} is '{name}', and the survey '{survey.name}' has no such band"
+            f"{path}: {key} is '{name}', which the survey '{survey.name}' does not have"
             f"{did_you_mean(name, survey.band_names)}"
         )
     raise ConfigError(
         f"{path}: neither its header nor its name says its band; give read_tile a mapping "
-        f"{{band: path}}, or name the band. Known: {', '.join(survey.band_names)}"
+        f"{{band: path}}, or put the band in the name. Known: {', '.join(survey.band_names)}"
     )
 
 
@@ -258,26 +264,23 @@ def _band_plane(
 ) -> BandPlane:
     image = planes["image"]
     headers = (image.hdu.header, hdus[0].header)
-    for role, plane in planes.items():
-        own = (plane.hdu.header,)
-        plane.asinh = asinh_scale(path, headers if role == "image" else own)
+    for plane in planes.values():
+        plane.asinh = asinh_scale(path, headers if plane is image else (plane.hdu.header,))
     wcs = celestial_wcs(path, hdus, image.hdu)
     area_arcsec2 = survey.pixel_scale_arcsec**2
-    if wcs is not None:
-        with naming(path):
-            check_frame(wcs)
-            area_arcsec2 = pixel_area_arcsec2(wcs, image.shape)
-    if not 0 < area_arcsec2 < 1e8:
-        raise MosaicError(f"{path}: the WCS gives a pixel of {area_arcsec2} arcsec2")
-    if wcs is not None:
-        with naming(path):
-            check_square(wcs, image.shape)
 
     def lookup(key: str) -> Any:
         return headers[0].get(key, headers[1].get(key))
 
     unit = lookup("BUNIT")
     with naming(path):
+        if wcs is not None:
+            check_frame(wcs)
+            area_arcsec2 = pixel_area_arcsec2(wcs, image.shape)
+        if not 0 < area_arcsec2 < 1e8:
+            raise MosaicError(f"a pixel has {area_arcsec2} arcsec2; correct the WCS")
+        if wcs is not None:
+            check_square(wcs, image.shape)
         scale = njy_per_unit(None if unit is None else str(unit), band, area_arcsec2, headers)
     if scale is None:
         raise MosaicError(
@@ -287,20 +290,20 @@ def _band_plane(
     for role, plane in planes.items():
         if plane.shape != image.shape:
             raise MosaicError(
-                f"{path}: the {role} plane has shape {plane.shape}, the image {image.shape}"
+                f"{path}: the {role} plane has shape {plane.shape}, but the image has "
+                f"{image.shape}; remove the plane, or resample it"
             )
     noise = noise_role(planes)
     noise_planes = [planes[noise]] if noise in planes else []
     if noise == "variance" and not noise_planes:
         noise_planes = [p for role, p in planes.items() if role.startswith(PART_OF_VARIANCE)]
-    factor = 1.0
     notes = [f"{band.name}: {note}" for note in image.notes]
     if image.asinh is not None:
         notes.append(f"{band.name}: pixels on an asinh scale (BSOFTEN, BOFFSET) made linear")
     if noise is None or (noise == "weight" and is_exposure(planes["weight"], lookup)):
         factor = noise_scale(image, planes.get("weight"))
-        what = "no error plane: one error for all pixels" if noise is None else "exposure weights"
-        notes.append(f"{band.name}: {what}; scaled to the clipped MAD of the image")
+        how = "no error plane: one error for all pixels" if noise is None else "exposure weights"
+        notes.append(f"{band.name}: {how}; scaled to the clipped MAD of the image")
     else:
         factor = noise_unit(noise, noise_planes[0], unit, area_arcsec2)
         if noise == "weight":
@@ -310,9 +313,9 @@ def _band_plane(
     for name, mask in planes.items():
         role = name.split()[0]
         if role in MASK_ROLES:
-            about, wanted = (mask.hdu.header, *headers), survey.bad_mask_bits
-            masks.append((mask, bad_bits(path, mask, role, about, image, band.name, wanted)))
-    notes += [f"{band.name}: {bits.note}" for _, bits in masks if bits.note]
+            mask_headers, bits = (mask.hdu.header, *headers), survey.bad_mask_bits
+            masks.append((mask, bad_bits(path, mask, role, mask_headers, image, band.name, bits)))
+    notes += [f"{band.name}: {bad.note}" for _, bad in masks if bad.note]
 
     def read_rows(i0: int, i1: int) -> Rows:
         try:
@@ -323,26 +326,15 @@ def _band_plane(
             else:
                 first, *others = (plane.rows(i0, i1) for plane in noise_planes)
                 err, bad = sigma_and_bad(noise, sum(others, first), factor)
-            for mask, bits in masks:
-                bad |= bits.of(mask.rows(i0, i1))
+            for mask, bad_values in masks:
+                bad |= bad_values.of(mask.rows(i0, i1))
         except DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, "FITS", error) from error
         return rows, err, bad
 
     one_error = factor if noise is None else None
-    masked = [mask for mask, _ in masks]
-    roles = tuple(
-        role
-        for role, plane in planes.items()
-        if plane is image or any(plane is used for used in (*noise_planes, *masked))
-    )
+    used_planes = [image, *noise_planes, *(mask for mask, _ in masks)]
+    roles = tuple(r for r, plane in planes.items() if any(plane is used for used in used_planes))
     return BandPlane(
         path, band.name, image.shape, wcs, scale, read_rows, tuple(notes), one_error, roles
-    )
-
-
-def _damaged(path: AnyPath, error: BaseException) -> MosaicError:
-    detail = one_line(error)
-    return MosaicError(
-        read_fault(path, error) or f"{path}: damaged or not a FITS mosaic ({detail}); copy it again"
     )

@@ -6,29 +6,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.mosaic.band_image import robust_sigma, sample_rows, sigma_from_weight
+from photozhpc.mosaic.band_image import robust_sigma, sigma_from_weight
 from photozhpc.mosaic.blank import noise_of
 from photozhpc.mosaic.calibration import njy_of_noise, number
 from photozhpc.mosaic.fits_plane import FitsPlane
 from photozhpc.mosaic.fits_roles import NOISE_ROLES, PART_OF_VARIANCE
 from photozhpc.survey import Band
 
-# The scatter of pixels, in the sigma that weights say: outside it is told. Resampling makes the
-# scatter up to 3 times smaller (drizzle: Casertano et al. 2000, appendix A).
+# The scatter of pixels over the sigma of their weights; outside this range a note says so.
+# Resampling makes the scatter up to 3 times smaller (drizzle: Casertano et al. 2000, appendix A).
 _SCATTER_RANGE = (0.2, 2.5)
-_SPARSE = 0.8  # of the exposed pixels have light: fewer, and their zeros are data
+_SPARSE = 0.8  # share of exposed pixels with light, below which zeros are data
 
 
 def noise_role(planes: dict[str, FitsPlane]) -> str | None:
-    """Return the role of the plane that the errors are from; parts of a variance come last."""
-    parts = [role for role in planes if role.startswith(PART_OF_VARIANCE)]
-    return next((role for role in NOISE_ROLES if role in planes), "variance" if parts else None)
+    """Return the role of the plane that errors are read from; parts of a variance come last."""
+    has_parts = any(role.startswith(PART_OF_VARIANCE) for role in planes)
+    return next((role for role in NOISE_ROLES if role in planes), "variance" if has_parts else None)
 
 
 def sigma_and_bad(
     role: str, values: NDArray[Any], factor: float
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """1-sigma error and bad pixels of a noise plane."""
+    """Return the 1-sigma error and the bad pixels of rows of a noise plane."""
     with np.errstate(all="ignore"):
         if role in ("err", "variance"):
             sigma = values if role == "err" else np.sqrt(values)
@@ -37,7 +37,7 @@ def sigma_and_bad(
 
 
 def noise_unit(role: str, plane: FitsPlane, unit: Any, pixel_area_arcsec2: float) -> float:
-    """Units of the image per unit of its error, where both planes state a flux density."""
+    """Return image units per unit of the error, where both planes state a flux density."""
     power = {"err": 1.0, "variance": 2.0}.get(role, -2.0)
     stated = plane.hdu.header.get("BUNIT")
     of_noise = njy_of_noise(str(stated or ""), power, pixel_area_arcsec2)
@@ -48,25 +48,25 @@ def noise_unit(role: str, plane: FitsPlane, unit: Any, pixel_area_arcsec2: float
 
 
 def note_on_weights(band: Band, scatter: float) -> list[str]:
-    """Note where weights are not 1 / sigma^2, as SWarp's may be relative.
+    """Return a note where weights are not 1 / sigma^2; SWarp's may be relative.
 
     Args:
-        scatter: of the image times the root of the weights, which should be 1.
+        scatter: of the image times the square root of the weights; 1 for true weights.
     """
     low, high = _SCATTER_RANGE
     if not 0 < scatter < math.inf or low < scatter < high:
         return []
     return [
-        f"{band.name}: the weights, taken as 1 / sigma^2, say an error {1 / scatter:.2g} times the "
-        "scatter of the image; scale them if they are relative"
+        f"{band.name}: the weights, taken as 1 / sigma^2, give an error {1 / scatter:.2g} times "
+        "the scatter of the image; scale them if they are relative"
     ]
 
 
 def is_exposure(weight: FitsPlane, lookup: Any) -> bool:
     """Whether a weight map is exposure time and not inverse variance.
 
-    The header decides if it says (WHTTYPE, or seconds as BUNIT); else a map whose typical
-    weight is within a factor 3 of EXPTIME is taken for exposure time, and one of 0 and 1 too.
+    The header decides if it can (WHTTYPE, or seconds as BUNIT). Otherwise a map is exposure time
+    if it holds only 0 and 1, or if its typical weight is within a factor 3 of EXPTIME.
     """
     header = weight.hdu.header
     stated = str(header.get("WHTTYPE") or header.get("WHT_TYPE") or lookup("WHTTYPE") or "")
@@ -75,7 +75,7 @@ def is_exposure(weight: FitsPlane, lookup: Any) -> bool:
     if str(header.get("BUNIT", "")).strip().lower() in ("s", "sec", "second", "seconds"):
         return True
     seconds = number(lookup("EXPTIME"))
-    values = np.concatenate([weight.rows(i, i + 1)[0] for i in sample_rows(*weight.shape)])
+    values = weight.sample()
     values = values[values > 0]
     if values.size and (values == 1).all():
         return True
@@ -85,17 +85,16 @@ def is_exposure(weight: FitsPlane, lookup: Any) -> bool:
 
 
 def noise_scale(image: FitsPlane, weight: FitsPlane | None) -> float:
-    """Clipped MAD of the image, or of the image times sqrt(weight)."""
-    rows = sample_rows(*image.shape)
-    sample = np.stack([image.rows(i, i + 1)[0] for i in rows]).astype(np.float64)
+    """Return the clipped MAD of the image, or of the image times sqrt(weight)."""
+    sample = image.sample().astype(np.float64)
     if weight is None:
         return robust_sigma(sample)
-    root = np.sqrt(np.stack([np.maximum(weight.rows(i, i + 1)[0], 0) for i in rows]))
-    seen = (root > 0) & np.isfinite(sample)
-    light = sample[seen & (sample != 0)]
+    root = np.sqrt(np.maximum(weight.sample(), 0))
+    exposed = (root > 0) & np.isfinite(sample)
+    light = sample[exposed & (sample != 0)]
     sky = np.median(light) if light.size else 0.0
     sigma = robust_sigma((sample - sky) * root)
-    photons = light.size < _SPARSE * np.count_nonzero(seen) and light.min(initial=0) >= 0
-    if photons or not sigma > 0:
-        return noise_of(sample[seen] * root[seen])  # photons: exposed pixels without one count too
+    is_sparse = light.size < _SPARSE * np.count_nonzero(exposed) and light.min(initial=0) >= 0
+    if is_sparse or not sigma > 0:
+        return noise_of(sample[exposed] * root[exposed])  # counts exposed pixels without a photon
     return sigma

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import MosaicError
 from photozhpc.files.objects import AnyPath
+from photozhpc.mosaic.band_image import sample_rows
 from photozhpc.mosaic.calibration import number
 
-_ASINH_MAG = 2.5 * math.log10(math.e)  # of a step of e in flux: pixels of Pan-STARRS' stacks
-_MIN_UNPACKED_PIXELS = 1 << 17  # of a compressed plane
-_MAX_KEPT_BYTES = 16 << 20  # of the tiles of a compressed plane that was read to its end
+_ASINH_MAG = 2.5 * math.log10(math.e)  # unit of the pixels of Pan-STARRS' stacks, a factor e
+_MIN_UNPACKED_PIXELS = 1 << 17  # of a compressed plane, at a time
+_MAX_KEPT_BYTES = 16 << 20  # of a compressed plane that was read to its end
 
 
 @dataclass
@@ -35,6 +36,7 @@ class FitsPlane:
         return int(height), int(width)
 
     def rows(self, i0: int, i1: int) -> NDArray[Any]:
+        """Read rows [i0, i1), scaled and linear."""
         rows = self._stored_rows(i0, i1)
         if self.asinh is None:
             return rows
@@ -42,23 +44,26 @@ class FitsPlane:
         with np.errstate(over="ignore"):
             return offset + 2 * softening * np.sinh(rows.astype(np.float64) / _ASINH_MAG)
 
+    def sample(self) -> NDArray[Any]:
+        """Read rows spread over the plane, for estimates from a part of it."""
+        return np.stack([self.rows(i, i + 1)[0] for i in sample_rows(*self.shape)])
+
     def _stored_rows(self, i0: int, i1: int) -> NDArray[Any]:
         if not isinstance(self.hdu, fits.CompImageHDU):
             return self._section(i0, i1)
-        # The tiles that hold a row are unpacked as a whole: they are kept for the next rows. Low
-        # ones many at a time, as it costs more to ask for a row than to unpack it.
+        # Tiles are unpacked as a whole and kept for the next rows. Low tiles are unpacked many at a
+        # time: a request for a row takes longer than to unpack it.
         tile_height = self.hdu.tile_shape[-2]
         tile_height *= max(1, _MIN_UNPACKED_PIXELS // (self.shape[1] * tile_height))
         kept = self._unpacked
         if kept is None or not self._first <= i0 <= i1 <= self._first + len(kept):
-            self._unpacked = kept = None  # before the next ones need the memory
+            self._unpacked = kept = None  # frees the memory for the next tiles
             self._first = i0 // tile_height * tile_height
-            kept = self._section(
-                self._first, min(-(-i1 // tile_height) * tile_height, self.shape[0])
-            )
+            stop = min(-(-i1 // tile_height) * tile_height, self.shape[0])
+            kept = self._section(self._first, stop)
         rows = kept[i0 - self._first : i1 - self._first]
-        done = i1 == self.shape[0] and kept.nbytes > _MAX_KEPT_BYTES
-        self._unpacked = None if done else kept
+        is_done = i1 == self.shape[0] and kept.nbytes > _MAX_KEPT_BYTES
+        self._unpacked = None if is_done else kept
         return rows
 
     def _section(self, i0: int, i1: int) -> NDArray[Any]:
@@ -68,32 +73,31 @@ class FitsPlane:
 def flat_plane(path: AnyPath, hdu: Any) -> FitsPlane:
     """Take the one image of an HDU, or the first layer of a single stack (IMCOM: science)."""
     leading = tuple(hdu.shape[:-2])
-    if len(leading) >= 2 and leading[0] == 1:
-        return FitsPlane(hdu, (0,) * len(leading))
-    if math.prod(leading) != 1:
+    if math.prod(leading) != 1 and (len(leading) < 2 or leading[0] != 1):
         raise MosaicError(
-            f"{path}: shape {tuple(hdu.shape)} is neither one image nor one for each band"
+            f"{path}: shape {tuple(hdu.shape)} is neither one image nor one for each band; write "
+            "one image per file"
         )
     return FitsPlane(hdu, (0,) * len(leading))
 
 
 def asinh_scale(path: AnyPath, headers: Sequence[fits.Header]) -> tuple[float, float] | None:
-    """BSOFTEN and BOFFSET of a Pan-STARRS stack, whose pixels are asinh magnitudes.
+    """Return BSOFTEN and BOFFSET of a Pan-STARRS stack, whose pixels are asinh magnitudes.
 
     flux = BOFFSET + BSOFTEN * 2 sinh(pixel / 2.5 log10(e)) (MAST, PS1 Stack images).
 
     Raises:
-        MosaicError: only one of them is there, or they are no numbers.
+        MosaicError: one of them is missing, or not a number.
     """
     for header in headers:
-        found = header.get("BSOFTEN"), header.get("BOFFSET")
-        if found == (None, None):
+        stated, offset = header.get("BSOFTEN"), header.get("BOFFSET")
+        if stated is None and offset is None:
             continue
-        softening, offset = number(found[0]), found[1]
+        softening = number(stated)
         if softening is None or not isinstance(offset, int | float) or not math.isfinite(offset):
             raise MosaicError(
-                f"{path}: pixels on an asinh scale, with BSOFTEN {found[0]} and BOFFSET {found[1]};"
-                " make them linear first"
+                f"{path}: pixels on an asinh scale, with BSOFTEN {stated} and BOFFSET {offset}; "
+                "convert them to a linear scale first"
             )
         return softening, float(offset)
     return None

@@ -1,6 +1,6 @@
-"""What the image extensions of a FITS file are: the science image, its noise, its mask, or neither.
+"""What the image extensions of a FITS file are: the science image, its noise, its mask, or other.
 
-By EXTNAME, or EXTTYPE where that says nothing: HST and JWST write SCI, ERR, DQ, WHT and VAR_POISSON
+By EXTNAME, or EXTTYPE where that is of no help: HST and JWST write SCI, ERR, DQ, WHT, VAR_POISSON
 (JWST's user documentation, 'Science products'), LSST IMAGE, MASK, VARIANCE, DES SCI, MSK, WGT,
 astropy's CCDData MASK and UNCERT, CEERS SCI_BKSUB beside SCI.
 """
@@ -16,7 +16,7 @@ from photozhpc.survey import Survey
 
 NOISE_ROLES = ("err", "variance", "inverse_variance", "weight")
 MASK_ROLES = ("mask", "dq")
-PART_OF_VARIANCE = "variance of "  # VAR_POISSON and its like: they add up
+PART_OF_VARIANCE = "variance of "  # VAR_POISSON and the like, which add up
 
 _ROLES = {
     **dict.fromkeys(("SCI", "SCIENCE", "DATA", "IMAGE", "PRIMARY"), "image"),
@@ -28,29 +28,29 @@ _ROLES = {
     **dict.fromkeys(("MASK", "MSK", "BPM", "FLAG", "FLAGS", "MASKBITS", "BADPIX"), "mask"),
     **dict.fromkeys(("DQ", "DQM"), "dq"),
 }
-# What such a word is said of is not the science image, nor its noise or mask.
+# An extension with such a word in its name is not the science image, nor its noise or mask.
 _ASIDE_WORDS = (
     "MODEL MOD RESID RESIDUAL RESIDUALS RAW PSF KERNEL SNR S2N BKG BKGD BACKGROUND SKY SEG SEGM "
     "SEGMAP SEGMENTATION CHI CHI2 PREVIEW THUMBNAIL NEXP EXP EXPTIME EXPMAP COV COVERAGE CTX CON "
     "CONTEXT DEPTH TEMPLATE THUMB"
 )
 _ASIDE = frozenset(_ASIDE_WORDS.split())
-# astropy's CCDData says of UNCERT what it is.
+# What UNCERT is, in astropy's CCDData.
 _UTYPES = {
     "StdDevUncertainty": "err",
     "VarianceUncertainty": "variance",
     "InverseVariance": "inverse_variance",
 }
 
-# The pupil wheel first: a filter in it (NIRCam's F470N, behind F444W) is narrower than the other
-# wheel's, and says the band (JDox, NIRCam Filters; NIRISS has its short filters there).
+# The pupil wheel first: a filter in it (NIRCam's F470N, behind F444W) is narrower than the one in
+# the filter wheel, and sets the band (JDox, NIRCam Filters; NIRISS has its short filters there).
 _BAND_KEYS = ("PUPIL", "FILTER", "FILTER1", "FILTER2", "FILTNAM1", "FILTNAM2", "BAND")
 _NO_FILTER = re.compile(r"CLEAR\w*|N/?A|NONE|OPEN|EMPTY|", re.IGNORECASE)
 FILTER_NAME = re.compile(r"F\d{3,4}(W2|LP|[WMNX])", re.IGNORECASE)  # of HST and JWST
 
-# Of ESO's data products (Science Data Products Standard): HDUCLAS3 of HDUCLAS2 = 'ERROR'.
+# HDUCLAS3 where HDUCLAS2 = 'ERROR' (ESO's Science Data Products Standard).
 _ESO_ERRORS = {"MSE": "variance", "RMSE": "err", "INVMSE": "inverse_variance"}
-# Of whole files: NOIRLab's Community Pipeline (PRODTYPE), ESO (PRODCATG).
+# Files without a science image: PRODTYPE of NOIRLab's Community Pipeline, PRODCATG of ESO.
 _NO_SCIENCE = re.compile(r"wtmap|dqmask|expmap|ANCILLARY\..*", re.IGNORECASE)
 
 Groups = dict[tuple[str | None, int], dict[str, Any]]
@@ -65,7 +65,7 @@ def is_image(hdu: Any) -> bool:
 def sort_planes(path: AnyPath, hdus: Any, survey: Survey) -> tuple[Groups, str]:
     """Sort the image HDUs of a file: (band or None, EXTVER) -> role -> HDU.
 
-    Returns a note on what was passed over, too.
+    Returns a note on science images that were passed over too, or an empty text.
 
     Raises:
         MosaicError: nothing says which of several is the science image.
@@ -74,25 +74,27 @@ def sort_planes(path: AnyPath, hdus: Any, survey: Survey) -> tuple[Groups, str]:
     chosen = _chosen(path, hdus, survey)
     kind = str(hdus[0].header.get("PRODTYPE", hdus[0].header.get("PRODCATG", ""))).strip()
     if chosen is None and _NO_SCIENCE.fullmatch(kind):
-        raise MosaicError(f"{path}: is no science image, by its header ('{kind}')")
+        raise MosaicError(
+            f"{path}: by its header ('{kind}') it is not a science image; give the mosaic itself"
+        )
     claims: dict[tuple[str | None, int], dict[str, list[Any]]] = {}
     for hdu in images:
         role, band = _role_and_band(hdu, survey)
-        if chosen is not None and (hdu is chosen or role == "image"):
-            role = "image" if hdu is chosen else None
-            if role is None:
-                continue
+        if hdu is chosen:
+            role = "image"
+        elif chosen is not None and role == "image":
+            continue
         if role is None and len(images) == 1:
             if _ASIDE & set(_words(_label(hdu))):
                 raise MosaicError(
-                    f"{path}: its only image is called '{_label(hdu)}', which is no science image; "
+                    f"{path}: its only image is called '{_label(hdu)}', not a science image; "
                     "give the mosaic itself, or set image_extension in the survey's YAML file"
                 )
             role = "image"
         if role is not None:
             claims.setdefault((band, hdu.ver), {}).setdefault(role, []).append(hdu)
     # A primary image, or one without a name, beside a science extension is a preview or a copy.
-    is_said = any(
+    has_named_image = any(
         band is not None or bool(_label(hdu))
         for (band, _), roles in claims.items()
         for hdu in roles.get("image", ())
@@ -102,7 +104,7 @@ def sort_planes(path: AnyPath, hdus: Any, survey: Survey) -> tuple[Groups, str]:
     for (band, ver), roles in claims.items():
         planes = {role: hdus[0] for role, hdus in roles.items() if role != "image"}
         sciences = roles.get("image", [])
-        if is_said and band is None and chosen is None:
+        if has_named_image and band is None and chosen is None:
             sciences = [hdu for hdu in sciences if _label(hdu)]
         if sciences:
             planes["image"] = best = _plainest(path, sciences)
@@ -114,22 +116,22 @@ def sort_planes(path: AnyPath, hdus: Any, survey: Survey) -> tuple[Groups, str]:
 
 
 def _chosen(path: AnyPath, hdus: Any, survey: Survey) -> Any:
-    """Return the HDU that the survey says is the science image; None: it says nothing."""
-    wanted = survey.image_extension
-    if wanted is None:
+    """Return the HDU that the survey's `image_extension` names, or None."""
+    extension = survey.image_extension
+    if extension is None:
         return None
     for index, hdu in enumerate(hdus):
-        if is_image(hdu) and wanted.lower() in (hdu.name.lower(), str(index)):
+        if is_image(hdu) and extension.lower() in (hdu.name.lower(), str(index)):
             return hdu
     names = ", ".join(hdu.name or str(index) for index, hdu in enumerate(hdus))
     raise MosaicError(
-        f"{path}: image_extension of the survey '{survey.name}' is '{wanted}', and the file has "
-        f"{names}"
+        f"{path}: image_extension of the survey '{survey.name}' is '{extension}', but the file has "
+        f"{names}; correct it"
     )
 
 
 def _plainest(path: AnyPath, sciences: list[Any]) -> Any:
-    """Of several science images the one with the shortest name: SCI, and not SCI_BKSUB.
+    """Return the science image with the fewest words in its name: SCI, and not SCI_BKSUB.
 
     Raises:
         MosaicError: two are equally plain.
@@ -146,7 +148,7 @@ def _plainest(path: AnyPath, sciences: list[Any]) -> Any:
 
 
 def _label(hdu: Any) -> str:
-    """EXTNAME, or EXTTYPE where there is none; empty: neither."""
+    """Return EXTNAME, or EXTTYPE where there is none, or an empty text."""
     is_default = isinstance(hdu, fits.PrimaryHDU) and hdu.name == "PRIMARY"
     return str(hdu.header.get("EXTTYPE", "")) if is_default or not hdu.name else hdu.name
 
@@ -156,33 +158,32 @@ def _words(name: str) -> list[str]:
 
 
 def header_bands(*headers: Any) -> list[tuple[str, str]]:
-    """(keyword, value) of the keywords that may name a band.
+    """Return (keyword, value) of the keywords that may name a band.
 
-    Behind a filter in the pupil wheel, what the filter wheel holds names none.
+    Behind a filter in the pupil wheel, the filter in the filter wheel is not the band.
     """
-    found = [
+    names = [
         (key, text)
         for header in headers
         for key in _BAND_KEYS
         for text in [str(header.get(key, "")).strip()]
         if not _NO_FILTER.fullmatch(text) and not text.isdigit()
     ]
-    in_pupil = [(key, text) for key, text in found if key == "PUPIL"]
-    others = [(key, text) for key, text in found if key != "PUPIL"]
+    in_pupil = [(key, text) for key, text in names if key == "PUPIL"]
+    others = [(key, text) for key, text in names if key != "PUPIL"]
     if any(FILTER_NAME.fullmatch(text) for _, text in in_pupil):
-        others = [(key, text) for key, text in others if key != "FILTER"]
-        return in_pupil + others
+        return in_pupil + [(key, text) for key, text in others if key != "FILTER"]
     return others + in_pupil
 
 
 def _role_of(words: list[str]) -> str | None:
-    """Return the role that the words of a name say, or None."""
+    """Return the role that the words of a name state, or None."""
     roles = [_ROLES[word] for word in words if word in _ROLES]
     if "variance" in roles and {"INV", "INVERSE"} & set(words):
         return "inverse_variance"
     if words and _ROLES.get(words[0]) == "variance" and len(words) > 1 and len(roles) == 1:
         return PART_OF_VARIANCE + "_".join(words[1:])
-    # What is subtracted is no longer in the image: SCI_SKY_SUB.
+    # What was subtracted is no longer in the image: SCI_SKY_SUB.
     aside = any(
         word in _ASIDE and not "".join(words[index + 1 :]).startswith("SUB")
         for index, word in enumerate(words)
@@ -194,11 +195,10 @@ def _role_of(words: list[str]) -> str | None:
 
 
 def _role_and_band(hdu: Any, survey: Survey) -> tuple[str | None, str | None]:
-    """Return what an extension is and of which band: by its name, or its own header's FILTER."""
-    role = band = None
-    for name in dict.fromkeys((_label(hdu), str(hdu.header.get("EXTTYPE", "")) or hdu.name)):
-        if role is None and band is None:
-            role, band = _of_name(name, hdu, survey)
+    """Return the role and the band of an extension, by its name or its own header's FILTER."""
+    role, band = _from_name(_label(hdu), hdu, survey)
+    if role is None:
+        role, band = _from_name(str(hdu.header.get("EXTTYPE", "")) or hdu.name, hdu, survey)
     if role is None and hdu.header.get("HDUCLASS") == "ESO":
         kinds = [str(hdu.header.get(f"HDUCLAS{i}", "")).strip().upper() for i in (2, 3)]
         role = {"DATA": "image", "QUALITY": "mask"}.get(kinds[0])
@@ -209,42 +209,42 @@ def _role_and_band(hdu: Any, survey: Survey) -> tuple[str | None, str | None]:
     return role, band
 
 
-def _of_name(name: str, hdu: Any, survey: Survey) -> tuple[str | None, str | None]:
-    whole = survey.find_band(name) if name else None
-    if whole is not None:
-        return "image", whole.name
+def _from_name(name: str, hdu: Any, survey: Survey) -> tuple[str | None, str | None]:
+    named_band = survey.find_band(name) if name else None
+    if named_band is not None:
+        return "image", named_band.name
     words = _words(name)
-    bands = {word: found.name for word in words if (found := survey.find_band(word)) is not None}
+    bands = {word: match.name for word in words if (match := survey.find_band(word)) is not None}
     role = _role_of([word for word in words if word not in bands])
     is_aside = role is None and bool(_ASIDE & set(words))
     if isinstance(hdu, fits.PrimaryHDU):
-        # Its FILTER is of the whole file.
+        # Its FILTER is that of the whole file.
         return role or (None if is_aside else "image"), None
     band = next(iter(bands.values()), None)
     if band is None and not is_aside:
         stated = (survey.find_band(text) for _, text in header_bands(hdu.header))
-        band = next((found.name for found in stated if found is not None), None)
+        band = next((match.name for match in stated if match is not None), None)
     if role is None and not is_aside and (bands or not words):
         role = "image"
     return (None, None) if role is None else (role, band)
 
 
 def _merge_parts(groups: Groups) -> None:
-    """Give error planes without a band of their own to the science image they belong to.
+    """Give noise and masks that stand alone to the science image they belong to.
 
-    A mask without a band is of all of them.
+    A mask without a band belongs to all of them.
     """
-    for key in [key for key, planes in groups.items() if "image" not in planes]:
-        homes = [k for k, planes in groups.items() if "image" in planes]
-        same = [k for k in homes if k[1] == key[1]]
-        home = same if len(same) == 1 else homes
-        if len(home) == 1 and key[0] in (None, home[0][0]):
-            planes = groups[home[0]]
-            for role, hdu in groups.pop(key).items():
-                # lsst.images goes on in MASK,2 where MASK,1 has no bits left.
-                more = f"{role} {key[1]}" if role in MASK_ROLES and role in planes else role
-                planes.setdefault(more, hdu)
-        elif key[0] is None and all(k[0] is not None for k in homes):
-            masks = {role: hdu for role, hdu in groups[key].items() if role in MASK_ROLES}
-            for k in homes:
-                groups[k] = {**masks, **groups[k]}
+    for band, ver in [key for key, planes in groups.items() if "image" not in planes]:
+        sciences = [key for key, planes in groups.items() if "image" in planes]
+        same_ver = [key for key in sciences if key[1] == ver]
+        owners = same_ver if len(same_ver) == 1 else sciences
+        if len(owners) == 1 and band in (None, owners[0][0]):
+            planes = groups[owners[0]]
+            for role, hdu in groups.pop((band, ver)).items():
+                # lsst.images continues in MASK,2 where MASK,1 has no bits left.
+                is_second = role in MASK_ROLES and role in planes
+                planes.setdefault(f"{role} {ver}" if is_second else role, hdu)
+        elif band is None and all(key[0] is not None for key in sciences):
+            masks = {role: hdu for role, hdu in groups[band, ver].items() if role in MASK_ROLES}
+            for key in sciences:
+                groups[key] = {**masks, **groups[key]}

@@ -1,9 +1,9 @@
-"""The weight, error and mask files that lie beside a mosaic, told by their names.
+"""The weight, error and mask files beside a mosaic, found by their names.
 
-A name that is the mosaic's with one word more (SWarp: coadd.fits, coadd.weight.fits; HST:
-x_drz.fits, x_drz_wht.fits), or with one word for another (x_drz.fits, x_wht.fits; Legacy Surveys:
--image-, -invvar-; DECam's pipeline: _ooi_, _oow_; WISE: -int-, -unc-; unWISE: -img-, -invvar-;
-KiDS: _sci, _wei). Pan-STARRS' skycells have variances in .wt and named bits in .mask.
+Such a name is the mosaic's with one word added (SWarp: coadd.fits, coadd.weight.fits; HST:
+x_drz.fits, x_drz_wht.fits) or replaced (x_drz.fits, x_wht.fits; Legacy Surveys: -image-,
+-invvar-; DECam's pipeline: _ooi_, _oow_; WISE: -int-, -unc-; unWISE: -img-, -invvar-; KiDS: _sci,
+_wei). Pan-STARRS' skycells have variances in .wt and named bits in .mask.
 """
 
 import re
@@ -14,7 +14,7 @@ from photozhpc.errors import StorageError
 from photozhpc.files.objects import AnyPath, is_remote
 from photozhpc.survey import Survey
 
-ASIDE = "aside"  # of the mosaic, but not used: models, exposure maps, other masks
+ASIDE = "aside"  # belongs to a mosaic, but is not used: models, exposure maps, other masks
 
 # The words for the image itself.
 _SCIENCE = ("drz", "drc", "sci", "science", "i2d", "img", "image", "int", "coadd", "mosaic", "maic")
@@ -34,45 +34,45 @@ _PAN_STARRS = {"wt": "variance"}
 _PIPELINE = re.compile(r"o([ops])([dwe])")
 _PIPELINE_ROLES = {"d": "mask", "w": "weight", "e": ASIDE}
 _FITS = re.compile(r"\.fits?(\.gz|\.fz)?", re.IGNORECASE)
-# Where a server lists no folders, these names are asked for.
+# Where a server does not list folders, it is asked for these names.
 _ASKED_FOR = ("wht", "weight", "rms", "err", "ivm", "ivar")
 
 
 def sibling_paths(path: AnyPath, survey: Survey | None = None) -> dict[str, AnyPath]:
-    """Return the files beside a mosaic that tell its noise or its bad pixels, by role.
+    """Return the files beside a mosaic with its noise or bad pixels, by role.
 
-    Of two files in one role, the one that is packed as the mosaic is.
+    Of two files with one role, the one with the mosaic's own extension is taken.
 
     Args:
-        survey: words of names that are its bands are no roles.
+        survey: a word that is one of its bands does not name a role.
     """
     end = _end(path.name)
     words = _words(path.name)
     if end is None:
         return {}
-    named: dict[str, list[str]] = {}
+    names_of_role: dict[str, list[str]] = {}
     for name in _names_beside(path):
         if _end(name) is not None and name != path.name:
-            for role, science in _owners(_words(name), survey):
-                if science == words:
-                    named.setdefault(role, []).append(name)
+            for role, mosaic_words in _owners(_words(name), survey):
+                if mosaic_words == words:
+                    names_of_role.setdefault(role, []).append(name)
     return {
         role: path.with_name(
-            min(named[role], key=lambda name: (_end(name) != end, "rms" not in name, name))
+            min(names_of_role[role], key=lambda name: (_end(name) != end, "rms" not in name, name))
         )
         for role in _WORDS
-        if role in named and role != ASIDE
+        if role in names_of_role and role != ASIDE
     }
 
 
 def without_siblings(paths: Iterable[AnyPath], survey: Survey | None = None) -> list[AnyPath]:
-    """Return the paths less those that belong to another of them: weights, masks, models."""
+    """Return the paths without those that belong to another: weights, masks, models."""
     paths = list(paths)
-    known = {(str(path.parent), _words(path.name)) for path in paths if _end(path.name) is not None}
+    mosaics = {(str(path.parent), _words(path.name)) for path in paths if _end(path.name)}
 
     def is_owned(path: AnyPath) -> bool:
-        owners = _owners(_words(path.name), survey) if _end(path.name) is not None else ()
-        return any((str(path.parent), words) in known for _, words in owners)
+        owners = _owners(_words(path.name), survey) if _end(path.name) else ()
+        return any((str(path.parent), words) in mosaics for _, words in owners)
 
     return [path for path in paths if not is_owned(path)]
 
@@ -97,9 +97,9 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def _end(name: str) -> str | None:
-    """The .fits, .fits.gz ... of a name, in lower case; None: it has none."""
-    found = re.search(rf"{_FITS.pattern}\Z", name, re.IGNORECASE)
-    return None if found is None else found[0].lower()
+    """Return the .fits, .fits.gz ... of a name, in lower case, or None."""
+    match = re.search(rf"{_FITS.pattern}\Z", name, re.IGNORECASE)
+    return None if match is None else match[0].lower()
 
 
 def _names_beside(path: AnyPath) -> list[str]:
@@ -109,8 +109,8 @@ def _names_beside(path: AnyPath) -> list[str]:
         return []
     end = _FITS.search(path.name)
     stem = path.name[: end.start()] if end else path.name
-    cut = re.fullmatch(r"(.+[._-])([A-Za-z0-9]+)", stem)
-    if end is None or cut is None or cut[2].lower() not in _SCIENCE:
+    parts = re.fullmatch(r"(.+[._-])([A-Za-z0-9]+)", stem)
+    if end is None or parts is None or parts[2].lower() not in _SCIENCE:
         return []
-    names = [f"{cut[1]}{word}{end[0]}" for word in _ASKED_FOR]
+    names = [f"{parts[1]}{word}{end[0]}" for word in _ASKED_FOR]
     return [name for name in names if path.with_name(name).is_file()]

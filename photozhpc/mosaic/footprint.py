@@ -1,4 +1,4 @@
-"""Footprint: the grid of a tile, read without its pixels."""
+"""The footprint of a tile: its grid, read without its pixels."""
 
 import warnings
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Footprint:
     wcs: Any
 
     def sky_to_pixel(self, ra_N: ArrayLike, dec_N: ArrayLike) -> tuple[FloatN, FloatN]:
-        """Return (y_N, x_N) of degrees, as Tile.sky_to_pixel."""
+        """Return (y_N, x_N) of positions in degrees, as Tile.sky_to_pixel."""
         return grid.sky_to_pixel(self.wcs, self.shape_HW, ra_N, dec_N)
 
     def pixel_to_sky(self, y_N: ArrayLike, x_N: ArrayLike) -> tuple[FloatN, FloatN]:
@@ -40,7 +40,7 @@ class Footprint:
 def read_footprints(
     tiles: Mapping[str, Mapping[str, AnyPath]], survey: Survey
 ) -> dict[str, Footprint]:
-    """Read the grids of tiles, {tile_id: {band: path}}; the headers of remote ones all at a time.
+    """Read the grids of tiles, {tile_id: {band: path}}; remote headers are read concurrently.
 
     Raises:
         PhotozError: as `read_footprint`.
@@ -59,11 +59,11 @@ def read_footprints(
 def read_footprint(paths: Mapping[str, AnyPath], survey: Survey, head: bytes = b"") -> Footprint:
     """Read the grid of a tile from the first of its mosaics, {band: path}.
 
-    A name that is no band's ("*") stands for a file of several bands. Of a remote file the headers
-    alone are requested, unless it is packed by gzip.
+    A name that is not a band's ("*") means a file of several bands. Of a remote file only the
+    headers are requested, unless it is a gzip file.
 
     Args:
-        head: the beginning of a remote file, if it is there already.
+        head: the first bytes of a remote file, if they have been read.
 
     Raises:
         MosaicError: the file is missing or damaged, or has no WCS.
@@ -71,16 +71,22 @@ def read_footprint(paths: Mapping[str, AnyPath], survey: Survey, head: bytes = b
     band, path = next(iter(paths.items()))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", AstropyWarning)
-        shape_HW, wcs = _remote_grid(path, survey, band, head) or _local_grid(path, survey, band)
+        grid_of_tile = _remote_grid(path, survey, band, head)
+        if grid_of_tile is None:
+            with open_planes(path, survey, survey.find_band(band)) as planes:
+                grid_of_tile = planes[0].shape_HW, planes[0].wcs
+    shape_HW, wcs = grid_of_tile
     if wcs is None:
-        raise MosaicError(f"{path}: has no WCS, so the sources' sky positions mean nothing on it")
+        raise MosaicError(
+            f"{path}: has no WCS, which sky positions need; give pixel positions, or add a WCS"
+        )
     return Footprint(shape_HW, wcs)
 
 
 def _remote_grid(
     path: AnyPath, survey: Survey, band: str, head: bytes
 ) -> tuple[tuple[int, int], Any] | None:
-    """Return shape and WCS from the headers of a remote file; None: it has to be fetched."""
+    """Return shape and WCS from the headers of a remote file; None: the whole file is needed."""
     if not is_remote(path):
         return None
     try:
@@ -94,8 +100,3 @@ def _remote_grid(
     except FileNotFoundError as error:
         raise MosaicError(f"{path}: no such object") from error
     return None
-
-
-def _local_grid(path: AnyPath, survey: Survey, band: str) -> tuple[tuple[int, int], Any]:
-    with open_planes(path, survey, survey.find_band(band)) as planes:
-        return planes[0].shape_HW, planes[0].wcs

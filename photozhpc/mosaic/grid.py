@@ -19,7 +19,7 @@ from photozhpc.mosaic.band_image import DAMAGED
 FloatN = NDArray[np.float64]
 
 _ROUND_TRIP_PIX = 0.02
-MAX_AXIS_RATIO = 1.05  # of the ellipse that a pixel's circle is on the sky
+MAX_AXIS_RATIO = 1.05  # of the ellipse on the sky that is a circle of pixels
 _SKY_FRAMES = ("icrs", "fk5", "fk4", "fk4noeterms", "galactic")
 
 
@@ -28,12 +28,12 @@ def sky_to_pixel(
 ) -> tuple[FloatN, FloatN]:
     """Project degrees to (y, x): zero-based, pixel centres on integers.
 
-    RA and Dec are in the mosaic's own equatorial frame (ICRS and FK5 J2000 are not told apart);
-    for a galactic, ecliptic, FK4 or other FK5 grid they are ICRS and converted.
+    RA and Dec are in the mosaic's own equatorial frame (ICRS and FK5 J2000 count as the same); for
+    a galactic, ecliptic, FK4 or other FK5 grid they are ICRS and converted.
 
     Returns:
-        y_N, x_N, float64; NaN where the position cannot be projected: it does not come back to
-        itself (the other hemisphere of a TAN, a polynomial that does not invert there).
+        y_N, x_N, float64; NaN where the position cannot be projected and back (the other
+        hemisphere of a TAN, a polynomial without an inverse there).
 
     Raises:
         MosaicError: the WCS is in an unknown frame, or has no inverse.
@@ -51,8 +51,10 @@ def sky_to_pixel(
         else:
             x_good, y_good = (_values(v) for v in wcs.invert(lon, lat, with_bounding_box=False))
         lon_back, lat_back = _forward(wcs, y_good, x_good)
-        limit_deg = _ROUND_TRIP_PIX * _pixel_scale_deg(wcs, shape_HW)
-        lost = ~(_separation_deg(lon, lat, lon_back, lat_back) < limit_deg)
+        limit_deg = _ROUND_TRIP_PIX * float(np.sqrt(pixel_area_arcsec2(wcs, shape_HW)) / 3600)
+        chord = np.linalg.norm(unit_vectors(lon, lat) - unit_vectors(lon_back, lat_back), axis=-1)
+        separation_deg = np.degrees(2 * np.arcsin(np.minimum(chord / 2, 1)))
+        lost = ~(separation_deg < limit_deg)
     y[good], x[good] = np.where(lost, np.nan, y_good), np.where(lost, np.nan, x_good)
     return y, x
 
@@ -74,7 +76,7 @@ def pixel_to_sky(wcs: Any, y_N: ArrayLike, x_N: ArrayLike) -> tuple[FloatN, Floa
 
 
 def pixel_area_arcsec2(wcs: Any, shape_HW: tuple[int, int]) -> float:
-    """Solid angle of the pixel in the middle of the grid, arcsec^2, from the WCS itself."""
+    """Return the solid angle of the pixel in the middle of the grid, arcsec^2, from the WCS."""
     along_x, along_y = _pixel_sides(wcs, shape_HW)
     return float(np.linalg.norm(np.cross(along_x, along_y))) * float(np.degrees(1) * 3600) ** 2
 
@@ -82,8 +84,8 @@ def pixel_area_arcsec2(wcs: Any, shape_HW: tuple[int, int]) -> float:
 def check_square(wcs: Any, shape_HW: tuple[int, int]) -> None:
     """Make sure that a circle of pixels is a circle on the sky, in the middle of the grid.
 
-    Apertures and cutouts are of pixels. Of pixels that are 5% longer than wide an aperture of
-    1.25 FWHM loses less than 0.02% of the flux of a star, of such as are twice as long 3%.
+    Apertures and cutouts are defined in pixels. With pixels 5% longer than wide, an aperture of
+    1.25 FWHM loses less than 0.02% of a star's flux; with pixels twice as long as wide, 3%.
 
     Raises:
         MosaicError: the axes of the ellipse that a circle becomes differ by more than 5%.
@@ -97,7 +99,7 @@ def check_square(wcs: Any, shape_HW: tuple[int, int]) -> None:
 
 
 def _pixel_sides(wcs: Any, shape_HW: tuple[int, int]) -> tuple[FloatN, FloatN]:
-    """The step on the unit sphere of one pixel along x, and along y, in the middle of the grid."""
+    """Return the steps of one pixel along x and y on the unit sphere, in the middle of the grid."""
     y, x = (shape_HW[0] - 1) / 2, (shape_HW[1] - 1) / 2
     lon, lat = _forward(wcs, np.array([y, y, y - 0.5, y + 0.5]), np.array([x - 0.5, x + 0.5, x, x]))
     vector = unit_vectors(lon, lat)
@@ -105,31 +107,30 @@ def _pixel_sides(wcs: Any, shape_HW: tuple[int, int]) -> tuple[FloatN, FloatN]:
 
 
 def check_frame(wcs: Any) -> None:
-    """Make sure that positions on the grid can be told in ICRS.
+    """Make sure that positions on the grid can be converted to ICRS.
 
     Raises:
-        MosaicError: the frame is unknown, or not of the sky.
+        MosaicError: the frame is unknown, or not a celestial one.
     """
-    with _one_error("has no frame of the sky"):
+    with _one_error("has no celestial frame"):
         _other_frame(wcs)
 
 
 @contextlib.contextmanager
-def _one_error(what: str) -> Iterator[None]:
-    """Hush warnings, and name what astropy and gwcs raise."""
+def _one_error(fault: str) -> Iterator[None]:
+    """Silence warnings, and turn errors of astropy and gwcs into a MosaicError."""
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyWarning)
             yield
     except DAMAGED as error:
-        detail = one_line(error)
         raise MosaicError(
-            f"the WCS {what} ({detail}); correct it, or resample the mosaic"
+            f"the WCS {fault} ({one_line(error)}); correct it, or resample the mosaic"
         ) from error
 
 
 def grid_offset_pix(wcs: Any, other: Any, shape_HW: tuple[int, int]) -> float:
-    """Largest distance, in pixels, between two grids of one shape: at the corners and middle."""
+    """Return the largest distance, in pixels, between two grids at the corners and the middle."""
     height, width = shape_HW
     y = np.array([0, 0, height - 1, height - 1, (height - 1) / 2])
     x = np.array([0, width - 1, 0, width - 1, (width - 1) / 2])
@@ -153,8 +154,8 @@ def _invert_fits(
     x, y = wcs.wcs_world2pix(*_in_axis_order(wcs, lon, lat), 0)
     if not wcs.has_distortion:
         return x, y
-    # A distortion is a polynomial (or table) fitted on the image: outside it means nothing, and
-    # may fold the sky back onto the tile. Far off the tile, the plain projection stands.
+    # A distortion is a polynomial (or table) fitted on the image: outside, it has no meaning and
+    # may fold the sky back onto the tile. Far off the tile, the plain projection is used.
     height, width = shape_HW
     margin = 100 + max(height, width) // 4
     near = (y > -margin) & (y < height + margin) & (x > -margin) & (x < width + margin)
@@ -166,23 +167,14 @@ def _invert_fits(
 
 
 def _in_axis_order(wcs: WCS, lon: FloatN, lat: FloatN) -> tuple[FloatN, FloatN]:
-    """The header's own order of world axes: some put the declination first."""
+    """Return both in the header's order of world axes: some put the declination first."""
     return (lon, lat) if wcs.wcs.lng < wcs.wcs.lat else (lat, lon)
 
 
-def _separation_deg(lon: FloatN, lat: FloatN, lon_other: FloatN, lat_other: FloatN) -> FloatN:
-    chord = np.linalg.norm(unit_vectors(lon, lat) - unit_vectors(lon_other, lat_other), axis=-1)
-    return np.asarray(np.degrees(2 * np.arcsin(np.minimum(chord / 2, 1))))
-
-
 def unit_vectors(lon: FloatN, lat: FloatN) -> FloatN:
-    """Return (N, 3): the directions of places on the sky, given in degrees."""
+    """Return (N, 3): the directions of sky positions in degrees."""
     lon, lat = np.radians(lon), np.radians(lat)
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
-
-
-def _pixel_scale_deg(wcs: Any, shape_HW: tuple[int, int]) -> float:
-    return float(np.sqrt(pixel_area_arcsec2(wcs, shape_HW)) / 3600)
 
 
 def _values(coordinate: Any) -> FloatN:
@@ -191,17 +183,17 @@ def _values(coordinate: Any) -> FloatN:
 
 
 def _other_frame(wcs: Any) -> Any:
-    """The frame of a grid that is not equatorial ICRS or FK5 J2000; else None.
+    """Return the frame of a grid that is not equatorial ICRS or FK5 J2000; else None.
 
     Raises:
-        MosaicError: it is none that can be told in ICRS.
+        MosaicError: it cannot be converted to ICRS.
     """
     if isinstance(wcs, WCS):
         frame = _fits_frame(wcs)
     else:
         frame = getattr(getattr(wcs, "output_frame", None), "reference_frame", None)
         if not isinstance(frame, BaseCoordinateFrame):
-            return None  # a gwcs need not say; Roman's are ICRS
+            return None  # a gwcs need not have one; Roman's are ICRS
     if frame.name == "icrs" or (frame.name == "fk5" and abs(frame.equinox.jyear - 2000) < 0.01):
         return None
     return frame
@@ -210,14 +202,14 @@ def _other_frame(wcs: Any) -> Any:
 def _fits_frame(wcs: WCS) -> Any:
     header = wcs.wcs
     if header.lngtyp == "ELON" and header.radesys.strip().upper() in ("", "ICRS", "FK5"):
-        # astropy has no name for an ecliptic grid; its equinox is J2000 unless it is given.
+        # astropy has no frame for an ecliptic grid; its equinox is J2000 unless it is stated.
         year = header.equinox if np.isfinite(header.equinox) else 2000.0
         return BarycentricMeanEcliptic(equinox=Time(year, format="jyear"))
     frame = wcs_to_celestial_frame(wcs)  # goes by RADESYS, whatever the axes are
     if frame.name not in _SKY_FRAMES or header.lngtyp not in ("RA", "GLON"):
         raise MosaicError(
-            f"the WCS ({', '.join(header.ctype)}, RADESYS '{header.radesys}') is of no frame of "
-            "the sky; resample the mosaic to ICRS"
+            f"the WCS ({', '.join(header.ctype)}, RADESYS '{header.radesys}') has no celestial "
+            "frame; resample the mosaic to ICRS"
         )
     return frame
 

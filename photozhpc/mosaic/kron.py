@@ -1,14 +1,14 @@
 """Kron apertures (Kron 1980; SExtractor's FLUX_AUTO) at given positions, in Numba.
 
 The aperture is found once, on the sum of all bands weighted by the inverse variance of their
-noise, and is the same in every band, as in SExtractor's dual-image mode: so colours are of the
-same part of the galaxy, and a band in which it is faint does not choose an aperture by its noise.
-That sum is made for one source at a time and never as an image.
+noise, and is the same in every band, as in SExtractor's dual-image mode: colours describe the
+same part of the galaxy, and noise does not set the aperture in a band where the galaxy is faint.
+The sum is made for one source at a time and never as an image.
 
 SExtractor takes the ellipse from the second moments of the isophotal pixels of its own detection.
-A forced list has no isophotes: here it is from adaptive moments, whose Gaussian weight follows
-the source (Bernstein & Jarvis 2002, sec. 3; the shapes of SDSS and GalSim's HSM), so that they
-converge without a threshold and hardly see a neighbour more than four sigma away.
+A forced list has no isophotes: the ellipse comes from adaptive moments, whose Gaussian weight
+follows the source (Bernstein & Jarvis 2002, sec. 3; the shapes of SDSS and GalSim's HSM). They
+converge without a threshold, and a neighbour more than four sigma away hardly changes them.
 """
 
 import math
@@ -33,13 +33,13 @@ from photozhpc.mosaic.visit_order import positions, run_chunks, visiting_order
 KRON_FACTOR = 2.5
 MIN_SCALE = 3.5
 MEASURED_SCALE = 6.0
-_WINDOW_SIGMA = 4.0  # moments are summed to here
-_MIN_SNR = 5.0  # of the moments; with less, the shape is that of the noise
+_WINDOW_SIGMA = 4.0  # moments are summed out to here
+_MIN_SNR = 5.0  # of the moments; below it the shape is that of the noise
 _MAX_ROUNDS = 50
 _CONVERGED = 1e-4
-_NEIGHBOURS = 8  # the nearest; what is behind them is theirs already
+_NEIGHBOURS = 8  # the nearest ones; pixels behind them are theirs anyway
 _FAR_PIX = 1e9
-_SAME_PIX = 0.5  # what is nearer than this is the source itself, listed again
+_SAME_PIX = 0.5  # a neighbour nearer than this is the source itself, listed again
 _ROUND, _TOO_LARGE, _LOST = 0, 1, 2
 
 
@@ -48,12 +48,12 @@ class KronApertures:
     """Kron apertures of N sources, pixels.
 
     Attributes:
-        a_N, b_N: rms along the axes (adaptive moments), not less than the PSF's; the aperture's
+        a_N, b_N: rms along the axes (adaptive moments), at least the PSF's; the aperture's
             semi-axes are scale_N times these. NaN off the images.
         theta_N: radians from +x towards +y.
         kron_radius_N: first moment r_k = sum r I / sum I inside MEASURED_SCALE (a, b), in
             units of a; NaN where none could be measured.
-        scale_N: max(2.5 r_k, 3.5), less where the aperture was cut.
+        scale_N: max(2.5 r_k, 3.5), smaller where the aperture was limited.
         flags_N: `PhotFlag` KRON_MINIMUM, KRON_LIMITED, OFF_TILE.
     """
 
@@ -80,21 +80,21 @@ def kron_apertures(
 
     The sum is sum w (I - sky) / sum w over the bands that have a pixel there. A source without a
     shape (adaptive moments that do not converge, that are less than half the PSF's, or with a
-    signal-to-noise ratio below 5) gets a circle of 3.5 psf_sigma_pix and KRON_MINIMUM. Nothing
-    beyond max_radius_pix is looked at.
+    signal-to-noise ratio below 5) gets a circle of 3.5 psf_sigma_pix and KRON_MINIMUM. Pixels
+    beyond max_radius_pix are not used.
 
     Args:
         image_CHW: C images of one grid; pixels that are not finite are left out.
-        weight_C: 1 / noise^2 per pixel of each band, one number for a tile: weights that follow
-            the photons of the source would flatten its profile. 0 or NaN: the band is not used.
+        weight_C: 1 / noise^2 per pixel of each band, one number for a tile: weights that include
+            the source's photon noise would flatten its profile. 0 or NaN: the band is not used.
         psf_sigma_pix: rms width of the PSF on the sum.
         max_radius_pix: longest semi-major axis of an aperture; not below 3.5 psf_sigma_pix.
         sky_NC: sky per pixel; where it is NaN the band is not used for that source.
-        y_K, x_K: all sources of the field, these among them. A pixel that is nearer to another is
-            taken for the one that lies opposite to it, as SExtractor does (MASK_TYPE CORRECT).
+        y_K, x_K: all sources of the field, including the N. A pixel nearer to another source is
+            replaced by the one opposite to it, as in SExtractor (MASK_TYPE CORRECT).
 
     Raises:
-        ValueError: shapes that do not fit, or sizes that are not positive and finite.
+        ValueError: shapes do not match, or sizes are not positive and finite.
     """
     images = _planes(image_CHW, "image_CHW")
     y, x = positions(y_N, x_N)
@@ -126,19 +126,20 @@ def kron_apertures(
 def _neighbours(
     y_N: NDArray, x_N: NDArray, y_K: NDArray, x_K: NDArray, radius: float
 ) -> NDArray[np.float64]:
-    """Return near_NM2: y, x of the nearest others within radius, by distance; the rest far away."""
-    place_N2, field_K2 = np.column_stack([y_N, x_N]), np.column_stack([y_K, x_K])
-    known_N = np.isfinite(place_N2).all(axis=1)
+    """Return near_NM2: y, x of the nearest neighbours within radius, filled up with far places."""
+    source_N2, field_K2 = np.column_stack([y_N, x_N]), np.column_stack([y_K, x_K])
+    finite_N = np.isfinite(source_N2).all(axis=1)
     field_K2 = field_K2[np.isfinite(field_K2).all(axis=1)]
-    near_NM2 = np.full((len(place_N2), _NEIGHBOURS + 1, 2), _FAR_PIX)
-    if len(field_K2) and known_N.any():
-        away_NM, row_NM = cKDTree(field_K2).query(
-            place_N2[known_N], _NEIGHBOURS + 1, distance_upper_bound=radius
+    near_NM2 = np.full((len(source_N2), _NEIGHBOURS + 1, 2), _FAR_PIX)
+    if len(field_K2) and finite_N.any():
+        distance_NM, row_NM = cKDTree(field_K2).query(
+            source_N2[finite_N], _NEIGHBOURS + 1, distance_upper_bound=radius
         )
-        itself_NM = away_NM < _SAME_PIX
-        row_NM[itself_NM] = len(field_K2)  # as a row that was not found, and behind the others
-        row_NM = np.take_along_axis(row_NM, np.argsort(itself_NM, axis=1, kind="stable"), axis=1)
-        near_NM2[known_N] = np.append(field_K2, [[_FAR_PIX, _FAR_PIX]], axis=0)[row_NM]
+        is_itself_NM = distance_NM < _SAME_PIX
+        row_NM[is_itself_NM] = len(field_K2)  # as a row that was not found, and after the others
+        order_NM = np.argsort(is_itself_NM, axis=1, kind="stable")
+        row_NM = np.take_along_axis(row_NM, order_NM, axis=1)
+        near_NM2[finite_N] = np.append(field_K2, [[_FAR_PIX, _FAR_PIX]], axis=0)[row_NM]
     return near_NM2
 
 
@@ -227,13 +228,13 @@ def _kron(
 
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
 def _fill(images, weight_C, sky_C, i0, j0, y, x, near_M2, stamp, done, half):
-    """Sum the bands on a square ring of the stamp, done < max(|di|, |dj|) <= half; give half.
+    """Sum the bands on a square ring of the stamp, done < max(|di|, |dj|) <= half; return half.
 
-    A neighbour's pixel has what lies opposite to it, or NaN where that is a neighbour's too.
+    A neighbour's pixel gets the value opposite to it, or NaN where that is a neighbour's too.
     """
     n_bands, height, width = images.shape
     reach = stamp.shape[0] // 2
-    # Less than half the way to the nearest neighbour no pixel is another's.
+    # Within half the distance to the nearest neighbour, no pixel is a neighbour's.
     own2 = ((near_M2[0, 0] - y) ** 2 + (near_M2[0, 1] - x) ** 2) / 4
     for di in range(-half, half + 1):
         dj = -half
@@ -263,7 +264,7 @@ def _fill(images, weight_C, sky_C, i0, j0, y, x, near_M2, stamp, done, half):
 def _is_anothers(i, j, y, x, near_M2):
     away2 = (i - y) ** 2 + (j - x) ** 2
     for m in range(near_M2.shape[0]):
-        # Less than half the way to a neighbour nothing is nearer to it, nor to those behind it.
+        # Within half the distance to a neighbour, no pixel is nearer to it or to those after it.
         if 4 * away2 < (near_M2[m, 0] - y) ** 2 + (near_M2[m, 1] - x) ** 2:
             return False
         if (i - near_M2[m, 0]) ** 2 + (j - near_M2[m, 1]) ** 2 < away2:
@@ -275,11 +276,11 @@ def _is_anothers(i, j, y, x, near_M2):
 def _moments(stamp, reach, filled, y, x, mxx, mxy, myy, weight_C):
     """One step towards M = 2 C(M), C the second moments under the Gaussian of covariance M.
 
-    For a Gaussian source of covariance V, C^-1 = M^-1 + V^-1: the step is to (C^-1 - M^-1)^-1,
-    and where that is no covariance, to 2 C, which is slower.
+    For a Gaussian source of covariance V, C^-1 = M^-1 + V^-1: the step goes to (C^-1 - M^-1)^-1,
+    or, where that is not a covariance, to 2 C, which converges more slowly.
 
     Returns:
-        the new M (0 where there is none) and the signal-to-noise ratio of the weighted flux.
+        The new M (0 where there is none) and the signal-to-noise ratio of the weighted flux.
     """
     det = mxx * myy - mxy * mxy
     ixx, ixy, iyy = myy / det, -mxy / det, mxx / det

@@ -1,7 +1,7 @@
 """Which bits of a mask or data-quality plane mean that a pixel is bad.
 
 LSST and HSC name their bits in MP_ cards (lsst.images and SPHEREx: MSKNnnnn), and most of them are
-no fault (DETECTED, BRIGHT_OBJECT, INTRP: repaired): pipelines.lsst.io, afw.image.Mask. Pan-STARRS:
+not faults (DETECTED, BRIGHT_OBJECT, INTRP: repaired): pipelines.lsst.io, afw.image.Mask; PS1:
 outerspace.stsci.edu, 'PS1 Pixel flags in Image Table Data'. JWST and Roman: bit 0 is DO_NOT_USE.
 HST: the Data Handbooks of ACS and WFC3. DES: pixcorrect's mask_bits.h. Gemini: DRAGONS' astrodata.
 Legacy Surveys: legacysurvey.org, 'bitmasks'. NOIRLab's Community Pipeline has codes, not bits. ESO:
@@ -10,6 +10,7 @@ HDUCLAS3 of the Science Data Products Standard.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from photozhpc.files.objects import AnyPath
 from photozhpc.mosaic.band_image import sample_rows
 
 DO_NOT_USE = 1  # of JWST and Roman
-ZERO = "ZERO"  # of `bad_mask_bits`: 0 is bad, and all else good
+ZERO = "ZERO"  # in `bad_mask_bits`: 0 is bad
 
 
 def _numbered(names: str) -> dict[str, int]:
@@ -41,7 +42,7 @@ _DES = _numbered("BPM SATURATE INTERP LOW CRAY STAR TRAIL EDGEBLEED SSXTALK EDGE
 _DES_GOOD = ("INTERP", "STAR", "SSXTALK", "FIX")
 _GEMINI = _numbered("BAD_PIXEL NON_LINEAR SATURATED COSMIC_RAY NO_DATA OVERLAP UNILLUMINATED")
 _GEMINI_GOOD = ("NON_LINEAR", "OVERLAP")
-# JWST's and Roman's pipelines, dqflags; what has no name here has a number.
+# JWST's and Roman's pipelines, dqflags; bits without a name here can be given by number.
 _JWST = _numbered(
     "DO_NOT_USE SATURATED JUMP_DET DROPOUT OUTLIER PERSISTENCE AD_FLOOR CHARGELOSS"
 ) | {"NON_SCIENCE": 1 << 9, "DEAD": 1 << 10, "HOT": 1 << 11, "WARM": 1 << 12}
@@ -50,37 +51,38 @@ _LEGACY = _numbered(
     "MEDIUM GALAXY CLUSTER SATUR_I ALLMASK_I"
 )
 _ALL_BITS = (1 << 62) - 1
-_LIKELY_WRONG = 0.5  # of the pixels with data; a mask that says more of them are bad means 'good'
+_ADVICE = "set bad_mask_bits in the survey's YAML file"
+_LIKELY_WRONG = 0.5  # of the pixels with data; a mask that is not 0 on more of them may mean 'good'
 
 
+@dataclass(frozen=True)
 class BadBits:
-    """Tells bad pixels by the values of a mask plane.
+    """Which values of a mask plane mean a bad pixel.
 
     Attributes:
+        bits: any of them makes a pixel bad; None: any value but 0 does.
         note: what was assumed, or empty.
     """
 
-    def __init__(self, bits: int | None, zero_is_bad: bool = False, note: str = "") -> None:
-        """`bits`: any of them makes a pixel bad; None: any value but 0 does."""
-        self._bits = bits
-        self._zero_is_bad = zero_is_bad
-        self.note = note
+    bits: int | None
+    zero_is_bad: bool = False
+    note: str = ""
 
     def of(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return which pixels are bad, of values of the plane."""
-        if self._bits is None:
+        """Return which pixels are bad, from rows of the plane."""
+        if self.bits is None:
             return rows != 0
-        bad = (rows.astype(np.int64) & self._bits) != 0
-        return bad | (rows == 0) if self._zero_is_bad else bad
+        bad = (rows.astype(np.int64) & self.bits) != 0
+        return bad | (rows == 0) if self.zero_is_bad else bad
 
 
-def bits_of_roman(wanted: Sequence[str | int], path: AnyPath) -> int:
-    """Return the bits that `bad_mask_bits` means of a Roman DQ plane.
+def bits_of_roman(bad_mask_bits: Sequence[str | int], path: AnyPath) -> int:
+    """Return the bits of a Roman DQ plane that the survey's `bad_mask_bits` name.
 
     Raises:
-        MosaicError: one has a name that is not known.
+        MosaicError: one of the names is unknown.
     """
-    return _bits_of(wanted, _JWST, path)
+    return _bits_of(bad_mask_bits, _JWST, path)
 
 
 def bad_bits(
@@ -90,28 +92,28 @@ def bad_bits(
     headers: Sequence[Any],
     image: Any,
     band: str,
-    wanted: Sequence[str | int] | None,
+    bad_mask_bits: Sequence[str | int] | None,
 ) -> BadBits:
     """Return which values of a mask plane mean a bad pixel.
 
     Args:
-        plane, image: have `shape` and `rows(first, last + 1)`.
+        plane, image: a `FitsPlane` each.
         role: "mask" or "dq".
         headers: of the plane, the image and the file.
-        wanted: the survey's `bad_mask_bits`.
+        bad_mask_bits: the survey's.
 
     Raises:
-        MosaicError: a bit is not known, or nothing says what is bad.
+        MosaicError: a bit is unknown, or nothing says what is bad.
     """
-    known = known_bits(path, role, headers, band, wanted)
+    known = known_bits(path, role, headers, band, bad_mask_bits)
     if known is not None:
         return known
-    advice = "set bad_mask_bits in the survey's YAML file"
-    if role == "dq":
-        note = f"bit 0 of the DQ plane alone means a bad pixel, as JWST writes it; else {advice}"
-        is_used = _values(plane) - {0, 1}
-        return BadBits(DO_NOT_USE, note=note if is_used else "")
-    return _any_value(path, plane, image, advice)
+    if role != "dq":
+        return _any_value(path, plane, image)
+    if np.isin(plane.sample(), (0, DO_NOT_USE)).all():
+        return BadBits(DO_NOT_USE)
+    note = f"only bit 0 of the DQ plane was taken for bad, as in JWST; if that is wrong, {_ADVICE}"
+    return BadBits(DO_NOT_USE, note=note)
 
 
 def known_bits(
@@ -119,17 +121,16 @@ def known_bits(
     role: str,
     headers: Sequence[Any],
     band: str,
-    wanted: Sequence[str | int] | None,
+    bad_mask_bits: Sequence[str | int] | None,
 ) -> BadBits | None:
-    """Return what the survey, the headers or the telescope say is bad; None: they do not.
+    """Return what is bad by the survey, the headers or the telescope; None: they do not say.
 
     Args, raises: as `bad_bits`.
     """
-    own = headers[0]
-    named = _named_bits(own)
-    words = set(
-        re.split(r"[^A-Z0-9]+", f"{own.get('EXTNAME', '')} {own.get('EXTTYPE', '')}".upper())
-    )
+    header = headers[0]
+    named = _named_bits(header)
+    name = f"{header.get('EXTNAME', '')} {header.get('EXTTYPE', '')}"
+    words = set(re.split(r"[^A-Z0-9]+", name.upper()))
     telescope, observatory = _first(headers, "TELESCOP"), _first(headers, "OBSERVAT")
     names, bad = named, sum({value for name, value in named.items() if name in _BAD_NAMES})
     if "MASK.VALUE" in named:  # Pan-STARRS' own sum of the bad ones
@@ -138,7 +139,7 @@ def known_bits(
         names = {**_PAN_STARRS, **named}
         bad = sum(value for name, value in names.items() if name not in _PAN_STARRS_GOOD)
     elif not named:
-        if "MASKBITS" in words or "NPRIMARY" in own:
+        if "MASKBITS" in words or "NPRIMARY" in header:
             names, bad = _LEGACY, _LEGACY.get(f"ALLMASK_{band.upper()}", 0)
         elif "MSK" in words:
             names, bad = _DES, sum(v for name, v in _DES.items() if name not in _DES_GOOD)
@@ -148,18 +149,16 @@ def known_bits(
             bad = _ALL_BITS & ~_HST_GOOD
         elif role == "dq" and telescope in ("JWST", "ROMAN"):
             names, bad = _JWST, DO_NOT_USE
-    if wanted is not None:
-        zero = any(isinstance(bit, str) and bit.upper() == ZERO for bit in wanted)
-        bits = _bits_of([bit for bit in wanted if str(bit).upper() != ZERO], names, path)
-        return BadBits(bits, zero)
+    if bad_mask_bits is not None:
+        bits = [bit for bit in bad_mask_bits if str(bit).upper() != ZERO]
+        return BadBits(_bits_of(bits, names, path), len(bits) < len(bad_mask_bits))
     if _first(headers[:1], "HDUCLAS3") == "MASKONE":
         return BadBits(0, True)
     if _first(headers, "PRODTYPE") == "DQMASK":
         return BadBits(None)
     if names and not bad:
         raise MosaicError(
-            f"{path}: none of its mask's bits ({', '.join(names)}) is known to be bad; set "
-            "bad_mask_bits in the survey's YAML file"
+            f"{path}: none of its mask's bits ({', '.join(names)}) is known to be bad; {_ADVICE}"
         )
     good = [name for name, value in named.items() if not value & bad and "." not in name]
     note = ""
@@ -169,8 +168,8 @@ def known_bits(
     return BadBits(bad, note=note) if bad or names else None
 
 
-def _any_value(path: AnyPath, plane: Any, image: Any, advice: str) -> BadBits:
-    """Any value but 0 is bad, if that leaves the image its pixels."""
+def _any_value(path: AnyPath, plane: Any, image: Any) -> BadBits:
+    """Take any value but 0 for bad, if that leaves most of the image's pixels."""
     flagged, has_data, values = [], [], set()
     for i in sample_rows(*image.shape):
         mask, pixels = plane.rows(i, i + 1), image.rows(i, i + 1)
@@ -182,19 +181,14 @@ def _any_value(path: AnyPath, plane: Any, image: Any, advice: str) -> BadBits:
     if share > _LIKELY_WRONG:
         in_zeros = has_data_N[~flagged_N]
         if len(values) == 2 and in_zeros.size and in_zeros.mean() < 0.01:
-            return BadBits(0, True, "the mask is 0 where there are no data: 0 means bad")
+            return BadBits(0, True, "the mask is 0 where there are no data: 0 was taken for bad")
         raise MosaicError(
             f"{path}: its mask is not 0 on {100 * share:.0f}% of the pixels with data; if not all "
-            f"of them are bad, {advice}: numbers from 0, [{ZERO}] if 0 is bad, [] for no mask"
+            f"of them are bad, {_ADVICE}: numbers from 0, [{ZERO}] if 0 is bad, [] for no mask"
         )
-    # More than one bit may be more than one meaning.
-    bits = {value for value in values if value}
-    note = f"any value of the mask but 0 means a bad pixel; else {advice}"
-    return BadBits(None, note=note if len(bits) > 1 and share > 0 else "")
-
-
-def _values(plane: Any) -> set[int]:
-    return {v for i in sample_rows(*plane.shape) for v in np.unique(plane.rows(i, i + 1)).tolist()}
+    # Several values may have several meanings.
+    note = f"any value of the mask but 0 was taken for bad; if that is wrong, {_ADVICE}"
+    return BadBits(None, note=note if len(values - {0}) > 1 and share > 0 else "")
 
 
 def _named_bits(header: Any) -> dict[str, int]:
@@ -203,35 +197,35 @@ def _named_bits(header: Any) -> dict[str, int]:
     MP_name = bit (LSST, HSC), MSKNnnnn = name and MSKMnnnn = value (lsst.images, SPHEREx), MSKNAMnn
     and MSKVALnn (Pan-STARRS).
     """
-    found: dict[str, int] = {}
-    for card, text in header.items():
-        key, value = card.upper(), None
-        if key.startswith("MP_") and type(text) is int and 0 <= text < 62:
-            key, value = key[3:], 1 << text
-        elif place := re.fullmatch(r"MSKN(\d{4})", key):
-            key, value = str(text), header.get(f"MSKM{place[1]}", 1 << min(int(place[1]), 61))
-        elif place := re.fullmatch(r"MSKNAM(\d+)", key):
-            key, value = str(text), header.get(f"MSKVAL{place[1]}")
+    values: dict[str, int] = {}
+    for card, content in header.items():
+        name, value = card.upper(), None
+        if name.startswith("MP_") and type(content) is int and 0 <= content < 62:
+            name, value = name[3:], 1 << content
+        elif number := re.fullmatch(r"MSKN(\d{4})", name):
+            name = str(content)
+            value = header.get(f"MSKM{number[1]}", 1 << min(int(number[1]), 61))
+        elif number := re.fullmatch(r"MSKNAM(\d+)", name):
+            name, value = str(content), header.get(f"MSKVAL{number[1]}")
         if type(value) is int and 0 < value <= _ALL_BITS:
-            found[key.strip().upper()] = value
-    return found
+            values[name.strip().upper()] = value
+    return values
 
 
 def _first(headers: Sequence[Any], key: str) -> str:
-    """The first value of a card, in capitals, or nothing."""
+    """Return the first value of a card that is not empty, in capitals, or an empty text."""
     return next((str(value) for h in headers if (value := h.get(key))), "").strip().upper()
 
 
-def _bits_of(wanted: Sequence[str | int], names: dict[str, int], path: AnyPath) -> int:
+def _bits_of(bad_mask_bits: Sequence[str | int], names: dict[str, int], path: AnyPath) -> int:
     bits = 0
-    for bit in wanted:
-        value = (
-            1 << bit if isinstance(bit, int) else names.get(bit.strip().upper().removeprefix("MP_"))
-        )
+    for bit in bad_mask_bits:
+        name = str(bit).strip().upper().removeprefix("MP_")
+        value = 1 << bit if isinstance(bit, int) else names.get(name)
         if value is None:
             known = ", ".join(names) or "none: give numbers from 0"
             raise MosaicError(
-                f"{path}: bad_mask_bits has '{bit}', and the mask's header names {known}"
+                f"{path}: bad_mask_bits has '{bit}', but the mask's header names {known}"
             )
         bits |= value
     return bits

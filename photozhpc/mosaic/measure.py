@@ -12,7 +12,7 @@ from photozhpc.mosaic.photometry import local_sky, sum_circles
 from photozhpc.mosaic.tile import Tile
 from photozhpc.survey import Survey
 
-MIN_KRON_COVER = 0.5  # of an ellipse, by usable pixels: of less, a sum says nothing of the whole
+MIN_KRON_COVER = 0.5  # of an ellipse by usable pixels; with less, the sum is not that of the whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +24,9 @@ class Photometry:
             a usable pixel.
         flux_err_NCR: float32, nJy: pixel errors and the error of the sky under the circle,
             sqrt(err^2 + (area * sky_err)^2).
-        kron_flux_NC, kron_flux_err_NC: float32, nJy, as the others, in a Kron ellipse that is
-            the same in all bands (see `kron`); NaN where less than half of it has usable pixels.
-        flags_NC: int32, `PhotFlag` bits, of all apertures and the sky together.
+        kron_flux_NC, kron_flux_err_NC: float32, nJy, the same in a Kron ellipse that all bands
+            share (see `kron`); NaN where less than half of it has usable pixels.
+        flags_NC: int32, `PhotFlag` bits of all apertures and the sky together.
         sky_NC: float32, nJy per pixel; 0 where the survey has no annulus.
     """
 
@@ -48,18 +48,18 @@ def forced_photometry(
 ) -> Photometry:
     """Measure every source in every band at the same position and with the same apertures.
 
-    Bad pixels are a band's own (NaN in its plane), not those of the other bands. The sky is
-    taken off the part of the circle that was summed.
+    Bad pixels are those of the band itself (NaN in its plane). The sky is subtracted for the part
+    of the circle that was summed.
 
-    A Kron ellipse reaches at most to where the sky's annulus begins, or, without one, to the
-    edge of a cutout: what lies further out counts as sky.
+    A Kron ellipse reaches at most to the inner edge of the sky annulus, or, without one, to the
+    edge of a cutout: light further out counts as sky.
 
     Args:
         y_N, x_N: pixels, zero-based with pixel centres on integers.
-        survey: apertures and annulus in arcsec; pixels follow from the tile's pixel scale.
+        survey: apertures and annulus in arcsec, converted by the tile's pixel scale.
+        with_kron: False: Kron fluxes are NaN, for images without one noise and PSF.
         field_K: (y, x) of all sources of the field, which keep Kron ellipses from growing over
-            their neighbours; default: those that are measured.
-        with_kron: False: Kron fluxes are NaN, for what is no mosaic with one noise and PSF.
+            their neighbours; default: the sources that are measured.
     """
     y, x = np.atleast_1d(y_N), np.atleast_1d(x_N)
     radius_pix = np.array(survey.aperture_radii_arcsec) / tile.pixel_scale_arcsec
@@ -120,9 +120,9 @@ def forced_photometry(
 
 
 def noise_weights(err_CHW: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return weight_C: 1 / (median error)^2 of each band, from 512 x 512 pixels; 0 without one.
+    """Return weight_C: 1 / (median error)^2 of each band, from 512 x 512 pixels; 0 without any.
 
-    The median is the noise of the sky: the photon noise of the sources is not in it.
+    The median is the noise of the sky, without the photon noise of sources.
     """
     weight_C = np.zeros(len(err_CHW))
     for c, err_HW in enumerate(err_CHW):
@@ -135,7 +135,7 @@ def noise_weights(err_CHW: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def psf_sigma_arcsec(survey: Survey, weight_C: NDArray[np.float64]) -> float:
-    """Rms width of the PSF of the weighted sum of bands, as if it were a Gaussian."""
+    """Return the rms width of the PSF of the weighted sum of bands, taken as a Gaussian."""
     weight_C = weight_C if weight_C.any() else np.ones(len(weight_C))
     fwhm2_C = np.array([band.psf_fwhm_arcsec**2 for band in survey.bands])
     return math.sqrt(np.average(fwhm2_C, weights=weight_C) / (8 * math.log(2)))

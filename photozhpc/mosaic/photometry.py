@@ -1,6 +1,6 @@
 """Forced aperture photometry: exact circle sums and a robust local sky, in Numba.
 
-The kernels release the GIL; see `schedule` for how they are spread over threads.
+The kernels release the GIL; see `visit_order` for how they are spread over threads.
 """
 
 import enum
@@ -24,10 +24,10 @@ SKY_NO_DATA = 64
 KRON_MINIMUM = 128
 KRON_LIMITED = 256
 
-# Neither `nnan` nor `ninf`: NaN and infinity mean something. `reassoc` still takes v - v for 0,
-# and that is how Numba's isfinite asks: the kernels have their own.
+# Neither `nnan` nor `ninf`: NaN and infinity have a meaning. `reassoc` still takes v - v for 0, by
+# which Numba's isfinite works: the kernels have their own.
 _FASTMATH = {"reassoc", "contract", "nsz"}
-_MIN_OVERLAP = 1e-10  # less is the rounding error of an overlap that is zero
+_MIN_OVERLAP = 1e-10  # smaller overlaps are the rounding error of zero
 _MAX_RADIUS_PIX = 1e9  # covers any image; column numbers stay integers
 _MIN_SKY_PIXELS = 10
 _SKY_CLIP_SIGMA = 3.0
@@ -46,7 +46,7 @@ class PhotFlag(enum.IntFlag):
         SKY_FEW_PIXELS: fewer than 10 pixels determine the local sky.
         SKY_NO_DATA: there is no usable pixel in the annulus; the sky is NaN.
         KRON_MINIMUM: no shape could be measured; the Kron aperture is that of a point source.
-        KRON_LIMITED: the Kron aperture would have exceeded the largest one allowed and was cut.
+        KRON_LIMITED: the Kron aperture exceeded the largest one allowed and was reduced.
     """
 
     EDGE = EDGE
@@ -70,17 +70,17 @@ def sum_circles(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int32]]:
     """Sum an image in circles, each pixel weighted by the exact area it shares with the circle.
 
-    Masked pixels, and pixels whose value or error is not finite, contribute nothing and set a
-    flag; so does the part of a circle that is off the image. The sum is not scaled up for them
-    (as in photutils; SEP scales masked apertures up by the lost area).
+    Masked pixels, pixels whose value or error is not finite, and the part of a circle off the
+    image contribute nothing and set a flag. The sum is not scaled up for them (as in photutils;
+    SEP scales masked apertures up by the lost area).
 
     Args:
         image_HW: any real dtype, byte order and layout; not changed.
         y_N, x_N: centres, pixels, zero-based with pixel centres on integers; scalars are N = 1.
-        radius_pix: one radius, or R radii, for which the outputs are (N, R): one pass over the
-            sources visits the neighbourhood of each once.
+        radius_pix: one radius, or R radii, for which the outputs are (N, R) and the sources are
+            visited once.
         err_HW: 1-sigma error per pixel, in the image's unit.
-        mask_HW: bad where not zero.
+        mask_HW: pixels that are bad, where not zero.
 
     Returns:
         flux (float64, image unit; NaN where no pixel is usable), its error (float64,
@@ -88,7 +88,7 @@ def sum_circles(
         `PhotFlag` bits (int32); each (N,), or (N, R).
 
     Raises:
-        ValueError: shapes that do not fit, or a radius that is not positive and finite.
+        ValueError: shapes do not match, or a radius is not positive and finite.
     """
     image = _plane(image_HW, "image_HW")
     err = None if err_HW is None else _plane(err_HW, "err_HW", image.shape)
@@ -126,12 +126,12 @@ def local_sky(
     clipping at 3 standard deviations from the median until nothing changes (10 rounds at most).
 
     Returns:
-        sky per pixel (float64, image unit; NaN where there is no pixel), the standard error of
+        Sky per pixel (float64, image unit; NaN where there is no pixel), the standard error of
         that median, sqrt(pi / 2) * std / sqrt(n) (pixels taken as independent), and `PhotFlag`
         bits (int32: EDGE, MASKED, NON_FINITE, OFF_TILE, SKY_FEW_PIXELS, SKY_NO_DATA).
 
     Raises:
-        ValueError: shapes that do not fit, or radii that are not 0 <= r_in < r_out.
+        ValueError: shapes do not match, or radii are not 0 <= r_in < r_out.
     """
     image = _plane(image_HW, "image_HW")
     mask = None if mask_HW is None else _bad_pixels(mask_HW, image.shape)
@@ -153,7 +153,7 @@ def local_sky(
 def _plane(
     plane: ArrayLike, name: str, shape: tuple[int, ...] | None = None
 ) -> NDArray[np.floating]:
-    """Return a native, C-contiguous, read-only float32 or float64 view; a copy only if it must."""
+    """Return native, C-contiguous, read-only float32 or float64, copied only where necessary."""
     array = np.asarray(plane)
     if array.ndim != 2:
         raise ValueError(f"{name} must have two axes (H, W), got shape {array.shape}")
@@ -187,7 +187,7 @@ def _finite(value):
 
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
 def _first_last(centre, radius, length):
-    """First and one past the last pixel that overlaps centre +- radius, on the image."""
+    """First and one past the last pixel of the image that overlaps centre +- radius."""
     first = math.floor(min(max(centre - radius + 0.5, 0.0), float(length)))
     last = math.ceil(max(min(centre + radius - 0.5, length - 1.0), -1.0))
     return int(first), int(last) + 1
@@ -254,9 +254,9 @@ def _sum_circle(image, err, mask, careful, yc, xc, radius, edges):
     for every row and column edge, not for every pixel. Pixels inside the circle are a plain sum.
 
     Args:
-        careful: None: every pixel is taken as good, MASKED says that one is masked, and a bad
+        careful: None: every pixel is taken as good, MASKED means that one is masked, and a bad
             value shows in the sums. True: bad pixels are left out and flagged. (None is known
-            when compiling: two kernels from one source.)
+            at compile time: two kernels from one source.)
         edges: scratch, (at least the number of column edges, 4).
     """
     i0, i1 = _first_last(yc, radius, image.shape[0])
@@ -376,7 +376,7 @@ def _sum_circle(image, err, mask, careful, yc, xc, radius, edges):
 
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
 def _median_inplace(values, n):
-    """Median of values[:n], which is put in another order (Hoare's quickselect)."""
+    """Median of values[:n], which is reordered (Hoare's quickselect)."""
     k = n // 2
     low, high = 0, n - 1
     while low < high:

@@ -1,4 +1,4 @@
-"""Tile: one area of sky in all bands of a survey; read_tile() from FITS or ASDF."""
+"""A tile, one area of sky in all bands of a survey, read from FITS or ASDF by read_tile()."""
 
 import contextlib
 import itertools
@@ -24,14 +24,14 @@ from photozhpc.mosaic.band_image import BandPlane
 from photozhpc.mosaic.blank import BLANK, mark_blank, noise, quantum, sections
 from photozhpc.mosaic.fits_mosaic import open_fits
 from photozhpc.mosaic.fits_siblings import without_siblings
+from photozhpc.mosaic.grid import FloatN
 from photozhpc.survey import Band, Survey
 
-MAX_MEMORY_BYTES = 512 << 20  # larger tiles live in a scratch file
-_SECTION_PIXELS = 4_000_000
+MAX_MEMORY_BYTES = 512 << 20  # larger tiles are kept in a scratch file
 _MAX_GRID_OFFSET_PIX = 0.05
-_MANY_ZEROS = 0.1  # of the pixels: said, where zeros are data
-_COARSE = 3.0  # steps between values that repeat: a MAD below it is a rounded one
-_SAME_ERROR = 0.01  # an estimate that moves by less stays as it was
+_MANY_ZEROS = 0.1  # share of zeros taken as data, above which a note says so
+_COARSE = 3.0  # steps between repeated values, below which the MAD is rounded
+_SAME_ERROR = 0.01  # a new estimate that differs by less is not used
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,9 @@ class Tile:
         band_names: the C bands, in the survey's order.
         image_CHW: float32, nJy per pixel; NaN where a band has no (good) data.
         err_CHW: float32, 1-sigma, nJy per pixel; NaN where image_CHW is.
-        mask_HW: True where any band that is there is bad.
+        mask_HW: True where any band that has a mosaic is bad.
         wcs: astropy WCS or gwcs; None where the file has none.
-        pixel_area_arcsec2: of the middle of the tile, from the WCS (from the survey without).
+        pixel_area_arcsec2: in the middle of the tile, from the WCS, or else from the survey.
         missing_bands: bands of the survey without a mosaic; their planes are NaN.
         notes: what a user should know of the input, e.g. that an error was estimated.
     """
@@ -69,9 +69,7 @@ class Tile:
     def pixel_scale_arcsec(self) -> float:
         return math.sqrt(self.pixel_area_arcsec2)
 
-    def sky_to_pixel(
-        self, ra_N: ArrayLike, dec_N: ArrayLike
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def sky_to_pixel(self, ra_N: ArrayLike, dec_N: ArrayLike) -> tuple[FloatN, FloatN]:
         """Return pixel positions (y_N, x_N), zero-based with pixel centres on integers.
 
         NaN where a position cannot be projected; positions off the tile are not NaN.
@@ -84,9 +82,7 @@ class Tile:
         """
         return grid.sky_to_pixel(self._need_wcs(), self.shape_HW, ra_N, dec_N)
 
-    def pixel_to_sky(
-        self, y_N: ArrayLike, x_N: ArrayLike
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def pixel_to_sky(self, y_N: ArrayLike, x_N: ArrayLike) -> tuple[FloatN, FloatN]:
         """Return sky positions (ra_N, dec_N), ICRS degrees.
 
         Args:
@@ -100,8 +96,8 @@ class Tile:
     def _need_wcs(self) -> Any:
         if self.wcs is None:
             raise MosaicError(
-                f"tile '{self.tile_id}': its mosaic has no WCS, so sky positions mean nothing on "
-                "it; give pixel positions, or add a WCS to the header"
+                f"tile '{self.tile_id}': its mosaic has no WCS, which sky positions need; give "
+                "pixel positions, or add a WCS to the header"
             )
         return self.wcs
 
@@ -115,15 +111,15 @@ def read_tile(
     TMPDIR; files are read in sections (a compressed ASDF block as a whole).
 
     Args:
-        paths: {band: path}; or a sequence of paths, whose bands are read off their metadata or
-            names; or one path, of one band or of several (extensions or a cube).
-        survey: says which bands there are, in which order, and their zero points. A band
-            without a mosaic is NaN and listed in `Tile.missing_bands`.
+        paths: {band: path}; or a sequence of paths, whose bands follow from their metadata or
+            names; or one path, with one band or several (extensions or a cube).
+        survey: the bands, their order and zero points. A band without a mosaic is NaN and listed
+            in `Tile.missing_bands`.
 
     Raises:
         MosaicError: a file is missing, truncated, damaged or uncalibrated, the bands are on
             different grids, or two files are of one band.
-        ConfigError: a file is of a band that the survey does not have.
+        ConfigError: the survey does not have the band of a file.
     """
     files = _files(paths, survey)
     planes: dict[str, BandPlane] = {}
@@ -134,7 +130,7 @@ def read_tile(
                 if plane.band in planes:
                     raise MosaicError(
                         f"{planes[plane.band].path} and {plane.path} are both {plane.band}; "
-                        "give one mosaic for each band"
+                        "give one mosaic per band"
                     )
                 planes[plane.band] = plane
         first = next(iter(planes.values()))
@@ -146,15 +142,14 @@ def read_tile(
 def _files(
     paths: PathLike | Sequence[PathLike] | Mapping[str, PathLike], survey: Survey
 ) -> list[tuple[AnyPath, Band | None]]:
+    files: list[tuple[AnyPath, Band | None]]
     if isinstance(paths, Mapping):
-        files: list[tuple[AnyPath, Band | None]] = [
-            (location(path), survey.band(name)) for name, path in paths.items()
-        ]
+        files = [(location(path), survey.band(name)) for name, path in paths.items()]
     else:
         if isinstance(paths, str) or not isinstance(paths, Iterable):
             paths = [paths]
-        listed = [location(path) for path in paths]
-        files = [(path, None) for path in without_siblings(listed, survey)]
+        mosaics = without_siblings([location(path) for path in paths], survey)
+        files = [(path, None) for path in mosaics]
     if not files:
         raise MosaicError("no mosaic given: read_tile needs at least one path")
     return files
@@ -162,6 +157,11 @@ def _files(
 
 @contextlib.contextmanager
 def open_planes(path: AnyPath, survey: Survey, band: Band | None) -> Iterator[list[BandPlane]]:
+    """Open the bands of a mosaic file; `band`: the one to take; None: all it has.
+
+    Raises:
+        MosaicError, ConfigError: as `read_tile`.
+    """
     with unzipped(path) as plain:
         with open(plain, "rb") as stream:
             start = stream.read(8)
@@ -172,40 +172,37 @@ def open_planes(path: AnyPath, survey: Survey, band: Band | None) -> Iterator[li
         elif not start:
             raise MosaicError(f"{path}: empty file; copy or download it again")
         else:
-            raise MosaicError(f"{path}: neither FITS nor ASDF (it begins with {start!r})")
+            raise MosaicError(
+                f"{path}: neither FITS nor ASDF (it begins with {start!r}); give a mosaic"
+            )
         with opened as planes:
             yield planes
 
 
 def _check_grid(first: BandPlane, other: BandPlane) -> None:
     names = f"{first.path} ({first.band}) and {other.path} ({other.band})"
-    advice = "resample them to one grid first"
+    difference = ""
     if first.shape_HW != other.shape_HW:
-        raise MosaicError(
-            f"{names} are on different grids: shapes {first.shape_HW} and {other.shape_HW}; "
-            + advice
-        )
-    if (first.wcs is None) != (other.wcs is None):
+        difference = f"shapes {first.shape_HW} and {other.shape_HW}"
+    elif (first.wcs is None) != (other.wcs is None):
         raise MosaicError(f"{names}: only one of them has a WCS; add it to the other")
-    if first.wcs is None or other is first:
-        return
-    offset_pix = grid.grid_offset_pix(first.wcs, other.wcs, first.shape_HW)
-    if not offset_pix <= _MAX_GRID_OFFSET_PIX:
+    elif first.wcs is not None and other is not first:
+        offset_pix = grid.grid_offset_pix(first.wcs, other.wcs, first.shape_HW)
+        if not offset_pix <= _MAX_GRID_OFFSET_PIX:
+            difference = f"their WCS differ by {offset_pix:.3g} pixels"
+    if difference:
         raise MosaicError(
-            f"{names} are on different grids: their WCS differ by {offset_pix:.3g} pixels; "
-            + advice
+            f"{names} are on different grids: {difference}; resample them to one grid first"
         )
 
 
 def _tile_id(paths: list[AnyPath], survey: Survey) -> str:
-    """The {tile} of the survey's file names; else what the names of the files share."""
+    """Return the {tile} of the survey's file names; else the beginning that the names share."""
     tiles = {match[0] for path in paths if (match := survey.match_mosaic(path.name)) is not None}
     if len(tiles) == 1 and (tile := tiles.pop()):
         return tile
-    shared = itertools.takewhile(
-        lambda letters: len(set(letters)) == 1,
-        zip(*(path.name for path in paths), strict=False),
-    )
+    letters_of_names = zip(*(path.name for path in paths), strict=False)
+    shared = itertools.takewhile(lambda letters: len(set(letters)) == 1, letters_of_names)
     stem = "".join(letters[0] for letters in shared)
     stem = re.sub(r"\.(fits?|asdf)(\.gz|\.fz)?$", "", stem, flags=re.IGNORECASE).rstrip("._-")
     return stem or paths[0].stem
@@ -213,14 +210,10 @@ def _tile_id(paths: list[AnyPath], survey: Survey) -> str:
 
 def _fill(planes: dict[str, BandPlane], survey: Survey, tile_id: str) -> Tile:
     first = next(iter(planes.values()))
-    height, width = first.shape_HW
-    shape = (len(survey.bands), height, width)
-    image_CHW, err_CHW, mask_HW = _allocate(shape)
-    step = max(1, _SECTION_PIXELS // width)
+    image_CHW, err_CHW, mask_HW = _allocate((len(survey.bands), *first.shape_HW))
     notes: list[str] = []
     for c, name in enumerate(survey.band_names):
-        for i0 in range(0, height, step):
-            section = slice(i0, min(i0 + step, height))
+        for section in sections(first.shape_HW):
             if name in planes:
                 _fill_rows(planes[name], section, image_CHW[c], err_CHW[c], mask_HW)
             else:
@@ -263,7 +256,7 @@ def _fill_rows(
             np.multiply(err, scale, out=sigma, casting="unsafe")
     if plane.one_error is not None and not plane.one_error > 0:
         sigma[:] = 1  # until `_blank` measures it
-    # An error of zero is how files write 'no data'; as a weight it would outdo all the others.
+    # An error of zero means 'no data' in files; as a weight it would outweigh all others.
     lost = ~(np.isfinite(image) & np.isfinite(sigma) & (sigma > 0))
     if bad is not None:
         lost |= bad
@@ -279,30 +272,30 @@ def _blank(
     mask_HW: NDArray[np.bool_],
     zero_is_blank: bool | None,
 ) -> list[str]:
-    """Take out blank pixels; measure an estimated error again that missed them; return notes."""
+    """Remove blank pixels, and measure the error again if they spoiled it; return notes."""
     step = max(1, min(err_HW.shape) // 256)
     sample = err_HW[::step, ::step]
     sample = sample[np.isfinite(sample)]
-    constant = plane.one_error is not None or not sample.size or sample.min() == sample.max()
-    n_blank, n_zeros, zeros = mark_blank(image_HW, err_HW, constant, zero_is_blank)
+    is_constant = plane.one_error is not None or not sample.size or sample.min() == sample.max()
+    n_blank, n_zeros, meaning = mark_blank(image_HW, err_HW, is_constant, zero_is_blank)
     notes = []
     if n_blank:
         for rows in sections(image_HW.shape):
             mask_HW[rows] |= np.isnan(image_HW[rows])
         notes.append(
-            f"{plane.band}: {100 * n_blank / image_HW.size:.3g}% of the pixels are blank, by their "
-            "value (zero_is_blank in the survey's YAML file says what zeros are)"
+            f"{plane.band}: {100 * n_blank / image_HW.size:.3g}% of the pixels are blank by their "
+            "value (zero_is_blank in the survey's YAML file says what zeros mean)"
         )
     if n_zeros > _MANY_ZEROS * image_HW.size and zero_is_blank is None:
         notes.append(
-            f"{plane.band}: {100 * n_zeros / image_HW.size:.3g}% of the pixels are exact zeros and "
-            "taken as data, as of sparse photons or without noise; if they are blank, set "
+            f"{plane.band}: {100 * n_zeros / image_HW.size:.3g}% of the pixels are exact zeros, "
+            "taken as data (sparse photons, or an image without noise); if they are blank, set "
             "zero_is_blank: true in the survey's YAML file"
         )
     if plane.one_error is None:
         return notes
     before = plane.one_error * plane.njy_per_unit
-    if before > 0 and zeros in (None, BLANK):
+    if before > 0 and meaning in (None, BLANK):
         sample = image_HW[::step, ::step]
         if before > _COARSE * quantum(sample[np.isfinite(sample)]):
             return notes
@@ -313,8 +306,8 @@ def _blank(
         err_HW[rows][np.isfinite(image_HW[rows])] = sigma
     if sigma > 0:
         notes.append(
-            f"{plane.band}: values repeat, or most are 0, so that their MAD is no noise: one error "
-            f"of {sigma:.3g} nJy for all pixels, from their clipped standard deviation"
+            f"{plane.band}: values repeat, or most are 0, so that their MAD is not the noise: one "
+            f"error of {sigma:.3g} nJy for all pixels, from their clipped standard deviation"
         )
     return notes
 
@@ -322,18 +315,15 @@ def _blank(
 def _allocate(
     shape: tuple[int, int, int],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Image, error and mask: in memory, or in a scratch file that goes away with the arrays."""
+    """Return image, error and mask, in memory or in a scratch file that vanishes with them."""
     n_pixels = math.prod(shape)
     if n_pixels * 8 <= MAX_MEMORY_BYTES:
-        return (
-            np.empty(shape, np.float32),
-            np.empty(shape, np.float32),
-            np.zeros(shape[1:], np.bool_),
-        )
+        image_CHW, err_CHW = (np.empty(shape, np.float32) for _ in range(2))
+        return image_CHW, err_CHW, np.zeros(shape[1:], np.bool_)
     n_bytes = n_pixels * 8 + shape[1] * shape[2]
     try:
         with tempfile.TemporaryFile(prefix="photozhpc-tile-") as file:
-            os.posix_fallocate(file.fileno(), 0, n_bytes)  # a full disk: an error now, no fault
+            os.posix_fallocate(file.fileno(), 0, n_bytes)  # a full disk is an error here, no crash
             scratch = np.memmap(file, np.uint8, "r+", shape=(n_bytes,))
     except OSError as error:
         raise MosaicError(

@@ -1,8 +1,8 @@
 """In which order, and on how many threads, the kernels visit the sources.
 
-Plain threads over kernels that release the GIL, and not a `prange`: Numba's fallback threading
-layer may not be entered from two threads, its OpenMP layer not after a fork; Dask workers do
-both. `numba.set_num_threads` and NUMBA_NUM_THREADS hold here too.
+The threads are Python's, over kernels that release the GIL, and not a `prange`: Numba's fallback
+threading layer must not be entered from two threads, nor its OpenMP layer after a fork, and Dask
+workers do both. `numba.set_num_threads` and NUMBA_NUM_THREADS apply here too.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_MIN_CHUNK_NS = 200_000  # less than this is not worth a thread
+_MIN_CHUNK_NS = 200_000  # less work is not worth a thread
 _CHUNKS_PER_THREAD = 4
 
 
@@ -22,17 +22,16 @@ def positions(y_N: ArrayLike, x_N: ArrayLike) -> tuple[NDArray[np.float64], NDAr
     """Return both as contiguous float64 (N,).
 
     Raises:
-        ValueError: they are not alike or have more than one axis.
+        ValueError: their shapes differ or have more than one axis.
     """
-    y = np.ascontiguousarray(np.atleast_1d(np.asarray(y_N, dtype=np.float64)))
-    x = np.ascontiguousarray(np.atleast_1d(np.asarray(x_N, dtype=np.float64)))
+    y, x = (np.ascontiguousarray(np.atleast_1d(v), dtype=np.float64) for v in (y_N, x_N))
     if y.ndim != 1 or y.shape != x.shape:
-        raise ValueError(f"y_N and x_N must be (N,) alike, got {np.shape(y_N)}, {np.shape(x_N)}")
+        raise ValueError(f"y_N and x_N must both be (N,), got {np.shape(y_N)}, {np.shape(x_N)}")
     return y, x
 
 
 def run_chunks(chunk: Callable[[int, int], None], n_sources: int, ns_per_source: float) -> None:
-    """Run chunk(start, stop) over all sources, on threads where there is work enough."""
+    """Run chunk(start, stop) over all sources, on threads where there is enough work."""
     n_threads = min(
         numba.get_num_threads(), n_sources, math.ceil(n_sources * ns_per_source / _MIN_CHUNK_NS)
     )
@@ -47,9 +46,9 @@ def run_chunks(chunk: Callable[[int, int], None], n_sources: int, ns_per_source:
 
 @numba.njit(nogil=True, cache=True)
 def visiting_order(y_N, x_N, height, width):
-    """Order of the sources by blocks of the image (a counting sort), so that caches serve.
+    """Return the sources ordered by blocks of the image (a counting sort), for the caches.
 
-    In a list without order, most of the time of a small circle is spent waiting for memory.
+    In an unordered list, a small circle spends most of its time waiting for memory.
     """
     n_sources = y_N.size
     side = max(32, int(math.sqrt(height * width / (n_sources + 1.0))))

@@ -1,4 +1,4 @@
-"""Who makes the parts of a catalogue: processes here, in Slurm jobs, or of a Dask scheduler."""
+"""The workers that make the parts of a catalogue: here, in Slurm jobs, or a Dask scheduler's."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ from photozhpc.workers.local import Device, device_list, local_client, worker_en
 from photozhpc.workers.site import Site
 from photozhpc.workers.slurm import scheduler_client, slurm_client, workers_per_job
 
-# While one part is computed another is read or written. A GPU is fed by more: decoding takes
-# about as much of a core as the bundled model takes of a GPU.
+# While one part is computed, another is read or written. A GPU needs more: for one part, decoding
+# keeps a core about as busy as the bundled model keeps a GPU.
 _TASKS_PER_CPU_WORKER = 2
 _MAX_TASKS_PER_GPU_WORKER = 8
 PRELOAD = ("photozhpc.catalog.worker",)
 
 
 def tasks_per_worker(on_gpu: bool, n_cores: int) -> int:
-    """Return how many parts a worker with so many cores has in work at a time."""
+    """Return how many parts a worker with `n_cores` cores handles at a time."""
     if not on_gpu:
         return _TASKS_PER_CPU_WORKER
     return max(_TASKS_PER_CPU_WORKER, min(_MAX_TASKS_PER_GPU_WORKER, n_cores))
@@ -30,12 +30,12 @@ def tasks_per_worker(on_gpu: bool, n_cores: int) -> int:
 
 @dataclass(frozen=True)
 class DaskWorkers:
-    """`n_workers` processes with `n_tasks` parts in work each, on `device`.
+    """`n_workers` processes that handle `n_tasks` parts at a time each, on `device`.
 
     Attributes:
-        devices: CUDA devices here, one for each process; empty: the processors.
-        site, jobs: they are in so many jobs of a Slurm site.
-        scheduler: address of the scheduler whose they are; then the two numbers are not known.
+        devices: CUDA devices of this machine, shared among the processes; empty: the CPU.
+        site, jobs: the Slurm site and the number of jobs in which they run.
+        scheduler: address of the Dask scheduler that has them; the two numbers are then unknown.
     """
 
     n_workers: int
@@ -66,7 +66,7 @@ class DaskWorkers:
         """
         if scheduler is not None:
             if site is not None or workers is not None:
-                raise ConfigError("a scheduler has its own workers: no --site, no --workers")
+                raise ConfigError("a scheduler has its own workers; leave out --site and --workers")
             return cls(1, 1, "cuda" if device == "cuda" else "cpu", scheduler=scheduler)
         if site is None:
             devices = tuple(device_list(device))
@@ -84,7 +84,7 @@ class DaskWorkers:
 
     @property
     def described(self) -> str:
-        """Who they are, for people."""
+        """A description for people."""
         if self.scheduler is not None:
             return f"scheduler {self.scheduler}"
         if self.site is not None:
@@ -93,9 +93,15 @@ class DaskWorkers:
 
     @contextmanager
     def client(
-        self, out: Path, wanted: Callable[[], int], lost: Callable[[str], None]
+        self, out: Path, n_parts_left: Callable[[], int], on_worker_lost: Callable[[str], None]
     ) -> Iterator[Client]:
-        """Give a client, of which at least one worker is there."""
+        """Give a Dask client of the workers.
+
+        Args:
+            out: folder for the credentials of Slurm jobs.
+            n_parts_left: returns how many parts are to be made; decides on the number of jobs.
+            on_worker_lost: called (in another thread) with the address of a worker that died.
+        """
         if self.scheduler is not None:
             with scheduler_client(self.scheduler) as client:
                 yield client
@@ -106,8 +112,8 @@ class DaskWorkers:
                 out,
                 workers=self.n_workers // self.jobs,
                 tasks_per_worker=self.n_tasks,
-                wanted=lambda: -(-wanted() // self.n_tasks),
-                on_worker_lost=lost,
+                n_workers_needed=lambda: -(-n_parts_left() // self.n_tasks),
+                on_worker_lost=on_worker_lost,
             ) as client:
                 yield client
         else:
@@ -117,6 +123,6 @@ class DaskWorkers:
                 devices=self.devices,
                 tasks_per_worker=self.n_tasks,
                 preload=PRELOAD,
-                on_worker_lost=lost,
+                on_worker_lost=on_worker_lost,
             ) as client:
                 yield client

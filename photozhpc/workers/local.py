@@ -35,19 +35,19 @@ from photozhpc.workers.unix_sockets import PROTOCOL, LocalScheduler, LocalWorker
 
 Device = Literal["auto", "cpu", "cuda"]
 
-# torch, timm and a model take 0.6 GB; the rest is room for two blocks of cutouts.
+# torch, timm and a model take 0.6 GB; the rest holds two blocks of cutouts.
 MIN_WORKER_BYTES = 2 << 30
-# A frozen worker is killed and replaced after one to two of these without a heartbeat.
+# A frozen worker is killed and replaced after one to two times this without a heartbeat.
 WORKER_TTL_SECONDS = 30
 # Dask serves HTTP (health, Prometheus) even without a dashboard, by default on every interface.
 LOOPBACK_HTTP = "127.0.0.1:0"
-# A task is set aside when one more worker than this died under it.
+# A task is given up when more workers than this died while they ran it.
 ALLOWED_FAILURES = 2
 
 _QUIET_LOGGERS = ("distributed", "distributed.client", "distributed.worker", "tornado", "asyncio")
 CONFIG: dict[str, Any] = {
-    # The defaults leak OMP_NUM_THREADS=1 into this process, and a trim threshold with which
-    # glibc maps and unmaps every temporary array (see `worker_environments` for the threads).
+    # Dask's defaults leak OMP_NUM_THREADS=1 into this process, and a trim threshold that makes
+    # glibc map and unmap every temporary array. `worker_environments` sets the threads.
     "distributed.nanny.pre-spawn-environ": {
         "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical",
         **WORKER_ENVIRONMENT,
@@ -55,13 +55,13 @@ CONFIG: dict[str, Any] = {
     "distributed.worker.profile.enabled": False,
     "distributed.scheduler.no-workers-timeout": "120s",
     "distributed.diagnostics.nvml": False,
-    # By default every process wakes up 70 times a second to look after itself; on a node whose
-    # cores are all at work that costs 5% of them.
+    # By default every process wakes up 70 times per second to monitor itself, which takes 5% of a
+    # node whose cores are all busy.
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.tick.limit": "30s",
     "distributed.admin.system-monitor.interval": "10s",
     "distributed.worker.memory.monitor-interval": "1s",
-    # Not its pages, which tell every user of the machine what runs here.
+    # Without the pages that show every user of the machine what runs here.
     "distributed.scheduler.http.routes": [
         "distributed.http.scheduler.prometheus",
         "distributed.http.health",
@@ -71,27 +71,24 @@ CONFIG: dict[str, Any] = {
         "distributed.http.health",
     ],
 }
-# A socket's path has 107 bytes; the longest name is that of multiprocessing's fork server.
+# A socket's path has at most 107 bytes; the fork server of multiprocessing has the longest name.
 _MAX_SOCKET_FOLDER = 107 - len("/listener-01234567")
 
 
 def device_list(device: Device, environ: Mapping[str, str] = os.environ) -> list[str]:
     """Return the CUDA devices to use, as CUDA_VISIBLE_DEVICES names them; empty: use the CPU.
 
-    Neither torch nor CUDA is loaded: a process that has touched CUDA holds memory on the device.
+    This loads neither torch nor CUDA: a process that has used CUDA holds memory on the device.
 
     Raises:
-        ConfigError: `device` is unknown, or "cuda" with no CUDA device or a CPU build of torch.
+        ConfigError: `device` is unknown, or "cuda" without a CUDA device or a CUDA build of torch.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"unknown device '{device}'; use auto, cpu or cuda")
-    if device == "cpu":
-        return []
-    if not _torch_has_cuda():
-        if device == "cuda":
-            raise ConfigError("the installed torch is a CPU build; use --device cpu")
-        return []
-    devices = visible_devices(environ)
+    has_cuda = device != "cpu" and _torch_has_cuda()
+    if device == "cuda" and not has_cuda:
+        raise ConfigError("the installed torch is a CPU build; use --device cpu")
+    devices = visible_devices(environ) if has_cuda else []
     if device == "cuda" and not devices:
         raise ConfigError("no CUDA device was found on this machine; use --device cpu")
     return devices
@@ -103,9 +100,7 @@ def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str]:
     if visible is None:
         return _nvidia_devices()
     devices = [name.strip() for name in visible.split(",") if name.strip()]
-    if "-1" in devices:  # CUDA ignores it and whatever follows
-        devices = devices[: devices.index("-1")]
-    return devices
+    return devices[: devices.index("-1")] if "-1" in devices else devices  # as CUDA does
 
 
 def worker_environments(
@@ -114,11 +109,11 @@ def worker_environments(
     n_cores: int = CPU_COUNT,
     memory_bytes: int = MEMORY_LIMIT,
 ) -> list[dict[str, str]]:
-    """Return one set of environment variables per worker: its device and its number of threads.
+    """Return the environment variables of each worker: its device and its number of threads.
 
     Args:
-        workers: how many; None: one per device, or one per core as far as memory goes.
-        devices: from `device_list`; with more workers than devices, devices are shared.
+        workers: how many; None: one per device, or one per core as far as memory allows.
+        devices: from `device_list`; more workers than devices share them.
 
     Raises:
         ConfigError: `workers` is below one.
@@ -139,9 +134,9 @@ def worker_environments(
 
 
 def import_early(preload: Sequence[str]) -> None:
-    """Begin to import, in the process that `local_client` will fork workers from, what they need.
+    """Begin to import `preload` in the process from which `local_client` will fork workers.
 
-    That takes seconds, in which the caller can prepare the work. Not for workers with CUDA.
+    That takes seconds, in which the caller can prepare the work. It is not for workers with CUDA.
     """
     with _local_settings("forkserver"), _environment_kept(), _program_hidden():
         os.environ |= CONFIG["distributed.nanny.pre-spawn-environ"]
@@ -162,15 +157,15 @@ def local_client(
 ) -> Iterator[Client]:
     """Start worker processes on this machine and give a client; stop them at the end.
 
-    A worker that dies is replaced, and what it was doing is done again. Ctrl-C reaches this
-    process alone, which then stops the workers without waiting for their tasks.
+    A worker that dies is replaced, and its tasks run again. Ctrl-C reaches only this process,
+    which then stops the workers without waiting for their tasks.
 
     Args:
         workers: how many; None: one per CUDA device, or one per core.
-        devices: what `device_list` would return.
+        devices: the result of `device_list`, if the caller has it.
         tasks_per_worker: tasks that a worker runs at a time, in threads.
         preload: modules that every worker needs. Without CUDA they are imported once, in a
-            process that then forks the workers: a worker that died is back in half a second.
+            process that then forks the workers: a dead worker is replaced in half a second.
         on_worker_lost: called (in another thread) with the address of a worker that died.
 
     Raises:
@@ -180,20 +175,20 @@ def local_client(
     if devices is None:
         devices = device_list(device)
     environments = worker_environments(workers, devices)
-    # Whether an import of torch touches CUDA, after which no fork can use it, is not ours to say.
+    # An import of torch may initialise CUDA, which then fails in forked processes.
     method = "spawn" if devices else "forkserver"
     options = {
         "nthreads": tasks_per_worker,
-        "host": str(own_folder()),
+        "host": str(private_scratch()),
         "protocol": PROTOCOL,
         "worker_class": LocalWorker,
         "memory_limit": MEMORY_LIMIT // len(environments),
         "dashboard": False,
         "silence_logs": _dask_level(),
     }
-    # The process that workers are forked from may be older than these settings of s3fs and ours.
-    later = ("AWS_", "PHOTOZHPC_CACHE")
-    settings = {name: value for name, value in os.environ.items() if name.startswith(later)}
+    # The process that forks the workers may be older than these settings of s3fs and photozhpc.
+    prefixes = ("AWS_", "PHOTOZHPC_CACHE")
+    settings = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
     specs = {
         name: {"cls": Nanny, "options": {**options, "env": {**settings, **environment}}}
         for name, environment in enumerate(environments)
@@ -203,7 +198,7 @@ def local_client(
         cluster: SpecCluster | None = None
         completed = False
         try:
-            with signals_held_back():  # those that came are raised at its end
+            with signals_held_back():
                 _set_preload([*preload, "distributed"])
                 cluster = _start(specs, losses)
             client = Client(cluster, set_as_default=False)
@@ -212,7 +207,7 @@ def local_client(
                 completed = True
             finally:
                 with signals_held_back():
-                    losses.report = None  # deaths from here on are wanted
+                    losses.report = None  # from here on, workers are meant to end
                     if not completed:
                         kill_workers(cluster)
                     client.close(timeout=5)
@@ -226,14 +221,14 @@ def local_client(
 
 
 @cache
-def own_folder() -> Path:
-    """Return the folder of this process's sockets and scratch, which is deleted at its end.
+def private_scratch() -> Path:
+    """Return the folder of this process's sockets and scratch files, which is deleted at exit.
 
-    It is the user's alone. Dask's own, dask-scratch-space in TMPDIR, may be somebody else's, and
-    it goes on Python's search path.
+    It belongs to the user alone. Dask's own, dask-scratch-space in TMPDIR, goes on Python's search
+    path and may belong to another user.
 
     Raises:
-        RunError: there is no place for it.
+        RunError: it cannot be made.
     """
     for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
         with suppress(OSError), ExitStack() as stack:
@@ -241,26 +236,26 @@ def own_folder() -> Path:
             if ":" in parent or len(os.fsencode(folder)) > _MAX_SOCKET_FOLDER:
                 continue
             atexit.register(stack.pop_all().close)
-            # What multiprocessing makes in TMPDIR itself stays there if we are killed.
+            # Files of multiprocessing in TMPDIR itself would stay there if this process is killed.
             multiprocessing.current_process()._config.setdefault("tempdir", str(folder))  # type: ignore[attr-defined]
             return folder
     raise RunError(
-        f"the sockets of the worker processes need a folder with a short name, and none can be "
-        f"made in {tempfile.gettempdir()} or /tmp; set TMPDIR to a folder that you can write to"
+        "the sockets of worker processes need a folder with a short name, but none can be made in "
+        f"{tempfile.gettempdir()} or /tmp; set TMPDIR to a folder that you can write to"
     )
 
 
 @contextmanager
 def _local_settings(method: str) -> Iterator[None]:
-    """Have Dask as it comes, but for what is set here: not as files and DASK_* of the user say.
+    """Use Dask's defaults and the settings here, and not the user's Dask files and DASK_*.
 
-    Those are of another cluster, or left over from one.
+    Those belong to another cluster, or are left over from one.
     """
     settings = {
         "distributed": dask.config.merge(*dask.config.defaults)["distributed"],
         **CONFIG,
         "distributed.worker.multiprocessing-method": method,
-        "temporary-directory": str(own_folder()),
+        "temporary-directory": str(private_scratch()),
         "scheduler-address": None,
     }
     with dask.config.set(settings):
@@ -268,15 +263,15 @@ def _local_settings(method: str) -> Iterator[None]:
 
 
 def _set_preload(modules: list[str]) -> None:
-    """Name the modules of the fork server; one that runs already is left as it is."""
-    get_mp_context()  # sets Dask's own list, the first time only
+    """Set the modules that the fork server imports; a running one does not change."""
+    get_mp_context()  # sets Dask's own list, on the first call only
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
 
 
 def kill_workers(cluster: SpecCluster) -> None:
     """Kill the worker processes at once: what they write is whole or absent in any case."""
     for nanny in list(cluster.workers.values()):
-        nanny.close_gracefully()  # do not start it anew
+        nanny.close_gracefully()  # keeps it from starting another
         if nanny.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(nanny.pid, signal.SIGKILL)
@@ -285,7 +280,7 @@ def kill_workers(cluster: SpecCluster) -> None:
 def _start(specs: dict[int, dict[str, Any]], losses: SchedulerPlugin) -> SpecCluster:
     options = {
         **scheduler_options(losses),
-        "host": str(own_folder()),
+        "host": str(private_scratch()),
         "protocol": PROTOCOL,
         "port": 0,
     }
@@ -298,12 +293,12 @@ def _start(specs: dict[int, dict[str, Any]], losses: SchedulerPlugin) -> SpecClu
     except (OSError, RuntimeError, TimeoutError) as error:
         raise RunError(
             f"the worker processes did not start ({one_line(error)}); try fewer --workers, and "
-            f"check that there is room in {own_folder().parent}"
+            f"check that there is room in {private_scratch().parent}"
         ) from error
 
 
 def scheduler_options(losses: SchedulerPlugin) -> dict[str, Any]:
-    """Return what a scheduler is told here and on a cluster."""
+    """Return the options that every scheduler gets, here and on a cluster."""
     return {
         "dashboard": False,
         "dashboard_address": LOOPBACK_HTTP,
@@ -326,9 +321,9 @@ class LostWorkers(SchedulerPlugin):
 
 @contextmanager
 def _environment_kept() -> Iterator[None]:
-    """Take back what Dask puts into this process's environment for its workers, and we do.
+    """Undo the changes to this process's environment that are meant for its workers.
 
-    They look for no module in the working folder, which may be anybody's.
+    They do not import from the working folder, which may belong to anybody.
     """
     before = dict(os.environ)
     os.environ["PYTHONSAFEPATH"] = "1"
@@ -342,10 +337,10 @@ def _environment_kept() -> Iterator[None]:
 
 @contextmanager
 def _program_hidden() -> Iterator[None]:
-    """Keep multiprocessing from running the program that called us again in every worker.
+    """Keep multiprocessing from running the main program again in every worker.
 
-    The tasks need nothing of it, and it may be a script without `if __name__ == "__main__"`, or
-    come from standard input.
+    The tasks do not need it, and it may be a script without `if __name__ == "__main__"`, or come
+    from standard input.
     """
     program = sys.modules["__main__"]
     spec, file = program.__spec__, getattr(program, "__file__", None)
@@ -362,7 +357,7 @@ def _dask_level() -> int:
 
 @contextmanager
 def quiet_logs() -> Iterator[None]:
-    """Keep Dask's own account of lost connections, with tracebacks, off the terminal."""
+    """Keep Dask's messages on lost connections, with tracebacks, off the terminal."""
     loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""How processes ask the system for memory: this one, and workers, by their environment."""
+"""How this process and, by their environment, workers allocate memory."""
 
 import ctypes
 from contextlib import suppress
@@ -8,21 +8,20 @@ _BYTES = 1 << 30
 _MAX_MMAP_THRESHOLD = 32 << 20  # what every glibc takes
 
 WORKER_ENVIRONMENT = {
-    # One heap for all threads and libraries: else each of them holds on to memory of its own.
+    # One heap for all threads and libraries: otherwise each of them keeps freed memory.
     "MALLOC_ARENA_MAX": "1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
-    # What `keep_freed_memory` does.
+    # As `keep_freed_memory`.
     "MALLOC_TRIM_THRESHOLD_": str(_BYTES),
     "MALLOC_MMAP_THRESHOLD_": str(_MAX_MMAP_THRESHOLD),
 }
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory for the next array, instead of handing it back to the system.
+    """Keep freed memory for the next array, instead of returning it to the system.
 
-    A step of training needs the same arrays again and again, and fresh pages cost more than they
-    look like (docs/decisions.md). The peak is as it was. Does nothing where the C library is not
-    glibc.
+    Every training step allocates the same arrays, and fresh pages are slow (docs/decisions.md). The
+    peak does not change. Without glibc this does nothing.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

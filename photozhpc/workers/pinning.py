@@ -1,4 +1,4 @@
-"""Loaded by the Dask nannies of a Slurm job (--preload-nanny): one device and its cores each."""
+"""Loaded by the Dask nannies of a Slurm job (--preload-nanny): gives each a device and cores."""
 
 import os
 
@@ -11,9 +11,9 @@ WORKERS_VARIABLE = "PHOTOZHPC_WORKERS"
 
 
 def dask_setup(nanny: Nanny) -> None:
-    """Give the worker its environment, which is set before it starts, and its share of memory.
+    """Set the environment with which the worker starts, and its share of memory.
 
-    `dask worker` names the workers of a job NAME-0, NAME-1 and so on; one alone is NAME.
+    `dask worker` names the workers of a job NAME-0, NAME-1 and so on, or NAME if there is one.
     """
     n_workers = int(os.environ[WORKERS_VARIABLE])
     number = int(str(nanny.name).rpartition("-")[2]) if n_workers > 1 else 0

@@ -1,4 +1,4 @@
-"""A pool of processes for independent jobs: the tiles of an extraction, a detection, a sky."""
+"""A pool of processes for independent jobs: the tiles of an extraction or a simulated sky."""
 
 import multiprocessing
 import os
@@ -20,13 +20,13 @@ def run_jobs(
     doing: str,
     finished: Callable[[int, Result], None],
 ) -> None:
-    """Call `work(*job)` for every job, in several processes; a single one is this process.
+    """Call `work(*job)` for every job, in several processes, or in this one if one is enough.
 
-    Signals that stop a run reach this process alone. When it stops, for whatever reason, it kills
-    the others: what a job writes must be there whole or not at all.
+    Signals that stop a run reach only this process. When it stops, for whatever reason, it kills
+    the others: a job must write its files whole or not at all.
 
     Args:
-        workers: processes; None: one per core. There are never more than jobs.
+        workers: processes, at most one per job; None: one per core.
         doing: what the jobs do, for the message about a killed process.
         finished: called here with the index of a job and its result, in the order of completion.
 
@@ -51,8 +51,8 @@ def run_jobs(
     except BrokenProcessPool:
         pool.shutdown()  # it has stopped the other processes: wait for their end
         raise RunError(
-            f"a process was killed while {doing} (out of memory?); run the same command again, "
-            f"with fewer --workers; what is finished is kept"
+            f"a process was killed while {doing} (out of memory?); run the same command again with "
+            "fewer --workers: finished work is kept"
         ) from None
     except BaseException:
         for process in multiprocessing.active_children():

@@ -1,4 +1,4 @@
-"""Signals that stop a run are for the first process alone; it stops the others."""
+"""Signals that stop a run are handled by its first process, which stops the others."""
 
 import os
 import signal
@@ -14,35 +14,35 @@ _WATCH_SECONDS = 0.5
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Hold back the signals that stop us, and keep them for ever from what is started meanwhile.
+    """Hold back the signals that stop a run, and block them for ever in processes started inside.
 
-    Terminals and Slurm send them to every process of a job. Those that came are handled at the
-    end of the block.
+    Terminals and Slurm send them to every process of a job. Signals that arrive meanwhile are
+    handled at the end of the block.
     """
     received: list[int] = []
     handlers = {}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     if threading.current_thread() is threading.main_thread():
-        # The mask is this thread's; another one may get the signal, and Python handles it here.
+        # The mask is this thread's: another one may receive the signal, which Python handles here.
         for number in STOP_SIGNALS:
             handlers[number] = signal.signal(number, lambda n, _: received.append(n))
     try:
         _start_resource_tracker()
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the tracker takes it back
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # starting the tracker unblocks them
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for came in received:
-            signal.raise_signal(came)
+        for received_number in received:
+            signal.raise_signal(received_number)
 
 
 def die_with_parent() -> None:
-    """Let this process end when the one that started it does, even by SIGKILL.
+    """Let this process end when the process that started it ends, even by SIGKILL.
 
-    A worker of a process pool that waits for work would wait for ever. What it may be writing is
-    whole or absent in any case.
+    An idle worker of a process pool would wait for ever. A file that it is writing is whole or
+    absent in any case.
     """
     parent = parent_process()
     if parent is None:
@@ -56,7 +56,7 @@ def die_with_parent() -> None:
 
 
 def end_with(parent_pid: int) -> None:
-    """Let this process end when its parent, another program, does, even by SIGKILL."""
+    """Let this process end when its parent, another program, ends, even by SIGKILL."""
 
     def watch() -> None:
         while os.getppid() == parent_pid:
@@ -67,15 +67,15 @@ def end_with(parent_pid: int) -> None:
 
 
 def _start_resource_tracker() -> None:
-    """Start multiprocessing's tracker of semaphores so that it keeps its warnings to itself.
+    """Start multiprocessing's tracker of semaphores without its warnings.
 
-    It frees what killed processes leave behind, and would say so on the terminal.
+    It frees what killed processes leave behind, and would report that on the terminal.
     """
     before = {name: os.environ.get(name) for name in ("PYTHONWARNINGS", "PYTHONSAFEPATH")}
     quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
-    said = before["PYTHONWARNINGS"]
-    os.environ["PYTHONWARNINGS"] = f"{said},{quiet}" if said else quiet
-    os.environ["PYTHONSAFEPATH"] = "1"  # the working folder may be anybody's
+    warnings = before["PYTHONWARNINGS"]
+    os.environ["PYTHONWARNINGS"] = f"{warnings},{quiet}" if warnings else quiet
+    os.environ["PYTHONSAFEPATH"] = "1"  # the working folder may belong to anybody
     try:
         resource_tracker.ensure_running()
     finally:

@@ -1,4 +1,4 @@
-"""A Slurm site: its queues, and how a stage of the pipeline is submitted there."""
+"""A Slurm site: its partitions, and how a stage of the pipeline is submitted there."""
 
 import os
 import re
@@ -7,25 +7,26 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from photozhpc.config import config_path, from_mapping, load_yaml
 from photozhpc.errors import ConfigError, RunError, did_you_mean
 
 JOBS_DIR = Path(__file__).parents[1] / "jobs"
 STAGES = ("extract", "train", "infer")
-# Five minutes before the limit a job is asked to stop: see --signal in jobs/*.slurm.
+# A job is asked to stop five minutes before its limit: see --signal in jobs/*.slurm.
 _MIN_MINUTES = 10
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job of a stage asks for.
+    """What a job of a stage requests.
 
     Attributes:
         cpus_per_task, nodes, tasks_per_node, gpus_per_node: as for sbatch.
         time: limit, as sbatch takes it, e.g. "04:00:00".
-        partition: of this stage; None: the site's.
-        options: more options of sbatch, e.g. ["--qos=regular"].
+        partition: for this stage; None: the site's.
+        options: further options of sbatch, e.g. ["--qos=regular"].
     """
 
     cpus_per_task: int
@@ -38,15 +39,19 @@ class Resources:
 
     def __post_init__(self) -> None:
         if min(self.cpus_per_task, self.nodes, self.tasks_per_node) < 1 or self.gpus_per_node < 0:
-            raise ValueError("nodes, tasks_per_node and cpus_per_task must be at least 1")
+            raise ValueError(
+                "nodes, tasks_per_node and cpus_per_task must be at least 1, and gpus_per_node 0"
+            )
         if _minutes(self.time) < _MIN_MINUTES:
             raise ValueError(
                 f"time must be like 04:00:00 or 1-12:00:00, and {_MIN_MINUTES} minutes or more (a "
-                f"job is asked to stop five minutes before), got '{self.time[:60]}'"
+                f"job is asked to stop five minutes before its end), got '{self.time[:60]}'"
             )
         for option in self.options:
             if not option.startswith("-"):
-                raise ValueError(f"'{option[:60]}' is not an option of sbatch")
+                raise ValueError(
+                    f"'{option[:60]}' is not an option of sbatch: it must begin with -"
+                )
 
 
 def _minutes(time: str) -> float:
@@ -89,43 +94,46 @@ class Site:
 
     def __post_init__(self) -> None:
         if "{n}" not in self.gpus_as:
-            raise ValueError("gpus_as must have {n} where the number goes")
+            raise ValueError("gpus_as must have {n} in place of the number of GPUs")
 
     def resources(self, stage: str) -> Resources:
-        """Return what a stage asks for."""
+        """Return what a job of a stage requests."""
         resources: Resources = getattr(self, stage)
         return resources
 
     def sbatch_options(self, stage: str) -> list[str]:
-        """Return the options of sbatch that are the site's and not of a single job's shape."""
-        wanted = self.resources(stage)
-        partition = wanted.partition or self.partition
+        """Return the options of sbatch for a stage, except the numbers of nodes, tasks and CPUs."""
+        resources = self.resources(stage)
+        partition = resources.partition or self.partition
         options = [f"--account={self.account}"] if self.account else []
         options += [f"--partition={partition}"] if partition else []
-        options += [f"--time={wanted.time}"]
-        if wanted.gpus_per_node:
-            options.append(self.gpus_as.replace("{n}", str(wanted.gpus_per_node)))
-        return [*options, *wanted.options]
+        options += [f"--time={resources.time}"]
+        if resources.gpus_per_node:
+            options.append(self.gpus_as.replace("{n}", str(resources.gpus_per_node)))
+        return [*options, *resources.options]
 
     def log_folder(self) -> Path:
         """Return the folder of the jobs' logs.
 
         Raises:
-            ConfigError: `scratch` names a variable that is not set.
+            ConfigError: a variable in `scratch` is not set.
         """
         if self.scratch is None:
             return Path.cwd()
         folder = os.path.expanduser(os.path.expandvars(self.scratch))
         if "$" in folder:
-            raise ConfigError(f"site '{self.name}': scratch is '{self.scratch}', which is not set")
+            raise ConfigError(
+                f"site '{self.name}': scratch is '{self.scratch}', and a variable in it is not "
+                "set; export it first"
+            )
         return Path(folder)
 
 
 def load_site(name_or_path: str | Path) -> Site:
-    """Read a site that comes with the package, by its name, or one of your own, by its path.
+    """Read a bundled site by its name, or a YAML file by its path.
 
     Raises:
-        ConfigError: there is none, or an unknown key or wrong type is in it.
+        ConfigError: it does not exist, or has an unknown key or a wrong type.
     """
     path = config_path(name_or_path, "site")
     return from_mapping(Site, {"name": path.stem, **load_yaml(path)}, str(path))
@@ -137,8 +145,8 @@ class BatchJob:
 
     Attributes:
         command: sbatch, its options, the job script, and the arguments of the stage.
-        environment: what is set for it beside the environment of the caller.
-        script: the text of the job script.
+        environment: variables that are added to the caller's environment.
+        script: the file of the job script.
     """
 
     command: tuple[str, ...]
@@ -153,21 +161,29 @@ class BatchJob:
         """Submit the job and return its number.
 
         Raises:
-            RunError: sbatch is not there, or refuses.
+            RunError: sbatch was not found, or refuses the job.
         """
-        try:
-            done = subprocess.run(
-                self.command,
-                env=os.environ | self.environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        except FileNotFoundError:
-            raise RunError("sbatch was not found; is this a login node of a Slurm site?") from None
-        if done.returncode:
-            raise RunError(f"sbatch refused: {' '.join(done.stderr.split())[:300]}")
-        return done.stdout.strip().split(";")[0]
+        answer = run_sbatch(self.command, "sbatch refused", env=os.environ | self.environment)
+        return answer.strip().split(";")[0]
+
+
+def run_sbatch(command: Sequence[str], refusal: str, **settings: Any) -> str:
+    """Run a command of sbatch, and return what it prints.
+
+    Args:
+        refusal: begins the message if sbatch fails.
+        settings: further arguments of `subprocess.run`.
+
+    Raises:
+        RunError: sbatch was not found, or fails.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **settings)
+    except FileNotFoundError:
+        raise RunError("sbatch was not found; run this on a login node of a Slurm site") from None
+    if done.returncode:
+        raise RunError(f"{refusal}: {' '.join(done.stderr.split())[:300]}")
+    return str(done.stdout)
 
 
 def make_job(
@@ -185,20 +201,20 @@ def make_job(
     Args:
         arguments: of `photozhpc STAGE`.
         nodes: default: the site's.
-        array: jobs that share out the tiles of an extraction.
-        after: numbers of jobs that must have ended well before this one starts.
-        only_one: a name; of jobs with the same, one runs at a time.
+        array: number of jobs that share the tiles of an extraction.
+        after: numbers of jobs that must succeed before this one starts.
+        only_one: a name; of jobs with the same name, one runs at a time.
 
     Raises:
-        ConfigError: the stage is unknown, or does not fit the options.
+        ConfigError: the stage is unknown, or an option does not apply to it.
     """
     if stage not in STAGES:
         raise ConfigError(f"unknown stage '{stage}'{did_you_mean(stage, STAGES)}")
     if array != 1 and stage != "extract":
         raise ConfigError(f"--array is for extract: {stage} is one job")
     if nodes not in (None, 1) and stage != "train":
-        raise ConfigError(f"--nodes is for train: {stage} runs on one node a job")
-    wanted = site.resources(stage)
+        raise ConfigError(f"--nodes is for train: {stage} runs on one node per job")
+    resources = site.resources(stage)
     name = f"photozhpc-{stage}" + (f"-{only_one}" if only_one else "")
     depends = [f"afterok:{':'.join(after)}"] if after else []
     depends += ["singleton"] if only_one else []
@@ -206,9 +222,9 @@ def make_job(
         "--parsable",
         f"--job-name={name}",
         *site.sbatch_options(stage),
-        f"--nodes={nodes or wanted.nodes}",
-        f"--ntasks-per-node={wanted.tasks_per_node}",
-        f"--cpus-per-task={wanted.cpus_per_task}",
+        f"--nodes={nodes or resources.nodes}",
+        f"--ntasks-per-node={resources.tasks_per_node}",
+        f"--cpus-per-task={resources.cpus_per_task}",
         f"--output={site.log_folder() / '%x-%j.log'}",
     ]
     options += [f"--array=0-{array - 1}"] if array > 1 else []

@@ -1,14 +1,13 @@
-"""Dask workers on other machines: jobs of Slurm, or whatever an existing scheduler has.
+"""Dask workers on other machines: Slurm jobs, or those of an existing scheduler.
 
-A Dask scheduler runs what anyone who reaches it sends. What listens beyond the loopback here does
-so with TLS, and takes none but those who hold the credentials that were made for the run.
+A Dask scheduler runs the code of anyone who reaches it. What listens beyond the loopback uses TLS,
+and accepts only holders of the credentials that were made for the run.
 """
 
 import ipaddress
 import os
 import shlex
 import shutil
-import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,13 +24,13 @@ from photozhpc.workers.local import (
     CONFIG,
     LOOPBACK_HTTP,
     LostWorkers,
-    own_folder,
+    private_scratch,
     quiet_logs,
     scheduler_options,
 )
 from photozhpc.workers.memory import WORKER_ENVIRONMENT
 from photozhpc.workers.pinning import WORKERS_VARIABLE
-from photozhpc.workers.site import Site
+from photozhpc.workers.site import Site, run_sbatch
 
 _CREDENTIALS = ".credentials"
 _ROLES = ("client", "scheduler", "worker")
@@ -40,8 +39,7 @@ _ADAPT_EVERY = "2s"
 
 def workers_per_job(site: Site, workers: int | None) -> int:
     """Return how many worker processes a job has: one per GPU, else one per core."""
-    wanted = site.infer
-    return workers or wanted.gpus_per_node or wanted.cpus_per_task
+    return workers or site.infer.gpus_per_node or site.infer.cpus_per_task
 
 
 @contextmanager
@@ -52,18 +50,18 @@ def slurm_client(
     *,
     workers: int | None = None,
     tasks_per_worker: int = 1,
-    wanted: Callable[[], int],
+    n_workers_needed: Callable[[], int],
     on_worker_lost: Callable[[str], None] | None = None,
 ) -> Iterator[Client]:
-    """Give a client of a scheduler in this process, whose workers are jobs of Slurm.
+    """Give a client of a scheduler in this process, whose workers are Slurm jobs.
 
-    A job is a node's worth of workers, each pinned to a GPU of its own. There are as many jobs as
-    `wanted` asks for, at most `jobs`; one that is cancelled or preempted is replaced by another.
+    A job fills one node with workers, each pinned to a GPU. There are as many jobs as
+    `n_workers_needed` asks for, at most `jobs`; a job that is cancelled or preempted is replaced.
 
     Args:
-        folder: seen by all nodes; the credentials are there, for the user alone, while it runs.
+        folder: visible to all nodes; holds the credentials, readable by the user alone, meanwhile.
         workers: per job; default: `workers_per_job`.
-        wanted: returns how many workers there is work for; asked every few seconds.
+        n_workers_needed: returns how many workers there is work for; called every few seconds.
         on_worker_lost: called (in another thread) with the address of a worker that died.
 
     Raises:
@@ -80,21 +78,21 @@ def slurm_client(
     prologue = [
         *site.setup,
         *(f"export {k}={shlex.quote(v)}" for k, v in environment.items()),
-        # Dask's scratch folder goes on Python's search path; its own may be somebody else's.
+        # Dask's scratch folder goes on Python's search path; its default may be another user's.
         "export DASK_TEMPORARY_DIRECTORY=$(mktemp -d)",
         "trap 'rm -rf \"$DASK_TEMPORARY_DIRECTORY\"' EXIT",
     ]
     losses = LostWorkers(on_worker_lost)
     config = {
-        "distributed.scheduler.no-workers-timeout": None,  # Slurm's queue takes its time
-        "temporary-directory": str(own_folder()),
+        "distributed.scheduler.no-workers-timeout": None,  # jobs may wait long in Slurm's queue
+        "temporary-directory": str(private_scratch()),
     }
     with dask.config.set(CONFIG | config), quiet_logs(), _credentials(folder) as security:
         try:
             cluster = cluster_class(
                 cores=n_workers * tasks_per_worker,
                 processes=n_workers,
-                memory="1 GB",  # the nannies set what there is (photozhpc/workers/pinning.py)
+                memory="1 GB",  # the nannies set the real limit (photozhpc/workers/pinning.py)
                 job_cpu=site.infer.cpus_per_task,
                 job_directives_skip=["--mem", "-t "],
                 job_extra_directives=[*site.sbatch_options("infer"), "--no-requeue", "--nodes=1"],
@@ -111,11 +109,19 @@ def slurm_client(
                 scheduler_options=scheduler_options(losses),
             )
         except (OSError, RuntimeError, ValueError, TimeoutError) as error:
-            raise RunError(f"the Dask scheduler did not start ({one_line(error)})") from error
+            raise RunError(
+                f"the Dask scheduler did not start ({one_line(error)}); check `interface` in the "
+                "site's YAML file"
+            ) from error
         try:
-            _check_accepted(cluster.job_script())
+            # Later on, a refusal would go unnoticed.
+            command = ("sbatch", "--test-only")
+            run_sbatch(command, "Slurm refuses the workers' jobs", input=cluster.job_script())
             cluster.adapt(
-                Adaptive=_ByDemand, maximum=jobs * n_workers, interval=_ADAPT_EVERY, wanted=wanted
+                Adaptive=_ByDemand,
+                maximum=jobs * n_workers,
+                interval=_ADAPT_EVERY,
+                n_workers_needed=n_workers_needed,
             )
             with Client(cluster, set_as_default=False) as client:
                 yield client
@@ -126,9 +132,9 @@ def slurm_client(
 
 @contextmanager
 def scheduler_client(address: str) -> Iterator[Client]:
-    """Give a client of a Dask scheduler that runs already.
+    """Give a client of an existing Dask scheduler.
 
-    Its TLS credentials are those of Dask's configuration (distributed.comm.tls).
+    The TLS credentials are those of Dask's configuration (distributed.comm.tls).
 
     Raises:
         ConfigError: the address is beyond the loopback, and not tls://.
@@ -140,14 +146,15 @@ def scheduler_client(address: str) -> Iterator[Client]:
             client = Client(address, set_as_default=False, timeout="20s")
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise RunError(
-                f"{address}: no Dask scheduler lets us in ({one_line(error)})"
+                f"{address}: no Dask scheduler accepts the connection ({one_line(error)}); check "
+                "the address and distributed.comm.tls in Dask's configuration"
             ) from error
         with client:
             yield client
 
 
 def check_address(address: str) -> None:
-    """Refuse to send tasks, or take them, in the open.
+    """Refuse unencrypted connections to other machines.
 
     Raises:
         ConfigError: the address is beyond the loopback, and not tls://.
@@ -160,35 +167,20 @@ def check_address(address: str) -> None:
         if scheme == "tcp" and (host == "localhost" or ipaddress.ip_address(host).is_loopback):
             return
     raise ConfigError(
-        f"{address}: beyond this machine a scheduler has to be tls://HOST:PORT; without TLS "
-        f"anyone on the network can run code in it"
+        f"{address}: a scheduler on another machine must be tls://HOST:PORT; without TLS anyone on "
+        "the network can run code in it"
     )
 
 
 class _ByDemand(Adaptive):
-    """Asks for as many workers as there is work for: the scheduler sees a part of it only."""
+    """Asks for as many workers as there is work for, of which the scheduler sees only a part."""
 
-    def __init__(self, cluster: Any, wanted: Callable[[], int], **settings: Any) -> None:
-        self.wanted = wanted
+    def __init__(self, cluster: Any, n_workers_needed: Callable[[], int], **settings: Any) -> None:
+        self.n_workers_needed = n_workers_needed
         super().__init__(cluster, **settings)
 
     async def target(self) -> int:
-        return self.wanted()
-
-
-def _check_accepted(script: str) -> None:
-    """Ask Slurm whether it would take a job: later on, a refusal would go unheard.
-
-    Raises:
-        RunError: it would not, or is not there.
-    """
-    command = ["sbatch", "--test-only"]
-    try:
-        done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise RunError("sbatch was not found; is this a login node of a Slurm site?") from None
-    if done.returncode:
-        raise RunError(f"Slurm refuses the workers' jobs: {' '.join(done.stderr.split())[:300]}")
+        return self.n_workers_needed()
 
 
 def _slurm_cluster() -> Any:
@@ -196,23 +188,23 @@ def _slurm_cluster() -> Any:
         import cryptography  # noqa: F401
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it writes its default configuration to ~/.config
+            warnings.simplefilter("ignore")  # of its default configuration in ~/.config
             from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise ConfigError(
-            f"{error.name} is not installed; pip install 'photozhpc[slurm]'"
+            f"{error.name} is not installed; run pip install 'photozhpc[slurm]'"
         ) from error
     return SLURMCluster
 
 
 @contextmanager
 def _credentials(folder: Path) -> Iterator[Security]:
-    """Make a key and a certificate for this run, which none but this user can read."""
+    """Make a key and a certificate for this run, which only this user can read."""
     path = folder / _CREDENTIALS
-    shutil.rmtree(path, ignore_errors=True)  # of a client that was killed
+    shutil.rmtree(path, ignore_errors=True)  # left by a client that was killed
     path.mkdir(parents=True, mode=0o700)
-    made = Security.temporary()
-    files = {"ca": made.tls_ca_file, "cert": made.tls_worker_cert, "key": made.tls_worker_key}
+    new = Security.temporary()
+    files = {"ca": new.tls_ca_file, "cert": new.tls_worker_cert, "key": new.tls_worker_key}
     for name, content in files.items():
         handle = os.open(path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(handle, "w") as stream:

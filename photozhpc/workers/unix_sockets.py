@@ -1,8 +1,8 @@
-"""Dask within one machine: over Unix sockets, in a folder that none but the user can enter.
+"""Dask within one machine: over Unix sockets, in a folder that only the user can enter.
 
-A Dask process runs what anyone who reaches it sends, and every user of a machine reaches its
-loopback. A socket in a folder of mode 0700 is out of reach of all others, needs no keys, and is a
-little faster than TCP.
+A Dask process runs the code of anyone who reaches it, and every user of a machine reaches its
+loopback. A socket in a folder of mode 0700 is out of their reach, needs no keys, and is a little
+faster than TCP.
 
     unix:///tmp/photozhpc-dask-k3f9x2ab:1234567     the socket 1234567 in that folder
 """
@@ -27,12 +27,12 @@ from tornado.netutil import add_accept_handler
 
 PROTOCOL = "unix"
 _PREFIX = f"{PROTOCOL}://"
-_BACKLOG = 2048  # as many as Dask's own listeners let wait
-_NUMBERS = 1 << 31  # of a socket, which Dask takes for a port
+_BACKLOG = 2048  # as in Dask's own listeners
+_NUMBERS = 1 << 31  # for names of sockets, which Dask takes for ports
 
 
 class _Socket(socket.socket):
-    """Takes no notice of the options of TCP, which Dask sets on every connection."""
+    """Ignores the options of TCP, which Dask sets on every connection."""
 
     def setsockopt(self, level: int, *rest: Any) -> None:
         if level != socket.IPPROTO_TCP:
@@ -43,19 +43,18 @@ class _Socket(socket.socket):
 
 
 def _comm(connection: socket.socket, local: str, peer: str, deserialize: bool) -> TCP:
-    ours = _Socket(fileno=connection.detach())
-    ours.setblocking(False)
-    return TCP(IOStream(ours, max_buffer_size=int(MAX_BUFFER_SIZE)), local, peer, deserialize)
+    connection = _Socket(fileno=connection.detach())
+    connection.setblocking(False)
+    stream = IOStream(connection, max_buffer_size=int(MAX_BUFFER_SIZE))
+    return TCP(stream, local, peer, deserialize)
 
 
 class _Connector(Connector):
     async def connect(self, address: str, deserialize: bool = True, **_: Any) -> Comm:
-        """Raises OSError where nobody listens; Dask then tries again."""
+        """Connect, or raise OSError if nobody listens: Dask then tries again."""
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.connect(
-                "{}/{}".format(*parse_host_port(address))
-            )  # is there or not: at once
+            connection.connect("{}/{}".format(*parse_host_port(address)))  # does not wait
         except OSError:
             connection.close()
             raise
@@ -101,7 +100,7 @@ class _Listener(BaseListener):
         IOLoop.current().add_callback(self._serve, comm)
 
     async def _serve(self, comm: TCP) -> None:
-        if self._stop is None:  # meanwhile
+        if self._stop is None:  # stopped in the meantime
             comm.abort()
             return
         with suppress(CommClosedError, StreamClosedError):
@@ -151,7 +150,7 @@ backends[PROTOCOL] = _Backend()
 
 
 class LocalScheduler(Scheduler):
-    """Serves no more than metrics over HTTP, and that where Prometheus' package is installed."""
+    """Serves only metrics over HTTP, and only where Prometheus' package is installed."""
 
     def start_http_server(self, *arguments: Any, **settings: Any) -> None:
         if find_spec("prometheus_client") is not None:
@@ -159,7 +158,7 @@ class LocalScheduler(Scheduler):
 
 
 class LocalWorker(Worker):
-    """Serves nothing over HTTP. Its class is what a new process knows our sockets by."""
+    """Serves nothing over HTTP. To unpickle it, a new process imports the sockets above."""
 
     def start_http_server(self, *_: Any, **__: Any) -> None:
         pass

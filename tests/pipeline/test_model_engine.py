@@ -53,7 +53,7 @@ def test_without_a_compiler_it_says_so_and_goes_on(
 def test_code_that_others_could_have_written_is_not_loaded(model_file, cache) -> None:
     cache.mkdir(parents=True)
     cache.chmod(0o777)
-    with pytest.warns(UserWarning, match="not yours alone to write to"):
+    with pytest.warns(UserWarning, match="other users can"):
         assert not Engine(load_checkpoint(model_file), compiled=True).is_compiled
 
 

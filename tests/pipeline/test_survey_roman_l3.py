@@ -109,7 +109,7 @@ def test_of_each_skycell_and_band_the_final_or_deepest_mosaic_is_used(delivery: 
         },
     }
     (note,) = notes
-    assert note.startswith("9 mosaics of a tile that has a better one passed over")
+    assert note.startswith("9 mosaics passed over for a better one")
 
 
 def test_one_catalogue_a_skycell_is_used(delivery: Path) -> None:

@@ -132,7 +132,7 @@ def ctrl_c_heeded():
 
 
 def test_workers_of_a_start_that_was_stopped_are_not_reported_as_lost(monkeypatch, ctrl_c_heeded):
-    """Ctrl-C while they start: they are stopped, which is no news."""
+    """Ctrl-C while workers start: they are stopped, without a message."""
     start, begun, lost = local._start, [], []
 
     def stopped(*arguments):
@@ -151,7 +151,7 @@ def test_workers_of_a_start_that_was_stopped_are_not_reported_as_lost(monkeypatc
 
 
 def test_workers_take_no_module_from_the_working_folder(tmp_path):
-    """Its name is all that who can write there needs to have code run as the user."""
+    """With its name, another user who can write there could run code as the user."""
     marker, folder = tmp_path / "ran", tmp_path / "shared"
     folder.mkdir()
     for name in ("multiprocessing", "selectors", "numpy", "photozhpc"):

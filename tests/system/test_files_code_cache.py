@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from photozhpc.files.code_cache import code_cache, keep_torch_code, own
+from photozhpc.files.code_cache import code_cache, keep_torch_code, private_folder
 
 
 def test_a_new_folder_is_the_users_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        folder = own(tmp_path / "cache")
+        folder = private_folder(tmp_path / "cache")
     finally:
         os.umask(before)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -43,10 +43,10 @@ def test_a_folder_that_others_can_change_is_refused(
     link.symlink_to(folder)
     for path in (folder, link):
         if is_own:
-            assert own(path) == folder.resolve()
+            assert private_folder(path) == folder.resolve()
         else:
-            with pytest.raises(PermissionError, match="is not yours alone to write to"):
-                own(path)
+            with pytest.raises(PermissionError, match="other users can"):
+                private_folder(path)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
@@ -55,8 +55,8 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, whose: str) -> None
     folder = tmp_path / "parent" / "cache"
     folder.mkdir(parents=True)
     os.chown(folder if whose == "folder" else folder.parent, 65534, 65534)
-    with pytest.raises(PermissionError, match="is not yours alone"):
-        own(folder)
+    with pytest.raises(PermissionError, match="other users can"):
+        private_folder(folder)
 
 
 @pytest.mark.parametrize("home", [None, "/proc", "OPEN"])

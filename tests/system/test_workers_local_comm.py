@@ -19,7 +19,7 @@ from distributed import Worker
 from builders.models import tiny_checkpoint
 from photozhpc.catalog import read_catalog
 from photozhpc.store import CutoutStore
-from photozhpc.workers.local import local_client, own_folder
+from photozhpc.workers.local import local_client, private_scratch
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
@@ -173,7 +173,7 @@ def scratch_folder(dask_worker: Worker) -> str:
 
 def test_all_is_in_a_folder_of_the_users_own() -> None:
     """Dask puts its scratch folder on Python's search path: a shared one could hold modules."""
-    folder = own_folder()
+    folder = private_scratch()
     before = set(folder.iterdir())  # sockets of workers that other tests killed
     with local_client(2, "cpu") as client:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -1,4 +1,4 @@
-"""A scheduler that runs already: TLS, and what happens when it dies."""
+"""An existing scheduler: TLS, and what happens when it dies."""
 
 import asyncio
 import os
@@ -141,7 +141,7 @@ def test_infer_with_a_scheduler_that_dies_and_with_a_new_one(
         assert asyncio.run(answers(address, Security()))
     assert not asyncio.run(answers(address, None))
     assert not asyncio.run(answers(address, Security.temporary()))
-    with pytest.raises(RunError, match="no Dask scheduler lets us in"):
+    with pytest.raises(RunError, match="no Dask scheduler accepts"):
         infer(inputs, tmp_path / "out", scheduler=address)
     assert not (tmp_path / "out").exists()
 
@@ -175,7 +175,7 @@ def test_infer_with_a_scheduler_that_dies_and_with_a_new_one(
 
 
 def test_a_scheduler_brings_its_own_workers(inputs, tmp_path):
-    with pytest.raises(ConfigError, match="no --site, no --workers"):
+    with pytest.raises(ConfigError, match="leave out --site and --workers"):
         infer(inputs, tmp_path / "out", scheduler="tls://a:1", workers=2)
-    with pytest.raises(ConfigError, match="has to be tls://"):
+    with pytest.raises(ConfigError, match="must be tls://"):
         infer(inputs, tmp_path / "out", scheduler="tcp://192.0.2.1:8786")

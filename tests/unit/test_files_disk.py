@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, folders below links, and reads that the disk failed."""
+"""Files written whole or not at all, folders behind links, and reads that the disk failed."""
 
 import errno
 import os
@@ -95,7 +95,7 @@ def test_a_fault_of_the_file_is_not_the_disk(error):
 
 @pytest.fixture
 def failing(tmp_path):
-    """A folder to put links in to a file of which the first byte cannot be read (EIO)."""
+    """A folder for links to a file whose first byte cannot be read (EIO)."""
     source = Path("/proc/self/mem")
     with pytest.raises(OSError, match="Input/output error"), open(source, "rb") as stream:
         stream.read(1)
@@ -152,7 +152,7 @@ def test_a_temporary_folder_is_private_and_what_is_in_use_stays(tmp_path: Path) 
 
 
 def test_a_link_under_the_hidden_name_is_not_followed(tmp_path, monkeypatch):
-    """In a folder of a group another user may have guessed it."""
+    """In a group's folder, another user may have guessed the name."""
     precious, path = tmp_path / "precious", tmp_path / "out" / "a.json"
     path.parent.mkdir()
     precious.write_bytes(b"mine")

@@ -1,4 +1,4 @@
-"""Locks: one at a time, free when the process dies, and a word for who comes too late."""
+"""Locks: one holder at a time, free when the process dies, and what a latecomer is told."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Roman's ASDF files whose paths are odd, and whose blocks are in other files."""
+"""Roman's ASDF files with odd paths, and with blocks in other files."""
 
 import functools
 import http.server
@@ -51,7 +51,7 @@ def test_blocks_beside_the_mosaic_are_read(tmp_path):
 
 
 def point(path: Path, target: str) -> Path:
-    """Have the image of an exploded mosaic be in another place."""
+    """Move the image of an exploded mosaic to another place."""
     text = path.read_bytes()
     assert text.count(b"x_f158_coadd0000.asdf") == 1
     path.write_bytes(text.replace(b"x_f158_coadd0000.asdf", target.encode()))

@@ -1,4 +1,4 @@
-"""Blank pixels that only their value tells of, and noise where the MAD is 0 or no noise."""
+"""Blank pixels known only by their value, and noise where the MAD is 0 or not the noise."""
 
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from photutils.aperture import CircularAperture, aperture_photometry
 
 from builders.mosaics import ground_survey
 from builders.paths import DATA
-from photozhpc.mosaic.blank import mark_blank, noise, zeros_mean
+from photozhpc.mosaic.blank import mark_blank, meaning_of_zeros, noise
 from photozhpc.mosaic.measure import forced_photometry
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.tile import Tile, read_tile
@@ -212,7 +212,6 @@ def test_zeros_kept_by_compression_are_blank(tmp_path):
 def test_a_large_tile_is_read_in_sections_with_the_same_blank_pixels(tmp_path, monkeypatch):
     want = {kind: read(tmp_path, DISCRETE[kind], DISC) for kind in ("rounded", "coarse integers")}
     monkeypatch.setattr("photozhpc.mosaic.blank.SECTION_PIXELS", 7000)
-    monkeypatch.setattr("photozhpc.mosaic.tile._SECTION_PIXELS", 7000)
     monkeypatch.setattr("photozhpc.mosaic.tile.MAX_MEMORY_BYTES", 0)
     for kind, tile in want.items():
         found = read(tmp_path, DISCRETE[kind], DISC)
@@ -297,4 +296,4 @@ def test_the_noise_of_nothing_is_not_known():
     nothing = np.full(SHAPE, np.nan, np.float32)
     assert np.isnan(noise(nothing))
     assert mark_blank(nothing, nothing.copy(), True, None) == (0, 0, None)
-    assert zeros_mean(np.zeros((1, 1), np.float32)) == "blank"
+    assert meaning_of_zeros(np.zeros((1, 1), np.float32)) == "blank"

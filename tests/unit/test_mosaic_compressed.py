@@ -38,7 +38,7 @@ def write(path, kind, tile_shape, level, *names):
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("rows_in_a_section", [13, 1000])
 def test_the_pixels_are_those_of_astropy(tmp_path, monkeypatch, packing, rows_in_a_section):
-    monkeypatch.setattr("photozhpc.mosaic.tile._SECTION_PIXELS", rows_in_a_section * SHAPE[1])
+    monkeypatch.setattr("photozhpc.mosaic.blank.SECTION_PIXELS", rows_in_a_section * SHAPE[1])
     path = write(tmp_path / "x_f814w_drz.fits.fz", *packing, "SCI", "ERR")
     with fits.open(path) as hdus:
         want, err = hdus["SCI"].data, hdus["ERR"].data
@@ -60,7 +60,7 @@ def test_a_tile_is_unpacked_about_once(tmp_path, monkeypatch, packing, kept_byte
         return decompress(*args, **kwargs)
 
     monkeypatch.setattr(tiled_compression, "_decompress_tile", counted)
-    monkeypatch.setattr("photozhpc.mosaic.tile._SECTION_PIXELS", 40 * SHAPE[1])
+    monkeypatch.setattr("photozhpc.mosaic.blank.SECTION_PIXELS", 40 * SHAPE[1])
     monkeypatch.setattr(fits_plane, "_MAX_KEPT_BYTES", kept_bytes)
     path = write(tmp_path / "x_f814w_drz.fits.fz", *packing, "SCI")
     with fits.open(path) as hdus:

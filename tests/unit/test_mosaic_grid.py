@@ -1,4 +1,4 @@
-"""Distortions and pixels as programs and archives write them, against formulas written out here."""
+"""Distortions and pixels as programs and archives write them, against explicit formulas."""
 
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def test_a_tan_that_is_no_more_than_that(tmp_path, cards):
 
 @pytest.mark.parametrize("degree", [1, 2])
 def test_sip_with_the_same_as_pv_beside_it(tmp_path, degree):
-    """PTF's headers say their distortion twice."""
+    """PTF's headers state their distortion twice."""
     sip = {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2}
     sip |= {"A_2_0": 1e-4, "B_1_1": 2e-4}
     pv = {0: 0.0, 1: 1.0, 2: 0.0} | ({4: -1e-4 / SCALE, 5: 0.0, 6: 0.0} if degree == 2 else {})

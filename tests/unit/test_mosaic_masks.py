@@ -110,7 +110,7 @@ def test_the_survey_says_which_bits_are_bad(tmp_path, bits, want):
 
 def test_bits_that_are_not_there_or_not_known(tmp_path):
     path = write(tmp_path / "t-g.fits", EACH, cards=AFW)
-    with pytest.raises(MosaicError, match=r"'NODATA', and the mask's header names BAD, SAT"):
+    with pytest.raises(MosaicError, match=r"'NODATA', but the mask's header names BAD, SAT"):
         read_tile({"g": path}, make_survey(bad_mask_bits=("NODATA",)))
     path = write(tmp_path / "u-g.fits", EACH, cards=[("MP_LEFT", 0), ("MP_RIGHT", 1)])
     with pytest.raises(MosaicError, match=r"u-g\.fits.*LEFT, RIGHT.*set bad_mask_bits"):
@@ -162,7 +162,7 @@ def test_a_mask_of_which_one_is_good_is_refused(tmp_path):
 
 
 def test_a_footprint_that_is_mostly_masked_is_no_mask_of_ones(tmp_path):
-    """What is masked and has no value anyway says nothing about what 1 means."""
+    """Masked pixels without a value do not show what 1 means."""
     image, mask = IMAGE.copy(), np.zeros((H, W), np.uint8)
     image[:, 2:], mask[:, 2:] = np.nan, 1
     hdus = [fits.PrimaryHDU(), fits.ImageHDU(image, name="SCI"), fits.ImageHDU(mask, name="MASK")]
@@ -172,7 +172,7 @@ def test_a_footprint_that_is_mostly_masked_is_no_mask_of_ones(tmp_path):
 
 
 def test_what_astropy_writes(tmp_path):
-    """CCDData: the image in PRIMARY, MASK (1 is bad), UNCERT whose UTYPE says what it is."""
+    """CCDData: the image in PRIMARY, MASK (1 is bad), UNCERT with its kind in UTYPE."""
     mask = np.zeros((H, W), bool)
     mask[5, 0] = True
     ccd = CCDData(IMAGE, unit="nJy", mask=mask, uncertainty=StdDevUncertainty(IMAGE * 0 + 3))

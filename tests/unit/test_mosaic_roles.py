@@ -1,4 +1,4 @@
-"""Which image of a FITS file is the mosaic, and what tells its noise and its bad pixels."""
+"""Which image of a FITS file is the mosaic, and which are its noise and its bad pixels."""
 
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def test_the_plainer_of_two_science_images_with_a_note(tmp_path: Path) -> None:
             [plane(NOISE, "SCI", ver=1, FILTER="g"), plane(NOISE, "SCI", ver=2, FILTER="g")],
             "two science images of g",
         ),
-        (None, [plane(NOISE, "MODEL")], "'MODEL', which is no science image"),
+        (None, [plane(NOISE, "MODEL")], "'MODEL', not a science image"),
     ],
 )
 def test_what_is_not_certain_is_refused(tmp_path: Path, primary, planes, message) -> None:
@@ -131,7 +131,7 @@ def test_the_survey_says_which_bits_are_bad(tmp_path: Path, wanted, expected) ->
 
 def test_a_bit_that_the_header_does_not_name_is_refused(tmp_path: Path) -> None:
     planes = [plane(NOISE, "IMAGE"), plane(DETECTED, "MASK", **LSST), plane(9 * ONE, "VARIANCE")]
-    with pytest.raises(MosaicError, match="'CLIPPED', and the mask's header names BAD, SAT"):
+    with pytest.raises(MosaicError, match="'CLIPPED', but the mask's header names BAD, SAT"):
         tile_of(tmp_path, *planes, bad_mask_bits=("CLIPPED",))
 
 
@@ -178,7 +178,7 @@ def test_a_mask_of_which_1_means_good(tmp_path: Path) -> None:
     planes = plane(image, "SCI"), plane(ONE, "ERR"), plane(good, "MASK")
     tile = tile_of(tmp_path, *planes, file="u-g.fits")
     np.testing.assert_array_equal(tile.image_CHW[0], image)
-    assert any("0 means bad" in note for note in tile.notes)
+    assert any("0 was taken for bad" in note for note in tile.notes)
     # Where that much is bad, the survey can say so.
     assert tile_of(tmp_path, *planes, file="v-g.fits", bad_mask_bits=(0,)).mask_HW.all()
 

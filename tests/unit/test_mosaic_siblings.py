@@ -1,4 +1,4 @@
-"""Files beside a mosaic, and what cards say an image is."""
+"""Files beside a mosaic, and cards that state what an image is."""
 
 from functools import partial
 
@@ -63,7 +63,7 @@ def test_the_survey_names_the_science_image(tmp_path, planes, extension):
 )
 def test_a_weight_map_is_no_mosaic(tmp_path, cards):
     path = write(tmp_path / "t-g.fits", ("PRIMARY", IMAGE), **cards)
-    with pytest.raises(MosaicError, match="is no science image"):
+    with pytest.raises(MosaicError, match="not a science image"):
         read_tile({"g": path}, make_survey())
 
 

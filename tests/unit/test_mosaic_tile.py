@@ -1,4 +1,4 @@
-"""read_tile on real and simulated mosaics, in every form it takes, whole and damaged."""
+"""read_tile on real and simulated mosaics, in every form it accepts, sound and damaged."""
 
 import gzip
 import shutil
@@ -380,7 +380,7 @@ def test_the_band_of_a_file(tmp_path):
         read_tile({"F999W": tmp_path / "h.fits"}, survey)
     with pytest.raises(MosaicError, match="both F814W"):
         read_tile([tmp_path / "0a.fits", tmp_path / "1b.fits"], survey)
-    with pytest.raises(MosaicError, match="given as F606W and says it is F814W"):
+    with pytest.raises(MosaicError, match="given as F606W, but says it is F814W"):
         read_tile({"F606W": tmp_path / "0a.fits"}, survey)
     with pytest.raises(ConfigError, match="F129"):
         read_tile([F158, F129], make_survey("F158"))
@@ -524,7 +524,7 @@ def test_a_hundredth_of_a_pixel_is_the_same_grid(tmp_path):
 
 @pytest.fixture(scope="module")
 def sound_files(tmp_path_factory):
-    """Small files of each kind, with the survey to read them by."""
+    """Small files of each kind, with the survey to read them with."""
     folder = tmp_path_factory.mktemp("sound")
     roman = change_roman(
         F158,
@@ -617,7 +617,7 @@ def test_a_large_tile_lives_in_a_scratch_file(tmp_path, monkeypatch):
     write(tmp_path / "x_f814w_drz.fits")
     want = read_tile(tmp_path / "x_f814w_drz.fits", AB)
     monkeypatch.setattr(tile_module, "MAX_MEMORY_BYTES", 0)
-    monkeypatch.setattr(tile_module, "_SECTION_PIXELS", 170)
+    monkeypatch.setattr("photozhpc.mosaic.blank.SECTION_PIXELS", 170)
     tile = read_tile(tmp_path / "x_f814w_drz.fits", AB)
     for name in ("image_CHW", "err_CHW", "mask_HW"):
         assert np.array_equal(getattr(tile, name), getattr(want, name), equal_nan=True)

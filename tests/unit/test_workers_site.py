@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused(custom, monkeypatch):
     with pytest.raises(ConfigError, match="--nodes is for train"):
         make_job(site, "infer", [], nodes=2)
     monkeypatch.delenv("SCRATCH", raising=False)
-    with pytest.raises(ConfigError, match=r"scratch is '\$SCRATCH', which is not set"):
+    with pytest.raises(ConfigError, match=r"scratch is '\$SCRATCH', and a variable"):
         make_job(load_site("perlmutter"), "infer", [])
     monkeypatch.setenv("PATH", "/none")
     with pytest.raises(RunError, match="sbatch was not found"):

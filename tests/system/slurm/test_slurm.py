@@ -196,7 +196,7 @@ def _security(folder: Path) -> Security:
 def test_workers_are_pinned_and_none_gets_in_without_credentials(slurm, site, tmp_path):
     two_gpus = {"cpus_per_task": 2, "time": "00:10:00", "gpus_per_node": 2}
     wanted = load_site(site(infer=two_gpus))
-    with slurm_client(wanted, 2, tmp_path / "out", wanted=lambda: 4) as client:
+    with slurm_client(wanted, 2, tmp_path / "out", n_workers_needed=lambda: 4) as client:
         client.wait_for_workers(4, timeout=90)
         seen = sorted(client.run(seen_by_worker).values())
         assert [place[:2] for place in seen] == [
