@@ -5,6 +5,7 @@ Nothing in it is executed on loading: safetensors holds arrays and JSON text onl
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from photozhpc.config import from_mapping, to_mapping
 from photozhpc.errors import CheckpointError, ConfigError, one_line
@@ -212,10 +214,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: is damaged: {config.n_bands} channels, but {len(survey.bands)} bands"
         )
     try:
-        # On "meta", without memory, so that a configuration cannot ask for more than the file has.
-        # Copied, because safetensors maps the file, which may be truncated while in use.
-        with torch.device("meta"):
+        with _WithoutValues(sum(tensor.numel() for tensor in tensors.values())):
             model = _MODELS[kind](config)
+        # Copied, because safetensors maps the file, which may be truncated while in use.
         weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
         model.load_state_dict(weights, assign=True)
     except (RuntimeError, ValueError, TypeError) as error:
@@ -223,6 +224,29 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     with open(path, "rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return Checkpoint(path, model.eval(), survey, training, sha256)
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Makes a network whose weights are about to be replaced: it gives them no values.
+
+    The device "meta" would do so too, but it needs torch's compiler, which takes long to import.
+    A damaged configuration cannot ask for much more memory than the file's weights have.
+    """
+
+    def __init__(self, n_weights: int) -> None:
+        super().__init__()
+        self._left = 2 * n_weights + 2**20
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        in_place = re.fullmatch(r".*[^_]_", getattr(func, "__name__", ""))
+        if in_place and args and isinstance(args[0], nn.Parameter):
+            return args[0]
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.empty, torch.ones, torch.zeros):
+            self._left -= result.numel()
+            if self._left < 0:
+                raise ValueError("the configuration asks for more weights than the file has")
+        return result
 
 
 def _digest(header: str, tensors: dict[str, Tensor]) -> str:

@@ -119,7 +119,7 @@ def test_one_catalogue_a_skycell_is_used(delivery: Path) -> None:
         f"r00001_p_full_{CELLS[0]}_cat.parquet",
         f"r00001_p_v01001001001001_{CELLS[1]}_cat.parquet",
     ]
-    assert notes[0].startswith("2 source lists of a tile")
+    assert notes[0].startswith("2 source lists passed over")
     assert "r0000101001001001001_0001_wfi01_f158_cat.parquet" in notes[1]
 
 
