@@ -74,7 +74,7 @@ def test_what_is_not_certain_is_refused(tmp_path: Path, columns: dict, words: st
 def test_one_name_twice_is_refused_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table([[1], [0.5], [0.6]], names=["source_id", "z_true", "z_true"]), path)
-    with pytest.raises(SourceListError, match="which column of the truth table is 'z_true'"):
+    with pytest.raises(SourceListError, match=r"truth table has .* for 'z_true'"):
         read_truth([path])
     csv = tmp_path / "t.csv"
     csv.write_bytes(b"\xef\xbb\xbfsource_id,z_true,Z_TRUE\n5,0.5,0.9\n")

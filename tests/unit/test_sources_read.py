@@ -212,7 +212,7 @@ def test_words_for_units_and_those_that_are_none(tmp_path: Path, unit: str, is_r
         ({"dec": [2.1, 95.0, 2.3]}, "'dec' holds 95 degrees, which is not on the sky"),
         ({"ra": [150.1, 540360.0, 150.3]}, "'ra' holds 540360 degrees"),
         ({"dec": [2.1, 2.2, 2.3] * u.hourangle}, "cannot be in hours"),
-        ({"ra": ["10:00:24.0"] * 3}, "'10:00:24.0'; angles are decimal degrees"),
+        ({"ra": ["10:00:24.0"] * 3}, "'10:00:24.0'; write decimal degrees"),
         ({"ra": ["10 00 24.0"] * 3}, "does not hold numbers"),
         ({"ra": ["150,1"] * 3}, "'150,1'; write a decimal point"),
         ({"ra": np.float16([150, 151, 152])}, "holds float16"),
