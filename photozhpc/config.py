@@ -1,6 +1,6 @@
-"""Strict YAML -> frozen dataclasses: an unknown key or a wrong type stops the run, by name.
+"""Strict YAML -> frozen dataclasses: an unknown key or a wrong type stops the run and is named.
 
-A configuration comes with the package, and has a name; or it is a YAML file of the user's.
+A configuration comes with the package and has a name, or is the user's own YAML file.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _BUNDLED = {
 
 
 def bundled_configs(*kinds: Kind) -> dict[str, Path]:
-    """Return the configurations of some kinds that come with the package: name -> path, sorted."""
+    """Return the package's configurations of these kinds: name -> path, sorted."""
     return {
         path.relative_to(folder).with_suffix("").as_posix(): path
         for folder, pattern in (_BUNDLED[kind] for kind in kinds)
@@ -38,15 +38,13 @@ def bundled_configs(*kinds: Kind) -> dict[str, Path]:
 
 
 def config_path(name_or_path: str | Path, *kinds: Kind) -> Path:
-    """Return the path of a bundled configuration, by its name, or else the path given.
+    """Return the path of the bundled configuration of this name, or else the path itself.
 
-    A path ends in .yaml or .yml, or a file is there.
-
-    Args:
-        kinds: those that are looked for.
+    What ends in .yaml or .yml, or is an existing file, counts as a path.
 
     Raises:
-        ConfigError: it is neither a name nor a path; the nearest name is suggested.
+        ConfigError: it is neither a name of one of the `kinds` nor a path; the nearest name is
+            suggested.
     """
     text, bundled = str(name_or_path), bundled_configs(*kinds)
     if text in bundled:
@@ -58,10 +56,10 @@ def config_path(name_or_path: str | Path, *kinds: Kind) -> Path:
 
 
 def read_config(cls: type[T], name_or_path: str | Path, kind: Kind) -> T:
-    """Read a configuration by its name or path (see `config_path`), checking every key.
+    """Read a configuration by its name or path (see `config_path`) and check every key.
 
     Raises:
-        ConfigError: there is none, or it is faulty.
+        ConfigError: it does not exist or is faulty.
     """
     path = config_path(name_or_path, kind)
     return from_mapping(cls, load_yaml(path), str(path))
@@ -81,9 +79,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except Exception as error:  # the constructors of YAML's types raise whatever they run into
-        first = one_line(error)
-        raise ConfigError(f"{path}: not valid YAML ({first})") from error
+    except Exception as error:  # constructors of YAML's types let any exception through
+        raise ConfigError(f"{path}: not valid YAML ({one_line(error)})") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines, got {type(document).__name__}")
     return document
@@ -94,8 +91,8 @@ def from_mapping(cls: type[T], mapping: Any, where: str) -> T:
 
     Args:
         cls: a dataclass; fields may be scalars, tuples, dicts, unions with None, dataclasses.
-        mapping: what the YAML or JSON file held.
-        where: shown in errors: the file and the path of keys so far.
+        mapping: content of the YAML or JSON file.
+        where: for errors: the file and the path of keys so far.
 
     Raises:
         ConfigError: unknown key (the nearest valid one is named), missing key, wrong type.
@@ -168,6 +165,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    # A list of lists of lists, by YAML's aliases, may be short in the file and endless in print.
+    # YAML's aliases can make a list of lists that is short in the file and endless in print.
     text = reprlib.repr(value) if isinstance(value, list | tuple | dict | set) else str(value)
     return f"{text[:60]!r} ({type(value).__name__})"

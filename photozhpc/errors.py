@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend. The command line shows each as one line."""
+"""Errors that a user can cause and fix. The command line shows each as one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ _MAX_LENGTH = 1500
 class PhotozError(Exception):
     """Base class: the message says what is wrong and what to do next, in one line.
 
-    Names and values from damaged files stand in it: what a terminal would obey, or a log would
-    take for another line, is left out; of a very long one the middle; of a URL what is secret.
+    It may quote names and values from damaged files. So control characters become '?', line breaks
+    become spaces, secrets in URLs are left out, and a very long message loses its middle.
     """
 
     def __init__(self, message: str) -> None:
@@ -27,11 +27,11 @@ class ConfigError(PhotozError):
 
 
 class MosaicError(PhotozError):
-    """A mosaic that is missing, damaged, uncalibrated, or on another grid than its fellows."""
+    """A mosaic that is missing, damaged, uncalibrated, or on another grid than the other bands."""
 
 
 class SourceListError(PhotozError):
-    """A source list that is missing, damaged, or lacks a column that is needed."""
+    """A source list that is missing, damaged, or lacks a required column."""
 
 
 class StoreError(PhotozError):
@@ -47,7 +47,7 @@ class CatalogError(PhotozError):
 
 
 class RunError(PhotozError):
-    """A run that could not be finished: a full disk, lost workers, parts set aside."""
+    """A run that could not finish: a full disk, lost workers, parts set aside."""
 
 
 class StorageError(RunError):
@@ -55,11 +55,11 @@ class StorageError(RunError):
 
 
 class Preempted(RunError):
-    """A run that was asked to stop and saved its state: run it again to go on."""
+    """A run that was asked to stop and saved its state: run it again to continue."""
 
 
 def one_line(error: object, length: int = 200) -> str:
-    """Return the text of an error in one line, cut off; its type if it says nothing."""
+    """Return the text of an error as one line of at most `length`; its type if it has none."""
     return " ".join(str(error).split())[:length] or type(error).__name__
 
 

@@ -1,8 +1,8 @@
-"""What a run says while it works: lines on stderr, as many as --quiet and --verbose ask for.
+"""Log lines on stderr, as detailed as --quiet and --verbose ask for.
 
-It is the standard library's logging under the name "photozhpc". Notes and progress are INFO; what
-only --verbose shows is DEBUG. Worker processes, and those that srun and torchrun start, take the
-level from the environment.
+They go through the standard library's logger "photozhpc". Notes and progress are INFO; what only
+--verbose shows is DEBUG. Worker processes, and those that srun and torchrun start, take the level
+from the environment.
 """
 
 import logging
@@ -20,12 +20,12 @@ Verbosity = Literal["quiet", "normal", "verbose"]
 
 LOG = logging.getLogger("photozhpc")
 _LEVELS = {"quiet": logging.ERROR, "normal": logging.INFO, "verbose": logging.DEBUG}
-# Those whose news --verbose shows too. Dask's own are at WARNING, or a run would drown in them.
+# --verbose shows these loggers too. Dask's own level is WARNING; lower, it would flood the output.
 _OTHERS = ("distributed", "dask_jobqueue", "py.warnings")
 
 
 class _Formatter(logging.Formatter):
-    """Leaves out what is secret of URLs, also in tracebacks."""
+    """Leaves out the secrets in URLs, also in tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -36,7 +36,7 @@ _STAMPED = _Formatter("%(asctime)s %(name)s[%(process)d] %(levelname)s: %(messag
 
 
 class _Stderr(logging.StreamHandler):
-    """Writes to what is stderr at the moment, without spoiling a bar there."""
+    """Writes to the current sys.stderr, without breaking a progress bar there."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -54,13 +54,13 @@ class _Stderr(logging.StreamHandler):
 
 
 _HANDLER = _Stderr()
-# Not the same one: Dask sets the level of the handlers of its loggers.
+# A second handler, because Dask sets the level of its loggers' handlers.
 _OTHERS_HANDLER = _Stderr()
 _OTHERS_HANDLER.setFormatter(_STAMPED)
 
 
 def verbosity() -> Verbosity:
-    """Return what was asked for; "normal" where the environment says something else."""
+    """Return the level in the environment; "normal" where it is unset or unknown."""
     value = os.environ.get(VARIABLE)
     return "quiet" if value == "quiet" else "verbose" if value == "verbose" else "normal"
 
@@ -73,15 +73,15 @@ def is_verbose() -> bool:
     return LOG.isEnabledFor(logging.DEBUG)
 
 
-def set_verbosity(wanted: Verbosity) -> None:
-    """Set how much this process says, and those that it starts from now on."""
-    os.environ[VARIABLE] = wanted
+def set_verbosity(level: Verbosity) -> None:
+    """Set the verbosity of this process and of those that it starts later."""
+    os.environ[VARIABLE] = level
     _configure()
 
 
 @contextmanager
 def verbosity_kept() -> Iterator[None]:
-    """Undo, at the end, what was set in between."""
+    """Restore the verbosity at the end of the block."""
     before = os.environ.get(VARIABLE)
     with warnings.catch_warnings():
         try:
@@ -95,18 +95,16 @@ def verbosity_kept() -> Iterator[None]:
 
 
 def _configure() -> None:
-    wanted = verbosity()
-    LOG.setLevel(_LEVELS[wanted])
-    _HANDLER.setFormatter(_STAMPED if wanted == "verbose" else _PLAIN)
+    level = verbosity()
+    verbose = level == "verbose"
+    LOG.setLevel(_LEVELS[level])
+    _HANDLER.setFormatter(_STAMPED if verbose else _PLAIN)
     for name in _OTHERS:
         logger = logging.getLogger(name)
-        if wanted == "verbose":
-            logger.addHandler(_OTHERS_HANDLER)
-        else:
-            logger.removeHandler(_OTHERS_HANDLER)
-    # Python's warnings: as they are; not at all; or as lines with a time.
-    logging.captureWarnings(wanted == "verbose")
-    if wanted == "quiet":
+        (logger.addHandler if verbose else logger.removeHandler)(_OTHERS_HANDLER)
+    # Python's warnings: verbose logs them with a time, quiet drops them, normal leaves them alone.
+    logging.captureWarnings(verbose)
+    if level == "quiet":
         warnings.simplefilter("ignore")
 
 

@@ -1,18 +1,18 @@
-"""URLs as they may be shown and written down: without passwords, tokens and signatures."""
+"""Removes passwords, tokens and signatures from URLs before they are shown or stored."""
 
 import re
 from urllib.parse import unquote
 
-# Of any scheme; a path of Python's has one slash. A password may hold quotes and brackets. Without
-# the punctuation that follows it in a sentence.
+# Any scheme; a URL that went through a Path has one slash. A password may hold quotes and brackets.
+# Punctuation that follows the URL in a sentence is no part of it.
 _URL = re.compile(
     r"([a-z][a-z0-9+.-]{0,30}://|(?:https?|s3|gs|ftp):/)"
     r"((?:[^\s/@:,]*:[^\s/@]*@)?[^\s\"<>]*(?:[^\s\"<>:;,.)'\]]|\.{3}))",
     re.IGNORECASE,
 )
-# user:password@, also where the password holds a '/' that ought to be %2F.
+# user:password@, also where the password holds a '/' that should be %2F.
 _USER = re.compile(r"^(?:[^/?#]*@|[^/?#:@]+:(?!\d*(?:[/?#]|$))[^@]*@)")
-# What a query may say is shown if it is a number or the name of a file, and not called a secret.
+# A query's value is shown if it is a number or a file name, and its key does not name a secret.
 _HARMLESS = re.compile(
     r"\d{1,12}|[\w.+:/ -]+\.(?:asdf|fits?|fz|gz|parquet|csv|ecsv|txt|cat|json|zarr)", re.IGNORECASE
 )
@@ -20,10 +20,10 @@ _SECRET_NAME = re.compile(r"sig|tok|key|pass|pw|pin|auth|cred|secret|sess|code|x
 
 
 def printable(text: str) -> str:
-    """Return a text in which URLs are without what lets someone in.
+    """Return a text without the credentials in its URLs.
 
-    Left out are user and password, and of a query's values all but numbers and names of files:
-    signed URLs and tokens have many names. "https://u:pw@host/t.fits?id=3&sig=abc" becomes
+    User and password are left out, and every query value except numbers and file names: signatures
+    and tokens have many names. "https://u:pw@host/t.fits?id=3&sig=abc" becomes
     "https://host/t.fits?id=3&sig=...".
     """
     if ":/" not in text:

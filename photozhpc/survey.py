@@ -1,4 +1,4 @@
-"""Survey and Band: what has to be known of a survey to measure its mosaics."""
+"""Survey and Band: everything that measuring a survey's mosaics requires."""
 
 import fnmatch
 import math
@@ -28,15 +28,13 @@ def ab_magnitude(flux_njy: "ArrayLike") -> "NDArray[Any]":
 
 
 def flux_of_ab(magnitude_ab: Any) -> Any:
-    """Return the flux in nJy of AB magnitudes: of a number, or of an array of any shape."""
+    """Return the flux in nJy of AB magnitudes: a number, or an array of any shape."""
     return 10.0 ** (-0.4 * (magnitude_ab - AB_ZERO_POINT_NJY))
 
 
 def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """Return one name, several, or none as a tuple."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else value
+    return (value,) if isinstance(value, str) else value or ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Band:
     """One photometric band.
 
     Attributes:
-        name: as in file names and catalogue columns, e.g. "F158"; ASCII, for FITS, and no spaces.
+        name: as in file names and catalogue columns, e.g. "F158"; ASCII (for FITS), no spaces.
         zero_point_ab: AB magnitude of one count (per second) of the mosaic; None where the
             file states its own calibration (a surface-brightness unit, PHOTFLAM, MAGZERO).
         psf_fwhm_arcsec: full width at half maximum of the mosaic's PSF.
@@ -71,18 +69,18 @@ class Band:
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Names of the columns of a source list. None: the survey's lists do not have it.
+    """Names of the columns of a source list. None: the survey's lists have no such column.
 
-    A name in another case is taken where the list has none as it is written here.
+    A name that differs only in case is used where no column has exactly this name.
 
     Attributes:
         source_id: integers that are unique over all lists; of several names, the first that a
             list has. null: the rows of the list are numbered.
-        number: integers that are unique in their list only, for lists without `source_id`; the
-            identifier is then made of the list's {tile} (without: its file name) and the number.
+        number: integers that are unique only within their list, for lists without `source_id`; the
+            identifier is then made of the list's {tile} (or else its file name) and the number.
         ra, dec: ICRS, degrees; other units (rad, hourangle, arcsec) where the list states them.
-        z_spec: labels, by priority: where the first has no value (or none above 0), the second's
-            is taken.
+        z_spec: labels, by priority: where the first has no value (or none above 0), the second is
+            used.
         ebv: Galactic E(B-V), magnitudes, by priority as z_spec.
         a_v: Galactic A_V, magnitudes, for lists without `ebv`: E(B-V) = A_V / 2.742, on the
             scale of the SFD map (Schlafly & Finkbeiner 2011).
@@ -109,45 +107,45 @@ class SourceColumns:
 
 @dataclass(frozen=True)
 class Survey:
-    """A survey: its bands in channel order, its grid, and where its files keep things.
+    """A survey: its bands in channel order, its grid, and the layout of its files.
 
     Attributes:
         name: as in files, checkpoints and messages: letters, digits, spaces, . _ + and -.
         bands: in the order of the network's channels.
         pixel_scale_arcsec: side of a pixel of the mosaics.
         description: one line for people.
-        mosaic_pattern: file name of one band of one tile, with {tile} and {band}, and * for
-            whatever differs; matched without regard to case. {band} is the band's name or one
-            of `band_aliases`; {tile:REGEX} narrows down what a tile may be called: a group may
-            only be repeated if nothing in it is, nor has alternatives. Of several patterns the
-            first that fits a name is used.
-        skip_mosaics: globs of names of mosaics that are passed over.
-        prefer_mosaics: globs of names, the best first: of several mosaics of one band of one
+        mosaic_pattern: file name of one band of one tile, with {tile}, {band}, and * for any text;
+            case does not matter. {band} is the band's name or one of `band_aliases`. {tile:REGEX}
+            restricts the tile's name; a repeated group in it may hold neither another repetition
+            nor alternatives. Of several patterns the first that matches a name is used.
+        skip_mosaics: globs of file names of mosaics that are ignored.
+        prefer_mosaics: globs of file names, the best first. Of several mosaics of one band of one
             tile the best is used, among equals the one of the longest exposure, then the last
             by name. Empty: several are an error.
         layer: the science image is this layer of the first image of a FITS file, and the file's
-            other layers and extensions are not used. None: extensions are told by their names.
+            other layers and extensions are not used. None: extensions are identified by their
+            names.
         image_extension: name, or number as a text ("0": the first), of the FITS extension that is
-            the science image. None: names of extensions tell.
+            the science image. None: it is identified by its name.
         bad_mask_bits: bits of a mask or DQ plane that make a pixel bad, by the names in its header
             (MP_BAD: BAD) or by number from 0, or ZERO, where 0 is bad; []: no mask is used. None:
-            by what is known of the header's or the telescope's bits, else any.
+            the bad bits of the header or the telescope where they are known, else any bit.
         zero_is_blank: whether exact zeros are pixels without data, where no error, weight or mask
-            tells; null: the image itself tells.
+            shows it; null: the image itself shows it.
         band_aliases: what file names have in place of a band's name, and that name.
-        source_pattern: globs of names of source lists beside the mosaics. With {tile} a list is
-            of one tile: it gives the sources that are measured on that tile, and of several
-            lists of a tile one is used, by the order of the patterns, then by `prefer_mosaics`.
-            Patterns without {tile} count only where no list fits one with it.
+        source_pattern: globs of file names of source lists beside the mosaics. With {tile} a list
+            belongs to one tile: it holds the sources that are measured on that tile, and of
+            several lists of a tile one is used, by the order of the patterns, then by
+            `prefer_mosaics`. Patterns without {tile} are used only if no list matches one with it.
         keep_off_tile: whether sources on no tile are stored (flagged, without an image).
         source_columns: names of the columns of those lists.
-        z_spec_max: no label is above it; lower it where a list marks 'no redshift' by a number
-            like 9.9. Numbers of nines (9.99, 99, 999) are no labels in any case.
+        z_spec_max: upper limit of a label; lower it where a list marks 'no redshift' with a number
+            like 9.9. Numbers of nines (9.99, 99, 999) are never labels.
         aperture_radii_arcsec: radii of the forced circular apertures.
         sky_annulus_arcsec: inner and outer radius of the local-sky annulus; empty: no sky is
             subtracted from fluxes.
-        subtract_sky: whether that local sky is subtracted from the cutouts too, for mosaics that
-            come with their sky; fluxes never have it.
+        subtract_sky: whether that local sky is also subtracted from the cutouts, for mosaics that
+            are not sky-subtracted; fluxes never include it.
         cutout_size: side of the stored cutouts, pixels.
     """
 
@@ -175,18 +173,18 @@ class Survey:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(
-                f"name must be letters, digits, spaces, . _ + or -, up to 100, and begin with a "
-                f"letter or digit (folders are called by it), got {self.name[:120]!r}"
+                f"name must be at most 100 letters, digits, spaces, . _ + or -, and begin with a "
+                f"letter or digit (folders are named after it), got {self.name[:120]!r}"
             )
         if not self.bands:
             raise ValueError("a survey needs at least one band")
         names = [band.name for band in self.bands]
         if len({name.lower() for name in names}) != len(names):
-            raise ValueError(f"bands must differ (in any case), got {names}")
+            raise ValueError(f"bands must differ in more than case, got {names}")
         for alias, target in self.band_aliases.items():
             if target.lower() not in {name.lower() for name in names}:
                 raise ValueError(
-                    f"band_aliases: '{alias[:60]}' stands for '{target[:60]}', which is no band"
+                    f"band_aliases: '{alias[:60]}' stands for '{target[:60]}', which is not a band"
                 )
         _check_patterns("mosaic_pattern", names_of(self.mosaic_pattern))
         _check_patterns("source_pattern", names_of(self.source_pattern))
@@ -194,24 +192,24 @@ class Survey:
             raise ValueError(f"layer must not be negative, got {self.layer}")
         for bit in self.bad_mask_bits or ():
             if isinstance(bit, int) and not 0 <= bit < 62:
-                raise ValueError(f"bad_mask_bits: a bit's number is 0 to 61, got {bit}")
+                raise ValueError(f"bad_mask_bits: bits have numbers from 0 to 61, got {bit}")
         if not self.z_spec_max > 0:
             raise ValueError(f"z_spec_max must be positive, got {self.z_spec_max}")
         if not 0 < self.pixel_scale_arcsec < math.inf:
             raise ValueError(f"pixel_scale_arcsec must be positive, got {self.pixel_scale_arcsec}")
         radii = self.aperture_radii_arcsec
         if not radii or not all(0 < radius < math.inf for radius in radii):
-            raise ValueError(
-                f"aperture_radii_arcsec must be positive and at least one, got {radii}"
-            )
+            raise ValueError(f"aperture_radii_arcsec needs positive radii, got {radii}")
         if len(self.sky_annulus_arcsec) not in (0, 2):
             raise ValueError("sky_annulus_arcsec must be [inner, outer] or empty")
         if self.sky_annulus_arcsec and not (
             0 < self.sky_annulus_arcsec[0] < self.sky_annulus_arcsec[1] < math.inf
         ):
-            raise ValueError(f"sky_annulus_arcsec must grow, got {self.sky_annulus_arcsec}")
+            raise ValueError(
+                f"sky_annulus_arcsec must be 0 < inner < outer, got {self.sky_annulus_arcsec}"
+            )
         if self.subtract_sky and not self.sky_annulus_arcsec:
-            raise ValueError("subtract_sky needs a sky_annulus_arcsec to measure the sky in")
+            raise ValueError("subtract_sky needs a sky_annulus_arcsec in which to measure the sky")
         if not 8 <= self.cutout_size <= MAX_CUTOUT_PIX:
             raise ValueError(f"cutout_size must be 8 to {MAX_CUTOUT_PIX}, got {self.cutout_size}")
 
@@ -220,7 +218,7 @@ class Survey:
         return tuple(band.name for band in self.bands)
 
     def band(self, name: str) -> Band:
-        """Return the band called `name` (in any case, or by an alias).
+        """Return the band called `name` (case does not matter) or its alias.
 
         Raises:
             ConfigError: no such band; the nearest name is suggested.
@@ -233,17 +231,17 @@ class Survey:
         return band
 
     def find_band(self, name: str) -> Band | None:
-        """Return the band called `name` (in any case, or by an alias), or None."""
+        """Return the band called `name` (case does not matter) or its alias, or None."""
         aliases = {alias.lower(): target for alias, target in self.band_aliases.items()}
-        wanted = aliases.get(name.lower(), name).lower()
-        return next((band for band in self.bands if band.name.lower() == wanted), None)
+        band_name = aliases.get(name.lower(), name).lower()
+        return next((band for band in self.bands if band.name.lower() == band_name), None)
 
     def match_mosaic(self, file_name: str) -> tuple[str, Band | None] | None:
-        """Read (tile, band) off a file name by `mosaic_pattern`; None where it does not match.
+        """Return (tile, band) of a file name by `mosaic_pattern`; None if none matches.
 
-        A .gz or .fz after the name is passed over. The band is None where the pattern has none.
+        A final .gz or .fz is ignored. The band is None where the pattern has none.
         """
-        if _fits(file_name, self.skip_mosaics) is not None:
+        if _first_match(file_name, self.skip_mosaics) is not None:
             return None
         names = sorted([*self.band_names, *self.band_aliases], key=len, reverse=True)
         band = f"(?P<band>{'|'.join(map(re.escape, names))})"
@@ -254,9 +252,9 @@ class Survey:
         return None
 
     def match_source_list(self, file_name: str) -> tuple[int, str | None] | None:
-        """Read (index of the pattern, tile) off a list's file name by `source_pattern`.
+        """Return (index of the pattern, tile) of a list's file name by `source_pattern`.
 
-        The tile is None where the pattern has none; None where no pattern fits.
+        The tile is None where the pattern has none. None: no pattern matches.
         """
         for index, pattern in enumerate(names_of(self.source_pattern)):
             if "{tile" not in pattern:
@@ -269,9 +267,9 @@ class Survey:
         return None
 
     def preference(self, file_name: str) -> int:
-        """Return the place of a name in `prefer_mosaics`; what fits none comes last."""
-        place = _fits(file_name, self.prefer_mosaics)
-        return len(self.prefer_mosaics) if place is None else place
+        """Return the rank of a file name in `prefer_mosaics`; the last if no glob matches."""
+        rank = _first_match(file_name, self.prefer_mosaics)
+        return len(self.prefer_mosaics) if rank is None else rank
 
 
 def _check_patterns(key: str, patterns: tuple[str, ...]) -> None:
@@ -282,24 +280,24 @@ def _check_patterns(key: str, patterns: tuple[str, ...]) -> None:
             _match(pattern, "(?P<band>x)", "")
         except (re.error, RecursionError) as error:
             raise ValueError(
-                f"{key} '{pattern[:80]}': what follows 'tile:' is no regular expression ({error})"
+                f"{key} '{pattern[:80]}': 'tile:' needs a regular expression ({error})"
             ) from None
         for regex in _PLACEHOLDERS.findall(pattern):
             if _may_never_end(regex[6:-1]):
                 raise ValueError(
-                    f"{key} '{pattern[:80]}': matching {regex[:80]} can take for ever; do not "
-                    f"repeat a group in which something is repeated or has alternatives"
+                    f"{key} '{pattern[:80]}': matching {regex[:80]} can take forever; do not "
+                    f"repeat a group that holds a repetition or alternatives"
                 )
         if re.search(r"[{}]", _PLACEHOLDERS.sub("", pattern)):
             raise ValueError(
-                f"{key} '{pattern[:80]}' has a brace that belongs to neither {{tile}}, "
-                "{tile:REGEX} (without braces in it) nor {band}"
+                f"{key} '{pattern[:80]}' has a brace outside {{tile}}, {{tile:REGEX}} and "
+                "{band}; REGEX itself cannot hold braces"
             )
 
 
 def _may_never_end(regex: str) -> bool:
-    """Whether a group with + or * holds + or * or ? or | itself, as in (a+)+: Python's matching
-    then may try every way to share out a name, of which there are exponentially many.
+    """Whether a repeated group holds +, *, ? or | itself, as in (a+)+: Python may then try every
+    way to split a name among the repetitions, of which there are exponentially many.
     """
     rest = re.sub(r"\\.", "a", regex)
     rest = re.sub(r"\[\^?\]?[^\]]*\]", "a", rest)
@@ -311,14 +309,14 @@ def _may_never_end(regex: str) -> bool:
     return False
 
 
-def _fits(file_name: str, globs: tuple[str, ...]) -> int | None:
-    """Return the index of the first glob that fits the name, in any case."""
+def _first_match(file_name: str, globs: tuple[str, ...]) -> int | None:
+    """Return the index of the first glob that matches the name; case does not matter."""
     name = file_name.lower()
     return next((i for i, g in enumerate(globs) if fnmatch.fnmatchcase(name, g.lower())), None)
 
 
 def _match(pattern: str, band: str, file_name: str) -> dict[str, str] | None:
-    """Match a name with {tile}, {tile:REGEX}, {band} and *; None where it does not fit."""
+    """Match a name with {tile}, {tile:REGEX}, {band} and *; None if it does not match."""
     seen: set[str] = set()
     regex = ""
     for part in re.split(rf"({_PLACEHOLDERS.pattern}|\*+)", pattern):
@@ -337,12 +335,12 @@ def _match(pattern: str, band: str, file_name: str) -> dict[str, str] | None:
 
 
 def survey_names() -> list[str]:
-    """Names of the surveys that come with the package."""
+    """Return the names of the surveys that come with the package."""
     return list(bundled_configs("survey"))
 
 
 def load_survey(name_or_yaml_path: str | Path) -> Survey:
-    """Load a survey that comes with the package by its name, or one of your own by its path.
+    """Load a survey of the package by its name, or your own by its path.
 
     Raises:
         ConfigError: unknown name (the nearest is suggested) or a faulty file.

@@ -1,12 +1,12 @@
 """Let `import timm` work beside a CPU build of torch.
 
 PyPI's torchvision is linked against CUDA. Beside a CPU torch its native library cannot load, and
-then `import torchvision` (hence timm) dies with 'operator torchvision::nms does not exist',
-because it registers shape rules for operators that nobody has defined. Defining the two schemas
-is enough: photozhpc never calls them.
+`import torchvision` (hence timm) fails with 'operator torchvision::nms does not exist', because it
+registers shape rules for undefined operators. Defining the two schemas is enough: photozhpc never
+calls them.
 
-torch calls `define_if_missing` on import through the entry point group `torch.backends`, its own
-hook for packages that extend it, so that a plain `import timm` works in the environment too.
+torch calls `define_if_missing` on import through its entry point group `torch.backends`, so that a
+plain `import timm` works too.
 """
 
 from importlib import metadata

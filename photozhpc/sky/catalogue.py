@@ -1,6 +1,7 @@
-"""What surveys and spectrographs know of the sources: positions, E(B-V), some redshifts."""
+"""The observed catalogue (positions, E(B-V), some redshifts) and the truth catalogue of a tile."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from photozhpc.survey import ab_magnitude
 
 
 def label_probability(sources: Population, bands: tuple[str, ...], label_fraction: float) -> Floats:
-    """Probability that a source has a spectroscopic redshift; zero for stars.
+    """Return the probability that a source has a spectroscopic redshift; zero for stars.
 
     A logistic in reference magnitude, colour (first band - last band) and redshift: brighter,
     bluer and nearer sources are preferred, as in real redshift surveys (e.g. Newman et al. 2015;
@@ -31,19 +32,19 @@ def label_probability(sources: Population, bands: tuple[str, ...], label_fractio
         - (0.4 * (colour_N - 1.5) if len(bands) > 1 else 0.0)
         - 0.5 * (sources.z_N - 1.0)
     )
-    wanted = min(label_fraction * len(sources) / galaxy_N.sum(), 1.0)
+    target_mean = min(label_fraction * len(sources) / galaxy_N.sum(), 1.0)
     low, high = -40.0, 40.0
     for _ in range(60):
         middle = 0.5 * (low + high)
         mean = np.mean(1.0 / (1.0 + np.exp(-(score_N[galaxy_N] + middle))))
-        low, high = (middle, high) if mean < wanted else (low, middle)
+        low, high = (middle, high) if mean < target_mean else (low, middle)
     return np.where(galaxy_N, 1.0 / (1.0 + np.exp(-(score_N + low))), 0.0)
 
 
 def measured_redshifts(
     rng: np.random.Generator, sources: Population, probability_N: Floats
 ) -> Floats:
-    """Spectroscopic redshifts, NaN where there is none; scatter of 3e-4 (1 + z)."""
+    """Draw spectroscopic redshifts, NaN where there is none; scatter of 3e-4 (1 + z)."""
     chosen_N = rng.random(len(sources)) < probability_N
     z_N = sources.z_N + 3e-4 * (1.0 + sources.z_N) * rng.standard_normal(len(sources))
     return np.where(chosen_N, np.maximum(z_N, 1e-3), np.nan)
@@ -57,7 +58,7 @@ def write_catalogue(
     ebv_N: Floats,
     z_spec_N: Floats,
 ) -> None:
-    """The source list of a tile; a missing z_spec is a null. Atomic."""
+    """Write the source list of a tile; a missing z_spec is a null. Atomic."""
     columns = {
         "source_id": pa.array(source_id_N, pa.int64()),
         "ra": pa.array(ra_N, pa.float64()),
@@ -65,7 +66,7 @@ def write_catalogue(
         "ebv": pa.array(ebv_N, pa.float32()),
         "z_spec": pa.array(z_spec_N.astype(np.float32), pa.float32(), mask=np.isnan(z_spec_N)),
     }
-    write_table(path, pa.table(columns))
+    _write(path, columns)
 
 
 def write_truth(
@@ -77,7 +78,7 @@ def write_truth(
     sources: Population,
     bands: tuple[str, ...],
 ) -> None:
-    """What was drawn: true positions and redshifts, AB magnitudes before extinction. Atomic."""
+    """Write true positions and redshifts, and AB magnitudes before extinction. Atomic."""
     flux_NC = sources.flux_njy_NC
     columns: dict[str, NDArray] = {
         "source_id": source_id_N,
@@ -102,10 +103,9 @@ def write_truth(
         columns[f"mag_{band.lower()}"] = magnitude_N.astype(np.float32)
         share_N = sources.bulge_njy_NC[:, c] / np.maximum(flux_NC[:, c], 1e-12)
         columns[f"bulge_to_total_{band.lower()}"] = share_N.astype(np.float32)
-    write_table(path, pa.table(columns))
+    _write(path, columns)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write Parquet; atomic."""
+def _write(path: Path, columns: dict[str, Any]) -> None:
     with replacing(path) as partial:
-        pq.write_table(table, partial)
+        pq.write_table(pa.table(columns), partial)

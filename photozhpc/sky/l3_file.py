@@ -17,8 +17,8 @@ from photozhpc.files.disk import replacing
 from photozhpc.sky.observe import Observed
 
 NJY_TO_MJY = 1e-15
-# MD5 sums take a quarter of the time of a tile, and a lost tile can be made again; asdf before
-# version 6 writes them in any case.
+# MD5 sums take a quarter of a tile's time, and a lost tile can be simulated again. Before version
+# 6, asdf always writes them.
 NO_CHECKSUMS: dict[str, bool] = (
     {"write_checksums": False}
     if "write_checksums" in inspect.signature(asdf.AsdfFile.write_to).parameters
@@ -27,7 +27,7 @@ NO_CHECKSUMS: dict[str, bool] = (
 
 
 def tile_wcs(ra_deg: float, dec_deg: float, size: int, pixel_scale_arcsec: float) -> gwcs.WCS:
-    """Gnomonic WCS of a tile, north up and east to the left; pixel centres on integers."""
+    """Return a tile's gnomonic WCS, north up and east to the left; pixel centres on integers."""
     middle = (size - 1) / 2.0
     scale = pixel_scale_arcsec / 3600.0
     transform = (

@@ -1,4 +1,4 @@
-"""From a noiseless sky to what an instrument hands over: noise, errors, weights, bad pixels."""
+"""Turns a noiseless sky into an observation: noise, errors, weights, bad pixels."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from photozhpc.sky.sky_config import SkyConfig
 from photozhpc.survey import AB_ZERO_POINT_NJY, flux_of_ab
 
 Plane = NDArray[np.float32]
-# Bits of mantissa kept of planes that are smooth, so that they compress: 0.4% and 1.6%.
+# Mantissa bits kept in the smooth planes, so that they compress: rounding to 0.4% and 1.6%.
 ERR_BITS, VARIANCE_BITS = 7, 5
 
 
@@ -29,7 +29,7 @@ class Observed:
 
 
 def sky_sigma_njy(bands: tuple[str, ...], config: SkyConfig, noise_area_C: Floats) -> Floats:
-    """Sky noise per mosaic pixel (nJy) of each band from its 5 sigma point-source depth.
+    """Return each band's sky noise per mosaic pixel (nJy) from its 5 sigma point-source depth.
 
     Optimal extraction has sigma_flux = sigma_pixel sqrt(noise area), so
     sigma_pixel = 10^(-0.4 (m5 - 31.4)) / 5 / sqrt(noise area).
@@ -39,21 +39,21 @@ def sky_sigma_njy(bands: tuple[str, ...], config: SkyConfig, noise_area_C: Float
     """
     for band in bands:
         if band not in config.depth_ab:
-            known = did_you_mean(band, config.depth_ab)
-            raise ConfigError(f"depth_ab has no depth for band '{band}'{known}")
+            hint = did_you_mean(band, config.depth_ab)
+            raise ConfigError(f"depth_ab has no depth for band '{band}'{hint}")
     depth_C = np.array([config.depth_ab[band] for band in bands])
     return flux_of_ab(depth_C) / 5.0 / np.sqrt(noise_area_C)
 
 
 def electrons_per_njy(band: str, exposure_time_s: float) -> float:
-    """Detected photons per nJy in the exposure, from GalSim's Roman zero points."""
+    """Return the detected photons per nJy in the exposure, from GalSim's Roman zero points."""
     zero_point = roman_bandpasses()[band.upper()].zeropoint  # one photon per second per cm2
     rate = 10.0 ** (-0.4 * (AB_ZERO_POINT_NJY - zero_point)) * galsim.roman.collecting_area
     return float(rate * exposure_time_s)
 
 
 def coverage_map(rng: np.random.Generator, size: int, scatter: float) -> Plane:
-    """Relative exposure over a tile: a smooth surface around 1, as dithers leave it."""
+    """Draw the relative exposure over a tile: a smooth surface around 1, as dithering makes it."""
     t = np.linspace(0.0, 2.0 * np.pi, size)
     phase, turns = rng.random(4) * 2.0 * np.pi, rng.uniform(0.4, 1.6, 4)
     rows = np.sin(turns[0] * t + phase[0]) + 0.5 * np.sin(2.0 * turns[1] * t + phase[1])
@@ -70,11 +70,11 @@ def observe(
     bad_HW: NDArray[np.bool_],
     config: SkyConfig,
 ) -> Observed:
-    """Add noise to one noiseless band (nJy per pixel, changed in place) and state its errors.
+    """Add noise to one noiseless band (nJy per pixel, changed in place) and return its errors.
 
     Noise is Gaussian and independent from pixel to pixel: the sky's, less where the exposure is
     longer, plus the photon noise of the sources. A tenth of the sky variance counts as read
-    noise. A small constant is left in the data, as sky matching leaves it.
+    noise. A small constant remains in the data, as it does after sky matching.
     """
     noise_HW = rng.standard_normal(image_HW.shape, dtype=np.float32)
     err_HW, weight_HW = np.empty_like(image_HW), np.empty_like(image_HW)
@@ -101,15 +101,14 @@ def observe(
 
 
 def bad_pixels(rng: np.random.Generator, size: int, config: SkyConfig) -> NDArray[np.bool_]:
-    """Isolated bad pixels, one short bad column in three bands, and the border."""
+    """Draw isolated bad pixels, on average one short bad column per three bands, and the border."""
     bad_HW = np.zeros((size, size), bool)
     count = rng.poisson(config.bad_pixel_fraction * size**2)
     bad_HW[rng.integers(0, size, count), rng.integers(0, size, count)] = True
     if config.bad_pixel_fraction > 0 and rng.random() < 1.0 / 3.0:
         top, length = rng.integers(0, size), rng.integers(20, 200)
         bad_HW[top : top + length, rng.integers(0, size)] = True
-    if config.border_pix:
-        border = config.border_pix
+    if border := config.border_pix:
         bad_HW[:border] = bad_HW[-border:] = True
         bad_HW[:, :border] = bad_HW[:, -border:] = True
     return bad_HW

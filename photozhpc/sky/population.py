@@ -1,6 +1,6 @@
-"""Galaxies and stars: what is on a piece of sky, before a telescope looks at it."""
+"""Draws the galaxies and stars on a piece of sky, before it is observed."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -72,12 +72,12 @@ class Population:
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "Population":
         """Return the sources `index`, in that order."""
-        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return Population(*(values_N[index] for values_N in vars(self).values()))
 
 
 @lru_cache(maxsize=1)
 def cosmology(z_max: float) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-    """Tables over z: z, modulus (mag), kpc per arcsec, dV/dz (Mpc3 / arcmin2), age (Gyr).
+    """Return tables over z: z, modulus (mag), kpc per arcsec, dV/dz (Mpc3 / arcmin2), age (Gyr).
 
     Flat Lambda-CDM with H0 = 70 and Omega_m = 0.3, as in the papers cited here.
     """
@@ -94,7 +94,7 @@ def cosmology(z_max: float) -> tuple[Floats, Floats, Floats, Floats, Floats]:
 
 
 def mass_function(log_mass: Floats, z: Floats, quiescent: bool) -> Floats:
-    """Number density, Mpc^-3 dex^-1, at log10 of the mass in solar masses (Chabrier IMF)."""
+    """Return the number density, Mpc^-3 dex^-1, at a log10 mass in solar masses (Chabrier IMF)."""
     table = MF_QUIESCENT if quiescent else MF_STAR_FORMING
     m1, a1, p1, m2, a2, p2 = (np.interp(z, MF_Z, column) for column in table.T)
     salpeter = log_mass - SALPETER_TO_CHABRIER_DEX
@@ -106,10 +106,10 @@ def mass_function(log_mass: Floats, z: Floats, quiescent: bool) -> Floats:
 def _cells(
     config: SkyConfig, grid: SedGrid, quiescent: bool
 ) -> tuple[float, Floats, Floats, Floats, Floats]:
-    """Expected number per square arcminute, and its CDF over cells of (z, log mass).
+    """Return the expected number per square arcminute, and its CDF over cells of (z, log mass).
 
     Only masses that can reach the render limit at a redshift (with the brightest spectrum of
-    their class) are tabulated: fainter ones would be drawn in vain.
+    their class) are tabulated: galaxies below it are never drawn.
     """
     z_Z, modulus_Z, _, volume_Z, _ = cosmology(config.z_max)
     z_Z, modulus_Z, volume_Z = z_Z[:-2], modulus_Z[:-2], volume_Z[:-2]
@@ -131,7 +131,7 @@ def _cells(
 
 
 class SkyPhysics:
-    """The tables that drawing a population needs: the spectra through the survey's bands."""
+    """Draws populations, with tables of the spectra through the survey's bands."""
 
     def __init__(self, bands: tuple[str, ...], config: SkyConfig):
         self.bands = bands
@@ -143,11 +143,8 @@ class SkyPhysics:
         """Draw the galaxies and stars brighter than the render limit on an area of sky."""
         parts = [self._galaxies(rng, area_arcmin2, quiescent) for quiescent in (False, True)]
         parts.append(self._stars(rng, area_arcmin2))
-        joined = {
-            f.name: np.concatenate([getattr(part, f.name) for part in parts])
-            for f in fields(Population)
-        }
-        return Population(**joined)
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return Population(*map(np.concatenate, columns))
 
     def _galaxies(self, rng: np.random.Generator, area: float, quiescent: bool) -> Population:
         config = self.config
@@ -195,7 +192,7 @@ class SkyPhysics:
         return drawn.take(reference_N > flux_of_ab(config.render_limit_ab))
 
     def _stars(self, rng: np.random.Generator, area: float) -> Population:
-        """Black-body stars: dN/dm ~ 10^(0.12 m) from 18 to the catalogue limit, 24 at most dwarfs.
+        """Draw black-body stars: dN/dm ~ 10^(0.12 m) from 18 mag to the catalogue limit.
 
         Temperatures follow the mix of a high-latitude field: mostly M dwarfs.
         """
@@ -232,13 +229,12 @@ class SkyPhysics:
 def _spectra(
     rng: np.random.Generator, log_mass_N: Floats, z_N: Floats, age_N: Floats, quiescent: bool
 ) -> tuple[Floats, Floats, Floats]:
-    """Types of disk and bulge, and A_V of the disk (magnitudes).
+    """Draw the types of disk and bulge, and A_V of the disk (magnitudes).
 
     Star-forming: the specific star formation rate of the main sequence (Speagle et al. 2014,
-    eq. 28, 0.3 dex of scatter) sets the type: today's 10^10 Msun is an Sbc, the starburst needs
-    10^-7.8 per year; dust follows the mass (Garn & Best 2010, eq. 3,
-    from H-alpha to the stars with a factor 0.44 and Calzetti's curve). Quiescent: an E that is
-    younger at higher redshift.
+    eq. 28, 0.3 dex of scatter) sets the type: 10^10 Msun at z = 0 is an Sbc, a starburst has
+    10^-7.8 per year; dust follows the mass (Garn & Best 2010, eq. 3, from H-alpha to the stars
+    with a factor 0.44 and Calzetti's curve). Quiescent: an E that is younger at higher redshift.
     """
     n = len(z_N)
     if quiescent:
@@ -252,20 +248,16 @@ def _spectra(
     x_N = np.clip(log_mass_N - 10.0, -2.0, 1.5)
     a_halpha_N = np.maximum(0.91 + 0.77 * x_N + 0.11 * x_N**2 - 0.09 * x_N**3, 0.1)
     a_v_N = 0.535 * a_halpha_N * 10.0 ** rng.normal(0.0, 0.22, n)
-    # Sbc and Scd are spectra of real, dusty spirals: only the dust beyond theirs is added.
+    # The Sbc and Scd spectra are of real, dusty spirals: only additional dust is applied.
     a_v_N *= np.clip((type_N - 0.5) / 2.5, 0.2, 1.0)
     bulge_N = np.clip(0.45 * type_N + rng.normal(0.0, 0.3, n), 0.0, 3.0)
     return type_N, bulge_N, a_v_N
 
 
 def _bulge_share(rng: np.random.Generator, log_mass_N: Floats, quiescent: bool) -> Floats:
-    """Bulge-to-total ratio of the mass, after Lang et al. (2014) and EGG (2017) sect. 3.3."""
-    if quiescent:
-        median_N = 10.0 ** (-0.3 + 0.1 * (log_mass_N - 10.0))
-        scatter = 0.1
-    else:
-        median_N = 10.0 ** (-0.7 + 0.27 * (log_mass_N - 10.0))
-        scatter = 0.2
+    """Draw mass ratios of bulge to total, after Lang et al. (2014) and EGG (2017) sect. 3.3."""
+    log_median, slope, scatter = (-0.3, 0.1, 0.1) if quiescent else (-0.7, 0.27, 0.2)
+    median_N = 10.0 ** (log_median + slope * (log_mass_N - 10.0))
     share_N = median_N * 10.0 ** rng.normal(0.0, scatter, len(log_mass_N))
     return np.clip(share_N, 0.0, 1.0)
 
@@ -273,10 +265,10 @@ def _bulge_share(rng: np.random.Generator, log_mass_N: Floats, quiescent: bool) 
 def _half_light_kpc(
     rng: np.random.Generator, log_mass_N: Floats, z_N: Floats, quiescent: bool
 ) -> Floats:
-    """Half-light radius along the major axis, kpc: van der Wel et al. (2014), sect. 3.
+    """Draw half-light radii along the major axis, kpc: van der Wel et al. (2014), sect. 3.
 
     8.9 kpc (1+z)^-0.75 m^0.22 for star-forming and 5.6 kpc (1+z)^-1.48 m^0.75 for quiescent
-    galaxies, m = M / 5e10; below 2e10 the quiescent relation flattens, as it does there.
+    galaxies, m = M / 5e10; below 2e10 Msun the quiescent relation flattens, as in the paper.
     """
     x_N = log_mass_N - np.log10(5e10)
     if quiescent:
@@ -289,7 +281,7 @@ def _half_light_kpc(
 
 
 def _shapes(rng: np.random.Generator, n: int) -> tuple[Floats, Floats, Floats]:
-    """Axis ratios of bulge and disk, and the position angle.
+    """Draw axis ratios of bulge and disk, and the position angle.
 
     Disks are randomly inclined oblate spheroids of thickness 0.22 +- 0.05 (Padilla & Strauss
     2008); bulges are rounder.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from photozhpc.sky.sed import galsim_band_name, roman_bandpasses
 
-PSF_DETECTOR = 7  # an SCA close to the centre of the field
+PSF_DETECTOR = 7  # an SCA near the field centre
 NATIVE_PIXEL_ARCSEC = galsim.roman.pixel_scale
 STORED_SIZE_PIX = 512  # mosaic pixels over which the PSF is tabulated
 NYQUIST = 0.5  # cycles per pixel
@@ -21,8 +21,8 @@ class BandPsf:
     """One band's PSF, sampled at half a mosaic pixel.
 
     Attributes:
-        fine_HW: flux per fine pixel, centred on index [512, 512]; adds up to the light within
-            the table.
+        fine_HW: flux per fine pixel, centred on index [512, 512]; sums to the light within the
+            table.
         noise_area_pix: noise-equivalent area 1 / sum(P^2), mosaic pixels.
         aliased: whether the optics pass frequencies beyond the mosaic's Nyquist frequency.
     """
@@ -33,7 +33,7 @@ class BandPsf:
 
 
 def optics(band: str) -> galsim.GSObject:
-    """GalSim's Roman PSF of the filter at its effective wavelength: optics and pupil only.
+    """Return GalSim's Roman PSF at a filter's effective wavelength: optics and pupil only.
 
     Raises:
         ConfigError: GalSim has no such Roman bandpass.
@@ -44,10 +44,10 @@ def optics(band: str) -> galsim.GSObject:
 
 
 def effective_psf(band: str, pixel_scale_arcsec: float) -> galsim.GSObject:
-    """PSF of the co-add: optics, native detector pixel, and the mosaic's own pixel.
+    """Return the co-add's PSF: optics, native detector pixel, and the mosaic's own pixel.
 
-    What drizzling with full-size drops gives, averaged over dithers (Fruchter & Hook 2002).
-    The image of a source is then the convolution sampled at pixel centres ("no_pixel").
+    Drizzling with full-size drops gives it, averaged over dithers (Fruchter & Hook 2002). The image
+    of a source is then the convolution sampled at pixel centres ("no_pixel").
     """
     return galsim.Convolve(
         optics(band), galsim.Pixel(NATIVE_PIXEL_ARCSEC), galsim.Pixel(pixel_scale_arcsec)
@@ -56,7 +56,7 @@ def effective_psf(band: str, pixel_scale_arcsec: float) -> galsim.GSObject:
 
 @lru_cache(maxsize=16)
 def band_psf(band: str, pixel_scale_arcsec: float) -> BandPsf:
-    """Tabulate the effective PSF of a band; a third of a second, kept for the process."""
+    """Tabulate a band's effective PSF; takes a third of a second, cached for the process."""
     n = 2 * STORED_SIZE_PIX
     image = effective_psf(band, pixel_scale_arcsec).drawImage(
         nx=n, ny=n, scale=pixel_scale_arcsec / 2, method="no_pixel", offset=(0.5, 0.5), dtype=float
@@ -72,7 +72,7 @@ def band_psf(band: str, pixel_scale_arcsec: float) -> BandPsf:
 
 
 def psf_transform(psf: BandPsf, size: int) -> NDArray[np.complex64]:
-    """Fourier transform of the PSF cropped to a stamp, at frequencies up to twice Nyquist.
+    """Return the Fourier transform of the PSF cropped to a stamp, up to twice Nyquist.
 
     Cropping in real space, rather than sampling the transform coarsely, keeps the far wings
     from wrapping around the stamp.

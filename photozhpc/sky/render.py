@@ -1,6 +1,6 @@
-"""Fast renderer: bulge + disk galaxies and stars onto a mosaic, in Fourier space.
+"""Draws bulge + disk galaxies and stars onto a mosaic, in Fourier space.
 
-A galaxy's Fourier transform is the same in every band but for the fluxes of its components, so
+A galaxy's Fourier transform is the same in every band except for the fluxes of its components, so
 it is evaluated once and multiplied by each band's PSF. Tested against GalSim's own drawing.
 """
 
@@ -19,19 +19,19 @@ from photozhpc.sky.wings import add_wings, wing_kernel
 Floats32 = NDArray[np.float32]
 STAMP_SIZES = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
 DISK_EXTENT = 6.0  # half-light radii: 99.95% of an exponential's light
-DISK_SCALE = 1.6783469900166605  # half-light radius of an exponential over its scale length
+DISK_SCALE = 1.6783469900166605  # half-light radius of an exponential / its scale length
 BULGE_STEP, N_K = 0.005, 8192  # table over the square root of k r
 PSF_EXTENT_PIX = 14
-# Accuracy by brightness: (flux over pixel noise from which it applies, the part of the PSF's
-# transform that is neglected, how many of the four sets of folded frequencies are summed).
+# Accuracy by brightness: (least flux over pixel noise, fraction of the PSF's transform that is
+# neglected, how many of the four sets of folded frequencies are summed).
 LEVELS = ((0.0, 1e-5, 1), (100.0, 3e-6, 4), (3000.0, 1e-9, 4))
 
 
 @lru_cache(maxsize=1)
 def bulge_transform() -> Floats32:
-    """Fourier amplitude of a de Vaucouleurs profile over sqrt(k r), r the half-light radius.
+    """Return a de Vaucouleurs profile's Fourier amplitude over sqrt(k r), r: half-light radius.
 
-    The profile ends at BULGE_TRUNCATION half-light radii, as SDSS's does; unit flux.
+    The profile ends at BULGE_TRUNCATION half-light radii, as in SDSS, and has unit flux.
     """
     profile = galsim.Sersic(4.0, half_light_radius=1.0, trunc=BULGE_TRUNCATION)
     k = (BULGE_STEP * np.arange(N_K)) ** 2
@@ -58,21 +58,21 @@ class Renderer:
         self.noise_area_C = np.array([psf.noise_area_pix for psf in self._psfs])
 
     def psf_transforms(self, size: int) -> tuple[Floats32, list[NDArray[np.int64]]]:
-        """PSF transforms on a stamp, (2, C, A, y, x), and where they matter at each level.
+        """Return PSF transforms on a stamp, (2, C, A, y, x), and their spans at each level.
 
         The first axis is real and imaginary part, A the folds (see `psf_transform`). The spans
         (C, A, y, 2) are the columns [start, stop) of each row that are not negligible.
         """
         if size not in self._transforms:
             stack_CAyx = np.stack([psf_transform(psf, size) for psf in self._psfs])
-            # Beyond the optics' cutoff there is no power but GalSim's interpolation noise.
+            # Beyond the optics' cutoff there is only GalSim's interpolation noise.
             stack_CAyx[[not psf.aliased for psf in self._psfs], 1:] = 0.0
             spans = []
             for _, negligible, folds in LEVELS:
                 large = np.abs(stack_CAyx[:, :folds]) > negligible
-                some = large.any(axis=-1)
-                start = np.where(some, large.argmax(axis=-1), 0)
-                stop = np.where(some, size // 2 + 1 - large[..., ::-1].argmax(axis=-1), 0)
+                has_large = large.any(axis=-1)
+                start = np.where(has_large, large.argmax(axis=-1), 0)
+                stop = np.where(has_large, size // 2 + 1 - large[..., ::-1].argmax(axis=-1), 0)
                 spans.append(np.stack([start, stop], axis=-1))
             parts_2CAyx = np.stack([stack_CAyx.real, stack_CAyx.imag])
             self._transforms[size] = (parts_2CAyx, spans)
@@ -81,10 +81,10 @@ class Renderer:
     def stamp_sizes(
         self, sources: Population, sky_sigma_njy_C: Floats, smallest_N: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Side of each source's stamp: holds the galaxy, and the PSF's wings above the noise.
+        """Return the side of each source's stamp: it holds the galaxy and the PSF's wings.
 
-        Roman's PSF falls as r^-3; the wings of a bright source are drawn out to where they
-        reach 0.5% of the sky noise on average (its spikes are brighter than that).
+        Roman's PSF falls as r^-3; the wings of a bright source are drawn out to where they average
+        0.5% of the sky noise (the diffraction spikes are brighter).
         """
         disk_N = np.where(sources.disk_njy_NC.any(axis=1), sources.disk_radius_arcsec_N, 0.0)
         extent_N = np.maximum(
@@ -93,14 +93,16 @@ class Renderer:
         half_N = extent_N / self.pixel_scale_arcsec + PSF_EXTENT_PIX
         contrast_N = (sources.flux_njy_NC / sky_sigma_njy_C).max(axis=1)
         wings_N = (4e-3 * contrast_N) ** (1.0 / 3.0) / self.pixel_scale_arcsec
-        wanted_N = np.maximum(np.maximum(2 * half_N, 2 * wings_N), smallest_N)
-        index_N = np.minimum(np.searchsorted(STAMP_SIZES, wanted_N), len(STAMP_SIZES) - 1)
+        side_N = np.maximum(np.maximum(2 * half_N, 2 * wings_N), smallest_N)
+        index_N = np.minimum(np.searchsorted(STAMP_SIZES, side_N), len(STAMP_SIZES) - 1)
         return np.array(STAMP_SIZES)[index_N]
 
     def stamp(
         self, sources: Population, i: int, size: int, dy: float, dx: float, level: int = -1
     ) -> Floats32:
-        """Image of source `i` (C x size x size, nJy per pixel), centre at size // 2 + (dy, dx).
+        """Return the image of source `i` (C x size x size, nJy per pixel).
+
+        Its centre is at size // 2 + (dy, dx).
 
         level: index into LEVELS; the last is the most accurate.
         """
@@ -148,7 +150,7 @@ class Renderer:
         contrast_N = (sources.flux_njy_NC / sky_sigma_njy_C).max(axis=1)
         level_N = np.searchsorted([start for start, _, _ in LEVELS], contrast_N, "right") - 1
         height, width = image_CHW.shape[1:]
-        for i in np.argsort(size_N, kind="stable"):  # like sizes in a row: the PSF stays in cache
+        for i in np.argsort(size_N, kind="stable"):  # by size: the PSF stays in the CPU's cache
             size = int(size_N[i])
             y0, x0 = int(np.floor(y_N[i] + 0.5)), int(np.floor(x_N[i] + 0.5))
             top, left = y0 - size // 2, x0 - size // 2
@@ -164,7 +166,7 @@ class Renderer:
 def _quadratic_form(
     radius_arcsec: float, axis_ratio: float, angle_rad: float, stamp_arcsec: float
 ) -> Floats32:
-    """(xx, xy, yy) of (k r)^2 as a quadratic form in integer stamp frequencies."""
+    """Return (xx, xy, yy) of (k r)^2 as a quadratic form in integer stamp frequencies."""
     cosine, sine = np.cos(angle_rad), np.sin(angle_rad)
     q2 = axis_ratio**2
     scale = (2.0 * np.pi * radius_arcsec / stamp_arcsec) ** 2

@@ -1,4 +1,4 @@
-"""Galaxy and star spectra through Roman's bandpasses, tabulated once for fast look-up."""
+"""Galaxy and star spectra through Roman's bandpasses, tabulated for fast look-up."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,8 +23,8 @@ GALSIM_NAME = {
 CWW_FILES = ("CWW_E_ext", "CWW_Sbc_ext", "CWW_Scd_ext", "CWW_Im_ext")
 N_TYPES = 5  # E, Sbc, Scd, Im, and a young starburst; a type is a number from 0 to 4
 
-# Rest wavelength (nm) and equivalent width (nm) of the starburst's lines; typical of
-# sub-L* star-forming galaxies at z ~ 1 to 2 (e.g. Reddy et al. 2018). Im has a third of these.
+# Rest wavelength (nm) and equivalent width (nm) of the starburst's lines, typical of sub-L*
+# star-forming galaxies at z ~ 1 to 2 (e.g. Reddy et al. 2018). Im has a third of these widths.
 LINES_NM = ((372.8, 6.0), (486.1, 2.5), (495.9, 3.5), (500.7, 10.5), (656.3, 12.0))
 
 A_V_GRID = np.linspace(0.0, 4.0, 21)
@@ -46,13 +46,13 @@ def galsim_band_name(band: str) -> str:
 
 @lru_cache(maxsize=1)
 def roman_bandpasses() -> dict[str, galsim.Bandpass]:
-    """GalSim's Roman bandpasses by Roman filter name, AB zero points."""
+    """Return GalSim's Roman bandpasses by Roman filter name, with AB zero points."""
     bandpasses = galsim.roman.getBandpasses(AB_zeropoint=True)
     return {name: bandpasses[galsim_name] for name, galsim_name in GALSIM_NAME.items()}
 
 
 def calzetti_k(wave_nm: Floats) -> Floats:
-    """Starburst attenuation curve k(lambda), Calzetti et al. (2000) eq. 4; R_V = 4.05.
+    """Return the starburst attenuation curve k(lambda), Calzetti et al. (2000) eq. 4; R_V = 4.05.
 
     Below 120 nm the curve is continued with the slope of its blue end.
     """
@@ -64,7 +64,7 @@ def calzetti_k(wave_nm: Floats) -> Floats:
 
 
 def igm_transmission(wave_obs_nm: Floats, z: float) -> Floats:
-    """Mean transmission of the intergalactic medium, Madau (1995) eqs. 12, 15 and 16."""
+    """Return the IGM's mean transmission, Madau (1995) eqs. 12, 15 and 16."""
     tau = np.zeros_like(wave_obs_nm)
     lines = ((121.567, 0.0036), (102.572, 0.0017), (97.254, 0.0012), (94.974, 0.00093))
     for line_nm, strength in lines:
@@ -84,7 +84,7 @@ def igm_transmission(wave_obs_nm: Floats, z: float) -> Floats:
 
 @lru_cache(maxsize=1)
 def templates() -> tuple[Floats, Floats]:
-    """Rest-frame templates: (wave_nm_L, fnu_TL), each with a mean f_nu of 1 in rest-frame i.
+    """Return rest-frame templates (wave_nm_L, fnu_TL), with a mean f_nu of 1 in rest-frame i.
 
     Types 0 to 3 are the CWW spectra; type 4 is Im made bluer by a power law with emission lines.
     """
@@ -105,7 +105,7 @@ def templates() -> tuple[Floats, Floats]:
 
 
 def _lines(wave_L: Floats, continuum_L: Floats, scale: float) -> Floats:
-    """Gaussian lines of 0.4% width with the equivalent widths of `LINES_NM` times `scale`."""
+    """Return Gaussian lines of 0.4% width, with the widths of `LINES_NM` times `scale`."""
     total_L = np.zeros_like(wave_L)
     for line_nm, width_nm in LINES_NM:
         sigma = 0.004 * line_nm
@@ -116,7 +116,7 @@ def _lines(wave_L: Floats, continuum_L: Floats, scale: float) -> Floats:
 
 
 def _rest_mean(wave_L: Floats, fnu_XL: Floats, letter: str) -> Floats:
-    """Photon-weighted mean f_nu through LSST g or i at z = 0 (close to SDSS)."""
+    """Return the photon-weighted mean f_nu through LSST g or i at z = 0 (close to SDSS)."""
     bandpass = galsim.Bandpass(f"LSST_{letter}.dat", wave_type="nm")
     inside = (wave_L > bandpass.blue_limit) & (wave_L < bandpass.red_limit)
     weight_L = bandpass(wave_L[inside]) / wave_L[inside] * np.gradient(wave_L[inside])
@@ -143,7 +143,7 @@ class SedGrid:
     def fluxes_njy(
         self, type_N: Floats, z_N: Floats, a_v_N: Floats, log_mass_N: Floats, modulus_N: Floats
     ) -> Floats:
-        """Band fluxes (nJy, N x C) of stellar populations of a given mass at a redshift.
+        """Return band fluxes (nJy, N x C) of stellar populations of a given mass at a redshift.
 
         Mass to light: log M = 1.15 + 0.70 (g - i) - 0.4 M_i, Taylor et al. (2011) eq. 8.
         modulus_N: distance modulus, magnitudes.
@@ -178,10 +178,10 @@ class SedGrid:
 
 @lru_cache(maxsize=4)
 def sed_grid(bands: tuple[str, ...], z_max: float) -> SedGrid:
-    """Tabulate the templates, dusty and absorbed, through the bands; about half a second.
+    """Tabulate the templates with dust and IGM through the bands; takes about half a second.
 
     Raises:
-        ConfigError: a band that GalSim's Roman module does not have.
+        ConfigError: GalSim's Roman module lacks a band.
     """
     wave_L, fnu_TL = templates()
     dust_AL = 10.0 ** (-0.4 * A_V_GRID[:, None] * calzetti_k(wave_L) / 4.05)
@@ -208,7 +208,7 @@ def sed_grid(bands: tuple[str, ...], z_max: float) -> SedGrid:
 
 
 def _band_samples(band: str) -> tuple[Floats, Floats]:
-    """Wavelengths (nm) and weights of the photon-weighted mean f_nu; weights add up to 1."""
+    """Return wavelengths (nm) and weights of the photon-weighted mean f_nu; weights sum to 1."""
     galsim_band_name(band)
     bandpass = roman_bandpasses()[band.upper()]
     wave_W = np.linspace(bandpass.blue_limit, bandpass.red_limit, 160)
@@ -217,7 +217,7 @@ def _band_samples(band: str) -> tuple[Floats, Floats]:
 
 
 def star_colours(bands: tuple[str, ...], temperature_N: Floats) -> Floats:
-    """Mean f_nu of black bodies in the bands (N x C), any overall scale: Planck's law."""
+    """Return black bodies' mean f_nu in the bands (N x C), in arbitrary units: Planck's law."""
     fnu_NC = np.empty((len(temperature_N), len(bands)))
     for ic, band in enumerate(bands):
         wave_W, weight_W = _band_samples(band)

@@ -1,6 +1,5 @@
-"""simulate_sky: tiles of a simulated Roman sky, in parallel, the same for a seed every time."""
+"""simulate_sky: tiles of a simulated Roman sky, in parallel; the same seed gives the same sky."""
 
-import errno
 import importlib.metadata
 import json
 from collections.abc import Callable
@@ -11,7 +10,13 @@ import numpy as np
 
 from photozhpc.config import to_mapping
 from photozhpc.errors import ConfigError, RunError
-from photozhpc.files.disk import remove_stale_partials, write_durably
+from photozhpc.files.disk import (
+    disk_error,
+    is_full,
+    read_json,
+    remove_stale_partials,
+    write_durably,
+)
 from photozhpc.sky.catalogue import (
     label_probability,
     measured_redshifts,
@@ -28,7 +33,7 @@ from photozhpc.survey import Survey, ab_magnitude
 from photozhpc.workers.pool import run_jobs
 
 MANIFEST = "sky.json"
-PHYSICS_VERSION = 2  # raised when the same configuration and seed come to give another sky
+PHYSICS_VERSION = 2  # incremented when the same configuration and seed give another sky
 MARGIN_PIX = 40  # sources are also drawn this far outside a tile, so that light spills in
 COLUMNS = 100  # tiles per row of a seed's grid
 MAX_TILES = 1 << 16
@@ -44,11 +49,11 @@ def simulate_sky(
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """Write `tiles` tiles of a simulated sky into `out`; a tile that is there is kept.
+    """Write `tiles` tiles of a simulated sky into `out`; tiles that are there are kept.
 
-    A tile is one `{tile}_{band}_coadd.asdf` a band, `{tile}_cat.parquet` (what a survey knows)
+    A tile is one `{tile}_{band}_coadd.asdf` per band, `{tile}_cat.parquet` (what a survey knows)
     and `{tile}_truth.parquet` (what was drawn). It depends on the seed, its number and the
-    configuration, not on how many workers there are.
+    configuration, not on the number of workers.
 
     Args:
         survey: bands (Roman filters), pixel scale and extinction.
@@ -94,10 +99,10 @@ def tile_id(seed: int, index: int) -> str:
 
 
 def tile_centre_deg(seed: int, index: int, tile_arcsec: float) -> tuple[float, float]:
-    """Sky position of a tile: a seed has its own corner of the sky, tiles on a grid from there.
+    """Return a tile's sky position, on a grid that starts at the seed's own corner of the sky.
 
-    Tiles of a seed do not overlap: neighbours are 5% more than a tile apart. The corners of the
-    seeds follow the golden ratio, which keeps small seeds far apart.
+    A seed's tiles do not overlap: the grid's step is a tile and 5%. The corners follow the golden
+    ratio, which keeps small seeds far apart.
     """
     ra_corner = 360.0 * ((seed * 0.6180339887498949 + 0.35) % 1.0)
     dec_corner = -55.0 + 90.0 * ((seed * 0.7548776662466927 + 0.5) % 1.0)
@@ -117,7 +122,7 @@ _PHYSICS: dict[str, SkyPhysics] = {}
 
 
 def _physics(bands: tuple[str, ...], config: SkyConfig) -> SkyPhysics:
-    """SkyPhysics of a configuration, made once a process."""
+    """Return the SkyPhysics of a configuration, made once per process."""
     key = json.dumps([bands, to_mapping(config)])
     if key not in _PHYSICS:
         _PHYSICS.clear()
@@ -143,7 +148,7 @@ def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: Sky
     listed_N = np.flatnonzero(inside_N & (magnitude_N < config.catalogue_limit_ab))
     if len(listed_N) >= MAX_TILES:
         raise ConfigError(
-            f"density_scale: a tile of {len(listed_N)} sources is too rich, at most {MAX_TILES - 1}"
+            f"a tile has {len(listed_N)} sources, at most {MAX_TILES - 1} fit; lower density_scale"
         )
 
     image_CHW = np.zeros((len(bands), size, size), np.float32)
@@ -177,18 +182,15 @@ def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: Sky
         )
         write_catalogue(out / f"{name}_cat.parquet", source_id_K, ra_K, dec_K, ebv_K, z_spec_K)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunError(
-            f"{out}: the disk is full at tile {name}: free some space and run again; finished "
-            "tiles are kept"
-        ) from error
+        if is_full(error):
+            raise disk_error(out / name, error) from error
+        raise
 
 
 def _positions(
     rng: np.random.Generator, n: int, size: int, config: SkyConfig, scale: float
 ) -> tuple[Floats, Floats]:
-    """Pixel positions: uniform, but for a share that lies close to another source."""
+    """Draw pixel positions: uniform, except for a share of sources close to another one."""
     low, high = -0.5 - MARGIN_PIX, size - 0.5 + MARGIN_PIX
     y_N, x_N = rng.uniform(low, high, (2, n))
     paired_N = rng.random(n) < config.pair_fraction
@@ -205,7 +207,7 @@ def _positions(
 def _extinction(
     rng: np.random.Generator, y_N: Floats, x_N: Floats, size: int, config: SkyConfig
 ) -> Floats:
-    """E(B-V) at the sources: log-normal from tile to tile, a 10% gradient within one."""
+    """Draw E(B-V) at the sources: log-normal from tile to tile, a 10% gradient within one."""
     tile_ebv = config.ebv_median * 10.0 ** rng.normal(0.0, config.ebv_sigma_dex)
     angle = rng.random() * 2.0 * np.pi
     along_N = ((x_N / size - 0.5) * np.cos(angle) + (y_N / size - 0.5) * np.sin(angle)) * 0.2
@@ -213,7 +215,7 @@ def _extinction(
 
 
 def _dimmed(sources: Population, survey: Survey, ebv_N: Floats) -> Population:
-    """The sources behind the Galaxy's dust, A = R E(B-V) with the survey's R."""
+    """Return the sources behind the Galaxy's dust, A = R E(B-V) with the survey's R."""
     r_C = np.array([band.extinction_r for band in survey.bands])
     factor_NC = 10.0 ** (-0.4 * r_C * ebv_N[:, None])
     dimmed = sources.take(np.arange(len(sources)))
@@ -223,7 +225,7 @@ def _dimmed(sources: Population, survey: Survey, ebv_N: Floats) -> Population:
 
 
 def _astrometric_scatter_pix(sources: Population, sigma_C: Floats, renderer: Renderer) -> Floats:
-    """Centroid error per axis, pixels: 0.6 x size / (S/N) in the best band, 0.02 to 1 pixel."""
+    """Return centroid errors per axis, pixels: 0.6 x size / (S/N) in the best band, 0.02 to 1."""
     radius_N = sources.half_light_arcsec_N / renderer.pixel_scale_arcsec
     area_NC = renderer.noise_area_C + 4.0 * np.pi * radius_N[:, None] ** 2
     snr_N = (sources.flux_njy_NC / (sigma_C * np.sqrt(area_NC))).max(axis=1)
@@ -234,10 +236,9 @@ def _astrometric_scatter_pix(sources: Population, sigma_C: Floats, renderer: Ren
 def _write_manifest(out: Path, survey: Survey, config: SkyConfig, seed: int, tiles: int) -> None:
     """Record the sky in `out`/sky.json; refuse a folder that holds another one."""
     path = out / MANIFEST
-    bands = {band.name: band.extinction_r for band in survey.bands}
     sky = {
         "physics_version": PHYSICS_VERSION,
-        "extinction_r": bands,
+        "extinction_r": {band.name: band.extinction_r for band in survey.bands},
         "pixel_scale_arcsec": survey.pixel_scale_arcsec,
         "config": to_mapping(config),
     }
@@ -245,29 +246,23 @@ def _write_manifest(out: Path, survey: Survey, config: SkyConfig, seed: int, til
     try:
         out.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            try:
-                recorded = json.loads(path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError:
-                raise RunError(
-                    f"{path}: not readable as JSON; remove it or use another folder"
-                ) from None
+            recorded = read_json(path)
             if recorded.get("sky") != sky:
                 raise RunError(
-                    f"{out} holds a sky of another configuration or version; choose an empty "
+                    f"{out}: holds a sky of another configuration or version; choose an empty "
                     "folder with --out"
                 )
             seeds = recorded.get("seeds", {})
-        seeds[str(seed)] = max(tiles, seeds.get(str(seed), 0))
-        names = ("photozhpc", "galsim", "numpy", "roman_datamodels", "asdf")
-        versions = {}
-        for name in names:
-            try:
-                versions[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                versions[name] = "unknown"
-        text = json.dumps({"sky": sky, "seeds": seeds, "versions": versions}, indent=1)
-        write_durably(path, text.encode())
     except OSError as error:
-        raise RunError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from error
+        raise disk_error(out, error) from error
+    except ValueError:
+        raise RunError(f"{path}: not valid JSON; remove it or choose another --out") from None
+    seeds[str(seed)] = max(tiles, seeds.get(str(seed), 0))
+    versions = {}
+    for name in ("photozhpc", "galsim", "numpy", "roman_datamodels", "asdf"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    text = json.dumps({"sky": sky, "seeds": seeds, "versions": versions}, indent=1)
+    write_durably(path, text.encode())

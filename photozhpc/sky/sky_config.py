@@ -1,4 +1,4 @@
-"""SkyConfig: what a simulated sky is made of."""
+"""SkyConfig: the parameters of a simulated sky."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +12,14 @@ class SkyConfig:
 
     Attributes:
         tile_size_pix: side of a tile, pixels.
-        reference_band: Roman filter in which the two limits below are set.
+        reference_band: Roman filter of the two limits below.
         catalogue_limit_ab: sources brighter than this (true, before extinction) are catalogued.
-        render_limit_ab: sources brighter than this are drawn; the fainter ones only blend.
+        render_limit_ab: sources brighter than this are drawn; those below the catalogue limit only
+            blend.
         z_max: galaxies lie at 0.02 < z < z_max.
         density_scale: 1 is the sky as the mass functions predict it.
         depth_ab: 5 sigma point-source depth by Roman filter (optimal extraction), AB.
-        exposure_time_s: exposure of the co-add; sets the photon noise of the sources.
+        exposure_time_s: exposure of the co-add; determines the photon noise of the sources.
         pair_fraction: share of the sources placed within `pair_radius_arcsec` of another one.
         pair_radius_arcsec: largest separation of such a pair.
         star_density_arcmin2: stars per square arcminute down to `catalogue_limit_ab`.
@@ -73,10 +74,10 @@ class SkyConfig:
 
 
 def load_sky_config(name_or_path: str | Path = "sky/default") -> SkyConfig:
-    """Read the sky that comes with the package, by its name, or one of your own, by its path.
+    """Read a sky of the package by its name, or your own by its path.
 
     Raises:
-        ConfigError: there is none, or an unknown key or wrong type is in it.
+        ConfigError: it does not exist, or has an unknown key or a wrong type.
     """
     return read_config(SkyConfig, name_or_path, "sky")
 

@@ -1,4 +1,4 @@
-"""Far wings of the PSF: the light that a source sheds beyond its stamp, on a coarse grid."""
+"""Far wings of the PSF: a source's light beyond its stamp, on a coarse grid."""
 
 import numba
 import numpy as np
@@ -24,7 +24,10 @@ def add_wings(
 
     Stamps end where the wings are below the noise, but together those wings hold 1 to 4% of
     the light. They are smooth, so cells of 16 pixels and linear interpolation suffice.
-    kernels: from `wing_kernel`, by stamp size; size_N: the stamp that each source was drawn on.
+
+    Args:
+        kernels: from `wing_kernel`, by stamp size.
+        size_N: side of each source's stamp, pixels.
     """
     n_bands, height, width = image_CHW.shape
     cells_yx = [-(-n // CELL_PIX) + 2 * PAD_CELLS + 2 for n in (height, width)]
@@ -50,7 +53,7 @@ def add_wings(
 
 
 def wing_kernel(psf: BandPsf, size: int) -> Floats:
-    """PSF light per cell outside a stamp of `size` pixels; cells of CELL_PIX pixels."""
+    """Return the PSF light outside a stamp of `size` pixels, in cells of CELL_PIX pixels."""
     sampled_HW = 4.0 * psf.fine_HW[::2, ::2]
     middle = STORED_SIZE_PIX // 2
     inside = slice(middle - size // 2, middle + size // 2)

@@ -1,1 +1,1 @@
-"""Source lists: which tables hold the sources of a survey, and what their columns mean."""
+"""Source lists: the tables that hold a survey's sources, and the meaning of their columns."""

@@ -1,4 +1,4 @@
-"""Identifiers of the rows of a source list."""
+"""Identifiers of a source list's rows."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from photozhpc.errors import SourceListError, did_you_mean
 from photozhpc.sources.table_file import TableFile, read_columns
 from photozhpc.survey import SourceColumns, names_of
 
-# An identifier made of a list's name and a number in it: the last seven digits are the number.
+# In an identifier made of a list's name and a number, the last seven digits are the number.
 NUMBERS_PER_LIST = 10_000_000
 # id, ID_2, objectId, TARGETID, obj_no, NUMBER, label, ...; not centroid, valid or num_exposures.
 _LIKE_AN_IDENTIFIER = re.compile(
@@ -29,109 +29,121 @@ def read_identifiers(
     """Return the identifiers of the rows, and a note if the rows were numbered instead.
 
     Args:
-        is_only_list: a list without identifiers may have its rows numbered from 0.
-        list_name: tells the numbers of one list (`columns.number`) from another's.
+        is_only_list: the rows of an only list without identifiers may be numbered from 0.
+        list_name: distinguishes the numbers of this list (`columns.number`) from another's.
 
     Raises:
-        SourceListError: there are none, or they are no integers of 64 bits; or rows would be
-            numbered though a column looks like their identifiers.
+        SourceListError: there are none, or they are not integers of 64 bits; or rows would be
+            numbered although a column looks like their identifiers.
     """
     n = len(next(iter(table.columns.values()), np.empty(0)))
-    # A pipeline that does not number its sources yet fills the column with zeros.
-    name, known = next(
+    # A pipeline that does not number its sources may fill the column with zeros.
+    name, column = next(
         (
-            (wanted, known)
-            for wanted in names_of(columns.source_id)
-            if (known := table.find(wanted)) is not None
-            and (n == 1 or columns.number is None or (table.columns[known] != 0).any())
+            (candidate, column)
+            for candidate in names_of(columns.source_id)
+            if (column := table.find(candidate)) is not None
+            and (n == 1 or columns.number is None or (table.columns[column] != 0).any())
         ),
         (columns.number, table.find(columns.number)),
     )
-    if known is None:
-        wanted = (*names_of(columns.source_id), *names_of(columns.number))
+    if column is None:
+        candidates = (*names_of(columns.source_id), *names_of(columns.number))
         if not is_only_list:
-            raise SourceListError(
-                f"{table.path}: the source list has no column '{(wanted or ('source_id',))[0]}'"
-                f"{did_you_mean(str((wanted or ('source_id',))[0]), table.names)}; name the column "
-                "of identifiers under source_columns in the survey's YAML file: of several lists, "
-                "rows are not numbered"
+            raise missing_column(
+                table,
+                candidates[0] if candidates else "source_id",
+                "several lists need identifiers",
             )
-        return np.arange(n), _numbered(table, n, wanted)
-    id_N = table.columns[known]
-    if id_N.ndim != 1:
-        raise SourceListError(
-            f"{table.path}: column '{name}' must hold one value a row, it holds "
-            f"{id_N.shape[1:]}; split it"
-        )
+        return np.arange(n), _numbered(table, n, candidates)
+    id_N = table.columns[column]
+    check_one_per_row(table, column)
     if id_N.dtype.kind == "f" and (n_empty := np.count_nonzero(np.isnan(id_N))):
         raise SourceListError(
             f"{table.path}: column '{name}' is empty (masked, null or NaN) in {n_empty} rows; "
-            "every source needs an identifier of its own"
+            "give every source an identifier"
         )
     if not np.issubdtype(id_N.dtype, np.integer):
         raise SourceListError(
             f"{table.path}: column '{name}' must hold integers, it holds {id_N.dtype} such as "
-            f"{id_N.tolist()[0]!r:.40}"
-            "; write them as integers"
-            + ("; numbers of float64 are not exact from 2^53 on" if id_N.dtype.kind == "f" else "")
+            f"{id_N.tolist()[0]!r:.40}; write them as integers"
+            + (" (float64 is exact only below 2^53)" if id_N.dtype.kind == "f" else "")
         )
     if len(id_N) and id_N.max() > np.iinfo(np.int64).max:
         raise SourceListError(
-            f"{table.path}: column '{name}' holds {id_N.max()}, which is more than an int64 "
-            "can; number the sources anew"
+            f"{table.path}: column '{name}' holds {id_N.max()}, which does not fit an int64; "
+            "renumber the sources"
         )
     id_N = id_N.astype(np.int64)
     if name == columns.number:
-        id_N = _with_name_of_list(table, known, id_N, list_name)
+        id_N = _with_list_name(table, column, id_N, list_name)
     return id_N, None
 
 
-def _numbered(table: TableFile, n: int, wanted: tuple[str, ...]) -> str | None:
+def missing_column(table: TableFile, name: str, remark: str = "") -> SourceListError:
+    """Return the error for a source list without a column that it must have."""
+    return SourceListError(
+        f"{table.path}: the source list has no column '{name}'{did_you_mean(name, table.names)}; "
+        f"name it under source_columns in the survey's YAML file{remark and f' ({remark})'}"
+    )
+
+
+def check_one_per_row(table: TableFile, column: str) -> None:
+    """Raise SourceListError if a column holds several values per row."""
+    values = table.columns[column]
+    if values.ndim != 1:
+        raise SourceListError(
+            f"{table.path}: column '{column}' must hold one value per row, it holds "
+            f"{values.shape[1:]}; split it"
+        )
+
+
+def _numbered(table: TableFile, n: int, candidates: tuple[str, ...]) -> str:
     """Return a note that n rows were numbered.
+
+    Args:
+        candidates: the names that the survey gives the column of identifiers.
 
     Raises:
         SourceListError: a column that looks like identifiers holds a different integer in each row.
     """
+    unused = ""
     alike = [name for name in table.names if _LIKE_AN_IDENTIFIER.fullmatch(name)]
-    if not wanted or n < 2:
-        alike = []
-    if alike:
+    if alike and candidates and n > 1:
         read = read_columns(table.path, table.what, set(alike).__contains__)
         for name in alike:
-            values_N = read.columns.get(name, np.empty(0))
-            if _are_unique_integers(values_N):
+            if _are_unique_integers(read.columns.get(name, np.empty(0))):
                 raise SourceListError(
-                    f"{table.path}: the source list has no column '{wanted[0]}', and '{name}' "
-                    f"looks like its identifiers: write source_columns: {{source_id: {name}}} in "
+                    f"{table.path}: the source list has no column '{candidates[0]}', but '{name}' "
+                    f"looks like its identifiers; write source_columns: {{source_id: {name}}} in "
                     "the survey's YAML file, or {source_id: null} to number the rows from 0"
                 )
-    no_column = f"there is no column '{wanted[0]}'" if wanted else "the survey names no column"
-    unused = (
-        f" ('{alike[0]}' was not used: it is not a different integer in each row)" if alike else ""
-    )
-    return f"{table.path.name}: {no_column} of identifiers: the rows are numbered from 0{unused}"
+        unused = f" ('{alike[0]}' was not used: its rows do not hold different integers)"
+    lacks = f"there is no column '{candidates[0]}'" if candidates else "the survey names no column"
+    return f"{table.path.name}: {lacks} of identifiers: the rows are numbered from 0{unused}"
 
 
 def _are_unique_integers(values_N: NDArray) -> bool:
-    if values_N.ndim != 1 or values_N.dtype.kind not in "iuf":
-        return False
-    if values_N.dtype.kind == "f" and not (values_N == np.floor(values_N)).all():
-        return False
-    return len(np.unique(values_N)) == len(values_N)
+    return (
+        values_N.ndim == 1
+        and values_N.dtype.kind in "iuf"
+        and bool((values_N == np.floor(values_N)).all())
+        and len(np.unique(values_N)) == len(values_N)
+    )
 
 
-def _with_name_of_list(
+def _with_list_name(
     table: TableFile, name: str, number_N: NDArray[np.int64], list_name: str
 ) -> NDArray[np.int64]:
-    """Make identifiers that are unique over all lists of numbers that are unique in theirs.
+    """Turn numbers that are unique within their list into identifiers that are unique over all.
 
-    The list's name gives the digits before the last seven (a hash below 9e11, so that 10 000
-    lists are told apart with a probability of 0.99994), the number the last seven.
+    The list's name gives the digits before the last seven (a hash below 9e11: 10 000 lists all
+    differ with a probability of 0.99994), the number the last seven.
     """
     if len(number_N) and not 0 <= number_N.min() <= number_N.max() < NUMBERS_PER_LIST:
         raise SourceListError(
             f"{table.path}: column '{name}' must hold 0 to {NUMBERS_PER_LIST - 1}, it holds "
-            f"{number_N.min()} to {number_N.max()}; if it is unique over all lists, name it "
+            f"{number_N.min()} to {number_N.max()}; if it is unique over all lists, give it as "
             "source_id under source_columns"
         )
     digest = hashlib.sha256(list_name.lower().encode()).digest()

@@ -1,4 +1,4 @@
-"""Text tables whose header numbers the columns, as SExtractor and the CANDELS catalogues."""
+"""Text tables whose header numbers the columns, like SExtractor's and the CANDELS catalogues."""
 
 import io
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from numpy.typing import NDArray
 
 _COLUMN = re.compile(r"#\s*(\d+)\s+(\S+)(?:.*\[([^\[\]]+)\]\s*$)?")
-# Of these SExtractor writes several numbers under one name (its manual, "Output catalog").
+# SExtractor writes these vectors under one name each (its manual, "Output catalog").
 _VECTOR = re.compile(r"(FLUX|FLUXERR|MAG|MAGERR)_(APER|GROWTH)|FLUX_RADIUS|VIGNET|VECTOR_", re.I)
 
 
@@ -17,8 +17,8 @@ class NumberedHeader:
     """A header like '# 1 NAME comment [unit]'.
 
     Attributes:
-        names: of all columns; those of a vector are NAME, NAME_1, ...
-        units: by name, where the header has one.
+        names: of all columns; a vector's are NAME, NAME_1, ...
+        units: by name, where the header states one.
     """
 
     names: list[str]
@@ -28,27 +28,25 @@ class NumberedHeader:
 def numbered_header(text: str) -> NumberedHeader | None:
     """Read the header of a text table; None: it does not number its columns.
 
-    Numbers that are left out belong to the column before them, which holds a vector. A remark
-    like '# 1 row per source' over a table of another kind is no header.
+    Omitted numbers belong to the vector in the column before them. A comment like '# 1 row per
+    source' above a table of another kind is not a header.
     """
     names: list[str] = []
     units: dict[str, str] = {}
     first_row: list[str] = []
     for line in io.StringIO(text):
         if not line.startswith("#"):
-            if not line.strip():
-                continue
             first_row = line.split()
-            break
+            if first_row:
+                break
+            continue
         column = _COLUMN.match(line)
         if column is None or int(column[1]) <= len(names) or (not names and column[1] != "1"):
             continue
-        if int(column[1]) > len(names) + 1 and (
-            not _VECTOR.match(names[-1]) or int(column[1]) > 10_000
-        ):
+        number = int(column[1])
+        if number > len(names) + 1 and (not _VECTOR.match(names[-1]) or number > 10_000):
             continue
-        names += _rest_of_vector(names, int(column[1]) - 1)
-        names.append(column[2])
+        names += [*_rest_of_vector(names, number - 1), column[2]]
         if column[3]:
             units[column[2]] = column[3]
     if len(names) < 2 or (len(first_row) != len(names) and not any(map(is_number, first_row))):
@@ -71,18 +69,18 @@ def _rest_of_vector(names: list[str], length: int) -> list[str]:
 
 
 def read_numbered(text: str, names: list[str], wanted: Callable[[str], bool]) -> dict[str, NDArray]:
-    """Return the columns that are wanted; values are parted by blanks.
+    """Return the wanted columns of blank-separated values.
 
     Raises:
-        ValueError: a row has not as many values as the header has columns.
+        ValueError: the rows have more or fewer values than the header has columns.
     """
     import pandas as pd
 
-    # All columns are read, so that a row that is too short is noticed.
+    # All columns are read, so that too short a row is noticed.
     rows = pd.read_csv(io.StringIO(text), sep=r"\s+", comment="#", header=None)
     if rows.shape[1] != len(names):
-        raise ValueError(f"rows of {rows.shape[1]} values, and a header of {len(names)} columns")
-    # What is NaN there is so written, or is not there.
+        raise ValueError(f"the header has {len(names)} columns, the rows {rows.shape[1]} values")
+    # A NaN in the last column is either written there or missing.
     if rows[len(names) - 1].isna().any() and any(
         0 < len(line.partition("#")[0].split()) < len(names) for line in io.StringIO(text)
     ):

@@ -1,17 +1,17 @@
-"""What the stated unit of a column says: positions in degrees, E(B-V) in magnitudes."""
+"""Converts columns by their stated units: positions to degrees, E(B-V) to magnitudes."""
 
 import re
 
 import numpy as np
 from numpy.typing import NDArray
 
-# As tables write 'no unit'.
+# How tables write 'no unit'.
 _NO_UNIT = re.compile(r"(none|null|unitless|dimensionless|redshift|z|n/?a|-*)?", re.I)
 _DEGREES = re.compile(
     r"(decimal[ _])?(deg(rees?)?|°)([ _]?[(\[,].*|_?(icrs|j2000|east|north))?", re.I
 )
 _MAGNITUDES = re.compile(r"mag(nitudes?|s)?", re.I)
-# What unit libraries do not know, or take for a time.
+# Words that astropy's units lack, or take for a time.
 _WORDS = {
     **dict.fromkeys(("radian", "radians", "rads"), "rad"),
     **dict.fromkeys(("h", "hr", "hrs", "hour", "hours", "hourangle", "hour angle"), "hourangle"),
@@ -22,39 +22,38 @@ _WORDS = {
 
 
 def is_degrees(unit: str) -> bool:
-    """Say whether a unit is degrees, or none is stated."""
+    """Return whether a unit is degrees or is not stated."""
     return bool(_NO_UNIT.fullmatch(unit.strip()) or _DEGREES.fullmatch(unit.strip()))
 
 
 def is_angle(word: str) -> bool:
-    """Say whether a word is a usual name of a unit of angles."""
-    known = (*_WORDS, "rad", "arcsec", "arcmin", "mas")
-    return bool(_DEGREES.fullmatch(word)) or word.lower() in known
+    """Return whether a word is a usual name of an angular unit."""
+    return bool(_DEGREES.fullmatch(word)) or word.lower() in {*_WORDS, *_WORDS.values()}
 
 
 def to_degrees(value_N: NDArray[np.float64], unit: str, *, hours: bool) -> NDArray[np.float64]:
-    """Return angles in degrees; without a unit they are.
+    """Return angles in degrees; without a unit they are degrees already.
 
     Args:
-        hours: of time may be meant: a right ascension.
+        hours: whether the unit may be hours, as of a right ascension.
 
     Raises:
-        ValueError: the unit is not known, or none of an angle.
+        ValueError: the unit is unknown or not angular.
     """
     if is_degrees(unit):
         return value_N
     unit = unit.strip()
     word = _WORDS.get(unit.lower(), unit)
     if word == "hourangle" and not hours:
-        raise ValueError("hours are no unit of a declination")
+        raise ValueError("a declination cannot be in hours")
     return value_N * _factor(word, "deg")
 
 
 def to_magnitudes(value_N: NDArray[np.float64], unit: str) -> NDArray[np.float64]:
-    """Return colours or extinctions in magnitudes; without a unit they are.
+    """Return colours or extinctions in magnitudes; without a unit they are magnitudes already.
 
     Raises:
-        ValueError: the unit is not known, or none of a magnitude.
+        ValueError: the unit is unknown or is not one of magnitudes.
     """
     unit = unit.strip()
     if _NO_UNIT.fullmatch(unit) or _MAGNITUDES.fullmatch(unit):
@@ -66,20 +65,20 @@ def to_redshifts(value_N: NDArray[np.float64], unit: str) -> NDArray[np.float64]
     """Return redshifts, which have no unit.
 
     Raises:
-        ValueError: the column states one that other numbers have, such as km/s.
+        ValueError: the column states a unit such as km/s.
     """
     unit = unit.strip()
     if not _NO_UNIT.fullmatch(unit) and _factor(unit, "") != 1:
-        raise ValueError(f"'{unit[:40]}' is no unit of a redshift")
+        raise ValueError(f"'{unit[:40]}' is not a unit of redshifts")
     return value_N
 
 
 def _factor(unit: str, to: str) -> float:
     from astropy import units
 
-    for known in dict.fromkeys((unit, unit.lower())):
+    for spelling in dict.fromkeys((unit, unit.lower())):
         try:
-            return float(units.Unit(known).to(units.Unit(to)))
+            return float(units.Unit(spelling).to(units.Unit(to)))
         except (ValueError, TypeError, units.UnitConversionError):
             continue
-    raise ValueError(f"'{unit[:40]}' is not known as a unit of {to or 'a redshift'}")
+    raise ValueError(f"'{unit[:40]}' cannot be converted to {to or 'a redshift'}")

@@ -1,8 +1,8 @@
-"""Columns of a table file: Parquet, FITS, VOTable, or text."""
+"""Reads columns of a table file: Parquet, FITS, HDF5, VOTable, or text."""
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,67 +20,85 @@ from photozhpc.sources.numbered_table import numbered_header, read_numbered
 from photozhpc.sources.text_table import clean_name, decoded, find_layout, read_described, read_text
 
 _PACKED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
-_MASK = ".mask"  # what astropy calls the column that holds the mask of another
+_MASK = ".mask"  # astropy's suffix of a column that holds another one's mask
 _VOTABLE_KEY = b"IVOA.VOTable-Parquet.content"
 _ASTROPY_KEY = b"table_meta_yaml"
-_TEXT_FOR_NOTHING = ("", "-", "--", "na", "n/a", "<na>", "nan", "null", "none", "masked", "\\n")
-_LDAC_HEADER = "LDAC_IMHEAD"  # of FITS_LDAC: the image's header, as a table of one row
+_MISSING_WORDS = ("", "-", "--", "na", "n/a", "<na>", "nan", "null", "none", "masked", "\\n")
+_LDAC_HEADER = "LDAC_IMHEAD"  # in FITS_LDAC the image's header, as a table of one row
 
 
 @dataclass(frozen=True)
-class TableFile:
-    """Columns of a table file.
+class Columns:
+    """Columns of a table.
 
     Attributes:
-        path, what: for errors: "source list".
-        columns: those that were wanted, one entry a row, of native byte order. What is masked or
-            null is missing: NaN in numbers, which are float64 then, None in text.
+        columns: the wanted ones, one entry per row, of native byte order. Masked and null values
+            are missing: NaN in numbers, which are then float64, None in text.
         names: of all columns.
         units: that the file states, by name.
         frames: celestial frames that the file states, by name, such as "ICRS" or "eq_FK5 J2000".
-        notes: lines on what was chosen.
+        notes: lines about the table that was chosen.
     """
 
-    path: AnyPath
-    what: str
     columns: dict[str, NDArray]
     names: list[str]
     units: dict[str, str] = field(default_factory=dict)
     frames: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def renamed(self, new_name: Callable[[str], str]) -> "Columns":
+        return Columns(
+            {new_name(name): values for name, values in self.columns.items()},
+            [new_name(name) for name in self.names],
+            {new_name(name): unit for name, unit in self.units.items()},
+            {new_name(name): frame for name, frame in self.frames.items()},
+            self.notes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFile(Columns):
+    """Columns of a table file.
+
+    Attributes:
+        path: of the file.
+        what: kind of table, for errors: "source list".
+    """
+
+    path: AnyPath
+    what: str
+
     def find(self, name: str | None) -> str | None:
-        """Return the column of that name, or else of that name in another case; None: none.
+        """Return the column with that name, or else the one that differs only in case, or None.
 
         Raises:
-            SourceListError: several columns have it.
+            SourceListError: several columns match.
         """
         if name is None:
             return None
-        found = [known for known in self.names if known == name]
-        found = found or [known for known in self.names if known.lower() == name.lower()]
-        if len(found) > 1:
+        matches = [column for column in self.names if column == name]
+        matches = matches or [column for column in self.names if column.lower() == name.lower()]
+        if len(matches) > 1:
             raise SourceListError(
-                f"{self.path}: which column of the {self.what} is '{name}'? "
-                f"It has {' and '.join(repr(it) for it in found)}; rename one, or name the one "
-                f"that is meant as it is written"
+                f"{self.path}: the {self.what} has {' and '.join(map(repr, matches))} for "
+                f"'{name}'; rename all but one, or use the exact name"
             )
-        return found[0] if found else None
+        return matches[0] if matches else None
 
 
 def read_columns(
     path: AnyPath, what: str, wanted: Callable[[str], bool] = lambda name: True
 ) -> TableFile:
-    """Return the columns that are wanted, and the names of all.
+    """Return the wanted columns, and the names of all.
 
-    The content says of which kind a file is, and not its name; a .gz is unpacked.
+    The format is recognised by the content, not by the file's name; a .gz is unpacked.
 
     Args:
-        what: the table is, for errors: "source list".
+        what: kind of table, for errors: "source list".
 
     Raises:
-        SourceListError: the file is missing, damaged, of another kind, or holds several tables
-            any of which could be meant.
+        SourceListError: the file is missing, damaged, in an unknown format, or holds several
+            tables of which none is the best choice.
     """
     if is_remote(path):
         return _read_fetched(path, what, wanted)
@@ -95,10 +113,9 @@ def read_columns(
         raise
     except MosaicError as error:
         raise SourceListError(str(error)) from error
-    except Exception as error:  # the readers of damaged tables raise whatever they run into
-        line = one_line(error)
+    except Exception as error:  # the readers let any exception through if a table is damaged
         raise SourceListError(
-            read_fault(path, error) or f"{path}: the {what} cannot be read ({line})"
+            read_fault(path, error) or f"{path}: the {what} cannot be read ({one_line(error)})"
         ) from error
 
 
@@ -111,7 +128,7 @@ def _read_fetched(path: ObjectPath, what: str, wanted: Callable[[str], bool]) ->
                 raise SourceListError(str(error).replace(str(copy), str(path))) from error
     except FileNotFoundError as error:
         raise SourceListError(f"{path}: no such {what}") from error
-    return TableFile(path, what, read.columns, read.names, read.units, read.frames, read.notes)
+    return replace(read, path=path)
 
 
 def _read_plain(plain: Path, path: AnyPath, what: str, wanted: Callable[[str], bool]) -> TableFile:
@@ -122,24 +139,25 @@ def _read_plain(plain: Path, path: AnyPath, what: str, wanted: Callable[[str], b
         head = stream.read(4096)
     packed = next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
     if packed is not None:
-        raise SourceListError(f"{path}: is packed ({packed}); unpack it first, or pack it as .gz")
+        raise SourceListError(f"{path}: is a {packed} file; unpack it, or compress it as .gz")
     if head.startswith(b"PAR1"):
-        found = _read_parquet(plain, is_needed)
+        table = _read_parquet(plain, is_needed)
     elif head.startswith(b"SIMPLE"):
         check_length(plain, path)
-        found = _read_fits(plain, is_needed)
+        table = _read_fits(plain, is_needed)
     elif head.startswith(b"\x89HDF"):
-        found = _read_hdf5(plain, is_needed)
+        table = _read_hdf5(plain, is_needed)
     elif b"<VOTABLE" in head:
-        found = _read_votable(plain, is_needed)
+        table = _read_votable(plain, is_needed)
     else:
         text = decoded(plain.read_bytes())
         if text is None:
             raise SourceListError(
-                f"{path}: unknown kind of {what}; give Parquet, FITS, VOTable, ECSV or CSV"
+                f"{path}: unknown format; give the {what} as Parquet, FITS, VOTable, ECSV or CSV"
             )
-        found = _read_text(text, is_needed)
-    columns = {clean_name(name): values for name, values in found.columns.items()}
+        table = _read_text(text, is_needed)
+    table = table.renamed(clean_name)
+    columns = table.columns
     for name in [name for name in columns if name.endswith(_MASK)]:
         mask_N = columns.pop(name)
         masked = name.removesuffix(_MASK)
@@ -147,31 +165,12 @@ def _read_plain(plain: Path, path: AnyPath, what: str, wanted: Callable[[str], b
             columns[masked] = _blanked(columns[masked], _as_mask(mask_N))
     shapes = {values.shape[:2] for values in columns.values()}
     if len(shapes) == 1 and (shape := shapes.pop())[0] == 1 and shape[1:] > (1,):
-        # IDL's mwrfits writes a structure of arrays as one row, of which each cell is a column.
+        # IDL's mwrfits writes a structure of arrays as one row whose cells are whole columns.
         columns = {name: values[0] for name, values in columns.items()}
-    return TableFile(
-        path,
-        what,
-        columns,
-        [clean_name(name) for name in found.names],
-        {clean_name(name): unit for name, unit in found.units.items()},
-        {clean_name(name): frame for name, frame in found.frames.items()},
-        found.notes,
-    )
+    return TableFile(**{**vars(table), "columns": columns}, path=path, what=what)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """As TableFile, with the names as they are in the file."""
-
-    columns: dict[str, NDArray]
-    names: list[str]
-    units: dict[str, str] = field(default_factory=dict)
-    frames: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-def _read_parquet(path: Path, wanted: Callable[[str], bool]) -> _Found:
+def _read_parquet(path: Path, wanted: Callable[[str], bool]) -> Columns:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         schema = file.schema_arrow
         _check_counts(file.metadata)
@@ -180,54 +179,54 @@ def _read_parquet(path: Path, wanted: Callable[[str], bool]) -> _Found:
         name: table.column(i).to_numpy(zero_copy_only=False)
         for i, name in enumerate(table.column_names)
     }
-    index = {name: it for name, it in _range_index(schema, len(table)).items() if wanted(name)}
-    units, frames = _said_of_parquet(schema)
-    return _Found(columns | index, [*schema.names, *index], units, frames)
+    ranges = {name: r for name, r in _range_index(schema, len(table)).items() if wanted(name)}
+    return Columns(columns | ranges, [*schema.names, *ranges], *_parquet_metadata(schema))
 
 
 def _range_index(schema: pa.Schema, n: int) -> dict[str, NDArray]:
-    """Return the index of a table of pandas that is a range, which has no column in the file."""
-    index: dict[str, NDArray] = {}
-    for it in (schema.pandas_metadata or {}).get("index_columns", ()):
-        if isinstance(it, dict) and it.get("kind") == "range" and isinstance(it.get("name"), str):
-            values_N = np.arange(it["start"], it["stop"], it["step"])
-            if len(values_N) == n and it["name"] not in schema.names:
-                index[it["name"]] = values_N
-    return index
+    """Return the range indices of a pandas table, which have no column in the file."""
+    ranges: dict[str, NDArray] = {}
+    for index in (schema.pandas_metadata or {}).get("index_columns", ()):
+        if isinstance(index, dict) and index.get("kind") == "range":
+            name = index.get("name")
+            if isinstance(name, str) and name not in schema.names:
+                values_N = np.arange(index["start"], index["stop"], index["step"])
+                if len(values_N) == n:
+                    ranges[name] = values_N
+    return ranges
 
 
-def _said_of_parquet(schema: pa.Schema) -> tuple[dict[str, str], dict[str, str]]:
-    """Return units and frames by name: of the fields, of astropy's description, of a VOTable."""
+def _parquet_metadata(schema: pa.Schema) -> tuple[dict[str, str], dict[str, str]]:
+    """Return units and frames by name, from the fields, astropy's metadata, or a VOTable."""
     units: dict[str, str] = {}
     frames: dict[str, str] = {}
-    about = schema.metadata or {}
-    if _ASTROPY_KEY in about:
+    metadata = schema.metadata or {}
+    if _ASTROPY_KEY in metadata:
         from astropy.table.meta import get_header_from_yaml
 
-        header = get_header_from_yaml(about[_ASTROPY_KEY].decode().splitlines())
-        units |= {it["name"]: str(it["unit"]) for it in header["datatype"] if it.get("unit")}
-        for name, it in header.get("meta", {}).get("__serialized_columns__", {}).items():
-            if str(it.get("__class__", "")).endswith("SkyCoord"):
-                frame = " ".join(str(it[key]) for key in ("frame", "equinox") if key in it)
-                frames |= {known: frame for known in schema.names if known.startswith(f"{name}.")}
-    if _VOTABLE_KEY in about:
-        root = ElementTree.fromstring(about[_VOTABLE_KEY])
-        elements = [(it.tag.rpartition("}")[2], it.attrib) for it in root.iter()]
+        header = get_header_from_yaml(metadata[_ASTROPY_KEY].decode().splitlines())
+        units |= {col["name"]: str(col["unit"]) for col in header["datatype"] if col.get("unit")}
+        for name, mixin in header.get("meta", {}).get("__serialized_columns__", {}).items():
+            if str(mixin.get("__class__", "")).endswith("SkyCoord"):
+                frame = " ".join(str(mixin[key]) for key in ("frame", "equinox") if key in mixin)
+                frames |= {part: frame for part in schema.names if part.startswith(f"{name}.")}
+    if _VOTABLE_KEY in metadata:
+        root = ElementTree.fromstring(metadata[_VOTABLE_KEY])
+        elements = [(element.tag.rpartition("}")[2], element.attrib) for element in root.iter()]
         systems = {
-            it.get("ID"): _frame(it.get("system"), it.get("equinox"))
-            for tag, it in elements
+            system.get("ID"): _frame(system.get("system"), system.get("equinox"))
+            for tag, system in elements
             if tag == "COOSYS"
         }
-        for it in (it for tag, it in elements if tag == "FIELD"):
-            if it.get("unit"):
-                units[it["name"]] = it["unit"]
-            if it.get("ref") in systems:
-                frames[it["name"]] = systems[it["ref"]]
-    for one in schema:
-        said = {key.lower(): value for key, value in (one.metadata or {}).items()}
-        unit = said.get(b"unit") or said.get(b"units")
-        if unit:
-            units[one.name] = unit.decode(errors="replace")
+        for column in (attributes for tag, attributes in elements if tag == "FIELD"):
+            if column.get("unit"):
+                units[column["name"]] = column["unit"]
+            if column.get("ref") in systems:
+                frames[column["name"]] = systems[column["ref"]]
+    for arrow_field in schema:
+        stated = {key.lower(): value for key, value in (arrow_field.metadata or {}).items()}
+        if unit := stated.get(b"unit") or stated.get(b"units"):
+            units[arrow_field.name] = unit.decode(errors="replace")
     return units, frames
 
 
@@ -236,178 +235,166 @@ def _frame(system: str | None, equinox: str | None) -> str:
     return " ".join(filter(None, (system, equinox)))
 
 
-def _check_counts(about: pq.FileMetaData) -> None:
-    """Check that the file says everywhere how many rows it has: nothing else protects that.
+def _check_counts(metadata: pq.FileMetaData) -> None:
+    """Check that all row counts in the file agree: nothing else protects them.
 
     Raises:
-        ValueError: it does not.
+        ValueError: they do not.
     """
-    flat = [j for j in range(about.num_columns) if not about.schema.column(j).max_repetition_level]
-    groups = [about.row_group(index) for index in range(about.num_row_groups)]
+    schema, n_columns = metadata.schema, metadata.num_columns
+    flat = [j for j in range(n_columns) if not schema.column(j).max_repetition_level]
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     odd = any(group.column(j).num_values != group.num_rows for group in groups for j in flat)
-    if odd or sum(group.num_rows for group in groups) != about.num_rows:
-        raise ValueError("it says different numbers of rows")
+    if odd or sum(group.num_rows for group in groups) != metadata.num_rows:
+        raise ValueError("its row counts contradict each other")
 
 
-def _read_text(text: str, wanted: Callable[[str], bool]) -> _Found:
+def _read_text(text: str, wanted: Callable[[str], bool]) -> Columns:
     header = numbered_header(text)
     if header is not None:
-        return _Found(read_numbered(text, header.names, wanted), header.names, header.units)
+        return Columns(read_numbered(text, header.names, wanted), header.names, header.units)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is wrong is in the error
-        table = read_described(text)
-        if table is not None:
-            return _of_table(table, wanted)
+        warnings.simplefilter("ignore")  # the error says what is wrong
+        described = read_described(text)
+        if described is not None:
+            return _from_astropy(described, wanted)
         layout = find_layout(text, wanted)
-        found = _of_table(read_text(text, layout), wanted)
-        found.units.update(layout.units)
-        return found
+        table = _from_astropy(read_text(text, layout), wanted)
+        table.units.update(layout.units)
+        return table
 
 
-def _read_fits(path: Path, wanted: Callable[[str], bool]) -> _Found:
-    """Read the table that has the columns that are wanted.
-
-    Raises:
-        ValueError: there is none, or several have as many of them.
-    """
+def _read_fits(path: Path, wanted: Callable[[str], bool]) -> Columns:
+    """Read the table with the most wanted columns (see `_choose`)."""
     from astropy.io import fits
     from astropy.table import Table
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is wrong is in the error
-        tables: dict[int, tuple[str, int]] = {}
+        warnings.simplefilter("ignore")  # the error says what is wrong
+        counts: dict[int, tuple[str, int]] = {}
         with fits.open(path) as hdus:
             for index, hdu in enumerate(hdus):
                 if isinstance(hdu, fits.BinTableHDU | fits.TableHDU) and hdu.name != _LDAC_HEADER:
-                    n_wanted = sum(wanted(name) for name in hdu.columns.names)
-                    tables[index] = (f"{index} '{hdu.name}'" if hdu.name else f"{index}", n_wanted)
-            best, note = _choose(tables, path)
+                    label = f"{index} '{hdu.name}'" if hdu.name else f"{index}"
+                    counts[index] = label, sum(map(wanted, hdu.columns.names))
+            best, notes = _choose(counts, path)
             nulls = _scaled_nulls(hdus[best], wanted)
             frame = _fits_frame(hdus[best].header)
-        found = _of_table(Table.read(path, format="fits", hdu=best), wanted)
+        table = _from_astropy(Table.read(path, format="fits", hdu=best), wanted)
         for name, null_N in nulls.items():
-            found.columns[name] = _blanked(found.columns[name], null_N)
-        found.frames.update(dict.fromkeys(found.names, frame) if frame else {})
-        found.notes.extend(note)
-        return found
+            table.columns[name] = _blanked(table.columns[name], null_N)
+        frames = dict.fromkeys(table.names, frame) if frame else {}
+        return replace(table, frames=frames, notes=notes)
 
 
 def _scaled_nulls(hdu: Any, wanted: Callable[[str], bool]) -> dict[str, NDArray[np.bool_]]:
     """Return where columns with TSCAL or TZERO are null, by name.
 
-    TNULL is the integer in the file (FITS 4.0, section 7.3.2); astropy compares it with the
-    number that is made of it.
+    TNULL is the integer in the file (FITS 4.0, section 7.3.2); astropy compares it with the scaled
+    number.
     """
-    nulls = {}
-    for it in hdu.columns:
-        is_scaled = it.bscale not in (None, "", 1) or it.bzero not in (None, "", 0)
-        if is_scaled and isinstance(it.null, int) and wanted(it.name):
-            raw_N = hdu.data.view(np.ndarray)[it.name]
-            nulls[it.name] = raw_N == it.null
-    return nulls
+    return {
+        column.name: hdu.data.view(np.ndarray)[column.name] == column.null
+        for column in hdu.columns
+        if (column.bscale not in (None, "", 1) or column.bzero not in (None, "", 0))
+        and isinstance(column.null, int)
+        and wanted(column.name)
+    }
 
 
 def _fits_frame(header: Any) -> str:
-    """Return the frame of B1950 that a table's header states; "": none, or one of J2000."""
+    """Return the B1950 frame that a table's header states; "" if it states none or J2000."""
     system = str(header.get("RADESYS", header.get("RADECSYS", ""))).strip()
     equinox = header.get("EQUINOX", "")
     is_old = system.upper().startswith("FK4") or (not system and equinox in (1950, 1950.0))
     return _frame(system or "FK4", str(equinox)) if is_old else ""
 
 
-def _choose(tables: dict[int, tuple[str, int]], path: Path) -> tuple[int, list[str]]:
-    """Return the table that has most of the columns that are wanted, and a note on others.
+def _choose(counts: dict[int, tuple[str, int]], path: Path) -> tuple[int, list[str]]:
+    """Return the table that has the most wanted columns, and a note on the others.
 
     Args:
-        tables: of each its name, and how many columns of it are wanted.
+        counts: each table's label and its number of wanted columns.
 
     Raises:
-        ValueError: there is none, or several have as many.
+        ValueError: there is none, or several have equally many.
     """
-    if not tables:
+    if not counts:
         raise ValueError("it holds no table")
-    most = max(n_wanted for _, n_wanted in tables.values())
-    best, *equals = [index for index, (_, n_wanted) in tables.items() if n_wanted == most]
+    most = max(n_wanted for _, n_wanted in counts.values())
+    best, *equals = [index for index, (_, n_wanted) in counts.items() if n_wanted == most]
     if equals and most:
-        names = ", ".join(tables[index][0] for index in (best, *equals))
+        labels = ", ".join(counts[index][0] for index in (best, *equals))
         raise ValueError(
-            f"which of its {1 + len(equals)} tables is meant? Join them, or give each a file: "
-            f"{names}"
+            f"{1 + len(equals)} of its tables fit equally well; join them, or write each to its "
+            f"own file: {labels}"
         )
-    others = [name for index, (name, n) in tables.items() if n and index != best]
+    others = [label for index, (label, n) in counts.items() if n and index != best]
     if not others:
         return best, []
-    return best, [f"table {tables[best][0]} of {path.name} was read, and not {', '.join(others)}"]
+    return best, [f"{path.name}: table {counts[best][0]} was read, but not {', '.join(others)}"]
 
 
-def _read_hdf5(path: Path, wanted: Callable[[str], bool]) -> _Found:
+def _read_hdf5(path: Path, wanted: Callable[[str], bool]) -> Columns:
     import h5py
     from astropy.table import Table
 
+    counts: dict[int, tuple[str, int]] = {}
     names: list[str] = []
 
-    def note(name: str, it: Any) -> None:
-        is_table = isinstance(it, h5py.Dataset) and it.dtype.names is not None
+    def add_table(name: str, item: Any) -> None:
+        is_table = isinstance(item, h5py.Dataset) and item.dtype.names is not None
         if is_table and not name.endswith("__table_column_meta__"):
+            counts[len(names)] = f"'{name}'", sum(map(wanted, item.dtype.names))
             names.append(name)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is wrong is in the error
+        warnings.simplefilter("ignore")  # the error says what is wrong
         with h5py.File(path) as file:
-            file.visititems(note)
-            counts = {
-                i: (f"'{name}'", sum(map(wanted, file[name].dtype.names)))
-                for i, name in enumerate(names)
-            }
+            file.visititems(add_table)
         if not names:
             raise ValueError("it holds no table of rows; write one with astropy, or as Parquet")
         best, notes = _choose(counts, path)
-        found = _of_table(Table.read(path, format="hdf5", path=names[best]), wanted)
-        found.notes.extend(notes)
-        return found
+        table = Table.read(path, format="hdf5", path=names[best])
+        return replace(_from_astropy(table, wanted), notes=notes)
 
 
-def _read_votable(path: Path, wanted: Callable[[str], bool]) -> _Found:
+def _read_votable(path: Path, wanted: Callable[[str], bool]) -> Columns:
     from astropy.io.votable import parse
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is wrong is in the error
+        warnings.simplefilter("ignore")  # the error says what is wrong
         file = parse(path)
         tables = list(file.iter_tables())
+        names = [_names_by_id(table.fields, wanted) for table in tables]
         counts = {
-            index: (
-                f"'{table.ID or table.name or index}'",
-                sum(map(wanted, _called(table.fields, wanted).values())),
-            )
-            for index, table in enumerate(tables)
+            index: (f"'{table.ID or table.name or index}'", sum(map(wanted, name_of.values())))
+            for index, (table, name_of) in enumerate(zip(tables, names, strict=True))
         }
-        best, note = _choose(counts, path)
-        called = _called(tables[best].fields, wanted)
-        found = _of_table(tables[best].to_table(), lambda it: wanted(called[it]))
-        systems = {it.ID: _frame(it.system, it.equinox) for it in file.iter_coosys()}
-        return _Found(
-            {called[known]: values for known, values in found.columns.items()},
-            [called[known] for known in found.names],
-            {called[known]: unit for known, unit in found.units.items()},
-            {called[it.ID]: systems[it.ref] for it in tables[best].fields if it.ref in systems},
-            note,
-        )
+        best, notes = _choose(counts, path)
+        name_of = names[best]
+        table = _from_astropy(tables[best].to_table(), lambda column_id: wanted(name_of[column_id]))
+        systems = {
+            system.ID: _frame(system.system, system.equinox) for system in file.iter_coosys()
+        }
+        frames = {f.ID: systems[f.ref] for f in tables[best].fields if f.ref in systems}
+        return replace(table, frames=frames, notes=notes).renamed(name_of.__getitem__)
 
 
-def _called(fields: Any, wanted: Callable[[str], bool]) -> dict[str, str]:
-    """Return what the columns of a VOTable are called, by ID.
+def _names_by_id(fields: Any, wanted: Callable[[str], bool]) -> dict[str, str]:
+    """Return the names of a VOTable's columns by ID (NED's IDs are main_col1, ...).
 
-    By name (NED's IDs are main_col1, ...), or by ID where only that is wanted.
+    The name is the ID where there is no name, or only the ID is wanted.
     """
-    names = {it.name.lower() for it in fields if it.name}
+    names = {f.name.lower() for f in fields if f.name}
     return {
-        it.ID: it.ID if not it.name or (wanted(it.ID) and it.ID.lower() not in names) else it.name
-        for it in fields
+        f.ID: f.ID if not f.name or (wanted(f.ID) and f.ID.lower() not in names) else f.name
+        for f in fields
     }
 
 
-def _of_table(table: Any, wanted: Callable[[str], bool]) -> _Found:
-    """Take the columns that are wanted from a table of astropy; a SkyCoord c gives c.ra, c.dec."""
+def _from_astropy(table: Any, wanted: Callable[[str], bool]) -> Columns:
+    """Return the wanted columns of an astropy table; a SkyCoord c gives c.ra and c.dec."""
     columns: dict[str, Any] = {}
     units: dict[str, str] = {}
     for name in table.colnames:
@@ -419,11 +406,11 @@ def _of_table(table: Any, wanted: Callable[[str], bool]) -> _Found:
             unit = getattr(table[name], "unit", None)
             units |= {name: str(unit)} if unit is not None else {}
     filled = {name: _filled(column) for name, column in columns.items() if wanted(name)}
-    return _Found(filled, list(columns), units)
+    return Columns(filled, list(columns), units)
 
 
 def _filled(column: object) -> NDArray:
-    """Turn a table column into an array of native byte order, without what is masked."""
+    """Turn a table column into an array of native byte order; masked values are missing."""
     values_N: Any = np.ma.asanyarray(column)
     array_N = np.asarray(values_N)
     array_N = array_N.astype(array_N.dtype.newbyteorder("="))
@@ -431,7 +418,7 @@ def _filled(column: object) -> NDArray:
 
 
 def _blanked(values_N: NDArray, mask_N: NDArray[np.bool_]) -> NDArray:
-    """Return values that are NaN, or None of text, where the mask says that they are missing."""
+    """Return the values with NaN (None in text) where the mask is set."""
     if not mask_N.any():
         return values_N
     is_number = values_N.dtype.kind in "iufb"
@@ -441,13 +428,12 @@ def _blanked(values_N: NDArray, mask_N: NDArray[np.bool_]) -> NDArray:
 
 
 def as_floats(values_N: NDArray) -> NDArray[np.float64]:
-    """Return the numbers of a column, also those written as text; NaN for what says 'missing'.
+    """Return the numbers of a column, also those written as text; NaN for words like 'null'.
 
     Raises:
-        TypeError, ValueError: they are no numbers, such as dates, or 10:00:28.6 for degrees.
+        TypeError, ValueError: they are not numbers, such as dates, or 10:00:28.6 for degrees.
     """
-    if values_N.dtype.kind not in "iufOSU":
-        # NumPy makes numbers of dates, and real ones of complex ones.
+    if values_N.dtype.kind not in "iufOSU":  # NumPy would convert dates and complex numbers
         raise TypeError(str(values_N.dtype))
     if values_N.dtype.kind in "OSU":
         values_N = np.array([_number_in(value) for value in values_N.tolist()])
@@ -461,17 +447,17 @@ def _number_in(value: Any) -> float:
         value = value.decode("latin-1")
     if not isinstance(value, str):
         return float(value)
-    if value.strip().lower() in _TEXT_FOR_NOTHING:
+    if value.strip().lower() in _MISSING_WORDS:
         return np.nan
-    if "_" in value or ":" in value:  # digits that Python groups; hours, minutes and seconds
-        raise ValueError(f"{value!r}; angles are decimal degrees")
+    if "_" in value or ":" in value:  # Python groups digits by '_'; ':' is sexagesimal
+        raise ValueError(f"{value!r}; write decimal degrees")
     if "," in value:
         raise ValueError(f"{value!r}; write a decimal point")
     return float(value)
 
 
 def _as_mask(values_N: NDArray) -> NDArray[np.bool_]:
-    """Read a column that says where another is masked; CSV has the words True and False."""
+    """Read a column that holds another one's mask; CSV has the words True and False."""
     if values_N.dtype.kind in "OSU":
         words = [str(value).strip().lower() for value in values_N]
         return np.array([word not in ("false", "0", "f") for word in words], bool)

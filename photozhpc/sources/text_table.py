@@ -1,4 +1,4 @@
-"""Text tables: CSV and its kin, ECSV, IPAC, AAS machine-readable, numbered or commented headers."""
+"""Text tables: CSV and the like, ECSV, IPAC, AAS machine-readable, commented headers."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from photozhpc.sources.numbered_table import is_number
 from photozhpc.sources.sky_units import is_angle
 
 _SEPARATORS = "\t,;|"
-_MARKS = (  # of a text that says its encoding; UTF-32 first, whose mark begins as that of UTF-16
+_MARKS = (  # byte order marks; UTF-32 first, because its mark begins like that of UTF-16
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),
     (b"\xff\xfe", "utf-16"),
@@ -20,7 +20,7 @@ _HEAD = 200  # lines
 
 
 def decoded(content: bytes) -> str | None:
-    """Return the text that a file holds, in Unicode or Windows-1252; None: it is no text."""
+    """Return the text of a file in Unicode or Windows-1252; None: it is not text."""
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             return content.decode(encoding)
@@ -30,8 +30,8 @@ def decoded(content: bytes) -> str | None:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         pass
-    # Programs of before UTF-8 write degree signs and names of people in their remarks, and
-    # spreadsheets of Windows quotes and dashes, which Latin-1 has not.
+    # Old programs write degree signs and people's names in comments, and Windows spreadsheets
+    # write quotes and dashes that Latin-1 lacks.
     try:
         text = content.decode("cp1252")
     except UnicodeDecodeError:
@@ -45,9 +45,9 @@ class Layout:
 
     Attributes:
         separator: of the values; " ": any blanks.
-        names: from a comment line; None: the first line that is no comment has them.
-        n_below: lines below those names that are no rows: units, a rule, types.
-        units: by name, where such a line, or the comment line below the names, has them.
+        names: from a comment line; None: they are in the first line that is not a comment.
+        n_below: number of lines below those names that are not rows: units, a rule, types.
+        units: by name, where such a line, or the comment line below the names, states them.
     """
 
     separator: str
@@ -57,12 +57,12 @@ class Layout:
 
 
 def find_layout(text: str, wanted: Callable[[str], bool]) -> Layout:
-    """Find what parts the values, and the line that names the columns.
+    """Find the separator and the line that names the columns.
 
-    That is the first line, or else the comment line with as many words as a row has values.
+    That is the first line, or else a comment line with as many words as a row has values.
 
     Raises:
-        ValueError: no line names a column that is wanted, and the first is one of numbers.
+        ValueError: no line names a wanted column, and the first line holds numbers.
     """
     lines = [line.strip("\r\n") for line in text[: 1 << 20].splitlines()[:_HEAD] if line.strip()]
     comments = [line.lstrip()[1:].lstrip("# ") for line in lines if line.lstrip().startswith("#")]
@@ -71,7 +71,7 @@ def find_layout(text: str, wanted: Callable[[str], bool]) -> Layout:
         raise ValueError("it has no line that is not a comment")
     first = body[0]
     counts = {separator: first.count(separator) for separator in _SEPARATORS}
-    separator = max(counts, key=lambda it: counts[it]) if any(counts.values()) else " "
+    separator = max(counts, key=counts.__getitem__) if any(counts.values()) else " "
     words = _split(first, separator)
     if any(map(wanted, words)):
         n_below, units = _below(words, [_split(line, separator) for line in body[1:3]])
@@ -86,12 +86,12 @@ def find_layout(text: str, wanted: Callable[[str], bool]) -> Layout:
         _, names, below = max(headers, key=lambda header: header[0])
         return Layout(separator, names, 0, _units(names, below))
     if any(map(is_number, words)) and not any(re.match("[A-Za-z_]", word) for word in words):
-        raise ValueError("no line names its columns; write their names in its first line")
+        raise ValueError("no line names its columns; write the names in the first line")
     return Layout(separator, None)
 
 
 def _below(names: list[str], lines: list[list[str]]) -> tuple[int, dict[str, str]]:
-    """Return how many lines below the names are no rows, and the units in them.
+    """Return how many lines below the names are not rows, and the units in them.
 
     VizieR writes a line of units and a rule of dashes (asu-tsv), RDB one of types (5N, 8S).
     """
@@ -103,7 +103,7 @@ def _below(names: list[str], lines: list[list[str]]) -> tuple[int, dict[str, str
 
 
 def _units(names: list[str], words: list[str]) -> dict[str, str]:
-    """Return the units in a line of them; none of a line of other words."""
+    """Return the units in a line; none if its words are something else."""
     if len(words) != len(names) or not any(map(is_angle, words)):
         return {}
     return dict(zip(names, words, strict=True))
@@ -120,36 +120,37 @@ def clean_name(name: str) -> str:
 
 
 def read_text(text: str, layout: Layout) -> Any:
-    """Return the table, of astropy.
+    """Return the text as an astropy table.
 
     Raises:
-        ValueError: it cannot be read, and whatever astropy raises then.
+        ValueError, or another exception of astropy: it cannot be read.
     """
     from astropy.io import ascii as astropy_ascii
 
     if layout.separator != " " and _is_cut(text, layout.separator):
         raise ValueError("its last row is cut short; copy or make it again")
-    about: dict[str, Any] = {"guess": False, "comment": "#", "delimiter": layout.separator}
+    options: dict[str, Any] = {"guess": False, "comment": "#", "delimiter": layout.separator}
     if layout.names is not None:
-        about |= {"format": "no_header", "names": layout.names}
+        options |= {"format": "no_header", "names": layout.names}
     else:
-        about["format"] = "basic" if layout.separator == " " else "csv"
-        about |= {"header_start": 0, "data_start": 1 + layout.n_below} if layout.n_below else {}
-    # astropy takes a line without an end for the name, or the URL, of another file.
-    return astropy_ascii.read(text + "\n", **about)
+        options["format"] = "basic" if layout.separator == " " else "csv"
+        if layout.n_below:
+            options |= {"header_start": 0, "data_start": 1 + layout.n_below}
+    # astropy takes a single line without an end for a file name or a URL.
+    return astropy_ascii.read(text + "\n", **options)
 
 
 def _is_cut(text: str, separator: str) -> bool:
-    """Say whether the last line has no end, and fewer values than the line before it."""
+    """Return whether the last line has no line end and fewer values than the line before it."""
     before, last = ["", *text[-(1 << 20) :].splitlines()][-2:]
     is_whole = text.endswith(("\n", "\r")) or before.startswith("#")
     return not is_whole and bool(last.strip()) and last.count(separator) < before.count(separator)
 
 
 def read_described(text: str) -> Any | None:
-    """Return a table that says its format, of astropy; None: it is of none of these.
+    """Return a self-describing table as an astropy table; None: it is none of these.
 
-    ECSV, IPAC (bars above the columns) and CDS or AAS (a description byte by byte).
+    ECSV, IPAC (bars above the columns), and CDS or AAS (a byte-by-byte description).
     """
     from astropy.io import ascii as astropy_ascii
 
@@ -163,7 +164,7 @@ def read_described(text: str) -> Any | None:
 
 
 def _is_ipac(lines: Sequence[str]) -> bool:
-    r"""Say whether keywords (\...), a header of bars and rows without bars follow each other."""
+    r"""Return whether keywords (\...) are followed by a header with bars and rows without."""
     rest = [line for line in lines if not line.startswith("\\")]
     bars = [line.startswith("|") and line.rstrip().endswith("|") for line in rest]
     n_header = bars.index(False) if False in bars else len(bars)

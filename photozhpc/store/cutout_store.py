@@ -1,7 +1,7 @@
-"""CutoutStore: sharded Zarr v3 cutouts with positions and photometry, one group a tile.
+"""CutoutStore: sharded Zarr v3 cutouts with positions and photometry, one group per tile.
 
-A tile exists from the moment its manifest does: it is written under a hidden name, renamed, and
-then declared. Whatever is cut short in between is ignored and made anew.
+A tile exists as soon as its manifest does: it is written under a hidden name, renamed, and then
+declared. Whatever was cut short before that is ignored and written again.
 """
 
 import errno
@@ -47,6 +47,7 @@ from photozhpc.store.manifest import (
 from photozhpc.store.schema import (
     COLUMNS,
     FORMAT,
+    SOURCE_COLUMNS,
     Measurements,
     ShardKey,
     StoreIndex,
@@ -63,16 +64,11 @@ class CutoutStore:
     """A folder of cutouts of one survey. Make it with `create`, open it with `open`.
 
     It is read from a disk or from an object store (s3://, https://), and written to a disk.
-    `sha256` is the digest of what it says of itself; every manifest has it too.
+    `sha256` is the digest of its own description; every manifest repeats it.
     """
 
     def __init__(
-        self,
-        path: AnyPath,
-        survey: Survey,
-        size: int,
-        shard_len: int,
-        sha256: str,
+        self, path: AnyPath, survey: Survey, size: int, shard_len: int, sha256: str
     ) -> None:
         self.path: Any = path
         self.survey = survey
@@ -91,8 +87,8 @@ class CutoutStore:
             path: folder; made with its parents.
             survey: its bands are the channels, in order.
             size: side of the cutouts, pixels; default: the survey's.
-            shard_len: sources in a shard; it is cut into chunks of 64 sources, or of the largest
-                smaller number that divides it.
+            shard_len: sources per shard; it is divided into chunks of 64 sources, or of the
+                largest smaller divisor.
 
         Raises:
             StoreError: the folder holds something else, or a store made differently.
@@ -100,27 +96,25 @@ class CutoutStore:
         check_local(path)
         path = Path(str(path))
         size = survey.cutout_size if size is None else size
-        if size < 1:
-            raise StoreError(f"the cutout size must be positive, got {size}")
-        if shard_len < 1:
-            raise StoreError(f"shard_len must be positive, got {shard_len}")
-        if path.exists() and not path.is_dir():
-            raise StoreError(f"{path}: is there already and is not a store; choose another --store")
-        # Seen before zarr.json is looked for: another job of an array may be making the store.
+        if size < 1 or shard_len < 1:
+            raise StoreError(f"size and shard_len must be positive, got {size} and {shard_len}")
+        # Listed before zarr.json is looked for: another job of an array may be making the store.
         names = {p.name for p in path.iterdir()} if path.is_dir() else set()
         if (path / "zarr.json").exists():
             store = cls.open(path)
-            wanted = {"survey": survey, "cutout_size": size, "shard_len": shard_len}
-            for name, value in wanted.items():
+            requested = {"survey": survey, "cutout_size": size, "shard_len": shard_len}
+            for name, value in requested.items():
                 if getattr(store, name) != value:
                     raise StoreError(
                         f"{path}: the store there was made with another {name}; "
                         f"choose another --store or delete that one"
                     )
             return store
-        # All that a run killed at this point leaves.
-        if any(name != ".manifests" and not name.endswith(".partial") for name in names):
-            raise StoreError(f"{path}: is there already and is not a store; choose another --store")
+        # A run killed at this point leaves only .manifests and partial files.
+        if (path.exists() and not path.is_dir()) or any(
+            name != ".manifests" and not name.endswith(".partial") for name in names
+        ):
+            raise StoreError(f"{path}: already exists and is not a store; choose another --store")
         path.mkdir(parents=True, exist_ok=True)
         attributes: dict[str, Any] = {
             "format": FORMAT,
@@ -130,11 +124,7 @@ class CutoutStore:
         }
         attributes["sha256"] = own_digest(attributes)
         (path / ".manifests").mkdir(exist_ok=True)
-        group = {
-            "zarr_format": 3,
-            "node_type": "group",
-            "attributes": {"photozhpc": attributes},
-        }
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"photozhpc": attributes}}
         write_durably(path / "zarr.json", json.dumps(group, indent=2).encode())
         return cls(path, survey, size, shard_len, attributes["sha256"])
 
@@ -143,7 +133,7 @@ class CutoutStore:
         """Open a store for reading, or for adding tiles.
 
         Raises:
-            StoreError: there is no store, it is damaged, or a newer photozhpc wrote it.
+            StoreError: there is no store, it is damaged, or it has another format.
         """
         path = location(path)
         if is_remote(path):
@@ -153,50 +143,36 @@ class CutoutStore:
         try:
             attributes = read_json(path / "zarr.json")["attributes"]["photozhpc"]
             if (format_ := attributes["format"]) != FORMAT or isinstance(format_, bool):
-                advice = "extract it again" if format_ == 1 else "upgrade photozhpc"
                 raise StoreError(
-                    f"{path}: the store has format {format_}, this photozhpc reads format "
-                    f"{FORMAT}; {advice}"
+                    f"{path}: the store has format {format_}, this photozhpc reads only format "
+                    f"{FORMAT}; upgrade photozhpc"
                 )
-            if "sha256" not in attributes:
-                raise StoreError(
-                    f"{path}: damaged, or made by a development version of photozhpc: its "
-                    f"zarr.json has no checksum; extract it again"
-                )
-            if attributes["sha256"] != own_digest(attributes):
+            if attributes.get("sha256") != own_digest(attributes):
                 raise StoreError(f"{path}: damaged: its zarr.json was altered; copy it again")
             if foreign := set(attributes) - _ATTRIBUTES:
                 raise StoreError(f"{path}: damaged: its zarr.json has '{min(foreign)}'")
             size, shard_len = attributes["cutout_size"], attributes["shard_len"]
             survey = from_mapping(Survey, attributes["survey"], f"{path}/zarr.json: survey")
         except (FileNotFoundError, NotADirectoryError):
-            if is_remote(path):
-                raise StoreError(f"{path}: no store there; check the address") from None
+            advice = f"make one with 'photozhpc extract --store {path}'"
             raise StoreError(
-                f"{path}: no store there; make one with 'photozhpc extract --store {path}'"
+                f"{path}: no store there; {'check the address' if is_remote(path) else advice}"
             ) from None
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            OSError,
-            ConfigError,
-        ) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, ConfigError) as error:
             raise StoreError(
                 read_fault(path, error)
                 or f"{path}: not a photozhpc store, or damaged ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:160]})"
+                f"{one_line(error, 160)})"
             ) from error
         if not all(is_count(n) and 0 < n < 1 << 31 for n in (size, shard_len)):
             raise StoreError(f"{path}: damaged: cutout_size {size!r}, shard_len {shard_len!r}")
         return cls(path, survey, size, shard_len, own_digest(attributes))
 
     def index(self) -> StoreIndex:
-        """Return what the manifests say; they are read again when one was added or changed.
+        """Return a summary of the manifests, cached until one is added or changed.
 
         Raises:
-            StoreError: one is damaged, of another store, or of a tile that is a copy.
+            StoreError: one is damaged, belongs to another store, or describes a copied tile.
         """
         paths, stamps = list_manifests(self.path / ".manifests")
         if self._last_index is None or self._last_index[0] != stamps:
@@ -208,7 +184,8 @@ class CutoutStore:
         plans: dict[str, str | None] = {}
         holders: dict[str, str] = {}
         digest = hashlib.sha256()
-        for tile_id, manifest in read_manifests(paths):
+        for manifest in read_manifests(paths):
+            tile_id = manifest["tile_id"]
             tiles[tile_id] = n = manifest["n_sources"]
             n_files = sum(name.startswith("cutout/c/") for name in manifest["files"])
             if n_files != -(-n // self.shard_len):
@@ -240,36 +217,35 @@ class CutoutStore:
         return self._manifest_path(tile_id).exists()
 
     def declare(self, plan: dict[str, Any]) -> None:
-        """Note which tiles are going to be written, {tile_id: anything}, before the first is.
+        """Record the tiles that are going to be written, {tile_id: anything}, before the first is.
 
         Raises:
             StoreError: another plan was declared before.
         """
-        known = self._plan()
-        if known is None:
-            noted = self.index()
-            # Where the tiles say that they are of this plan, it was lost, and is written anew.
-            lost = set(noted.plans.values()) == {json_sha256(plan)}
-            if noted.tiles and not lost and self._plan() is None:
+        declared = self._plan()
+        if declared is None:
+            index = self.index()
+            # If the tiles were extracted under this plan, plan.json was lost and is restored.
+            lost = set(index.plans.values()) == {json_sha256(plan)}
+            if index.tiles and not lost and self._plan() is None:
                 raise StoreError(f"{self.path}: holds tiles already; choose another --store")
             write_durably(self.path / "plan.json", json.dumps(plan).encode())
-        elif known != plan:
-            tile_id = min(t for t in {*known, *plan} if known.get(t) != plan.get(t))
+        elif declared != plan:
+            tile_id = min(t for t in {*declared, *plan} if declared.get(t) != plan.get(t))
             raise StoreError(
                 f"{self.path}: was begun with other tiles, or with other sources on them (tile "
                 f"'{tile_id}'); choose another --store or delete that one"
             )
 
     def check_complete(self) -> StoreIndex:
-        """Check that every tile that was declared is there, and return what the manifests say.
+        """Check that every declared tile is there, and return the summary of the manifests.
 
         Raises:
             StoreError: the extraction is not finished, or its plan was lost or altered.
         """
-        missing = self.missing_tiles()
-        if missing:
+        if missing := self.missing_tiles():
             raise StoreError(
-                f"{self.path}: its extraction is not finished, {len(missing)} tiles are missing "
+                f"{self.path}: the extraction is not finished, {len(missing)} tiles are missing "
                 f"(the first is '{missing[0]}'); run the same 'photozhpc extract' again"
             )
         index = self.index()
@@ -294,7 +270,7 @@ class CutoutStore:
         """Return cutout_NCSS of a shard, or of `rows` of it, nJy per pixel.
 
         Args:
-            side: only the central side x side pixels; pixel S//2 becomes pixel side//2.
+            side: read only the central side x side pixels; pixel S//2 becomes pixel side//2.
             out: an array to fill instead of a new one.
 
         Raises:
@@ -324,8 +300,7 @@ class CutoutStore:
         Raises:
             StoreError: the tile is missing or damaged.
         """
-        names = ("source_id", "ra", "dec", "z_spec", "ebv")
-        return Sources(*(self._read_column(key, name) for name in names))
+        return Sources(*(self._read_column(key, name) for name in SOURCE_COLUMNS))
 
     def read_source_ids(self, key: ShardKey) -> NDArray[np.int64]:
         """Return the identifiers of a shard.
@@ -341,14 +316,14 @@ class CutoutStore:
         Raises:
             StoreError: the tile is missing or damaged.
         """
-        names = ("y", "x", "flux", "flux_err", "flags", "kron_flux", "kron_flux_err")
+        names = [name for name in COLUMNS if name not in SOURCE_COLUMNS]
         return Measurements(*(self._read_column(key, name) for name in names))
 
     def tile_attributes(self, tile_id: str) -> dict[str, Any]:
-        """Return what was noted of a tile: its WCS, missing bands.
+        """Return the attributes of a tile: its WCS, missing bands.
 
         Raises:
-            StoreError: the tile is missing or damaged, or its zarr.json is another's.
+            StoreError: the tile is missing or damaged, or its zarr.json is another tile's.
         """
         file = self.path / tile_id / "zarr.json"
         try:
@@ -366,7 +341,7 @@ class CutoutStore:
     def new_tile(
         self, tile_id: str, n_sources: int, attributes: dict[str, Any]
     ) -> Iterator[TileWriter]:
-        """Write a tile shard by shard; it appears, whole, when the block ends without error.
+        """Write a tile shard by shard; it appears as a whole when the block ends without error.
 
         Raises:
             StoreError: the tile_id cannot be a folder name, or the tile exists.
@@ -374,11 +349,11 @@ class CutoutStore:
         if not TILE_ID.fullmatch(tile_id):
             raise StoreError(f"'{tile_id}' cannot be a tile_id: use letters, digits, . _ + -")
         if self.has_tile(tile_id):
-            raise StoreError(f"{self.path}: tile '{tile_id}' is there already")
-        import zarr  # for writing alone: those who read have no need to wait for it
+            raise StoreError(f"{self.path}: tile '{tile_id}' already exists")
+        import zarr  # only for writing: readers need not wait for the import
 
-        partial = partial_path(self.path / tile_id)
         final = self.path / tile_id
+        partial = partial_path(final)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             group = zarr.create_group(partial, attributes={"tile_id": tile_id, **attributes})
@@ -389,14 +364,14 @@ class CutoutStore:
             crc32c, made_for = self.chunk_checksums(partial), (self.sha256, self.plan_sha256())
             manifest = make_manifest(partial, tile_id, n_sources, crc32c, *made_for)
             if self.has_tile(tile_id):
-                return  # a twin, whose job Slurm took for dead, was quicker
+                return  # another process of a job that Slurm took for dead was quicker
             shutil.rmtree(final, ignore_errors=True)  # undeclared remains of a killed run
             try:
                 os.rename(partial, final)
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-                # A twin was quicker between these lines; its files are equal.
+                # That process was quicker between these lines; its files are equal.
             write_durably(self._manifest_path(tile_id), json.dumps(manifest).encode())
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -408,7 +383,7 @@ class CutoutStore:
         return verify_store(self)
 
     def plan_sha256(self) -> str | None:
-        """Return the digest of the plan that was declared, None if there is none.
+        """Return the digest of the declared plan, None if there is none.
 
         Raises:
             StoreError: plan.json is damaged.
@@ -419,8 +394,8 @@ class CutoutStore:
     def _plan(self) -> dict[str, Any] | None:
         try:
             plan = read_json(self.path / "plan.json")
-            if strange := [tile_id for tile_id in plan if not TILE_ID.fullmatch(tile_id)]:
-                raise ValueError(f"{strange[0][:60]!r} cannot be a tile_id")
+            if invalid := [tile_id for tile_id in plan if not TILE_ID.fullmatch(tile_id)]:
+                raise ValueError(f"{invalid[0][:60]!r} cannot be a tile_id")
             return plan
         except FileNotFoundError:
             return None  # a store that was not made by an extraction
@@ -433,13 +408,13 @@ class CutoutStore:
         return sorted(set(self._plan() or ()) - present)
 
     def chunk_checksums(self, folder: AnyPath) -> dict[str, bytes]:
-        """Return the CRC32C of the chunks of each file of a tile's arrays, by the file's name."""
-        found = {}
+        """Return the CRC32C of all chunks of each file of a tile's arrays, by file name."""
+        checksums = {}
         for name, (dtype, _) in {"cutout": ("float32", "CSS"), **COLUMNS}.items():
             array = read_layout(folder / name, dtype)
             for row in range(0, array.shape[0], array.file_len):
-                found[f"{name}/{array.file_name(row)}"] = array.crc32c(row)
-        return found
+                checksums[f"{name}/{array.file_name(row)}"] = array.crc32c(row)
+        return checksums
 
     def _manifest_path(self, tile_id: str) -> Any:
         return self.path / ".manifests" / f"{tile_id}.json"
@@ -454,7 +429,7 @@ class CutoutStore:
     def _rows(
         self, key: ShardKey, name: str, rows: slice = slice(None)
     ) -> tuple[ArrayLayout, TileNote, int, int]:
-        """Return an array of the key's tile, the tile, and which rows are those of the shard."""
+        """Return an array of the key's tile, the tile's manifest, and the shard's row range."""
         dtype, trailing = COLUMNS.get(name, ("float32", "CSS"))
         array = read_layout(self.path / key.tile_id / name, dtype)
         if array.shape[1:] != tuple(self._axes[axis] for axis in trailing):
@@ -481,11 +456,11 @@ class CutoutStore:
         try:
             yield
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
-            first_line = one_line(error)
+            where = f"{self.path}: shard {key} ('{name}')"
             raise StoreError(
-                read_fault(f"{self.path}: shard {key} ('{name}')", error)
-                or f"{self.path}: shard {key} ('{name}') is missing or damaged ({first_line}); "
-                f"run 'photozhpc verify {self.path}', delete the tile and extract it again"
+                read_fault(where, error)
+                or f"{where} is missing or damaged ({one_line(error)}); run 'photozhpc verify "
+                f"{self.path}', delete the tile and extract it again"
             ) from error
 
 
@@ -497,6 +472,6 @@ def check_local(path: str | AnyPath) -> None:
     """
     if is_remote(location(path)):
         raise StoreError(
-            f"{path}: a store is written to a disk; pass a local --store, and copy it there when "
-            f"it is finished ('aws s3 cp --recursive')"
+            f"{path}: a store can only be written to a disk; pass a local --store and copy the "
+            f"finished store ('aws s3 cp --recursive')"
         )

@@ -1,6 +1,6 @@
 """Shards -> shuffled training batches, and whole samples for validation.
 
-Memory is bounded: a window of sources is shuffled as a whole while the next one is read.
+Memory is bounded: one window of sources is shuffled as a whole while the next is read.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ Split = Literal["train", "validation", "calibration", "test"]
 
 @dataclass(frozen=True)
 class Block:
-    """Cutouts with what is known of their sources.
+    """Cutouts with the data of their sources.
 
     Attributes:
         cutout_NCSS: nJy per pixel.
@@ -47,7 +47,7 @@ class Block:
         """Return the blocks as one.
 
         Args:
-            cutout_NCSS: memory in which the cutouts are put.
+            cutout_NCSS: memory for the cutouts.
         """
         joined: dict[str, Any] = {
             name: np.concatenate(
@@ -77,7 +77,7 @@ def in_split(
     """Return whether each source belongs to a split (see `label_split`).
 
     Args:
-        label_fraction: of the training split, the share that counts.
+        label_fraction: share of the training split to use.
     """
     if split == "train":
         return _hash(source_id_N, seed) < 0.70 * label_fraction
@@ -96,20 +96,20 @@ def _hash(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which sources of a store an epoch of training sees, how often, and in which batches.
+    """Which sources of a store a training epoch sees, how often, and in which batches.
 
     Attributes:
-        batch_size: sources in a step, over all ranks; a multiple of `lanes`.
+        batch_size: sources per step, over all ranks; a multiple of `lanes`.
         seed: of the shuffling and of the label split.
         aperture: index of the aperture whose fluxes are the features.
-        labelled_only: leave sources without a training label out.
-        label_repeat: how often a source with a training label comes in an epoch, against once
-            for the others: with few labels, a batch would else hold next to none.
-        label_fraction: share of the training labels that are used; a smaller one's are a subset
-            of a larger one's.
+        labelled_only: leave out sources without a training label.
+        label_repeat: how often a source with a training label appears in an epoch; the others
+            appear once. If labels are few, a batch would otherwise hold almost none.
+        label_fraction: share of the training labels to use; those of a smaller share are a subset
+            of those of a larger one.
         lanes: streams that an epoch is divided into, see TrainingLoader.
-        shuffle_len: sources in the windows of all lanes (twice as many are held in memory, over
-            all ranks). An epoch that is not longer is read once and kept.
+        shuffle_len: sources in the windows of all lanes (memory holds twice as many, over all
+            ranks). An epoch that is not longer is read once and kept in memory.
     """
 
     batch_size: int
@@ -123,25 +123,25 @@ class Sampling:
 
 
 class TrainingLoader:
-    """Shuffled batches of a store; labels other than the training split's are hidden.
+    """Shuffled batches of a store; only the training split's labels are visible.
 
-    The sources of an epoch, shard after shard in an order drawn anew, form one line. It is cut
+    The sources of an epoch, shard after shard in a newly drawn order, form one line. It is cut
     into `lanes` stretches of equal length; a batch takes the same number from each, in the order
     of the lanes, out of a window that moves along the stretch and is shuffled as a whole. Ranks
-    share the lanes. So every rank makes the same number of steps, no source comes twice, less
-    than a batch is left out, and what a step sees does not depend on the number of ranks.
+    share the lanes. So every rank makes the same number of steps, no source is drawn twice, fewer
+    sources than a batch are left out, and a step's sources do not depend on the number of ranks.
 
     Args:
-        store: its cutouts.
-        rank, world: this process and how many share the store; the lanes are a multiple of `world`.
+        rank, world: number of this process, and of all that share the store; `lanes` is a multiple
+            of `world`.
 
     Attributes:
         lanes: numbers of this rank's lanes.
-        lane_batch: sources that a batch takes from each.
+        lane_batch: sources that a batch takes from each lane.
 
     Raises:
-        ConfigError: the numbers of sources in a batch, lanes and ranks do not divide.
-        StoreError: there is not one batch.
+        ConfigError: batch_size is not a multiple of `lanes`, or `lanes` not of `world`.
+        StoreError: the sources do not fill one batch.
     """
 
     def __init__(
@@ -163,36 +163,34 @@ class TrainingLoader:
         self.steps_per_epoch = total // batch_size
         self._cache: dict[ShardKey, Block] | None = {} if total <= sampling.shuffle_len else None
         if self.steps_per_epoch == 0:
-            what = "training labels" if sampling.labelled_only else "measured sources"
+            what, method = "measured sources", ""
+            if sampling.labelled_only:
+                what, method = "training labels", ", or method 'self-supervised'"
             raise StoreError(
                 f"{store.path}: {total} {what} do not fill one batch of {batch_size}; use a "
-                f"smaller batch_size or a larger store"
-                + (", or method 'self-supervised'" if sampling.labelled_only else "")
+                f"smaller batch_size or a larger store{method}"
             )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Block]]:
-        """Yield the batches of an epoch from `first_step` on: one block for each of the lanes."""
+        """Yield the batches of an epoch from `first_step` on: one block per lane."""
         line = self._line(epoch)
         windows = range(
             first_step // self._window_steps, -(-self.steps_per_epoch // self._window_steps)
         )
         with ThreadPoolExecutor(max_workers=1) as reader:
-            coming = reader.submit(self._read_window, line, epoch, windows[0]) if windows else None
+            pending = [reader.submit(self._read_window, line, epoch, w) for w in windows[:1]]
             for window in windows:
-                assert coming is not None
-                lanes = coming.result()
+                lanes = pending.pop().result()
                 if window + 1 in windows:
-                    coming = reader.submit(self._read_window, line, epoch, window + 1)
+                    pending.append(reader.submit(self._read_window, line, epoch, window + 1))
                 start = window * self._window_steps
-                for step in range(start, min(start + self._window_steps, self.steps_per_epoch)):
-                    if step >= first_step:
-                        rows = slice(
-                            (step - start) * self.lane_batch, (step - start + 1) * self.lane_batch
-                        )
-                        yield [block.take(rows) for block in lanes]
+                stop = min(start + self._window_steps, self.steps_per_epoch)
+                for step in range(max(start, first_step), stop):
+                    first = (step - start) * self.lane_batch
+                    yield [block.take(slice(first, first + self.lane_batch)) for block in lanes]
 
     def _line(self, epoch: int) -> list[tuple[ShardKey, int]]:
-        """The shards in this epoch's order, each with its number of sources."""
+        """Return the shards in this epoch's order, each with its number of sources."""
         keys = list(self._lengths)
         order = np.random.default_rng([self.sampling.seed, epoch]).permutation(len(keys))
         return [(keys[i], self._lengths[keys[i]]) for i in order]
@@ -206,12 +204,11 @@ class TrainingLoader:
         for lane in self.lanes:
             first = lane * lane_len + window * window_len
             last = min(first + window_len, (lane + 1) * lane_len)
-            parts = []
-            at = 0
+            parts, offset = [], 0
             for key, n in line:
-                if at < last and at + n > first:
-                    parts.append(self._read(key, max(first - at, 0), min(last - at, n)))
-                at += n
+                if offset < last and offset + n > first:
+                    parts.append(self._read(key, max(first - offset, 0), min(last - offset, n)))
+                offset += n
             block = Block.join(parts)
             rng = np.random.default_rng([self.sampling.seed, epoch, window, lane])
             blocks.append(block.take(rng.permutation(len(block))))
@@ -231,17 +228,17 @@ class TrainingLoader:
         return np.isfinite(sources.z_spec_N) & chosen_N
 
     def _rows(self, sources: Sources, measured: Measurements) -> NDArray[np.intp]:
-        """Rows of a shard that an epoch sees, ascending, as often as it sees them."""
+        """Return the rows of a shard that an epoch sees, ascending, repeated as it repeats them."""
         labelled_N = self._labelled(sources)
-        wanted_N = np.isfinite(measured.flux_NCR[:, :, self.sampling.aperture]).all(axis=1)
+        usable_N = np.isfinite(measured.flux_NCR[:, :, self.sampling.aperture]).all(axis=1)
         if self.sampling.labelled_only:
-            wanted_N &= labelled_N
+            usable_N &= labelled_N
         return np.repeat(
-            np.arange(len(sources)), np.where(labelled_N, self.sampling.label_repeat, 1) * wanted_N
+            np.arange(len(sources)), np.where(labelled_N, self.sampling.label_repeat, 1) * usable_N
         )
 
     def _read(self, key: ShardKey, first: int, last: int) -> Block:
-        """Read rows of a shard, by their place in what `_rows` lists."""
+        """Read the sources [first, last) of those that `_rows` lists for a shard."""
         if self._cache is None:
             return self._read_rows(key, slice(first, last))
         if key not in self._cache:
@@ -264,7 +261,7 @@ def read_labelled(
     """Return every labelled source of one split, in the store's order.
 
     Args:
-        label_fraction: of the training split, as TrainingLoader takes it.
+        label_fraction: share of the training split, as in `Sampling`.
 
     Raises:
         StoreError: there is none.
@@ -279,8 +276,8 @@ def read_labelled(
             blocks.append(_block(sources, measured, cutout_NCSS, aperture, rows_N))
     if not blocks:
         raise StoreError(
-            f"{store.path}: no source with a z_spec falls into the {split} split; "
-            f"label more sources"
+            f"{store.path}: no source with a z_spec falls into the {split} split; label more "
+            f"sources"
         )
     return Block.join(blocks)
 
@@ -304,9 +301,9 @@ def _label_rows(
 
 
 def typical_noise(store: CutoutStore, aperture: int) -> tuple[NDArray, NDArray]:
-    """Return (noise_C, flux_err_C): median noise of a pixel and flux error in an aperture, nJy.
+    """Return (noise_C, flux_err_C): median pixel noise and flux error in an aperture, nJy.
 
-    The noise of a pixel follows from the smallest aperture's error: sigma = error / sqrt(area).
+    The pixel noise follows from the smallest aperture's error: sigma = error / sqrt(area).
 
     Raises:
         StoreError: a band has no finite flux error.
@@ -314,7 +311,10 @@ def typical_noise(store: CutoutStore, aperture: int) -> tuple[NDArray, NDArray]:
     err_NCR = np.concatenate([store.read_measurements(k).flux_err_NCR for k in store.shards()])
     err_NCR = np.where(np.isfinite(err_NCR) & (err_NCR > 0), err_NCR, np.nan)
     if not np.isfinite(err_NCR).any(axis=0).all():
-        raise StoreError(f"{store.path}: a band has no flux errors at all; cannot scale its images")
+        raise StoreError(
+            f"{store.path}: a band has no flux errors, which scale its images; extract the store "
+            f"from mosaics of all bands"
+        )
     median_CR = np.nanmedian(err_NCR, axis=0)
     radii_pix = np.array(store.survey.aperture_radii_arcsec) / store.survey.pixel_scale_arcsec
     smallest = int(np.argmin(radii_pix))
@@ -329,7 +329,7 @@ def _block(
     aperture: int,
     rows_N: NDArray[np.intp],
 ) -> Block:
-    """The given rows of a shard; the cutouts are of these rows already."""
+    """Return some rows of a shard as a block; `cutout_NCSS` holds only these rows."""
     return Block(
         source_id_N=sources.source_id_N[rows_N],
         cutout_NCSS=cutout_NCSS,

@@ -1,8 +1,8 @@
-"""The manifest of a tile: size and SHA-256 of every file of its folder, and of itself.
+"""The manifest of a tile: size and SHA-256 of every file in its folder, and its own SHA-256.
 
-A chunk's own CRC32C says that it is whole, not whose it is. So the manifest has the CRC32C of
-every chunk of every file, in their order: what is read is compared with it at no cost, and a file
-in the place of another is refused. It also says which store and which plan the tile was made for.
+A chunk's own CRC32C shows that it is whole, not where it belongs. So the manifest holds the CRC32C
+of every chunk of every file, in order: reads compare with it at no cost and refuse a file in the
+place of another. It also says for which store and plan the tile was made.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from photozhpc.errors import StoreError
+from photozhpc.errors import StoreError, one_line
 from photozhpc.files.disk import is_count, parse_json, read_fault
 from photozhpc.files.objects import AnyPath, is_remote, read_ranges, size_of, version_of
 
@@ -25,11 +25,11 @@ _CRC32C = re.compile("([0-9a-f]{8})*")
 
 @dataclass(frozen=True)
 class FileNote:
-    """What a manifest says of a file.
+    """A manifest's entry of a file.
 
     Attributes:
         n_bytes, sha256: of the file.
-        crc32c: of its chunks, in their order, 4 bytes each; None of a file without chunks.
+        crc32c: of its chunks, in order, 4 bytes each; None: the file has no chunks.
     """
 
     n_bytes: int
@@ -39,7 +39,7 @@ class FileNote:
 
 @dataclass(frozen=True)
 class TileNote:
-    """What a manifest says of a tile: its number of sources, and its files by name."""
+    """A manifest's content: the number of sources, and the files by name."""
 
     n_sources: int
     files: dict[str, FileNote]
@@ -53,12 +53,12 @@ def make_manifest(
     store_sha256: str,
     plan_sha256: str | None,
 ) -> dict[str, Any]:
-    """Return the manifest of a tile's folder, whose files are made to outlast a power cut.
+    """Return the manifest of a tile's folder, after making its files durable.
 
     Args:
-        crc32c: see `FileNote`, by the name of the file.
-        store_sha256: of what the store says of itself.
-        plan_sha256: of the plan of the extraction; None: there is none.
+        crc32c: see `FileNote`, by file name.
+        store_sha256: digest in the store's zarr.json.
+        plan_sha256: of the extraction's plan; None: there is none.
     """
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -81,26 +81,25 @@ def make_manifest(
 
 
 def own_digest(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 over all else that a manifest says."""
+    """Return the SHA-256 of a manifest's other entries."""
     return json_sha256({key: value for key, value in manifest.items() if key != "sha256"})
 
 
 def json_sha256(document: dict[str, Any]) -> str:
-    """Return the SHA-256 of a JSON document, whatever the order of its keys and its spaces."""
+    """Return the SHA-256 of a JSON document, independent of spaces and of the order of keys."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(path: AnyPath) -> dict[str, Any]:
-    """Read a manifest.
+    """Read and check a manifest.
 
     Raises:
         StoreError: it is damaged or was altered.
     """
     try:
-        content = path.read_bytes()
+        return _checked(path, path.read_bytes())
     except OSError as error:
         raise _damaged(path, error) from error
-    return _checked(path, content)
 
 
 def _checked(path: AnyPath, content: bytes) -> dict[str, Any]:
@@ -111,18 +110,17 @@ def _checked(path: AnyPath, content: bytes) -> dict[str, Any]:
         raise _damaged(path, error) from error
     if not sound:
         raise StoreError(f"{path}: the tile's manifest was altered; extract the tile again")
-    if "store" not in manifest or "plan" not in manifest:
-        raise StoreError(
-            f"{path}: the tile's manifest says no store and plan, as of a development version of "
-            f"photozhpc; extract the store again"
-        )
-    if not (is_count(manifest.get("n_sources")) and _are_files(manifest.get("files"))):
+    if not (
+        {"store", "plan"} <= manifest.keys()
+        and is_count(manifest.get("n_sources"))
+        and _are_files(manifest.get("files"))
+    ):
         raise StoreError(f"{path}: the tile's manifest is not photozhpc's; extract the tile again")
     return manifest
 
 
 def list_manifests(folder: AnyPath) -> tuple[list[Any], list[Any]]:
-    """Return the manifests of a store, sorted by tile, and stamps that tell if one has changed."""
+    """Return a store's manifests, sorted by tile, and stamps that differ if one has changed."""
     paths: list[Any] = sorted(folder.glob("*.json"))
     return paths, [_stamp(path) for path in paths]
 
@@ -137,26 +135,24 @@ def _stamp(path: AnyPath) -> tuple[Any, ...]:
     return path.name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def read_manifests(paths: list[Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Read manifests, {tile_id: manifest}; remote ones many at a time.
+def read_manifests(paths: list[Any]) -> list[dict[str, Any]]:
+    """Read and check manifests; remote ones many at a time.
 
     Raises:
         StoreError: one is damaged.
     """
     if not paths or not is_remote(paths[0]):
-        return [(path.stem, read_manifest(path)) for path in paths]
-    manifests = []
+        return [read_manifest(path) for path in paths]
+    manifests: list[dict[str, Any]] = []
     for start in range(0, len(paths), _AT_A_TIME):
         batch = paths[start : start + _AT_A_TIME]
         contents = read_ranges([(path, 0, path.size) for path in batch])
-        manifests += [(p.stem, _checked(p, c)) for p, c in zip(batch, contents, strict=True)]
+        manifests += [_checked(p, content) for p, content in zip(batch, contents, strict=True)]
     return manifests
 
 
 def tile_of(path: AnyPath) -> TileNote:
-    """Return what the manifest of a tile says.
-
-    It is read anew only if it has changed; one that is remote, once.
+    """Return the content of a tile's manifest, cached until it changes (if remote, for good).
 
     Raises:
         OSError: there is no manifest.
@@ -171,18 +167,18 @@ def _tile_of(path: AnyPath, _version: tuple[int | None, int | str | None]) -> Ti
     return TileNote(
         manifest["n_sources"],
         {
-            name: FileNote(about["bytes"], about["sha256"], _crc32c(about))
-            for name, about in manifest["files"].items()
+            name: FileNote(
+                entry["bytes"],
+                entry["sha256"],
+                bytes.fromhex(entry["crc32c"]) if "crc32c" in entry else None,
+            )
+            for name, entry in manifest["files"].items()
         },
     )
 
 
-def _crc32c(about: dict[str, Any]) -> bytes | None:
-    return bytes.fromhex(about["crc32c"]) if "crc32c" in about else None
-
-
 def forget_manifests() -> None:
-    """Forget what manifests told."""
+    """Empty the cache of manifests."""
     _tile_of.cache_clear()
 
 
@@ -190,32 +186,32 @@ def _damaged(path: AnyPath, error: Exception) -> StoreError:
     return StoreError(
         read_fault(path, error)
         or f"{path}: the tile's manifest is damaged ({type(error).__name__}: "
-        f"{' '.join(str(error).split())[:160]}); delete it and extract the tile again"
+        f"{one_line(error, 160)}); delete it and extract the tile again"
     )
 
 
 def _are_files(files: object) -> bool:
-    """Whether it gives bytes and SHA-256 of files that lie within the tile."""
+    """Return whether these are entries of files within the tile's folder."""
     return isinstance(files, dict) and all(
-        isinstance(about, dict)
-        and is_count(about.get("bytes"))
-        and isinstance(about.get("sha256"), str)
-        and ("/c/" in f"/{name}") == ("crc32c" in about)
-        and _CRC32C.fullmatch(str(about.get("crc32c", ""))) is not None
+        isinstance(entry, dict)
+        and is_count(entry.get("bytes"))
+        and isinstance(entry.get("sha256"), str)
+        and ("/c/" in f"/{name}") == ("crc32c" in entry)
+        and _CRC32C.fullmatch(str(entry.get("crc32c", ""))) is not None
         and name[:1] not in ("", "/")
         and ".." not in PurePosixPath(name).parts
-        for name, about in files.items()
+        for name, entry in files.items()
     )
 
 
 def check_file(path: AnyPath, expected: dict[str, Any]) -> str | None:
-    """Return what is wrong with a file; None: it is as the manifest says."""
+    """Return what is wrong with a file; None: it agrees with the manifest."""
     try:
         size = size_of(path)
         if size < expected["bytes"]:
             return f"truncated: {size} of {expected['bytes']} bytes"
         if size > expected["bytes"]:
-            return f"altered: {size} bytes, where {expected['bytes']} are due"
+            return f"altered: {size} bytes, expected {expected['bytes']}"
         with path.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
                 return "altered: its SHA-256 is not the manifest's"
@@ -231,8 +227,8 @@ def not_of_store(manifest: dict[str, Any], store_sha256: str) -> str | None:
     if manifest["store"] == store_sha256:
         return None
     return (
-        f"tile {manifest['tile_id']}: was made for another store, or the zarr.json here is "
-        f"another store's"
+        f"tile {manifest['tile_id']}: was made for another store, or zarr.json belongs to another "
+        f"store; restore the right file, or extract the store again"
     )
 
 
@@ -240,7 +236,7 @@ def copied(manifest: dict[str, Any], holders: dict[str, str]) -> str | None:
     """Return a line if a tile holds the sources of another.
 
     Args:
-        holders: tile_id by the SHA-256 of its identifiers, of the tiles before; it is added.
+        holders: tile_id of the earlier tiles by the SHA-256 of their identifiers; extended.
     """
     if not manifest["n_sources"]:
         return None
@@ -249,25 +245,25 @@ def copied(manifest: dict[str, Any], holders: dict[str, str]) -> str | None:
     holder = holders.setdefault(" ".join(ids), tile_id)
     if holder == tile_id:
         return None
-    return f"tile {tile_id}: holds the sources of tile {holder}: one is a copy, to be deleted"
+    return f"tile {tile_id}: holds the sources of tile {holder}; one is a copy, delete it"
 
 
 def plan_problem(plans: Mapping[str, str | None], plan_sha256: str | None) -> str | None:
-    """Return a line if plan.json is not that under which tiles were extracted.
+    """Return a line if plan.json is not the plan under which the tiles were extracted.
 
     Args:
-        plans: what the manifests say, by tile_id.
-        plan_sha256: of what is there; None: nothing is.
+        plans: in the manifests, by tile_id.
+        plan_sha256: of plan.json; None: there is none.
     """
-    others = sorted(tile_id for tile_id, noted in plans.items() if noted != plan_sha256)
-    if not others:
+    tile_id = min((t for t, noted in plans.items() if noted != plan_sha256), default=None)
+    if tile_id is None:
         return None
     if plan_sha256 is None:
         return (
-            f"is missing, under which tile '{others[0]}' was extracted; run the same "
-            f"'photozhpc extract' again: it writes it anew"
+            f"is missing, but tile '{tile_id}' was extracted with one; run the same "
+            f"'photozhpc extract' again to restore it"
         )
     return (
-        f"was altered, or tile '{others[0]}' is of another extraction; delete plan.json (or "
+        f"was altered, or tile '{tile_id}' is from another extraction; delete plan.json (or "
         f"that tile) and run the same 'photozhpc extract' again"
     )

@@ -1,4 +1,4 @@
-"""Pixels rounded by at most 1% of the noise, so that a store compresses."""
+"""Rounds pixels by at most 1% of the noise, so that a store compresses."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,11 +7,10 @@ ROUNDING = 0.01  # of the noise of a pixel
 
 
 def rounding_step(err_CHW: NDArray) -> NDArray[np.float32]:
-    """Return step_C: the power of two to whose multiples a band's pixels are rounded, nJy.
+    """Return step_C, nJy: pixels are rounded to multiples of this power of two.
 
-    The error of a pixel is half a step at most, and that is at most 1% of the noise where the
-    noise is low (5th percentile), which is where a rounding error would count most. 0: unknown
-    noise, no rounding.
+    A pixel's error is at most half a step: at most 1% of the noise where the noise is low (5th
+    percentile), where a rounding error would matter most. 0: unknown noise, no rounding.
     """
     step_C = np.zeros(len(err_CHW), dtype=np.float32)
     for c, err_HW in enumerate(err_CHW):

@@ -1,16 +1,16 @@
-"""What stands in a store: its arrays, by name, type and shape, and the shards that they are in.
+"""The layout of a store: its arrays by name, type and shape, and their division into shards.
 
 STORE/zarr.json                     attributes: format, survey, cutout_size, shard_len
 STORE/TILE/zarr.json                attributes: tile_id, WCS, missing bands
 STORE/TILE/cutout                   float32 (N, C, S, S) nJy, NaN where there is no pixel;
                                     one shard file per shard_len sources, in chunks of some
-                                    sources and a band of lines
+                                    sources and a strip of lines
 STORE/TILE/{source_id,ra,dec,y,x,ebv,z_spec}            (N,)
 STORE/TILE/{flux,flux_err}          float32 (N, C, R) nJy;  flags uint16 (N, C)
 STORE/TILE/{kron_flux,kron_flux_err}                    float32 (N, C) nJy
-                                    one file each, in chunks of shard_len sources
+                                    these: one file each, in chunks of shard_len sources
 STORE/.manifests/TILE.json          size and SHA-256 of every file of the tile, CRC32C of its chunks
-STORE/plan.json                     the tiles that an extraction set out to write
+STORE/plan.json                     the tiles that an extraction is going to write
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ FORMAT = 2
 
 @dataclass(frozen=True, order=True)
 class ShardKey:
-    """One shard of one tile: the unit of reading, and of inference.
+    """One shard of one tile: the unit of reading and of inference.
 
     Attributes:
-        tile_id: the tile that it belongs to.
+        tile_id: the shard's tile.
         index: its number on that tile, from 0.
     """
 
@@ -39,14 +39,14 @@ class ShardKey:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured at each source of a shard.
+    """Measurements of each source of a shard.
 
     Attributes:
         y_N, x_N: pixel position on the tile, float64.
         flux_NCR, flux_err_NCR: forced aperture fluxes and errors, nJy, float32.
         flags_NC: photozhpc.mosaic.photometry.PhotFlag bits, uint16.
         kron_flux_NC, kron_flux_err_NC: flux and error in the Kron ellipse, nJy, float32; None
-            when writing: not measured, which is read as NaN.
+            (only when writing): not measured; it is read back as NaN.
     """
 
     y_N: NDArray[np.float64]
@@ -60,13 +60,13 @@ class Measurements:
 
 @dataclass(frozen=True)
 class StoreIndex:
-    """What the manifests of a store say.
+    """A summary of a store's manifests.
 
     Attributes:
         tiles: number of sources by tile_id, sorted.
-        shard_len: sources in a shard; fewer in the last one of a tile.
+        shard_len: sources per shard; the last one of a tile may have fewer.
         fingerprint: equal if and only if all content is equal.
-        plans: by tile_id, the SHA-256 of the plan under which it was extracted, None without one.
+        plans: SHA-256 of the plan of each tile's extraction, by tile_id; None: there was no plan.
     """
 
     tiles: dict[str, int]
@@ -87,6 +87,7 @@ class StoreIndex:
         }
 
 
+SOURCE_COLUMNS = ("source_id", "ra", "dec", "z_spec", "ebv")  # as in Sources; then Measurements
 # array name -> (dtype, trailing axes); N is always first
 COLUMNS: dict[str, tuple[str, str]] = {
     "source_id": ("int64", ""),

@@ -1,4 +1,4 @@
-"""Ranges of one file of a store: of a disk, or of an object store in few, large requests."""
+"""Reads ranges of a store's file: from disk, or from an object store in few, large requests."""
 
 import os
 from collections.abc import Iterator
@@ -7,31 +7,29 @@ from functools import lru_cache
 
 from photozhpc.files.objects import AnyPath, ObjectPath, is_remote, read_ranges, size_of
 
-# What is asked for first: of a small object all, of a large one the end, where the index is.
-WHOLE_BYTES = 1 << 20
+# The first request reads all of a small object, and the end of a large one, where its index is.
+_WHOLE_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 16
 _PIECE_BYTES = 16 << 20
 
 
 class ShardFile:
-    """A file that is open for reading; `size` is its length, and `mtime_ns` its date on a disk."""
+    """A file that is open for reading; `size` is its length in bytes."""
 
     size: int
-    mtime_ns: int = 0
 
     def read(self, offset: int, length: int) -> bytes:
         """Return a range, or less at the end of the file."""
         raise NotImplementedError
 
     def expect(self, start: int, stop: int) -> None:
-        """Be told that ranges within [start, stop) come next."""
+        """Prepare for reads within [start, stop)."""
 
 
 class _LocalFile(ShardFile):
     def __init__(self, file: int) -> None:
         self._file = file
-        found = os.fstat(file)
-        self.size, self.mtime_ns = found.st_size, found.st_mtime_ns
+        self.size = os.fstat(file).st_size
 
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self._file, length, offset)
@@ -41,7 +39,7 @@ class _RemoteFile(ShardFile):
     def __init__(self, path: ObjectPath, size: int) -> None:
         self._path = path
         self.size = size
-        self._tail_at = 0 if size <= WHOLE_BYTES else size - _TAIL_BYTES
+        self._tail_at = 0 if size <= _WHOLE_BYTES else size - _TAIL_BYTES
         self._span = (0, b"")
 
     def read(self, offset: int, length: int) -> bytes:
@@ -68,7 +66,7 @@ def open_shard(path: AnyPath, size: int | None = None) -> Iterator[ShardFile]:
     """Open a file of a store.
 
     Args:
-        size: of a remote one, as its manifest says.
+        size: of a remote file, from its manifest.
 
     Raises:
         OSError: it is missing.
@@ -81,7 +79,7 @@ def open_shard(path: AnyPath, size: int | None = None) -> Iterator[ShardFile]:
 
 
 def forget_objects() -> None:
-    """Forget what was read of objects: another version may be there."""
+    """Empty the cache of objects, which may have been replaced."""
     _read_tail.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""Whether every source of a store has an identifier of its own."""
+"""Checks that the identifiers of a store are unique."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,13 +13,13 @@ _THREADS = 4
 
 
 def check_unique(store: CutoutStore) -> None:
-    """Check it: half a millisecond a shard, 8 bytes a source. Of a store behind a URL it is not
-    done.
+    """Check that no identifier appears twice, except in a store behind a URL.
 
-    What is damaged is passed over: whoever reads it says so.
+    It takes half a millisecond per shard and 8 bytes per source. Damaged shards are skipped:
+    whoever reads their cutouts reports them.
 
     Raises:
-        StoreError: an identifier is there twice.
+        StoreError: an identifier appears twice.
     """
     if is_remote(store.path):
         return
@@ -35,9 +35,9 @@ def check_unique(store: CutoutStore) -> None:
     twice_N = id_N[1:] == id_N[:-1]
     if twice_N.any():
         raise StoreError(
-            f"{store.path}: source_id {id_N[1:][twice_N][0]} stands in the store twice, as do "
-            f"{np.count_nonzero(twice_N)} in all; extract it anew from lists in which every source "
-            "has an identifier of its own, or run 'photozhpc verify' to see the tiles"
+            f"{store.path}: source_id {id_N[1:][twice_N][0]} appears twice in the store, as do "
+            f"{np.count_nonzero(twice_N)} in all; run 'photozhpc verify' to see the tiles, and "
+            "extract the store again from lists in which identifiers are unique"
         )
 
 

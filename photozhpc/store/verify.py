@@ -1,4 +1,4 @@
-"""Is a store what was written, whole and unaltered; and does every source stand in it once?"""
+"""Checks that a store is whole and unaltered, and that every source appears in it once."""
 
 import re
 from contextlib import suppress
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def verify_store(store: "CutoutStore") -> list[str]:
     """Return one line for every missing, truncated, altered, stray or foreign file.
 
-    Every file is read whole; of each source, 16 bytes are in memory.
+    Every file is read completely; memory is 16 bytes per source.
 
     Raises:
         StoreError: plan.json cannot be read.
@@ -42,15 +42,15 @@ def verify_store(store: "CutoutStore") -> list[str]:
         copy = copied(manifest, holders)
         if copy is None:
             n_sources[tile_id] = manifest["n_sources"]
-        told = (not_of_store(manifest, store.sha256), copy, _miscounted(store, manifest))
-        problems += filter(None, told)
+        lines = (not_of_store(manifest, store.sha256), copy, _miscounted(store, manifest))
+        problems += filter(None, lines)
         problems += _file_problems(store, manifest)
     names = {path.stem for path in declared}
     for folder in sorted(p for p in store.path.iterdir() if p.is_dir()):
         if not folder.name.startswith(".") and folder.name not in names:
             problems.append(
-                f"tile {folder.name}: has no manifest (its manifest was lost, or "
-                f"a run was killed); extract it again"
+                f"tile {folder.name}: has no manifest (it was lost, or a run was killed); extract "
+                f"the tile again"
             )
     if problem := plan_problem(plans, store.plan_sha256()):
         problems.append(f"plan.json: {problem}")
@@ -60,29 +60,29 @@ def verify_store(store: "CutoutStore") -> list[str]:
 def _file_problems(store: "CutoutStore", manifest: dict[str, Any]) -> list[str]:
     tile_id, files = manifest["tile_id"], manifest["files"]
     folder = store.path / tile_id
-    problems = []
-    for name, expected in files.items():
-        problem = check_file(folder / name, expected)
-        if problem:
-            problems.append(f"{_describe(tile_id, name)}: {problem}")
+    problems = [
+        f"{_describe(tile_id, name)}: {problem}"
+        for name, expected in files.items()
+        if (problem := check_file(folder / name, expected))
+    ]
     if folder.is_dir():
         present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-        for name in sorted(present - set(files)):
-            problems.append(f"{_describe(tile_id, name)}: not in the manifest")
+        strays = sorted(present - set(files))
+        problems += [f"{_describe(tile_id, name)}: not in the manifest" for name in strays]
     return problems or _checksum_problems(store, manifest)
 
 
 def _checksum_problems(store: "CutoutStore", manifest: dict[str, Any]) -> list[str]:
-    """Return lines on files, sound in themselves, whose chunks are not those of the manifest."""
+    """Return lines on files that are sound but hold other chunks than the manifest says."""
     tile_id, files = manifest["tile_id"], manifest["files"]
     try:
-        found = store.chunk_checksums(store.path / tile_id)
+        checksums = store.chunk_checksums(store.path / tile_id)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         return [f"tile {tile_id}: {error}"]
     return [
         f"{_describe(tile_id, name)}: the manifest has other checksums of its chunks"
-        for name, about in files.items()
-        if "crc32c" in about and about["crc32c"] != found.get(name, b"").hex()
+        for name, entry in files.items()
+        if "crc32c" in entry and entry["crc32c"] != checksums.get(name, b"").hex()
     ]
 
 
@@ -92,25 +92,26 @@ def _miscounted(store: "CutoutStore", manifest: dict[str, Any]) -> str | None:
     try:
         array = read_layout(store.path / tile_id / "source_id", "int64")
     except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None  # a file that is missing or altered, which is said of that file
+        return None  # a missing or altered file has its own line
     if array.shape == (n,):
         return None
-    return f"tile {tile_id}: source_id has the shape {array.shape}, its manifest {n} sources"
+    return f"tile {tile_id}: source_id has the shape {array.shape}, the manifest {n} sources"
 
 
 def _repeated(store: "CutoutStore", n_sources: dict[str, int]) -> list[str]:
-    """Return a line if a source stands in the store twice.
+    """Return a line if a source appears twice in the store.
 
     Args:
-        n_sources: of the tiles that are compared; those that cannot be read are passed over.
+        n_sources: of the tiles to compare; unreadable ones are skipped.
     """
     tile_ids: list[str] = []
     ids = [np.empty(0, np.int64)]
     for tile_id, n in n_sources.items():
         keys = [ShardKey(tile_id, index) for index in range(-(-n // store.shard_len))]
         with suppress(StoreError):
-            found = [store.read_sources(key).source_id_N for key in keys]
-            ids.append(np.concatenate([ids[0], *found]))
+            ids.append(
+                np.concatenate([ids[0], *(store.read_sources(key).source_id_N for key in keys)])
+            )
             tile_ids.append(tile_id)
     id_N = np.concatenate(ids)
     order_N = np.argsort(id_N, kind="stable")
@@ -119,9 +120,9 @@ def _repeated(store: "CutoutStore", n_sources: dict[str, int]) -> list[str]:
         return []
     ends = np.cumsum([len(id_M) for id_M in ids[1:]])
     rows = order_N[again[0] : again[0] + 2]
-    one, other = (tile_ids[tile] for tile in np.searchsorted(ends, rows, "right"))
+    first, second = (tile_ids[tile] for tile in np.searchsorted(ends, rows, "right"))
     return [
-        f"source {id_N[rows[0]]}: stands in the store twice, on tiles {one} and {other}; "
+        f"source {id_N[rows[0]]}: appears twice in the store, on tiles {first} and {second}; "
         f"{len(again)} sources do"
     ]
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import StoreError
 from photozhpc.sources.read import Sources
-from photozhpc.store.schema import COLUMNS, Measurements
+from photozhpc.store.schema import COLUMNS, SOURCE_COLUMNS, Measurements
 
 if TYPE_CHECKING:
     import zarr
@@ -19,28 +19,27 @@ MAX_CHUNK_LEN = 64
 def create_arrays(
     group: "zarr.Group", n_sources: int, shard_len: int, axes: dict[str, int]
 ) -> dict[str, "zarr.Array"]:
-    """Make the arrays of a tile in its group, empty.
+    """Create the empty arrays of a tile in its group.
 
     Args:
-        axes: lengths: of C bands, R aperture radii, S pixels a side.
+        axes: lengths of the axes C (bands), R (aperture radii) and S (pixels).
     """
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    # Lossless on the bits; what makes it small is that the pixels were rounded (ingest.py).
-    # Shuffled by bytes it is 8% larger than by bits, and decoded twice as fast
-    # (docs/decisions.md). The checksum turns a flipped bit into an error where decompression
-    # alone might not notice it.
+    # Lossless; it compresses because the pixels are rounded (rounding.py). Shuffled by bytes it is
+    # 8% larger than by bits, but decodes twice as fast (docs/decisions.md). The checksum turns a
+    # flipped bit into an error where decompression alone might not notice it.
     compressors = [BloscCodec(cname="lz4", clevel=9, shuffle="shuffle"), Crc32cCodec()]
     image = tuple(axes[axis] for axis in "CSS")
     chunk_len = next(n for n in range(MAX_CHUNK_LEN, 0, -1) if shard_len % n == 0)
-    band = (axes["C"], _band_height(axes["S"]), axes["S"])
-    # Else Zarr drops a file that holds only fill values: a missing file must mean damage.
+    strip = (axes["C"], _strip_height(axes["S"]), axes["S"])
+    # Zarr would otherwise skip a file of fill values only: a missing file must mean damage.
     always_write: ArrayConfigLike = {"write_empty_chunks": True}
     arrays = {
         "cutout": group.create_array(
             "cutout",
             shape=(n_sources, *image),
-            chunks=(chunk_len, *band),
+            chunks=(chunk_len, *strip),
             shards=(shard_len, *image),
             dtype="float32",
             fill_value=np.nan,
@@ -80,20 +79,18 @@ class TileWriter:
         """Append one shard: shard_len sources, fewer only in the last one of the tile.
 
         Raises:
-            StoreError: the shard has another length than is due.
+            StoreError: the shard has a wrong length.
         """
-        due = min(self._shard_len, self._n_sources - self._written)
-        if len(sources) != due or len(cutout_NCSS) != due:
-            raise StoreError(f"a shard of {due} sources is due, got {len(sources)}")
-        self._arrays["cutout"][self._written : self._written + due] = cutout_NCSS
-        for name in COLUMNS:
-            owner = sources if name in ("source_id", "ra", "dec", "z_spec", "ebv") else measured
-            suffix = {"": "_N", "C": "_NC", "CR": "_NCR"}[COLUMNS[name][1]]
-            values = getattr(owner, name + suffix)
+        n = min(self._shard_len, self._n_sources - self._written)
+        if len(sources) != n or len(cutout_NCSS) != n:
+            raise StoreError(f"the next shard must have {n} sources, got {len(sources)}")
+        self._arrays["cutout"][self._written : self._written + n] = cutout_NCSS
+        for name, (_, trailing) in COLUMNS.items():
+            values = getattr(sources if name in SOURCE_COLUMNS else measured, f"{name}_N{trailing}")
             if values is None:  # Kron fluxes that were not measured
                 values = np.full(measured.flags_NC.shape, np.nan, np.float32)
             self._columns[name].append(values)
-        self._written += due
+        self._written += n
 
     def finish(self) -> None:
         """Write the columns.
@@ -102,15 +99,15 @@ class TileWriter:
             StoreError: fewer sources were written than were announced.
         """
         if self._written != self._n_sources:
-            raise StoreError(f"{self._n_sources} sources were due, {self._written} were written")
+            raise StoreError(f"{self._written} of {self._n_sources} sources were written")
         if self._n_sources:
             for name, parts in self._columns.items():
                 self._arrays[name][:] = np.concatenate(parts)
 
 
-def _band_height(size: int) -> int:
-    """Return the lines of a cutout that are encoded together: a 5th to a 12th if one divides it.
+def _strip_height(size: int) -> int:
+    """Return how many lines of a cutout are encoded together: a 5th to a 12th if one divides it.
 
-    A network that sees the middle of the cutouts is spared the decoding of the rest.
+    A network that sees only the middle of the cutouts need not decode the rest.
     """
     return next((h for h in range(size // 5, size // 12, -1) if size % h == 0), size)

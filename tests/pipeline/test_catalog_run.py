@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_survey_is_refused_and_nothing_written(store, tm
 
 def test_an_identifier_that_is_there_twice_is_found_at_the_start(checkpoint, tmp_path):
     twice = make_store(tmp_path / "store", {"a": 70, "b": 30}, same_ids=True)
-    line = "source_id 1000000000000000 stands in the store twice, as do 30 in all"
+    line = "source_id 1000000000000000 appears twice in the store, as do 30 in all"
     with pytest.raises(StoreError, match=line):
         check_unique(twice)
     with pytest.raises(StoreError, match=line):

@@ -109,7 +109,7 @@ def test_one_fields_files_become_a_store_with_labels(
     delivery: Path, xy_N2: np.ndarray, tmp_path: Path
 ) -> None:
     summary = extract(SURVEY, delivery, tmp_path / "s", size=32, workers=1)
-    assert "labels of the source lists: 8 from z_spec, 8 from z_grism" in summary.notes
+    assert "labels in the source lists: 8 from z_spec, 8 from z_grism" in summary.notes
     store = CutoutStore.open(tmp_path / "s")
     assert store.tiles() == {"gn": 24}
     (key,) = store.shards()

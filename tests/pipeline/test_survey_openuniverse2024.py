@@ -131,7 +131,7 @@ def delivery(tmp_path_factory: pytest.TempPathFactory, truth: pd.DataFrame) -> P
 def store(delivery: Path, tmp_path_factory: pytest.TempPathFactory) -> CutoutStore:
     path = tmp_path_factory.mktemp("store") / "s"
     summary = extract(SURVEY, delivery, path, size=32, workers=1)
-    assert "3 sources on no tile left out" in summary.notes
+    assert "3 sources on no tile were left out" in summary.notes
     assert any("one error for all pixels" in note for note in summary.notes)
     return CutoutStore.open(path)
 

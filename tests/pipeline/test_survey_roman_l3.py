@@ -160,7 +160,7 @@ def test_every_source_of_the_sky_is_measured_once_on_the_better_skycell(
     assert (id_N >> 46 == 1234).all()  # the identifier of the delivery
     cell_of_id = np.array(CELLS)[(id_N >> 32 & 127) - 48]
     assert (rows["tile"] == cell_of_id).all()
-    assert any("left to the list of the tile" in note for note in summary.notes)
+    assert any("taken from the list of the tile" in note for note in summary.notes)
     assert any("no mosaic of band F062" in note for note in summary.notes)
 
 

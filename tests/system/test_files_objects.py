@@ -386,7 +386,7 @@ def test_what_is_not_there_or_closed_is_told_in_a_line(
     assert "'gs' URLs" in refused("gs://bucket/l3")
     assert "no bucket" in refused("s3://")
     assert "no such source list" in refused(mosaics, source_lists=[f"{mosaics}/none.parquet"])
-    assert "written to a disk" in refused(mosaics, store=f"s3://{BUCKET}/out")
+    assert "only be written to a disk" in refused(mosaics, store=f"s3://{BUCKET}/out")
     assert "cannot be reached" in refused("http://127.0.0.1:9/l3")
     with pytest.raises(StoreError, match="no store there"):
         CutoutStore.open(f"s3://{BUCKET}/nothing")
@@ -402,7 +402,9 @@ def test_the_command_line_takes_urls(server: Server, mosaics: str, tmp_path: Pat
         return result.output
 
     shared = ("extract", "--survey", "roman-sim", "--mosaics")
-    assert "written to a disk" in refused(*shared, "s3://sky/none", "--store", "s3://sky/out")
+    assert "only be written to a disk" in refused(
+        *shared, "s3://sky/none", "--store", "s3://sky/out"
+    )
     out = str(tmp_path / "s")
     assert "no such" in refused(*shared, "s3://sky/none", "--store", out)
     detect = ("detect", "--survey", "roman-sim", "--mosaics", mosaics, "--out")

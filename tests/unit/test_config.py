@@ -176,7 +176,7 @@ def test_a_band_is_named_so_that_fits_has_a_column_for_it():
 
 def test_an_alias_stands_for_a_band_of_the_survey():
     band = Band("F158", psf_fwhm_arcsec=0.1, extinction_r=0.5)
-    with pytest.raises(ValueError, match="'h' stands for 'F160', which is no band"):
+    with pytest.raises(ValueError, match=r"'h' stands for 'F160'.* not a band"):
         Survey("s", (band,), 0.1, band_aliases={"h": "F160"})
 
 
@@ -199,7 +199,7 @@ SURVEY_YAML = (
 def test_a_survey_is_called_like_a_folder(tmp_path, name) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(f"name: {json.dumps(name)}\n{SURVEY_YAML}")
-    with pytest.raises(ConfigError, match=r"s.yaml: .*name must be letters, digits"):
+    with pytest.raises(ConfigError, match=r"s\.yaml: .*name must be .*letters, digits"):
         load_survey(path)
 
 
@@ -218,7 +218,7 @@ def test_a_regex_that_never_ends_is_refused(tmp_path, regex) -> None:
     path = tmp_path / "s.yaml"
     for key in ("mosaic_pattern", "source_pattern"):
         path.write_text(f"name: s\n{SURVEY_YAML}{key}: '{{tile:{regex}}}_{{band}}.fits'\n")
-        with pytest.raises(ConfigError, match="can take for ever"):
+        with pytest.raises(ConfigError, match="take forever"):
             load_survey(path)
 
 

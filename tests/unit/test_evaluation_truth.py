@@ -40,14 +40,14 @@ def test_marks_are_no_truth_and_said(tmp_path: Path, mark: float) -> None:
     truth = read_truth([_written(tmp_path / "t.parquet", z_true=[0.5, mark, 0.7, -99.0])])
     assert truth.z_ref_N.tolist() == [0.7, 0.5]
     (note,) = truth.notes
-    assert note.startswith("1 values of 'z_true' are no redshifts")
+    assert note.startswith("1 values of 'z_true' are not redshifts")
     assert note.endswith(f"{mark:g}")
 
 
 def test_stars_that_are_known_as_such_are_not_asked_about(tmp_path: Path) -> None:
     path = _written(tmp_path / "t.fits", z_true=[5e-4, 1.0, 1.1, 1.2], is_star=[1, 0, 0, 0])
     assert read_truth([path]).notes == ()
-    assert "are they stars?" in read_truth([_written(path, z_true=[5e-4, 1.0, 1.1, 1.2])]).notes[0]
+    assert "they are stars" in read_truth([_written(path, z_true=[5e-4, 1.0, 1.1, 1.2])]).notes[0]
 
 
 def test_a_magnitude_of_99_is_none(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_magnitude_of_99_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"z_true": Z * u.km / u.s}, "'km / s' is not known as a unit of a redshift; convert it"),
+        ({"z_true": Z * u.km / u.s}, "'km / s' cannot be converted to a redshift"),
         ({"source_id": [4.0, 3.0, 2.0, 1.0]}, "does not hold one identifier per row"),
         (
             {"source_id": MaskedColumn([4, 3, 2, 1], mask=[0, 1, 0, 0])},
@@ -74,7 +74,7 @@ def test_what_is_not_certain_is_refused(tmp_path: Path, columns: dict, words: st
 def test_one_name_twice_is_refused_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table([[1], [0.5], [0.6]], names=["source_id", "z_true", "z_true"]), path)
-    with pytest.raises(SourceListError, match="which column of the truth table is 'z_true'"):
+    with pytest.raises(SourceListError, match=r"truth table has .* for 'z_true'"):
         read_truth([path])
     csv = tmp_path / "t.csv"
     csv.write_bytes(b"\xef\xbb\xbfsource_id,z_true,Z_TRUE\n5,0.5,0.9\n")

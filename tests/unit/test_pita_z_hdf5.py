@@ -223,8 +223,8 @@ def test_marks_for_unknown_are_no_labels_and_no_dust(tmp_path: Path) -> None:
     given["redshifts"][:3], given["ebvs"][:2] = [99, 9.99, 1e20], [99, -99]
     summary = import_hdf5(write(tmp_path / "a.hdf5", given), SURVEY, tmp_path / "a")
     assert summary.labelled == (given["redshifts"][3:] > 0).sum()
-    assert any("3 values of 'redshifts' are no redshifts" in note for note in summary.notes)
-    assert any("1 values of 'ebvs' are no E(B-V)" in note for note in summary.notes)
+    assert any("3 values of 'redshifts' are not redshifts" in note for note in summary.notes)
+    assert any("1 values of 'ebvs' are not E(B-V)" in note for note in summary.notes)
     store = CutoutStore.open(tmp_path / "a")
     ebv_N = np.concatenate([store.read_sources(key).ebv_N for key in store.shards()])
     assert ebv_N.max() < 20

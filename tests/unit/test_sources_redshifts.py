@@ -17,7 +17,7 @@ def test_marks_are_no_redshifts_and_counted(mark: float, dtype: type) -> None:
         usable_redshifts(value_N, "z_spec", remarks), np.array([0.5, np.nan, 1.2, np.nan], dtype)
     )
     (line,) = remarks.lines()
-    assert line.startswith("2 values of 'z_spec' are no redshifts")
+    assert line.startswith("2 values of 'z_spec' are not redshifts")
     assert line.endswith(f": {mark:g}")
 
 
@@ -34,8 +34,8 @@ def test_a_largest_value_that_is_repeated_and_stars_are_kept_and_said() -> None:
     z_N = usable_redshifts(np.array([9.9, 0.4, 9.9, 5e-4, 9.9]), "z", remarks, remedy="lower it")
     np.testing.assert_array_equal(z_N, [9.9, 0.4, 9.9, 5e-4, 9.9])
     stars, largest = remarks.lines()
-    assert stars == "1 redshifts of 'z' are below 0.002 and kept: are they stars?"
-    assert largest.startswith("3 redshifts of 'z' are exactly its largest value, and kept")
+    assert stars.startswith("1 redshifts of 'z' are below 0.002 and were kept")
+    assert largest.startswith("3 redshifts of 'z' equal its largest value and were kept")
     assert largest.endswith("lower it: 9.9")
     assert np.isnan(usable_redshifts(np.array([9.9, 0.4]), "z", remarks, z_max=9)[0])
 

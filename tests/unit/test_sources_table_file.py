@@ -190,10 +190,10 @@ def test_of_several_tables_the_one_with_the_columns_is_read(tmp_path: Path) -> N
     fits.HDUList([fits.PrimaryHDU(), redshifts, objects]).writeto(tmp_path / "desi.fits")
     table = read(tmp_path / "desi.fits")
     is_right(table)
-    assert table.notes == ["table 2 'LDAC_OBJECTS' of desi.fits was read, and not 1 'REDSHIFTS'"]
+    assert table.notes == ["desi.fits: table 2 'LDAC_OBJECTS' was read, but not 1 'REDSHIFTS'"]
     chips = [fits.PrimaryHDU(), header, objects, header.copy(), objects.copy()]
     fits.HDUList(chips).writeto(tmp_path / "chips.fits")
-    with pytest.raises(SourceListError, match=r"which of its 2 tables .*2 'LDAC_OBJECTS', 4"):
+    with pytest.raises(SourceListError, match=r"2 of its tables .*2 'LDAC_OBJECTS', 4"):
         read(tmp_path / "chips.fits")
     fits.PrimaryHDU(np.zeros((2, 2))).writeto(tmp_path / "image.fits")
     with pytest.raises(SourceListError, match="it holds no table"):
@@ -256,7 +256,7 @@ def test_the_exact_name_wins_and_two_others_are_too_many(tmp_path: Path) -> None
     assert table.find("RA") == "RA"
     assert table.find("id") == "ID"
     assert table.find("ebv") is None
-    with pytest.raises(SourceListError, match=r"which column .* is 'dec'.*'Dec' and 'DEC'"):
+    with pytest.raises(SourceListError, match=r"'Dec' and 'DEC' for 'dec'"):
         table.find("dec")
     pq.write_table(pa.table([RA, RA], names=["ra", "ra"]), path)
     with pytest.raises(SourceListError, match="'ra' and 'ra'"):
@@ -266,9 +266,9 @@ def test_the_exact_name_wins_and_two_others_are_too_many(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (bz2.compress(CSV.encode()), "packed \\(bzip2\\); unpack it"),
-        (b"PK\x03\x04xlsx", "packed \\(zip\\); unpack it"),
-        (CSV.encode("utf-16-le"), "unknown kind of source list"),
+        (bz2.compress(CSV.encode()), "bzip2 file; unpack it"),
+        (b"PK\x03\x04xlsx", "zip file; unpack it"),
+        (CSV.encode("utf-16-le"), "unknown format; give the source list"),
         (CSV.split("\n", 1)[1].encode(), "no line names its columns"),
         (gzip.compress(CSV.encode())[:-20], "truncated or damaged gzip file"),
     ],
@@ -355,7 +355,7 @@ def test_of_several_tables_of_hdf5_none_is_guessed(tmp_path: Path) -> None:
     rows.write(path, path="a/second", append=True)
     is_right(read(path))
     rows.write(path, path="third", append=True)
-    with pytest.raises(SourceListError, match=r"which of its .* tables is meant"):
+    with pytest.raises(SourceListError, match="of its tables fit equally well"):
         read(path)
 
 

@@ -55,7 +55,7 @@ def test_tiles_are_sorted_and_may_be_empty(store: CutoutStore) -> None:
 def test_a_tile_that_was_interrupted_does_not_exist_and_is_made_anew(store: CutoutStore) -> None:
     with pytest.raises(ZeroDivisionError), store.new_tile("a", N, {}):
         raise ZeroDivisionError
-    with pytest.raises(StoreError, match="0 were written"), store.new_tile("a", N, {}):
+    with pytest.raises(StoreError, match="0 of 200 sources"), store.new_tile("a", N, {}):
         pass
     assert store.tiles() == {}
     # a run killed between the rename and the manifest leaves an undeclared folder
@@ -64,7 +64,7 @@ def test_a_tile_that_was_interrupted_does_not_exist_and_is_made_anew(store: Cuto
     assert store.verify() != []
     fill(store, "a", N)
     assert store.verify() == []
-    with pytest.raises(StoreError, match="there already"):
+    with pytest.raises(StoreError, match="already exists"):
         fill(store, "a", N)
 
 
@@ -223,20 +223,20 @@ def test_another_survey_in_the_metadata_of_a_store_is_found(store: CutoutStore) 
         CutoutStore.open(store.path)
 
 
-def test_a_store_of_the_development_version_is_refused_in_one_line(store: CutoutStore) -> None:
+def test_a_store_without_its_checksums_is_refused_in_one_line(store: CutoutStore) -> None:
     fill(store, "a", N)
     manifest_file = store.path / ".manifests" / "a.json"
     manifest = json.loads(manifest_file.read_text())
     del manifest["store"], manifest["plan"]
     manifest_file.write_text(json.dumps(manifest | {"sha256": own_digest(manifest)}))
-    with pytest.raises(StoreError, match="development version") as refused:
+    with pytest.raises(StoreError, match="not photozhpc's; extract") as refused:
         CutoutStore.open(store.path).shards()
     assert "\n" not in str(refused.value)
     path = store.path / "zarr.json"
     document = json.loads(path.read_text())
     del document["attributes"]["photozhpc"]["sha256"]
     path.write_text(json.dumps(document))
-    with pytest.raises(StoreError, match="development version"):
+    with pytest.raises(StoreError, match=r"zarr\.json was altered"):
         CutoutStore.open(store.path)
 
 
@@ -395,7 +395,7 @@ def _planned(store: CutoutStore) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, r"plan\.json: is missing, under which tile 'a' was extracted"),
+        (None, r"plan\.json: is missing, but tile 'a'"),
         ('{"a": "x"}', r"plan\.json: was altered"),
         ('{"a": "x", "b": "z"}', r"plan\.json: was altered"),
         ('{"a": "x", "b": "y", "c": "z"}', r"tile c: missing|1 tiles are missing"),
@@ -451,4 +451,4 @@ def test_a_source_that_stands_on_two_tiles_is_found(store: CutoutStore) -> None:
     fill(store, "a", 10)
     fill(store, "b", 5)
     (problem,) = store.verify()
-    assert problem == ("source 0: stands in the store twice, on tiles a and b; 5 sources do")
+    assert problem == "source 0: appears twice in the store, on tiles a and b; 5 sources do"
