@@ -3,7 +3,6 @@
 import io
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import astropy.units as u
@@ -211,34 +210,3 @@ def test_urls_are_no_places_to_write_to(tmp_path, monkeypatch):
         assert told.exit_code == 2
         assert "is a URL; pass a path" in told.stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_the_memory_of_an_export_does_not_grow_with_the_rows(tmp_path):
-    """Peak memory, in a process of its own, of a FITS export of 4 and of 40 equal parts."""
-    one = write_catalogue(tmp_path / "one") / "catalog" / "part-000000.parquet"
-    program = (
-        "import resource, sys; from photozhpc.export.export import export; "
-        "export(sys.argv[1], sys.argv[2], sys.argv[3]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    big = tmp_path / "big.parquet"
-    table = pa.concat_tables([pq.read_table(one)] * 25)
-    pq.write_table(table.replace_schema_metadata(pq.read_schema(one).metadata), big)
-    places = {n: tmp_path / f"n{n}" for n in (4, 40)}
-    for n, folder in places.items():
-        folder.mkdir()
-        for index in range(n):
-            (folder / f"part-{index:06d}.parquet").hardlink_to(big)
-    peaks = {}
-    places[1] = tmp_path / "vo-parquet-40"  # a catalogue in one part
-    for to in ("vo-parquet", "fits"):
-        for n in (4, 40, 1):
-            out = tmp_path / f"{to}-{n}"
-            command = [sys.executable, "-c", program, str(places[n]), to, str(out)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
-            peaks[to, n] = int(done.stdout) / 1024
-    # A row group of 131 072 rows is in memory at a time, and not the 400 000 of the part.
-    assert peaks["fits", 1] - peaks["fits", 40] < 250, peaks
-    assert peaks["fits", 40] - peaks["fits", 4] < 30, peaks
-    # A row group is gathered: 131 072 rows are 33 MB, which 4 parts do not fill.
-    assert peaks["vo-parquet", 40] - peaks["vo-parquet", 4] < 200, peaks
