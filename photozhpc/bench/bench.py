@@ -23,6 +23,7 @@ from photozhpc.model import bundled_checkpoint
 from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.photometry import local_sky, sum_circles
 from photozhpc.store import CutoutStore
+from photozhpc.store.cutout_store import local_path
 from photozhpc.survey import load_survey
 from photozhpc.workers.dask_workers import DaskWorkers, tasks_per_worker
 from photozhpc.workers.local import Device, device_list
@@ -249,7 +250,9 @@ def images_of(
 
 def store_bytes(store: CutoutStore) -> int:
     """Return the total size of the files of all tiles."""
-    files = [file for tile_id in store.tiles() for file in (store.path / tile_id).rglob("*")]
+    files = [
+        file for tile_id in store.tiles() for file in (local_path(store.path) / tile_id).rglob("*")
+    ]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

@@ -33,7 +33,7 @@ from photozhpc.sources.find import (
     sources_to_measure,
 )
 from photozhpc.sources.read import Sources
-from photozhpc.store.cutout_store import TILE_ID, CutoutStore, check_local
+from photozhpc.store.cutout_store import TILE_ID, CutoutStore, local_path
 from photozhpc.store.rounding import round_pixels, rounding_step
 from photozhpc.store.schema import Measurements, StoreIndex
 from photozhpc.survey import Survey, names_of
@@ -164,7 +164,7 @@ def extract(
         PhotozError: a fault in the mosaics, the lists, or the store.
     """
     map_text = describe_map(ebv_map)
-    check_local(store_path)
+    store_path = local_path(store_path)
     notes: list[str] = []
     tile_mosaics = find_mosaics(mosaics, survey, notes)
     lists = list(source_lists) or find_source_lists(mosaics, survey, notes)
@@ -180,8 +180,8 @@ def extract(
         notes.append(f"E(B-V) of {len(without_ebv_M)} sources whose list has none: {map_text}")
     store = CutoutStore.create(store_path, survey, size, shard_len)
 
-    remove_stale_partials(store.path)
-    remove_stale_partials(store.path / ".manifests")
+    remove_stale_partials(store_path)
+    remove_stale_partials(store_path / ".manifests")
 
     jobs: list[tuple[str, dict[str, AnyPath] | None, Sources]] = []
     for index, tile_id in enumerate(tile_mosaics):
@@ -414,5 +414,9 @@ def _sources_digest(sources: Sources, ebv_map: str) -> str:
 
 
 def _bytes_per_cutout(store: CutoutStore, index: StoreIndex) -> float:
-    files = (file for tile in index.tiles for file in (store.path / tile / "cutout").rglob("*"))
+    files = (
+        file
+        for tile in index.tiles
+        for file in (local_path(store.path) / tile / "cutout").rglob("*")
+    )
     return sum(file.stat().st_size for file in files if file.is_file()) / max(index.n_sources, 1)

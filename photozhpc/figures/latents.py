@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from photozhpc.errors import StoreError
+from photozhpc.files.objects import AnyPath
 from photozhpc.model.augment import centre_crop
 from photozhpc.model.checkpoint import load_checkpoint
 from photozhpc.model.engine import Engine, usable
@@ -37,7 +38,7 @@ class Latents:
 
     checkpoint_path: Path
     checkpoint_sha256: str
-    store_path: Path
+    store_path: AnyPath
     survey: Survey
     seed: int
     source_id_N: NDArray[np.int64]
@@ -65,7 +66,7 @@ class Latents:
 
 
 def read_latents(
-    checkpoint_path: str | Path, store_path: str | Path, max_sources: int, seed: int
+    checkpoint_path: str | Path, store_path: str | AnyPath, max_sources: int, seed: int
 ) -> Latents:
     """Run a model over a random subset of a store, one block of a shard at a time.
 

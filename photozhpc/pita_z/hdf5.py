@@ -31,7 +31,7 @@ from photozhpc.mosaic.tile import Tile
 from photozhpc.pita_z.units import NJY_PER_UJY, FluxFeatures, njy_per_count
 from photozhpc.sources.read import Sources, usable_ebv
 from photozhpc.sources.redshifts import Remarks, usable_redshifts
-from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store.cutout_store import CutoutStore, local_path
 from photozhpc.store.schema import Measurements
 from photozhpc.survey import Survey
 
@@ -118,8 +118,8 @@ def import_hdf5(
         catalogue = _read_catalogue(path, file, survey, len(images), label_f, features)
         n, size = len(images), int(images.shape[-1])
         store = CutoutStore.create(store_path, survey, size, shard_len)
-        remove_stale_partials(store.path)
-        remove_stale_partials(store.path / ".manifests")
+        remove_stale_partials(local_path(store.path))
+        remove_stale_partials(local_path(store.path) / ".manifests")
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns, label_f, repr(features), scale_C.tolist()]
         edges = [*range(0, n, SHARDS_A_TILE * shard_len), n]

@@ -70,7 +70,7 @@ class CutoutStore:
     def __init__(
         self, path: AnyPath, survey: Survey, size: int, shard_len: int, sha256: str
     ) -> None:
-        self.path: Any = path
+        self.path = path
         self.survey = survey
         self.cutout_size = size
         self.shard_len = shard_len
@@ -93,8 +93,7 @@ class CutoutStore:
         Raises:
             StoreError: the folder holds something else, or a store made differently.
         """
-        check_local(path)
-        path = Path(str(path))
+        path = local_path(path)
         size = survey.cutout_size if size is None else size
         if size < 1 or shard_len < 1:
             raise StoreError(f"size and shard_len must be positive, got {size} and {shard_len}")
@@ -229,7 +228,7 @@ class CutoutStore:
             lost = set(index.plans.values()) == {json_sha256(plan)}
             if index.tiles and not lost and self._plan() is None:
                 raise StoreError(f"{self.path}: holds tiles already; choose another --store")
-            write_durably(self.path / "plan.json", json.dumps(plan).encode())
+            write_durably(local_path(self.path) / "plan.json", json.dumps(plan).encode())
         elif declared != plan:
             tile_id = min(t for t in {*declared, *plan} if declared.get(t) != plan.get(t))
             raise StoreError(
@@ -352,7 +351,7 @@ class CutoutStore:
             raise StoreError(f"{self.path}: tile '{tile_id}' already exists")
         import zarr  # only for writing: readers need not wait for the import
 
-        final = self.path / tile_id
+        final = local_path(self.path) / tile_id
         partial = partial_path(final)
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -464,14 +463,16 @@ class CutoutStore:
             ) from error
 
 
-def check_local(path: str | AnyPath) -> None:
-    """Check that a store can be written at a path.
+def local_path(path: str | AnyPath) -> Path:
+    """Return the path of a store that is to be written.
 
     Raises:
         StoreError: it is not on a disk.
     """
-    if is_remote(location(path)):
+    path = location(path)
+    if is_remote(path):
         raise StoreError(
             f"{path}: a store can only be written to a disk; pass a local --store and copy the "
             f"finished store ('aws s3 cp --recursive')"
         )
+    return path

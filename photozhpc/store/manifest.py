@@ -119,9 +119,9 @@ def _checked(path: AnyPath, content: bytes) -> dict[str, Any]:
     return manifest
 
 
-def list_manifests(folder: AnyPath) -> tuple[list[Any], list[Any]]:
+def list_manifests(folder: AnyPath) -> tuple[list[AnyPath], list[tuple[Any, ...]]]:
     """Return a store's manifests, sorted by tile, and stamps that differ if one has changed."""
-    paths: list[Any] = sorted(folder.glob("*.json"))
+    paths: list[AnyPath] = sorted(folder.glob("*.json"), key=str)
     return paths, [_stamp(path) for path in paths]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from photozhpc.errors import StoreError
+from photozhpc.files.objects import AnyPath
 from photozhpc.store.chunks import read_layout
 from photozhpc.store.manifest import check_file, copied, not_of_store, plan_problem, read_manifest
 from photozhpc.store.schema import ShardKey
@@ -30,7 +31,7 @@ def verify_store(store: "CutoutStore") -> list[str]:
     plans: dict[str, str | None] = {}
     holders: dict[str, str] = {}
     n_sources: dict[str, int] = {}
-    declared = sorted((store.path / ".manifests").glob("*.json"))
+    declared: list[AnyPath] = sorted((store.path / ".manifests").glob("*.json"), key=str)
     for path in declared:
         try:
             manifest = read_manifest(path)
