@@ -43,6 +43,7 @@ from photozhpc.survey import load_survey
 HERE = Path(__file__).parent
 RECIPE = HERE.parent / "photozhpc/configs/train/bundled.yaml"
 SURVEY_SOURCES = 300_000_000
+ROUNDS, TRAINING_STEPS = 10, 30  # of which medians and rates are taken
 
 
 def ceiling(
@@ -76,9 +77,9 @@ def seconds_of(run, device: str) -> float:
         run()
         wait(device)
 
-    for _ in range(3):
+    for _ in range(min(3, ROUNDS)):
         run_and_wait()
-    return median(alternate({"run": run_and_wait}, 10)["run"])
+    return median(alternate({"run": run_and_wait}, ROUNDS)["run"])
 
 
 def wait(device: str) -> None:
@@ -135,7 +136,10 @@ def train_rate(device: str, store: CutoutStore, batches: list[int]) -> dict[str,
         alone = batch / seconds_of(lambda t=trainer, b=lanes: t.train_step(b), device)
         wait(device)
         start = time.perf_counter()
-        steps = [trainer.train_step(lanes) for lanes, _ in zip(coming, range(30), strict=False)]
+        steps = [
+            trainer.train_step(lanes)
+            for lanes, _ in zip(coming, range(TRAINING_STEPS), strict=False)
+        ]
         wait(device)
         rate = batch * len(steps) / (time.perf_counter() - start)
         rates[f"batch {batch}"] = {"step_images_per_s": alone, "from_store_images_per_s": rate}
@@ -168,6 +172,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="small sizes, nothing compiled")
     options = parser.parse_args()
     device, small = options.device, options.small
+    if small:
+        global ROUNDS, TRAINING_STEPS
+        ROUNDS, TRAINING_STEPS = 2, 3
     n_sources = 512 if small else options.sources
     batches = [64] if small else [512, 2048, 4096]
     result = about("gpu", "torch timm zarr dask numba", device=device, sources=n_sources)

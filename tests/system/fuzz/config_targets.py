@@ -17,7 +17,7 @@ from photozhpc.workers.site import STAGES, load_site, make_job
 
 
 class _Yaml(Target):
-    cases = 150
+    cases = 60
     weight = 1.0
     kind = ""
 

@@ -53,7 +53,7 @@ def tiny_config() -> PITAConfig:
 
 
 class Checkpoint(Target):
-    cases = 250
+    cases = 100
     weight = 5.0
 
     def make(self) -> None:
@@ -95,7 +95,7 @@ class Checkpoint(Target):
 class TrainingState(Target):
     """What a training run is taken up from."""
 
-    cases = 150
+    cases = 60
     weight = 0.5
 
     def make(self) -> None:
@@ -145,7 +145,7 @@ class TrainingState(Target):
 class PitaZ(Target):
     """A checkpoint as Lightning writes it, of a network that is smaller than any of the paper's."""
 
-    cases = 250
+    cases = 100
     weight = 1.0
 
     def make(self) -> None:

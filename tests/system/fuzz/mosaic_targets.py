@@ -60,7 +60,7 @@ def tile_content(tile: Tile) -> tuple[Any, ...]:
 
 
 class RomanAsdf(_Mosaics):
-    cases = 120
+    cases = 48
     weight = 0.4
 
     def make(self) -> None:
@@ -94,7 +94,7 @@ class RomanAsdf(_Mosaics):
 
 class FitsMosaic(_Mosaics):
     survey = HST
-    cases = 300
+    cases = 120
     weight = 0.8
 
     def make(self) -> None:

@@ -64,7 +64,7 @@ def seal_manifest(manifest: Any) -> Any:
 
 
 class Store(Target):
-    cases = 500
+    cases = 200
     weight = 2.0
 
     def make(self) -> None:
@@ -142,7 +142,7 @@ class Store(Target):
 
 
 class Catalogue(Target):
-    cases = 350
+    cases = 140
     weight = 2.0
 
     def make(self) -> None:

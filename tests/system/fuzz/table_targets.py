@@ -89,7 +89,7 @@ def change_columns(sound: pa.Table, rng: Random) -> pa.Table:
 
 
 class SourceLists(Target):
-    cases = 450
+    cases = 180
     weight = 8.0
 
     def make(self) -> None:
@@ -128,7 +128,7 @@ class SourceLists(Target):
 
 
 class TruthTables(SourceLists):
-    cases = 300
+    cases = 120
 
     def read(self, damage: Damage) -> Any:
         return read_truth([self.folder / damage.name])
