@@ -1,4 +1,4 @@
-"""Mosaics -> a source list, where there is no catalogue: every source once, with stable names."""
+"""Mosaics -> a source list, if there is no catalogue: every source once, with a stable id."""
 
 import hashlib
 import json
@@ -33,18 +33,18 @@ from photozhpc.survey import Survey, names_of
 from photozhpc.workers.pool import run_jobs
 
 _STAMP_KEY = b"photozhpc.detection"
-_NUMBER_BITS = 24  # 16 million sources a tile; 39 bits are left for the tile's name
+_NUMBER_BITS = 24  # 16 million sources per tile; 39 bits remain for the tile's name
 
 
 @dataclass(frozen=True)
 class DetectSummary:
-    """What a detection did.
+    """The result of a detection.
 
     Attributes:
         tiles, sources: in the list.
-        repeats: sightings of a source on another tile than the one it is kept on.
-        present: whether the list was there already, made in the same way of the same mosaics.
-        notes: what a user should know of the mosaics.
+        repeats: further detections of sources that overlapping tiles share.
+        present: whether the list already existed, made in the same way from the same mosaics.
+        notes: remarks about the mosaics for the user.
     """
 
     tiles: int
@@ -66,21 +66,21 @@ def make_source_list(
     """Detect the sources of every tile and write one list, with the survey's column names.
 
     A source in the overlap of tiles is taken from the tile on which it lies furthest from the
-    edge, as `assign_tiles` does. Its identifier is of the tile's name and its number there: it
-    does not depend on the processes, the run, or the other tiles. Tiles that were searched before
-    a run was stopped are kept in a hidden folder beside `out` until the list is written.
+    edge, as in `assign_tiles`. Its identifier consists of the tile's name and its number there: it
+    does not depend on the processes, the run, or the other tiles. If a run is stopped, the searched
+    tiles stay in a hidden folder beside `out` until the list is written.
 
     Args:
         threshold, min_area_pix: see `detect_sources`.
-        workers: processes; default: one per core, but not more than tiles.
-        progress: called with tiles done and in all.
+        workers: processes; default: one per core, at most one per tile.
+        progress: called with (tiles done, all tiles).
 
     Raises:
-        PhotozError: a fault in the mosaics, no source at all, or another list at `out`.
+        PhotozError: the mosaics are faulty, hold no source, or `out` is another list.
     """
     out = Path(out)
     if out.suffix.lower() not in (".parquet", ".pq"):
-        raise ConfigError(f"{out}: a source list is written as Parquet; call it *.parquet")
+        raise ConfigError(f"{out}: the source list is a Parquet file; name it *.parquet")
     if not (0 < (1.0 if threshold is None else threshold) < np.inf and min_area_pix > 0):
         raise ConfigError(
             f"threshold and min_area_pix must be positive, got {threshold}, {min_area_pix}"
@@ -99,13 +99,13 @@ def make_source_list(
         }
         for tile_id, bands in tile_mosaics.items()
     ]
-    stamps = [_digest(one) for one in made_from]
-    whole = _digest(stamps)
+    stamps = [_digest(inputs) for inputs in made_from]
+    list_stamp = _digest(stamps)
     if out.exists():
-        if _read_stamp(out) != whole:
+        if _read_stamp(out) != list_stamp:
             raise SourceListError(
-                f"{out}: is there already, and was not made of these mosaics in this way; choose "
-                f"another --out or delete that one"
+                f"{out}: exists, but was made from other mosaics or in another way; choose another "
+                f"--out or delete that file"
             )
         return _present(out, len(tile_mosaics))
 
@@ -125,15 +125,15 @@ def make_source_list(
         notes += _detect_all(jobs, len(tile_mosaics), workers, progress, out)
         table, repeats = _join(survey, tile_mosaics, parts)
     except (OSError, RunError):
-        if _read_stamp(out) == whole:  # by a twin of this run, which then cleared away the parts
+        if _read_stamp(out) == list_stamp:  # the same command elsewhere finished, and tidied up
             return _present(out, len(tile_mosaics))
         raise
     if not len(table):
         raise SourceListError(
-            f"{mosaics}: not one source has {min_area_pix} px above the threshold; lower "
-            f"--threshold or --min-area"
+            f"{mosaics}: no source has {min_area_pix} px above the threshold; lower --threshold or "
+            f"--min-area"
         )
-    _write(table, out, whole)
+    _write(table, out, list_stamp)
     shutil.rmtree(folder, ignore_errors=True)
     return DetectSummary(len(tile_mosaics), len(table), repeats, False, tuple(sorted(notes)))
 
@@ -143,7 +143,7 @@ def _present(out: Path, n_tiles: int) -> DetectSummary:
 
 
 def tile_number(tile_id: str) -> int:
-    """Return 39 bits of a hash of a tile's name: the upper bits of its sources' identifiers."""
+    """Return the upper 39 bits of a tile's source identifiers, from a hash of its name."""
     return int.from_bytes(hashlib.sha256(tile_id.encode()).digest()[:8]) >> (_NUMBER_BITS + 1)
 
 
@@ -151,13 +151,13 @@ def check_names(tile_mosaics: dict[str, Any]) -> None:
     """Check that no two tiles share a number.
 
     Raises:
-        SourceListError: two do: one chance in a hundred for 100 000 tiles.
+        SourceListError: two do; for 100 000 tiles the probability is 1%.
     """
     numbered = sorted((tile_number(tile_id), tile_id) for tile_id in tile_mosaics)
-    for (number, tile_id), (other, other_id) in pairwise(numbered):
-        if number == other:
+    for (number, tile_id), (next_number, next_id) in pairwise(numbered):
+        if number == next_number:
             raise SourceListError(
-                f"the names of tiles '{tile_id}' and '{other_id}' give the same identifiers; "
+                f"the names of tiles '{tile_id}' and '{next_id}' give the same identifiers; "
                 f"rename the mosaics of one of them"
             )
 
@@ -169,7 +169,7 @@ def _detect_all(
     progress: Callable[[int, int], None],
     out: Path,
 ) -> list[str]:
-    """Search the tiles that are left, in processes; return notes on their mosaics."""
+    """Search the remaining tiles in parallel; return notes on their mosaics."""
     notes: list[str] = []
     done = n_tiles - len(jobs)
     progress(done, n_tiles)
@@ -192,12 +192,15 @@ def _detect_tile(
     threshold: float | None,
     min_area_pix: int,
 ) -> list[str]:
-    """Search one tile, write what was found, return notes on its mosaics."""
+    """Search one tile, write its sources, and return notes on its mosaics."""
     tile = read_tile(bands.get(ALL_BANDS, bands), survey)
     check_pixel_scale(tile, survey)
     detected = detect_sources(tile, survey, threshold, min_area_pix)
     if len(detected.y_N) >= 1 << _NUMBER_BITS:
-        raise SourceListError(f"tile '{part.stem}' has {len(detected.y_N)} sources; cut it up")
+        raise SourceListError(
+            f"tile '{part.stem}' has {len(detected.y_N)} sources, but only "
+            f"{(1 << _NUMBER_BITS) - 1} can be numbered; divide its mosaics"
+        )
     ra_N, dec_N = tile.pixel_to_sky(detected.y_N, detected.x_N)
     columns = {
         "y": detected.y_N,
@@ -214,7 +217,7 @@ def _detect_tile(
 def _join(
     survey: Survey, tile_mosaics: dict[str, dict[str, AnyPath]], parts: list[Path]
 ) -> tuple[pa.Table, int]:
-    """Return the list of all tiles, each source once, and how many repeats were left out."""
+    """Return the list of all tiles, each source once, and the number of repeats left out."""
     footprints = list(read_footprints(tile_mosaics, survey).values())
     tables = [pq.read_table(part) for part in parts]
     tile_N = np.repeat(np.arange(len(parts)), [len(table) for table in tables])
@@ -230,11 +233,11 @@ def _join(
         columns.ra: ra_N,
         columns.dec: dec_N,
     }
-    about = {
+    extra = {
         "tile_id": pa.DictionaryArray.from_arrays(pa.array(tile_N, pa.int32()), names),
         "detect_flags": joined["flags"],
     }
-    table = pa.table(named | {name: about[name] for name in about if name not in named})
+    table = pa.table(named | {name: extra[name] for name in extra if name not in named})
     return table.filter(keep_N), int(np.count_nonzero(~keep_N))
 
 
@@ -247,18 +250,17 @@ def _kept_once(
 ) -> NDArray[np.bool_]:
     """Return which detections to keep: those on the tile on which they lie deepest.
 
-    Around the line where two tiles are equally deep, the detections of both are looked at
-    together: by a fraction of a pixel, each tile could leave the source to the other, or both
-    keep it.
+    Near the line where two tiles are equally deep, their detections are compared: positions that
+    differ by a fraction of a pixel could make both tiles drop the source, or both keep it.
     """
     own_N, other_N = np.full(len(ra_N), -np.inf), np.full(len(ra_N), -np.inf)
     if not len(ra_N):
         return np.empty(0, np.bool_)
     for index, near_M, depth_M in depths_on_tiles(ra_N, dec_N, footprints):
-        mine_M = tile_N[near_M] == index
-        own_N[near_M[mine_M]] = depth_M[mine_M]
-        others_M = near_M[~mine_M]
-        other_N[others_M] = np.fmax(other_N[others_M], depth_M[~mine_M])
+        is_own_M = tile_N[near_M] == index
+        own_N[near_M[is_own_M]] = depth_M[is_own_M]
+        others_M = near_M[~is_own_M]
+        other_N[others_M] = np.fmax(other_N[others_M], depth_M[~is_own_M])
     keep_N = own_N >= other_N - 2 * REPEAT_PIX
     rows_M = np.flatnonzero(keep_N & (np.abs(own_N - other_N) <= 4 * REPEAT_PIX))
     keep_N[rows_M] = first_sightings(
@@ -275,7 +277,7 @@ def _digest(document: Any) -> str:
 
 
 def _read_stamp(path: Path) -> str | None:
-    """The stamp of a list or a part; None of another file, or a damaged one."""
+    """Return the stamp of a list or a part; None for another or a damaged file."""
     try:
         metadata = pq.read_metadata(path).metadata or {}
     except (OSError, ValueError, pa.ArrowException):

@@ -1,4 +1,4 @@
-"""Mosaics + source lists -> a store: each source measured once, on the tile it lies best on."""
+"""Mosaics + source lists -> a store: each source is measured once, on its best tile."""
 
 import hashlib
 import io
@@ -35,28 +35,28 @@ from photozhpc.sources.find import (
 from photozhpc.sources.read import Sources
 from photozhpc.store.cutout_store import TILE_ID, CutoutStore, local_path
 from photozhpc.store.rounding import round_pixels, rounding_step
-from photozhpc.store.schema import Measurements, StoreIndex
+from photozhpc.store.schema import Measurements
 from photozhpc.survey import Survey, names_of
 from photozhpc.workers.pool import run_jobs
 
 OFF_TILE_ID = "off-tile"
 ALL_BANDS = "*"
-# A network sees sizes in pixels: mosaics on another scale would give wrong redshifts.
+# The network sees sizes in pixels: mosaics of another scale would give wrong redshifts.
 MAX_SCALE_ERROR = 0.02
-# Of a pixel's noise. With more a network's image is not what it was trained on.
+# In units of the pixel noise. With a higher sky, images differ from those of the training.
 MAX_SKY_SIGMA = 1.0
 
 
 @dataclass(frozen=True)
 class ExtractSummary:
-    """What an extraction did.
+    """The result of an extraction.
 
     Attributes:
         tiles, sources: in the finished store.
-        skipped_tiles: were there already.
+        skipped_tiles: tiles that were there already.
         off_tile: sources on no tile (kept, flagged).
         bytes_per_cutout: on disk, all bands.
-        notes: what a user should know of the mosaics: missing bands, estimated errors.
+        notes: remarks for the user: missing bands, estimated errors.
     """
 
     tiles: int
@@ -72,17 +72,17 @@ def find_mosaics(
 ) -> dict[str, dict[str, AnyPath]]:
     """Return {tile_id: {band: path}} of the survey's mosaics in a folder or behind a glob.
 
-    Where the survey's pattern has no {band}, a tile is one file of all bands: {ALL_BANDS: path}.
+    If the survey's pattern has no {band}, a tile is one file of all bands: {ALL_BANDS: path}.
 
-    File names are matched with the survey's `mosaic_pattern`, without regard to case; files of
-    bands that the survey does not use are passed over. Of several mosaics of one band of one tile
-    one is taken, where the survey says how (`prefer_mosaics`).
+    File names are matched with the survey's `mosaic_pattern`, whatever their case; files of bands
+    that the survey does not use are ignored. Of several mosaics of one band of one tile the best
+    by the survey's `prefer_mosaics` is used.
 
     Args:
-        notes: gets a line on what was passed over for a better one.
+        notes: receives lines about files that were not used.
 
     Raises:
-        MosaicError: nothing matches, or two files claim the same band of the same tile and the
+        MosaicError: nothing matches, or two files are the same band of the same tile and the
             survey has no `prefer_mosaics`.
     """
     path = location(where)
@@ -90,14 +90,14 @@ def find_mosaics(
     try:
         files = list_files(path, notes)
     except ValueError as error:
-        raise MosaicError(f"{where}: not a folder, and not a glob ({error})") from error
+        raise MosaicError(f"{where}: neither a folder nor a glob ({error})") from error
     claims: dict[str, dict[str, list[AnyPath]]] = {}
     matches = {file: match for file in files if (match := survey.match_mosaic(file.name))}
     mosaics = without_siblings(matches, survey)
     others = sorted(set(matches) - set(mosaics), key=str)
     if others:
         notes.append(
-            f"{len(others)} files beside a mosaic passed over (weights, masks, models ...), "
+            f"{len(others)} files beside a mosaic are not mosaics (weights, masks, models ...), "
             f"such as {others[0].name}"
         )
     for file in mosaics:
@@ -106,33 +106,36 @@ def find_mosaics(
             file = file.with_size()
         elif not file.is_file():
             if file.is_symlink() and not file.exists():
-                raise MosaicError(f"{file}: a link to what is not there; mend or remove the link")
+                raise MosaicError(f"{file}: a broken link; repair or remove it")
             continue
         tile_id = match[0] or "tile"
         band = match[1].name if match[1] is not None else ALL_BANDS
         claimed = claims.setdefault(tile_id, {}).setdefault(band, [])
-        if not is_remote(file) and any(os.path.samefile(file, str(one)) for one in claimed):
-            notes.append(f"{file} is {claimed[0]} under another name: read once")
+        if not is_remote(file) and any(os.path.samefile(file, str(path)) for path in claimed):
+            notes.append(f"{file} is {claimed[0]} under another name; it is read once")
             continue
         if claimed and not survey.prefer_mosaics:
-            raise MosaicError(f"{claimed[0]} and {file} are both band {band} of tile '{tile_id}'")
+            raise MosaicError(
+                f"{claimed[0]} and {file} are both band {band} of tile '{tile_id}'; remove one, or "
+                f"set prefer_mosaics in the survey's YAML file"
+            )
         claimed.append(file)
     tile_mosaics = one_of_each(claims, survey, notes)
     if OFF_TILE_ID in tile_mosaics:
-        raise MosaicError(f"{where}: a tile cannot be called '{OFF_TILE_ID}'; rename its mosaics")
+        raise MosaicError(f"{where}: the tile name '{OFF_TILE_ID}' is reserved; rename its mosaics")
     for tile_id, bands in tile_mosaics.items():
         if not TILE_ID.fullmatch(tile_id):
             raise MosaicError(
-                f"{next(iter(bands.values()))}: the tile's name '{tile_id}' will be a folder of "
-                f"the store: use letters, digits, . _ + -"
+                f"{next(iter(bands.values()))}: the tile's name '{tile_id}' becomes a folder name; "
+                f"use letters, digits, . _ + -"
             )
     if not tile_mosaics:
         if not files:
             raise MosaicError(f"{where}: no such folder or files; give --mosaics DIR_OR_GLOB")
         raise MosaicError(
-            f"{where}: none of {len(files)} files has a name like the mosaics of survey "
-            f"'{survey.name}' ({' or '.join(names_of(survey.mosaic_pattern))}, "
-            f"bands {' '.join(survey.band_names)})"
+            f"{where}: none of {len(files)} file names matches survey '{survey.name}' "
+            f"({' or '.join(names_of(survey.mosaic_pattern))}, bands "
+            f"{' '.join(survey.band_names)}); choose another --survey, or correct mosaic_pattern"
         )
     return tile_mosaics
 
@@ -155,13 +158,13 @@ def extract(
         mosaics: folder (searched with its subfolders) or glob.
         source_lists: files; default: those beside the mosaics.
         size: side of the cutouts, pixels; default: the survey's.
-        workers: processes; default: one per core, but not more than tiles.
-        share: (i, n): do the i-th of n equal shares of the tiles, from 0; others do the rest.
-        ebv_map: where E(B-V) of sources whose list has none is from; see `dust.EBV_MAPS`.
-        progress: called with sources done and in all.
+        workers: processes; default: one per core, at most one per tile.
+        share: (i, n): extract only the i-th (from 0) of n equal shares of the tiles.
+        ebv_map: source of E(B-V) where a list has none; see `dust.EBV_MAPS`.
+        progress: called with (sources done, all sources).
 
     Raises:
-        PhotozError: a fault in the mosaics, the lists, or the store.
+        PhotozError: the mosaics, the lists, or the store are faulty.
     """
     map_text = describe_map(ebv_map)
     store_path = local_path(store_path)
@@ -175,7 +178,7 @@ def extract(
     kept_N = sources_to_measure(joined, lists, tile_N, list(tile_mosaics), survey, notes)
     sources, tile_N = joined.sources[kept_N], tile_N[kept_N]
     without_ebv_M = np.flatnonzero(np.isnan(sources.ebv_N))
-    fill_ebv(sources[without_ebv_M[:1]], ebv_map)  # a map that cannot be had stops it here
+    fill_ebv(sources[without_ebv_M[:1]], ebv_map)  # fails here if the map cannot be read
     if len(without_ebv_M):
         notes.append(f"E(B-V) of {len(without_ebv_M)} sources whose list has none: {map_text}")
     store = CutoutStore.create(store_path, survey, size, shard_len)
@@ -183,9 +186,10 @@ def extract(
     remove_stale_partials(store_path)
     remove_stale_partials(store_path / ".manifests")
 
-    jobs: list[tuple[str, dict[str, AnyPath] | None, Sources]] = []
-    for index, tile_id in enumerate(tile_mosaics):
-        jobs.append((tile_id, tile_mosaics[tile_id], sources[np.flatnonzero(tile_N == index)]))
+    jobs: list[tuple[str, dict[str, AnyPath] | None, Sources]] = [
+        (tile_id, bands, sources[np.flatnonzero(tile_N == index)])
+        for index, (tile_id, bands) in enumerate(tile_mosaics.items())
+    ]
     off_tile = sources[np.flatnonzero(tile_N == -1)]
     if len(off_tile):
         jobs.append((OFF_TILE_ID, None, off_tile))
@@ -200,7 +204,7 @@ def extract(
     missing = [job for job in jobs if job[0] not in present]
 
     total = sum(len(job[2]) for job in jobs)
-    done = sum(len(job[2]) for job in jobs if job[0] in present)
+    done = total - sum(len(job[2]) for job in missing)
     progress(done, total)
 
     def finished(index: int, tile_notes: list[str]) -> None:
@@ -211,13 +215,15 @@ def extract(
 
     arguments = [(store.path, *job, ebv_map) for job in missing]
     run_jobs(_extract_tile, arguments, workers, f"extracting to {store.path}", finished)
-    written = store.index()
+    index = store.index()
+    files = (file for tile in index.tiles for file in (store_path / tile / "cutout").rglob("*"))
+    n_bytes = sum(file.stat().st_size for file in files if file.is_file())
     return ExtractSummary(
-        tiles=len(written.tiles),
-        sources=written.n_sources,
+        tiles=len(index.tiles),
+        sources=index.n_sources,
         skipped_tiles=len(jobs) - len(missing),
         off_tile=len(off_tile),
-        bytes_per_cutout=_bytes_per_cutout(store, written),
+        bytes_per_cutout=n_bytes / max(index.n_sources, 1),
         notes=tuple(sorted(notes)),
     )
 
@@ -242,7 +248,7 @@ def assign_tiles(sources: Sources, footprints: list[Footprint]) -> NDArray[np.in
 def depths_on_tiles(
     ra_N: NDArray, dec_N: NDArray, footprints: list[Footprint]
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
-    """Yield of each tile its index, the rows near it, and their distance inside its edge, px."""
+    """Yield each tile's index, the rows near it, and their distance inside its edge, pixels."""
     tree = cKDTree(unit_vectors(ra_N, dec_N))
     for index, footprint in enumerate(footprints):
         height, width = footprint.shape_HW
@@ -285,13 +291,13 @@ def _extract_tile(
     attributes["mosaics"] = mosaics_stamp(bands)
     n_without = int(np.isnan(sources.ebv_N).sum())
     counts = {"source list": len(sources) - n_without, describe_map(ebv_map): n_without}
-    attributes["ebv_from"] = {where: n for where, n in counts.items() if n}
+    attributes["ebv_from"] = {origin: n for origin, n in counts.items() if n}
     sources = fill_ebv(sources, ebv_map)
     size, n_bands = store.cutout_size, len(step_C)
-    # One array for all shards: memory that is new to the process costs as much as the copying.
+    # One array for all shards: allocating new memory costs as much as copying.
     cutouts = np.empty((min(store.shard_len, len(sources)), n_bands, size, size), np.float32)
     if store.has_tile(tile_id):
-        return []  # a twin, whose job Slurm took for dead, was quicker
+        return []  # another process of a job that Slurm took for dead was quicker
     skies: list[NDArray[np.float32]] = []
     with store.new_tile(tile_id, len(sources), attributes) as writer:
         for start in range(0, len(sources), store.shard_len):
@@ -302,7 +308,7 @@ def _extract_tile(
                 cutout_NCSS[:] = np.nan
             else:
                 extract_cutouts(tile.image_CHW, y_N[rows], x_N[rows], size, cutout_NCSS)
-            if store.survey.subtract_sky:  # where it is not known, there is no flux and no image
+            if store.survey.subtract_sky:  # an unknown sky (NaN) leaves neither flux nor image
                 cutout_NCSS -= photometry.sky_NC[:, :, None, None]
             else:
                 skies.append(photometry.sky_NC)
@@ -330,18 +336,18 @@ def _extract_tile(
 def _note_sky(
     sky_NC: NDArray[np.float32], weight_C: NDArray[np.float64], survey: Survey
 ) -> list[str]:
-    """Say of a sky that is left in the cutouts: a network sees it, and takes it for light."""
-    known_C = np.isfinite(sky_NC).any(axis=0)
+    """Return a note if sky remains in the cutouts: the network would see it as light."""
+    has_sky_C = np.isfinite(sky_NC).any(axis=0)
     level_C = np.zeros(sky_NC.shape[1])
-    level_C[known_C] = np.abs(np.nanmedian(sky_NC[:, known_C], axis=0))
+    level_C[has_sky_C] = np.abs(np.nanmedian(sky_NC[:, has_sky_C], axis=0))
     level_C *= np.sqrt(weight_C)
     worst = int(np.argmax(level_C))
     if level_C[worst] < MAX_SKY_SIGMA:
         return []
     band = survey.band_names[worst]
     return [
-        f"the cutouts hold a sky of {level_C[worst]:.1f} sigma a pixel in {band}; "
-        f"subtract_sky: true in the survey's YAML file takes it off"
+        f"the cutouts hold a sky of {level_C[worst]:.1f} sigma per pixel in {band}; set "
+        f"subtract_sky: true in the survey's YAML file to remove it"
     ]
 
 
@@ -350,7 +356,7 @@ def check_pixel_scale(tile: Tile, survey: Survey) -> None:
     if abs(ratio - 1) > MAX_SCALE_ERROR:
         raise MosaicError(
             f"tile '{tile.tile_id}' has {tile.pixel_scale_arcsec:.4g} arcsec per pixel, survey "
-            f"'{survey.name}' {survey.pixel_scale_arcsec:.4g}; correct pixel_scale_arcsec, or "
+            f"'{survey.name}' has {survey.pixel_scale_arcsec:.4g}; correct pixel_scale_arcsec, or "
             f"resample the mosaics"
         )
 
@@ -374,7 +380,7 @@ def _measure(
 
 
 def wcs_text(wcs: Any) -> dict[str, str] | None:
-    """Return a WCS as text: a FITS header, or the ASDF form of a gwcs; None: the tile has none."""
+    """Return a WCS as text: a FITS header, or the ASDF form of a gwcs; None if there is none."""
     if wcs is None:
         return None
     if hasattr(wcs, "to_header_string"):
@@ -383,7 +389,7 @@ def wcs_text(wcs: Any) -> dict[str, str] | None:
 
     stream = io.BytesIO()
     asdf.AsdfFile({"wcs": wcs}).write_to(stream, all_array_storage="inline")
-    # The history lists the extensions in use, in an order that changes from run to run.
+    # The history lists the extensions in use, in an order that varies between runs.
     text = re.sub(r"(?m)^history:\n(?:[ -].*\n)*", "", stream.getvalue().decode())
     return {"asdf": text}
 
@@ -397,8 +403,8 @@ def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, AnyPa
 
 
 def mosaics_stamp(bands: dict[str, AnyPath] | None) -> dict[str, list[Any]]:
-    """Say which mosaics these are: by size, and date of a file or ETag of an object."""
-    # Objects as they were listed: `fetched` reads no other version.
+    """Identify the mosaics by size and the date of a file or the ETag of an object."""
+    # Objects as they were listed: `fetched` reads only that version.
     return {band: [*version_of(path)] for band, path in (bands or {}).items()}
 
 
@@ -411,12 +417,3 @@ def _sources_digest(sources: Sources, ebv_map: str) -> str:
     if np.isnan(sources.ebv_N).any():
         digest.update(ebv_map.encode())
     return digest.hexdigest()
-
-
-def _bytes_per_cutout(store: CutoutStore, index: StoreIndex) -> float:
-    files = (
-        file
-        for tile in index.tiles
-        for file in (local_path(store.path) / tile / "cutout").rglob("*")
-    )
-    return sum(file.stat().st_size for file in files if file.is_file()) / max(index.n_sources, 1)

@@ -1,8 +1,7 @@
 """Checkpoints of the reference code `pita-z` (github.com/ashodkh/PITA) -> PITA.
 
-The reference trains torchvision's ConvNeXt with its own MLPs and keeps them in a Lightning
-checkpoint, which is a pickle: it is read with `torch.load(weights_only=True)`, so that nothing
-in it is executed.
+The reference trains torchvision's ConvNeXt with its own MLPs and saves them in a Lightning
+checkpoint, which is a pickle: `torch.load(weights_only=True)` reads it without executing anything.
 
     reference (torchvision, pita_z.models)        photozhpc (timm, model/pita.py)
     encoder.features.0.{0,1}                      encoder.stem.{0,1}
@@ -31,7 +30,7 @@ from photozhpc.model.torch_file import load_torch_file, misfit
 from photozhpc.pita_z.units import njy_per_count
 from photozhpc.survey import Survey
 
-# (width of the stem, blocks in each stage) of torchvision's models -> timm's name of the same.
+# (width of the stem, blocks per stage) of torchvision's models -> timm's name.
 _ENCODERS: dict[tuple[int, tuple[int, ...]], str] = {
     (96, (3, 3, 9, 3)): "convnext_tiny",
     (96, (3, 3, 27, 3)): "convnext_small",
@@ -46,11 +45,11 @@ _MLPS = {
     "color_mlp": "colour_mlp",
     "projection_head": "projection_mlp",
 }
-# MoCo's momentum copies and its queue serve only the contrastive loss.
+# MoCo's momentum copies and its queue are only for the contrastive loss.
 _NOT_NEEDED = re.compile(r"momentum_(encoder|encoder_mlp|projection_head)\.|queue$|queue_ptr$")
 
-# What the reference's learning-rate schedules leave in a checkpoint beside tensors and plain
-# Python values: NumPy's numbers. They hold bytes and run nothing.
+# The reference's learning-rate schedules leave NumPy numbers in a checkpoint, beside tensors and
+# plain Python values. They hold bytes and execute nothing.
 _scalar = np.float64(0).__reduce__()[0]
 _NUMPY_NUMBERS: list[Any] = [
     np.dtype,
@@ -68,48 +67,47 @@ def import_checkpoint(
 ) -> tuple[PITA, tuple[str, ...]]:
     """Return the network of a pita-z checkpoint, in evaluation mode, and notes for the user.
 
-    Models that map: `PITALightning` with a redshift MLP, and `CNNPhotoz` (no projection and no
+    Supported models: `PITALightning` with a redshift MLP, and `CNNPhotoz` (no projection and no
     colours: the latent itself is the projection, colours are 0), each with torchvision's
     ConvNeXt Tiny, Small, Base or Large, with or without an encoder MLP, and MLPs of any widths.
     They give the same redshifts, colours and projections as the reference.
 
-    The reference's images are in the unit of its files, which nothing published states. They are
-    taken to be the drizzles' counts per second: `noise_C` becomes the nJy of one count, so that
-    `augment.prepare` of a store in nJy gives what the reference's network saw. On a store that
-    `import_hdf5` made with the same zero points the unit cancels, whatever it is. The colours
-    are log10 flux ratios and a log10 flux as the reference's data had them (see `FluxFeatures`),
-    not those of `colours.colour_features`.
+    No publication states the unit of the reference's images. It is assumed to be the drizzles'
+    counts per second: `noise_C` becomes the nJy of one count, so that `augment.prepare` turns a
+    store in nJy into what the reference's network saw. On a store that `import_hdf5` made with the
+    same zero points the unit cancels, whatever it is. The colours are the log10 flux ratios and
+    the log10 flux of the reference's data (see `FluxFeatures`), not those of
+    `colours.colour_features`.
 
     Args:
         survey: its bands must be the channels, in order; their `extinction_r` is used.
         zero_point_ab_C: AB magnitude of one count; default: see `njy_per_count`.
-        crop: side of the image that the network saw, pixels (the checkpoint does not say; the
-            paper, and the reference's configurations: 64).
+        crop: side of the image that the network saw, pixels (64 in the paper and the reference's
+            configurations; the checkpoint does not state it).
 
     Raises:
         CheckpointError: the file is missing, damaged, holds more than weights and plain values,
-            or holds a model that is not one of the above.
+            or holds an unsupported model.
     """
     path = Path(path)
     checkpoint = _read(path)
-    weights = _weights(path, checkpoint)
-    encoder, left = _encoder(path, weights)
-    config, mlps, notes = _heads(path, left, encoder)
+    encoder, others = _encoder(path, _weights(path, checkpoint))
+    config, mlps, notes = _heads(path, others, encoder)
     n_bands = encoder["encoder.stem.0.weight"].shape[1]
     if n_bands != len(survey.bands):
         raise CheckpointError(
             f"{path}: the model has {n_bands} channels, survey '{survey.name}' has "
-            f"{len(survey.bands)} bands; pass the --survey that it was trained on"
+            f"{len(survey.bands)} bands; pass the --survey of its training"
         )
     buffers = {
         "extinction_r_C": torch.tensor([band.extinction_r for band in survey.bands]),
         "noise_C": torch.from_numpy(njy_per_count(survey, zero_point_ab_C)),
     }
     try:
-        whole = PITAConfig(n_bands=n_bands, crop=crop, **config)
+        pita_config = PITAConfig(n_bands=n_bands, crop=crop, **config)
     except ValueError as error:
         raise CheckpointError(f"{path}: does not fit a PITA: {error}") from error
-    model = _filled(path, whole, {**encoder, **mlps, **buffers})
+    model = _filled(path, pita_config, {**encoder, **mlps, **buffers})
     epoch = checkpoint.get("epoch")
     if isinstance(epoch, int):
         notes = (f"saved in epoch {epoch}, counted from 0", *notes)
@@ -122,21 +120,17 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
             checkpoint = load_torch_file(path)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if name is None:
+    except Exception as error:  # PyTorch's reader of pickles lets any exception through
+        is_pickle_error = isinstance(error, pickle.UnpicklingError)
+        if is_pickle_error and (name := re.search(r"GLOBAL ([\w.]+)", str(error))):
             raise CheckpointError(
-                read_fault(path, error) or f"{path}: not a PyTorch checkpoint, or damaged"
+                f"{path}: holds '{name[1]}', which could run code; nothing was loaded. If you "
+                f"trust it, save only its state_dict where it was made: "
+                f"torch.save({{'state_dict': model.state_dict()}}, FILE)"
             ) from error
+        reason = "" if is_pickle_error else f" ({one_line(error)})"
         raise CheckpointError(
-            f"{path}: holds '{name[1]}', which could run code; nothing was loaded. If you trust "
-            f"it, save its state_dict alone where it was made: "
-            f"torch.save({{'state_dict': model.state_dict()}}, FILE)"
-        ) from error
-    except Exception as error:  # PyTorch's reader of pickles raises whatever it runs into
-        raise CheckpointError(
-            read_fault(path, error)
-            or f"{path}: not a PyTorch checkpoint, or damaged ({one_line(error)})"
+            read_fault(path, error) or f"{path}: not a PyTorch checkpoint, or damaged{reason}"
         ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a checkpoint")
@@ -144,23 +138,26 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _weights(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return what inference needs of the state_dict, as float32."""
-    state = checkpoint.get("state_dict", checkpoint)  # or a state_dict by itself
+    """Return the weights that inference needs, as float32."""
+    state = checkpoint.get("state_dict", checkpoint)  # the file may hold only a state_dict
     if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
-        raise CheckpointError(f"{path}: holds no state_dict; give a Lightning checkpoint of pita-z")
+        raise CheckpointError(f"{path}: has no state_dict; give a Lightning checkpoint of pita-z")
     weights = {}
     for name, tensor in state.items():
         if not isinstance(name, str) or not _is_plain(tensor):
-            raise CheckpointError(f"{path}: damaged: '{name}' is no plain array of numbers")
+            raise CheckpointError(f"{path}: damaged: '{name}' is not a plain array of numbers")
         if not _NOT_NEEDED.match(name):
             weights[name] = tensor.float()
             if not torch.isfinite(weights[name]).all():
-                raise CheckpointError(f"{path}: '{name}' is not finite: the training diverged")
+                raise CheckpointError(
+                    f"{path}: '{name}' is not finite (the training diverged); give another "
+                    f"checkpoint"
+                )
     return weights
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether the file holds all of its numbers: a view may repeat one of them without end."""
+    """Return whether the file holds all of its numbers: a view may repeat one number endlessly."""
     return (
         tensor.layout is torch.strided
         and tensor.device.type == "cpu"
@@ -172,23 +169,23 @@ def _is_plain(tensor: Tensor) -> bool:
 def _encoder(
     path: Path, weights: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the encoder's tensors under their new names, and the tensors that are left."""
-    encoder, left = {}, {}
+    """Return the encoder's tensors under their new names, and the other tensors."""
+    encoder, others = {}, {}
     for name, tensor in weights.items():
         if not name.startswith("encoder."):
-            left[name] = tensor
+            others[name] = tensor
             continue
-        # CustomConvNeXt of the reference wraps torchvision's model once more.
+        # The reference's CustomConvNeXt wraps torchvision's model as 'model'.
         new = _encoder_name(name.removeprefix("encoder.").removeprefix("model."))
         if new is None:
             raise CheckpointError(
-                f"{path}: the encoder is not torchvision's ConvNeXt ('{name}'); only that can be "
-                f"imported"
+                f"{path}: the encoder is not torchvision's ConvNeXt ('{name}'); no other encoder "
+                f"can be imported"
             )
         encoder[f"encoder.{new}"] = tensor.flatten() if new.endswith(".gamma") else tensor
     if encoder.get("encoder.stem.0.weight", torch.empty(0)).ndim != 4:
-        raise CheckpointError(f"{path}: holds no image encoder; give a checkpoint of pita-z")
-    return encoder, left
+        raise CheckpointError(f"{path}: has no image encoder; give a checkpoint of pita-z")
+    return encoder, others
 
 
 def _encoder_name(name: str) -> str | None:
@@ -207,7 +204,7 @@ def _encoder_name(name: str) -> str | None:
 
 
 def _heads(
-    path: Path, left: Mapping[str, Tensor], encoder: Mapping[str, Tensor]
+    path: Path, weights: Mapping[str, Tensor], encoder: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor], tuple[str, ...]]:
     """Return the configuration that the shapes imply, the MLPs' tensors, and notes."""
     stem = encoder["encoder.stem.0.weight"]
@@ -219,20 +216,21 @@ def _heads(
     out = encoder.get("encoder.head.fc.bias", torch.tensor(0))
     if name is None or out.ndim != 1:
         raise CheckpointError(
-            f"{path}: the encoder is no ConvNeXt of torchvision's (stem {stem.shape[0]} wide, "
+            f"{path}: the encoder is not a ConvNeXt of torchvision (stem {stem.shape[0]} wide, "
             f"{depths} blocks); only Tiny, Small, Base and Large can be imported"
         )
     prefixes = tuple(f"{mlp}." for mlp in _MLPS)
-    if foreign := [name for name in left if not name.startswith(prefixes)]:
+    if foreign := [name for name in weights if not name.startswith(prefixes)]:
         raise CheckpointError(
-            f"{path}: holds '{foreign[0]}', which neither PITALightning nor CNNPhotoz of pita-z has"
+            f"{path}: has '{foreign[0]}', which neither PITALightning nor CNNPhotoz of pita-z has; "
+            f"only these models can be imported"
         )
-    if not any(name.startswith("redshift_mlp.") for name in left):
+    layers = {mlp: _linear_layers(path, weights, mlp) for mlp in _MLPS}
+    if not layers["redshift_mlp"]:
         raise CheckpointError(
-            f"{path}: the model has no redshift MLP (trained by contrast alone?); import the one "
+            f"{path}: the model has no redshift MLP (is it only self-supervised?); import the one "
             f"that was fine-tuned on redshifts"
         )
-    layers = {mlp: _linear_layers(path, left, mlp) for mlp in _MLPS}
     notes = []
     n_latent = len(out)
     if not layers["encoder_mlp"]:
@@ -245,14 +243,12 @@ def _heads(
     if not layers["color_mlp"]:
         layers["color_mlp"] = [(torch.zeros(stem.shape[1], n_latent), torch.zeros(stem.shape[1]))]
         notes.append("no colour MLP: the colours are 0")
-    n_in, n_out = (
-        layers["redshift_mlp"][0][0].shape[-1:].numel(),
-        len(layers["redshift_mlp"][-1][1]),
-    )
+    n_in = layers["redshift_mlp"][0][0].shape[-1:].numel()
+    n_out = len(layers["redshift_mlp"][-1][1])
     if (n_in, n_out) != (n_latent, 1):
         raise CheckpointError(
-            f"{path}: the redshift MLP takes {n_in} numbers and gives {n_out}, it should take the "
-            f"{n_latent} of the latent and give 1; Cal-PIT models cannot be imported"
+            f"{path}: the redshift MLP maps {n_in} numbers to {n_out}, but must map the {n_latent} "
+            f"of the latent to 1; Cal-PIT models cannot be imported"
         )
     widths = {mlp: tuple(len(bias) for _, bias in layers[mlp]) for mlp in _MLPS}
     config = {
@@ -273,33 +269,35 @@ def _heads(
     return config, tensors, tuple(notes)
 
 
-def _linear_layers(path: Path, left: Mapping[str, Tensor], mlp: str) -> list[tuple[Tensor, Tensor]]:
-    """Return (weight, bias) of an MLP's linear layers, in order; none where it has no MLP."""
-    tensors = {name: tensor for name, tensor in left.items() if name.startswith(f"{mlp}.")}
+def _linear_layers(
+    path: Path, weights: Mapping[str, Tensor], mlp: str
+) -> list[tuple[Tensor, Tensor]]:
+    """Return (weight, bias) of an MLP's linear layers, in order; empty if there is no such MLP."""
+    tensors = {name: tensor for name, tensor in weights.items() if name.startswith(f"{mlp}.")}
     layers = []
     for index in range(0, len(tensors), 2):
         names = [f"{mlp}.projection_layers.{index}.{kind}" for kind in ("weight", "bias")]
         if not set(names) <= set(tensors):
             raise CheckpointError(
-                f"{path}: '{next(iter(tensors))}' is not of an MLP of pita-z; only its MLPs of "
+                f"{path}: '{next(iter(tensors))}' is not from an MLP of pita-z; only its MLPs of "
                 f"linear layers with ReLU between them can be imported"
             )
         weight, bias = tensors[names[0]], tensors[names[1]]
         if bias.ndim != 1:
-            raise CheckpointError(f"{path}: damaged: '{names[1]}' is no bias of a linear layer")
+            raise CheckpointError(f"{path}: damaged: '{names[1]}' is not a bias of a linear layer")
         layers.append((weight, bias))
     return layers
 
 
 def _filled(path: Path, config: PITAConfig, tensors: Mapping[str, Tensor]) -> PITA:
-    """Return the model with the tensors in it; all its parameters must be among them."""
-    with torch.device("meta"):  # no memory is taken before the shapes are known to be right
-        shape = PITA(config)
-    missing = {name for name, _ in shape.named_parameters()} - set(tensors)
+    """Return the model with these tensors, which must include all of its parameters."""
+    with torch.device("meta"):  # no memory is allocated before the shapes are checked
+        skeleton = PITA(config)
+    missing = {name for name, _ in skeleton.named_parameters()} - set(tensors)
     if missing:
-        raise CheckpointError(f"{path}: damaged: nothing in it gives '{min(missing)}'")
+        raise CheckpointError(f"{path}: damaged: lacks the weights of '{min(missing)}'")
     try:
-        shape.load_state_dict(tensors, strict=False, assign=True)
+        skeleton.load_state_dict(tensors, strict=False, assign=True)
         model = PITA(config)
         model.load_state_dict({**model.state_dict(), **tensors})
         return model

@@ -1,7 +1,8 @@
 """HDF5 catalogues of the reference code `pita-z` -> a store.
 
-What pita-z reads (pita_z/data_modules) and its authors' script wrote (deep_learning_photoz,
-scripts/CatalogCreation/creating_training_catalogs.py; both at github.com/ashodkh):
+pita-z reads these datasets (pita_z/data_modules), which its authors' script wrote
+(deep_learning_photoz, scripts/CatalogCreation/creating_training_catalogs.py; both at
+github.com/ashodkh):
 
     images                          (N, C, S, S)  float16, in the unit of the mosaics
     ebvs                            (N,)          E(B-V), magnitudes
@@ -42,33 +43,24 @@ FEATURE_NAMES = (
     "features_dr",
 )
 ID_NAMES = ("custom_ids", "source_id")
-SHARDS_A_TILE = 8  # a killed import goes on from the last finished tile
-_BLOCK_LEN = 256  # cutouts that are read and measured at a time
+SHARDS_PER_TILE = 8  # a killed import continues after the last finished tile
+_BLOCK_LEN = 256  # cutouts that are read and measured at once
 _MAX_FEATURE_ERROR_DEX = 0.02  # float16 holds the features to 0.002
 
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What an import did.
+    """The result of an import.
 
     Attributes:
         sources, labelled: in the finished store.
         skipped: sources that were there already.
-        notes: what a user should know of the file and of what was made of it.
+        notes: remarks for the user about the file and its conversion.
     """
 
     sources: int
     labelled: int
     skipped: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Catalogue:
-    """The small arrays of a file, whole; its images stay in the file."""
-
-    sources: Sources
-    flux_NC: NDArray[np.float64] | None  # nJy, not dereddened
     notes: tuple[str, ...]
 
 
@@ -82,30 +74,30 @@ def import_hdf5(
     shard_len: int = 2048,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ImportSummary:
-    """Copy a catalogue of the reference into a store; run again to go on after a stop.
+    """Copy a catalogue of the reference into a store; run it again to continue after a stop.
 
-    - Pixels: multiplied by `njy_per_count`, not rounded; what is not finite, and a band that is
-      0 everywhere (a source off that band's mosaic), becomes NaN.
-    - z_spec: the redshift where it is positive and `use_redshift_<label_f>` is 1, else NaN; a
-      file without such flags labels every positive redshift.
+    - Pixels: multiplied by `njy_per_count`, not rounded; NaN where they are not finite, or a band
+      is 0 everywhere (the source is off that band's mosaic).
+    - z_spec: the redshift where it is positive and `use_redshift_<label_f>` is 1, else NaN; in a
+      file without such flags every positive redshift is a label.
     - Fluxes: from the features, reddened again, so that training sees the file's colours; else
-      `fluxes`; else they are measured on the cutouts. A catalogue's flux is a total one and
-      is written for every aperture radius.
+      `fluxes`; else measured on the cutouts. A catalogue's flux is a total flux and is written
+      for every aperture radius.
     - Flux errors: the pixel noise of each cutout (1.4826 MAD about its median) over each
-      aperture's area, pixels taken as independent.
+      aperture's area, assuming independent pixels.
     - source_id: `custom_ids` or `source_id`, else the row number.
-    - ra, dec: NaN where the file has none (an export as HATS needs them).
+    - ra, dec: NaN if the file has none (a HATS export needs them).
 
     Memory: one shard of cutouts and its compression, 1.4 GB for 2048 sources of 108 px (measured),
-    whatever the file's size; the columns are read whole.
+    whatever the file's size; the other columns are read whole.
 
     Args:
         survey: its bands are the channels, in order.
-        label_f: which of the reference's label fractions.
-        features: what `dered_color_features` are; default: what agrees with `fluxes`, or where
-            the file has none, `FluxFeatures()`.
+        label_f: selects one of the reference's label fractions.
+        features: definition of `dered_color_features`; default: the one that agrees with
+            `fluxes`, or `FluxFeatures()` if the file has none.
         zero_point_ab_C: see `njy_per_count`.
-        progress: called with sources done and in all.
+        progress: called with (sources done, all sources).
 
     Raises:
         StoreError: h5py is not installed; the file is missing, damaged, or lacks a dataset; or
@@ -115,14 +107,15 @@ def import_hdf5(
     scale_C = njy_per_count(survey, zero_point_ab_C)
     with _open(path) as file:
         images = _images(path, file, survey)
-        catalogue = _read_catalogue(path, file, survey, len(images), label_f, features)
-        n, size = len(images), int(images.shape[-1])
-        store = CutoutStore.create(store_path, survey, size, shard_len)
+        n = len(images)
+        sources, notes = _read_sources(path, file, survey, n, label_f)
+        catalogue_flux_NC, note = _catalogue_flux(path, file, survey, sources.ebv_N, features)
+        store = CutoutStore.create(store_path, survey, int(images.shape[-1]), shard_len)
         remove_stale_partials(local_path(store.path))
         remove_stale_partials(local_path(store.path) / ".manifests")
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns, label_f, repr(features), scale_C.tolist()]
-        edges = [*range(0, n, SHARDS_A_TILE * shard_len), n]
+        edges = [*range(0, n, SHARDS_PER_TILE * shard_len), n]
         stem = re.sub(r"[^A-Za-z0-9_]", "-", path.stem)
         tiles = {f"{stem}-{a:09d}": (a, b) for a, b in pairwise(edges)}
         store.declare({tile_id: [*rows, *stamp] for tile_id, rows in tiles.items()})
@@ -137,15 +130,15 @@ def import_hdf5(
                 for start in range(first, last, shard_len):
                     rows = slice(start, min(start + shard_len, last))
                     cutout_NCSS, measured = _shard(path, images, rows, survey, scale_C)
-                    if catalogue.flux_NC is not None:
-                        measured.flux_NCR[:] = catalogue.flux_NC[rows, :, None]
-                        total_NC = catalogue.flux_NC[rows].astype(np.float32)
+                    if catalogue_flux_NC is not None:
+                        measured.flux_NCR[:] = catalogue_flux_NC[rows, :, None]
+                        total_NC = catalogue_flux_NC[rows].astype(np.float32)
                         measured = replace(measured, kron_flux_NC=total_NC)
-                    writer.write_shard(cutout_NCSS, catalogue.sources[rows], measured)
+                    writer.write_shard(cutout_NCSS, sources[rows], measured)
                     done += rows.stop - rows.start
                     progress(done, n)
-    labelled = int(np.isfinite(catalogue.sources.z_spec_N).sum())
-    return ImportSummary(len(store), labelled, skipped, catalogue.notes)
+    labelled = int(np.isfinite(sources.z_spec_N).sum())
+    return ImportSummary(len(store), labelled, skipped, (*notes, note))
 
 
 @contextmanager
@@ -174,15 +167,16 @@ def _images(path: Path, file: Any, survey: Survey) -> Any:
     shape = images.shape
     if len(shape) != 4 or shape[1] != n_bands or shape[2] != shape[3] or not shape[0]:
         raise StoreError(
-            f"{path}: 'images' has shape {shape}, (N, {n_bands}, S, S) is needed: the bands "
-            f"{' '.join(survey.band_names)} of survey '{survey.name}', then rows and columns"
+            f"{path}: 'images' has shape {shape}, expected (N, {n_bands}, S, S) with the bands "
+            f"{' '.join(survey.band_names)} of survey '{survey.name}'; choose another --survey"
         )
     return images
 
 
-def _read_catalogue(
-    path: Path, file: Any, survey: Survey, n: int, label_f: int, features: FluxFeatures | None
-) -> _Catalogue:
+def _read_sources(
+    path: Path, file: Any, survey: Survey, n: int, label_f: int
+) -> tuple[Sources, list[str]]:
+    """Return the sources of the file, and notes on them."""
     notes = []
     redshift_N = _column(path, file, "redshifts", (n,))
     ebv_N = _column(path, file, "ebvs", (n,))
@@ -193,7 +187,7 @@ def _read_catalogue(
         if flags or label_f != 1:
             raise StoreError(
                 f"{path}: has no 'use_redshift_{label_f}'; its labels are "
-                f"{', '.join(flags) or 'not flagged'}: choose another --label-f"
+                f"{', '.join(flags) or 'not flagged'}; choose another --label-f"
             )
         notes.append("no use_redshift: every positive redshift is a label")
     else:
@@ -202,12 +196,12 @@ def _read_catalogue(
     id_N = np.arange(n) if id_name is None else _column(path, file, id_name, (n,), "iu")
     if len(np.unique(id_N)) != n:
         raise StoreError(
-            f"{path}: '{id_name}' an identifier appears twice; every source needs its own"
+            f"{path}: '{id_name}': an identifier appears twice; give every source its own"
         )
     if id_N.max() > np.iinfo(np.int64).max:
         raise StoreError(
-            f"{path}: '{id_name}' holds {id_N.max()}, which is more than an int64 can; number "
-            "the sources anew"
+            f"{path}: '{id_name}' holds {id_N.max()}, which does not fit an int64; renumber the "
+            "sources"
         )
     nowhere_N = np.full(n, np.nan)
     positions = [_column(path, file, k, (n,)) if k in file else nowhere_N for k in ("ra", "dec")]
@@ -225,14 +219,13 @@ def _read_catalogue(
         z_spec_N=z_spec_N.astype(np.float32),
         ebv_N=ebv_N.astype(np.float32),
     )
-    flux_NC, note = _catalogue_flux(path, file, survey, sources.ebv_N, features)
-    return _Catalogue(sources, flux_NC, (*notes, note))
+    return sources, notes
 
 
 def _catalogue_flux(
     path: Path, file: Any, survey: Survey, ebv_N: NDArray, features: FluxFeatures | None
 ) -> tuple[NDArray[np.float64] | None, str]:
-    """Return the catalogue's fluxes, nJy, not dereddened, if it has any, and their origin."""
+    """Return the catalogue's fluxes (nJy, not dereddened), None without any, and a note on them."""
     shape = (len(ebv_N), len(survey.bands))
     r_C = np.array([band.extinction_r for band in survey.bands])
     gain_NC = 10 ** (0.4 * ebv_N.astype(np.float64)[:, None] * r_C)
@@ -244,7 +237,7 @@ def _catalogue_flux(
         return flux_NC, "fluxes: the file's, the same under every aperture radius"
     feature_NC = _column(path, file, name, shape)
     if features is None and flux_NC is not None:
-        features = _agreeing(path, name, feature_NC, flux_NC * gain_NC)
+        features = _best_features(path, name, feature_NC, flux_NC * gain_NC)
     features = features or FluxFeatures()
     ratio = "redder over bluer" if features.red_over_blue else "bluer over redder"
     band = survey.band_names[features.flux_band]
@@ -252,9 +245,10 @@ def _catalogue_flux(
     return features.to_flux(feature_NC) / gain_NC, note
 
 
-def _agreeing(path: Path, name: str, feature_NC: NDArray, flux_NC: NDArray) -> FluxFeatures:
-    """Return the definition of the features that gives them from the dereddened fluxes."""
-    candidates = [FluxFeatures(*it) for it in product((True, False), range(flux_NC.shape[1]))]
+def _best_features(path: Path, name: str, feature_NC: NDArray, flux_NC: NDArray) -> FluxFeatures:
+    """Return the definition with which the features follow from the dereddened fluxes."""
+    definitions = product((True, False), range(flux_NC.shape[1]))
+    candidates = [FluxFeatures(*definition) for definition in definitions]
 
     def error_dex(candidate: FluxFeatures) -> float:
         difference_NC = np.abs(candidate.from_flux(flux_NC) - feature_NC)
@@ -265,7 +259,7 @@ def _agreeing(path: Path, name: str, feature_NC: NDArray, flux_NC: NDArray) -> F
     if error_dex(best) > _MAX_FEATURE_ERROR_DEX:
         raise StoreError(
             f"{path}: '{name}' does not follow from 'fluxes' in microjansky and 'ebvs' "
-            f"({error_dex(best):.3g} dex off at best); pass --colours and --flux-band"
+            f"(they differ by at least {error_dex(best):.3g} dex); pass --colours and --flux-band"
         )
     return best
 
@@ -273,7 +267,7 @@ def _agreeing(path: Path, name: str, feature_NC: NDArray, flux_NC: NDArray) -> F
 def _shard(
     path: Path, images: Any, rows: slice, survey: Survey, scale_C: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], Measurements]:
-    """Return the cutouts of some rows, nJy, and what was measured on them."""
+    """Return the cutouts of some rows, nJy, and the measurements on them."""
     n = rows.stop - rows.start
     cutout_NCSS = np.empty((n, *images.shape[1:]), np.float32)
     parts = []
@@ -298,8 +292,8 @@ def _measure(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint16]]:
     """Return (flux_NCR, flux_err_NCR, flags_NC) of the source in the middle of each cutout.
 
-    The cutouts are put one above the other, with as much nothing between them as the largest
-    circle reaches, and measured as a mosaic is.
+    The cutouts are stacked vertically, with gaps as wide as the largest circle's reach, and
+    measured like a mosaic.
     """
     n, n_bands, size, _ = cutout_NCSS.shape
     scale = survey.pixel_scale_arcsec
@@ -324,7 +318,7 @@ def _measure(
     y_N = np.arange(n) * step + size // 2
     x_N = np.full(n, size // 2)
     photometry: Photometry = forced_photometry(tile, y_N, x_N, survey, with_kron=False)
-    # A circle that leaves the cutout meets the nothing in between: that is its edge.
+    # The gaps are the edge for a circle that leaves its cutout.
     flags_NC = photometry.flags_NC.astype(np.uint16)
     missing_NC = ~np.isfinite(noise_NC)
     flags_NC[missing_NC] |= np.uint16(PhotFlag.NO_DATA)
@@ -349,7 +343,7 @@ def _column(
     dataset = _dataset(path, file, name, kinds)
     if dataset.shape != shape and dataset.shape != (*shape, 1):
         raise StoreError(
-            f"{path}: '{name}' has shape {dataset.shape}, {shape} is needed: one row an image"
+            f"{path}: '{name}' has shape {dataset.shape}, expected {shape}: one row per image"
         )
     try:
         values = dataset[:].reshape(shape)

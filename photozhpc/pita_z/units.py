@@ -1,4 +1,4 @@
-"""What the numbers of the reference code `pita-z` mean: counts of its images, colour features."""
+"""Units of the reference code `pita-z`: the counts of its images, and its colour features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ CANDELS_ZERO_POINT_AB = {"F606W": 26.49, "F814W": 25.94, "F125W": 26.2303, "F160
 
 @dataclass(frozen=True)
 class FluxFeatures:
-    """What the reference's colour features are: C-1 log10 flux ratios, then one log10 flux (uJy).
+    """Definition of the reference's colour features: C-1 log10 flux ratios, one log10 flux (uJy).
 
-    The authors' script takes the redder band over the bluer; `colours.colour_features` takes the
-    bluer over the redder. The flux is F160W's (the last band's) in the paper (section 3), F814W's
-    in the script.
+    The authors' script divides the redder band by the bluer; `colours.colour_features` divides the
+    bluer by the redder. The flux is that of F160W (the last band) in the paper (section 3), of
+    F814W in the script.
 
     Attributes:
-        red_over_blue: the ratios are of each band to its bluer neighbour.
+        red_over_blue: whether the ratios are those of each band to its bluer neighbour.
         flux_band: index of the band of the last feature.
     """
 
@@ -38,8 +38,8 @@ class FluxFeatures:
         log_NC = np.concatenate(
             [np.zeros((len(step_NK), 1)), np.cumsum(step_NK, axis=1)], axis=1
         )  # relative to the first band
-        known_N = np.asarray(feature_NC[:, -1], np.float64)
-        log_NC += (known_N - log_NC[:, self.flux_band])[:, None]
+        log_flux_N = np.asarray(feature_NC[:, -1], np.float64)
+        log_NC += (log_flux_N - log_NC[:, self.flux_band])[:, None]
         with np.errstate(invalid="ignore", over="ignore"):
             return NJY_PER_UJY * 10**log_NC
 
@@ -54,11 +54,11 @@ class FluxFeatures:
 def njy_per_count(
     survey: Survey, zero_point_ab_C: Sequence[float] | None = None
 ) -> NDArray[np.float32]:
-    """Return (C,) nJy of one unit of the reference's images.
+    """Return (C,) nJy per unit of the reference's images.
 
-    Nothing published states that unit. The images are cutouts of the CANDELS mosaics, whose unit
-    is electrons per second, and no step of the published code rescales them: that is assumed.
-    It cancels where a checkpoint and a catalogue are imported with the same zero points.
+    No publication states that unit. It is assumed to be electrons per second: the images are
+    cutouts of the CANDELS mosaics, and no step of the published code rescales them. The unit
+    cancels if a checkpoint and a catalogue are imported with the same zero points.
 
     Args:
         zero_point_ab_C: AB magnitude of one count; default: the survey's `zero_point_ab`, or
@@ -68,13 +68,12 @@ def njy_per_count(
         StoreError: a band has no known zero point, or their number is wrong.
     """
     if zero_point_ab_C is None:
-        zero_point_ab = {**CANDELS_ZERO_POINT_AB}
-        zero_point_ab |= {
+        zero_point_ab = CANDELS_ZERO_POINT_AB | {
             b.name: b.zero_point_ab for b in survey.bands if b.zero_point_ab is not None
         }
-        if unknown := [name for name in survey.band_names if name not in zero_point_ab]:
+        if missing := [name for name in survey.band_names if name not in zero_point_ab]:
             raise StoreError(
-                f"survey '{survey.name}' has no zero point for {' '.join(unknown)}; pass "
+                f"survey '{survey.name}' has no zero point for {' '.join(missing)}; pass "
                 f"--zero-point for each band, or set zero_point_ab in the survey's YAML file"
             )
         zero_point_ab_C = [zero_point_ab[name] for name in survey.band_names]

@@ -161,7 +161,7 @@ def test_mosaics_that_changed_or_lie_on_another_scale_are_refused(
     (sky / "sim000005t0001_f087_coadd.asdf").touch()
     with pytest.raises(StoreError, match="mosaics of tile 'sim000005t0001' have changed"):
         extract(SURVEY, sky, tmp_path / "s", size=16, workers=1)
-    with pytest.raises(MosaicError, match=r"0\.055 arcsec per pixel, survey 'roman-sim' 0\.11"):
+    with pytest.raises(MosaicError, match=r"0\.055 arcsec per pixel, survey 'roman-sim' has 0\.11"):
         extract(replace(SURVEY, pixel_scale_arcsec=0.11), sky, tmp_path / "t", workers=1)
 
 
@@ -293,9 +293,11 @@ def test_two_names_of_one_mosaic_are_read_once(tmp_path: Path) -> None:
     (tmp_path / "z_links" / file.name).symlink_to(file)
     notes: list[str] = []
     assert find_mosaics(tmp_path, SURVEY, notes) == {"t": {"F158": file}}
-    assert notes == [f"{tmp_path}/z_links/{file.name} is {file} under another name: read once"]
+    assert notes == [
+        f"{tmp_path}/z_links/{file.name} is {file} under another name; it is read once"
+    ]
     (tmp_path / "z_links" / "t_f129_coadd.asdf").symlink_to(tmp_path / "gone")
-    with pytest.raises(MosaicError, match=r"t_f129_coadd\.asdf: a link to what is not there"):
+    with pytest.raises(MosaicError, match=r"t_f129_coadd\.asdf: a broken link"):
         find_mosaics(tmp_path, SURVEY)
 
 

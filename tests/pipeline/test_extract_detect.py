@@ -330,7 +330,7 @@ def test_faults_are_one_line(quadrants: Path, tile, tmp_path: Path) -> None:
         make_source_list(ONE_FILE, quadrants, tmp_path / "x.csv")
     with pytest.raises(ConfigError, match="must be positive"):
         make_source_list(ONE_FILE, quadrants, tmp_path / "x.parquet", threshold=float("nan"))
-    with pytest.raises(SourceListError, match="not one source has 5 px above the threshold; lower"):
+    with pytest.raises(SourceListError, match="no source has 5 px above the threshold; lower"):
         make_source_list(ONE_FILE, quadrants, tmp_path / "x.parquet", threshold=1e6, workers=1)
     (tmp_path / "y.parquet").write_bytes(b"something else")
     with pytest.raises(SourceListError, match="choose another --out"):

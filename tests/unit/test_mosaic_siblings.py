@@ -214,4 +214,4 @@ def test_a_pattern_that_fits_weights_too(tmp_path, pattern, names, preferred):
     found = find_mosaics(tmp_path, survey, notes)
     (bands,) = found.values()
     assert bands == {"g": tmp_path / names[0]}
-    assert f"{len(names) - 1} files beside a mosaic passed over" in notes[0]
+    assert f"{len(names) - 1} files beside a mosaic are not mosaics" in notes[0]

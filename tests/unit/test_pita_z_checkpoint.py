@@ -180,8 +180,8 @@ def test_models_that_do_not_map_are_named(tmp_path: Path) -> None:
         "no image encoder": state(encoder=None),
         "has 5 channels, survey 'candels' has 4": state(encoder=encoder(5)),
         "neither PITALightning nor CNNPhotoz": state(model=nn.Linear(2, 2)),
-        "not of an MLP of pita-z": state(redshift_mlp=nn.Sequential(nn.Linear(128, 1))),
-        "nothing in it gives": {
+        "not from an MLP of pita-z": state(redshift_mlp=nn.Sequential(nn.Linear(128, 1))),
+        "lacks the weights of": {
             name: tensor for name, tensor in state().items() if "features.7.1.block.3" not in name
         },
         "does not fit a PITA": state() | {"encoder.features.0.1.weight": torch.zeros(95)},

@@ -166,7 +166,7 @@ def test_without_fluxes_the_cutouts_are_measured(tmp_path: Path) -> None:
 
 
 def test_a_stopped_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hdf5, "SHARDS_A_TILE", 2)
+    monkeypatch.setattr(hdf5, "SHARDS_PER_TILE", 2)
     path = write(tmp_path / "a b.hdf5", catalogue())
 
     def stop(done: int, total: int) -> None:
@@ -239,19 +239,19 @@ def test_faults_of_the_file_are_named(tmp_path: Path) -> None:
         ({"redshifts": None}, "no dataset 'redshifts'"),
         (
             {"images": image_NCSS.transpose(0, 2, 3, 1)},
-            r"\(N, 4, S, S\) is needed: the bands F606W",
+            r"expected \(N, 4, S, S\) with the bands F606W",
         ),
         ({"images": image_NCSS[0]}, "'images' has shape"),
         ({"images": image_NCSS[:0]}, "'images' has shape"),
         ({"images": image_NCSS.astype("S4")}, "'images' must be a dataset of numbers"),
-        ({"ebvs": given["ebvs"][:-1]}, r"'ebvs' has shape \(22,\), \(23,\) is needed"),
+        ({"ebvs": given["ebvs"][:-1]}, r"'ebvs' has shape \(22,\), expected \(23,\)"),
         ({"dered_color_features": np.zeros((N, 5))}, "'dered_color_features' has shape"),
         ({"redshifts": np.array([b"a"] * N)}, "'redshifts' must be a dataset of numbers"),
         ({"custom_ids": np.zeros(N)}, "'custom_ids' must be a dataset of integers"),
         ({"custom_ids": np.zeros(N, int)}, "identifier appears twice"),
         (
             {"custom_ids": np.arange(N, dtype=np.uint64) + np.uint64(2**63)},
-            "more than an int64 can",
+            "does not fit an int64",
         ),
         ({"use_redshift_1": None}, "no 'use_redshift_1'; its labels are use_redshift_2"),
     ]
