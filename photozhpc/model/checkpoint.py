@@ -5,7 +5,6 @@ Nothing in it is executed on loading: safetensors holds arrays and JSON text onl
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from photozhpc.config import from_mapping, to_mapping
@@ -27,6 +26,7 @@ from photozhpc.survey import Survey
 
 FORMAT = 1
 _HEADER = "photozhpc"
+_INITIALISERS = {"uniform_", "normal_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_"}
 _DIGEST = "sha256"  # of the header and the weights: detects a flipped bit
 _MODELS = {"pita": PITA, "photometry-mlp": PhotometryMLP}
 _CONFIGS = {"pita": PITAConfig, "photometry-mlp": PhotometryMLPConfig}
@@ -238,8 +238,7 @@ class _WithoutValues(TorchFunctionMode):
         self._left = 2 * n_weights + 2**20
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        in_place = re.fullmatch(r".*[^_]_", getattr(func, "__name__", ""))
-        if in_place and args and isinstance(args[0], nn.Parameter):
+        if getattr(func, "__name__", "") in _INITIALISERS and args:
             return args[0]
         result = func(*args, **(kwargs or {}))
         if func in (torch.empty, torch.ones, torch.zeros):
