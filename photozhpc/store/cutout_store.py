@@ -144,7 +144,7 @@ class CutoutStore:
             if (format_ := attributes["format"]) != FORMAT or isinstance(format_, bool):
                 raise StoreError(
                     f"{path}: the store has format {format_}, this photozhpc reads only format "
-                    f"{FORMAT}; upgrade photozhpc"
+                    f"{FORMAT}; extract it again, or upgrade photozhpc"
                 )
             if attributes.get("sha256") != own_digest(attributes):
                 raise StoreError(f"{path}: damaged: its zarr.json was altered; copy it again")

@@ -280,7 +280,7 @@ def test_a_stopped_detection_goes_on(quadrants: Path, tmp_path: Path) -> None:
     make_source_list(ONE_FILE, quadrants, again, workers=1)
     assert out.read_bytes() == again.read_bytes()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    with pytest.raises(SourceListError, match="was not made of these mosaics in this way"):
+    with pytest.raises(SourceListError, match="from other mosaics or in another way"):
         make_source_list(ONE_FILE, quadrants, out, threshold=2.0)
 
 
@@ -326,7 +326,7 @@ def test_what_is_detected_is_extracted_with_the_surveys_column_names(
 
 
 def test_faults_are_one_line(quadrants: Path, tile, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"call it \*\.parquet"):
+    with pytest.raises(ConfigError, match=r"name it \*\.parquet"):
         make_source_list(ONE_FILE, quadrants, tmp_path / "x.csv")
     with pytest.raises(ConfigError, match="must be positive"):
         make_source_list(ONE_FILE, quadrants, tmp_path / "x.parquet", threshold=float("nan"))

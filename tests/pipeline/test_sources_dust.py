@@ -70,7 +70,7 @@ def test_what_the_list_has_stays_and_what_cannot_be_looked_up_is_zero():
     assert 0.01 < filled.ebv_N[1] < 0.2
     assert filled.ebv_N[2:].tolist() == [0, 0]
     assert fill_ebv(given, "none").ebv_N.tolist() == [0.5, 0, 0, 0]
-    with pytest.raises(ConfigError, match="no E\\(B-V\\) map 'sdf'; one of sfd"):
+    with pytest.raises(ConfigError, match="no E\\(B-V\\) map 'sdf'; choose one of sfd"):
         fill_ebv(given, "sdf")
 
 

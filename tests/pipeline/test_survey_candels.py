@@ -157,5 +157,5 @@ def test_a_damaged_catalogue_is_named(tmp_path: Path, xy_N2: np.ndarray) -> None
     ):
         read_survey_lists([path], SURVEY)
     path.write_text("".join(line + "\n" for line in text.splitlines() if "# 57 " not in line))
-    with pytest.raises(SourceListError, match="header of 56 columns"):
+    with pytest.raises(SourceListError, match="header has 56 columns"):
         read_survey_lists([path], SURVEY)

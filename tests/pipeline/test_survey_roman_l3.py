@@ -220,8 +220,8 @@ def test_what_is_wrong_is_said(delivery: Path, tmp_path: Path) -> None:
     with pytest.raises(MosaicError, match="are both band F158 of tile '270p65x48y69'"):
         find_mosaics(delivery, load_survey(mine))
     for line, words in (
-        ('mosaic_pattern: "{tile:[}_{band}.asdf"', "no regular expression"),
-        ('mosaic_pattern: "{tlie}_{band}.asdf"', "a brace that belongs to neither"),
+        ('mosaic_pattern: "{tile:[}_{band}.asdf"', "needs a regular expression"),
+        ('mosaic_pattern: "{tlie}_{band}.asdf"', "has a brace outside"),
         ("source_pattern: []", "source_pattern must not be empty"),
         ("prefer_mosaics: 3", "prefer_mosaics: expected a list"),
         ("layer: -1", "layer must not be negative"),
