@@ -126,6 +126,8 @@ def test_a_checkpoint_gives_the_same_model_back(model: PITA, tmp_path) -> None:
         assert torch.equal(a, b)
     assert (loaded.config, loaded.survey, loaded.training) == (TINY, SURVEY, {"note": 1})
     assert list(tmp_path.iterdir()) == [path]
+    frozen = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert {name: p.requires_grad for name, p in loaded.model.named_parameters()} == frozen
 
 
 def test_a_damaged_checkpoint_is_one_error(model: PITA, tmp_path) -> None:
