@@ -51,6 +51,7 @@ venv: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(PIP) -e '.[dev]'
+	$(BIN)/python tests/compile_kernels.py
 	@touch $@
 
 clean:
