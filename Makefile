@@ -12,14 +12,14 @@ infer: .venv/installed
 	$(BIN)/photozhpc infer --survey roman-sim
 
 # Files stay whole (their fixtures are shared) and in this order: the long ones come first.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 test: lint
-	$(PYTEST) tests/pipeline tests/unit
+	$(PYTEST) -n 2 tests/pipeline tests/unit
 
-# Also what needs Slurm, a browser, an S3 server, kills of processes: many minutes.
+# Also what needs Slurm, a browser, an S3 server, kills of processes; these mostly wait.
 test-all: test
-	$(PYTEST) tests/system
+	$(PYTEST) -n 3 tests/system
 
 lint: venv
 	$(BIN)/ruff check .
