@@ -136,6 +136,10 @@ class ObjectPath:
         with suppress(FileNotFoundError):
             yield from [path for path in self.iterdir() if path.match(pattern)]
 
+    def rglob(self, pattern: str) -> Iterator["ObjectPath"]:
+        """Yield the objects below the folder with a name like `pattern`."""
+        yield from (path for path in list_objects(self) if path.match(pattern))
+
     def match(self, pattern: str) -> bool:
         """Whether its name is like `pattern`."""
         return fnmatch.fnmatchcase(self.name, pattern)

@@ -266,7 +266,7 @@ def test_the_python_reference_has_every_entry_point() -> None:
             assert f"from {dotted.removesuffix('.' + name)} import {name}\n" in sections[name]
         for argument in arguments:
             assert f"{argument}: " in sections[name], f"{name}: {argument} is not in its signature"
-    assert "| `ValueError` | shapes that do not fit" in sections["pit"]
+    assert "| `ValueError` | the shapes do not fit" in sections["pit"]
     assert "**Returns:** cutout_NCSS" in sections["extract_cutouts"]
 
 
