@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from photozhpc.catalog import read_catalog
 from photozhpc.catalog.photoz_catalog import make_table, write_part
 from photozhpc.catalog.predict import predict_part
 from photozhpc.survey import load_survey
@@ -68,3 +70,9 @@ def write_catalogue(folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_part(table, path, {"index": index}, '{"command": "made by a test"}')
     return folder
+
+
+def located_rows(catalogue: Path) -> pd.DataFrame:
+    """The rows with a position, in the order of their identifiers."""
+    frame = read_catalog(catalogue).to_pandas()
+    return frame[np.isfinite(frame["ra"])].sort_values("source_id", ignore_index=True)

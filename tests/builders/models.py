@@ -64,3 +64,11 @@ def calibrated_checkpoint(path: Path) -> Path:
         for parameter in head.parameters():
             parameter.mul_(4)
     return save_checkpoint(path, checkpoint.pita, checkpoint.survey)
+
+
+def noise_images() -> tuple[np.ndarray, np.ndarray]:
+    """Cutouts of 150 sources, of which number 7 has no data, and their E(B-V)."""
+    rng = np.random.default_rng(0)
+    cutout = rng.normal(0, 0.3, (150, 4, 40, 40)).astype(np.float32)
+    cutout[7] = np.nan
+    return cutout, rng.uniform(0, 0.1, 150).astype(np.float32)

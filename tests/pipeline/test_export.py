@@ -17,7 +17,7 @@ from astropy.io import fits, votable
 from astropy.table import Table
 from click.testing import CliRunner
 
-from builders.catalogs import N_PARTS, PART_LEN, write_catalogue
+from builders.catalogs import N_PARTS, PART_LEN, located_rows, write_catalogue
 from photozhpc.catalog import read_catalog
 from photozhpc.cli import main
 from photozhpc.export.dialects import find_dialect, translated_schema
@@ -36,8 +36,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(catalogue: Path) -> pd.DataFrame:
-    frame = read_catalog(catalogue).to_pandas()
-    return frame[np.isfinite(frame["ra"])].sort_values("source_id", ignore_index=True)
+    return located_rows(catalogue)
 
 
 def coordinates(frame: pd.DataFrame) -> SkyCoord:

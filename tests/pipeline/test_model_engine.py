@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from builders.models import TINY, tiny_checkpoint
+from builders.models import TINY, noise_images, tiny_checkpoint
 from photozhpc.model import compiled as compiled_module
 from photozhpc.model import load_checkpoint
 from photozhpc.model.engine import Engine, default_batch_size
@@ -24,10 +24,7 @@ def model_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def images() -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    cutout = rng.normal(0, 0.3, (150, 4, 40, 40)).astype(np.float32)
-    cutout[7] = np.nan
-    return cutout, rng.uniform(0, 0.1, 150).astype(np.float32)
+    return noise_images()
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from hats.catalog import TableProperties
 from hats.catalog.dataset.collection_properties import CollectionProperties
 from mocpy import MOC
 
-from builders.catalogs import N_PARTS, NOWHERE, PART_LEN, SURVEY, write_catalogue
+from builders.catalogs import N_PARTS, NOWHERE, PART_LEN, SURVEY, located_rows, write_catalogue
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.footprint import FOOTPRINT_NAME
 from photozhpc.catalog.photoz_catalog import catalog_schema
@@ -47,8 +47,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(catalogue: Path) -> pd.DataFrame:
-    frame = read_catalog(catalogue).to_pandas()
-    return frame[np.isfinite(frame["ra"])].sort_values("source_id", ignore_index=True)
+    return located_rows(catalogue)
 
 
 @pytest.fixture(scope="module")
