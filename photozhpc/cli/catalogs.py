@@ -166,7 +166,8 @@ def _own_sky(
 @JSON
 def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_json: bool) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
-    from photozhpc.evaluation import evaluate, evaluation_table, write_evaluation
+    from photozhpc.evaluation.evaluate import evaluate
+    from photozhpc.evaluation.tables import evaluation_table, write_evaluation
 
     evaluation = evaluate(catalog, truth)
     files = write_evaluation(evaluation, out)
