@@ -2,8 +2,9 @@
 # `make test-long` tries every fault that `test-all` draws from. Each makes .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what is imported; to compile all of each library takes minutes.
+# pip would compile what it installs on one core.
 PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
+COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib > /dev/null || true  # some are templates
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCHVISION := $(shell sed -n 's/^torchvision==//p' constraints.txt)
 
@@ -51,10 +52,12 @@ venv: .venv/installed-dev
 	        'torch==$(TORCH)+cpu' 'torchvision==$(TORCHVISION)+cpu'; \
 	fi
 	$(PIP) -e .
+	@$(COMPILE)
 	@touch $@
 
 .venv/installed-dev: .venv/installed
 	$(PIP) -e '.[dev]'
+	@$(COMPILE)
 	@touch $@
 
 kernels: .venv/kernels
