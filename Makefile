@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # pip would compile what it installs on one core.
 PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
-COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib > /dev/null || true  # some are templates
+COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib photozhpc > /dev/null || true  # some are templates
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCHVISION := $(shell sed -n 's/^torchvision==//p' constraints.txt)
 

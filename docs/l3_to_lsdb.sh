@@ -21,16 +21,12 @@ fi
 # 1. Mosaics and source lists -> cutouts and photometry.
 photozhpc extract --survey "$survey" --mosaics "$mosaics" --store "$out/store"
 
-# 2. Cutouts -> redshifts, by the bundled model.
-photozhpc infer --survey "$survey" --store "$out/store" --out "$out/catalogue"
+# 2. Cutouts -> redshifts, by the bundled model; also as HATS for LSDB, FITS and VOParquet for TOPCAT.
+photozhpc infer --survey "$survey" --store "$out/store" --out "$out/catalogue" \
+    --export hats --export fits --export vo-parquet
 photozhpc verify "$out/catalogue" --store "$out/store"
 
-# 3. The formats of other tools: HATS for LSDB, FITS and VOParquet for TOPCAT.
-photozhpc export "$out/catalogue" --format hats --out "$out/hats"
-photozhpc export "$out/catalogue" --format fits --out "$out/catalogue.fits"
-photozhpc export "$out/catalogue" --format vo-parquet --out "$out/catalogue.parquet"
-
-# 4. A cone search with LSDB: the sources within 10" of the first one.
+# 3. A cone search with LSDB: the sources within 10" of the first one.
 python - "$out" <<'PYTHON'
 import sys
 
@@ -38,10 +34,10 @@ import lsdb
 from astropy.table import Table
 
 out = sys.argv[1]
-table = Table.read(f"{out}/catalogue.fits")
+table = Table.read(f"{out}/catalogue/photoz.fits")
 ra, dec = float(table["ra"][0]), float(table["dec"][0])
 
-catalogue = lsdb.open_catalog(f"{out}/hats")
+catalogue = lsdb.open_catalog(f"{out}/catalogue/hats")
 nearby = catalogue.cone_search(ra, dec, radius_arcsec=10).compute()
 print(f"within 10 arcsec of ({ra:.5f}, {dec:.5f}): {len(nearby)} of {len(table)} sources")
 print(nearby[["source_id", "photoz", "photoz_flags"]].to_string(index=False))

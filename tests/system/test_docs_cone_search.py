@@ -16,7 +16,7 @@ def test_the_cone_search_of_the_script_finds_what_is_there(tmp_path: Path) -> No
     reader = Runner.in_checkout(tmp_path)
     reader.run_page(ROOT / "docs/cone_search.md")
     printed = reader.outputs["bash docs/l3_to_lsdb.sh dr1"]
-    table = Table.read(tmp_path / "dr1/catalogue.fits")
+    table = Table.read(tmp_path / "dr1/catalogue/photoz.fits")
     sky = SkyCoord(table["ra"], table["dec"], unit="deg")
     near = table["source_id"][sky.separation(sky[0]).arcsec < 10]
     rows = printed.split("photoz_flags\n")[-1].splitlines()
