@@ -2,9 +2,7 @@
 # `make test-long` tries every fault that `test-all` draws from. Each makes .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
-# pip would compile what it installs on one core.
-PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
-COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib photozhpc > /dev/null || true  # some are templates
+INSTALL := .ci/install
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCHVISION := $(shell sed -n 's/^torchvision==//p' constraints.txt)
 
@@ -45,19 +43,17 @@ venv: .venv/installed-dev
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@if [ "$$(uname -s)" != Linux ] || nvidia-smi -L >/dev/null 2>&1; then \
-	    $(PIP) torch torchvision; \
+	    $(INSTALL) torch torchvision; \
 	else \
-	    $(PIP) 'torch==$(TORCH)+cpu' torchvision 2>/dev/null || \
-	    $(PIP) --index-url https://download.pytorch.org/whl/cpu \
+	    $(INSTALL) 'torch==$(TORCH)+cpu' torchvision 2>/dev/null || \
+	    $(INSTALL) --index-url https://download.pytorch.org/whl/cpu \
 	        'torch==$(TORCH)+cpu' 'torchvision==$(TORCHVISION)+cpu'; \
 	fi
-	$(PIP) -e .
-	@$(COMPILE)
+	$(INSTALL) -e .
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) -e '.[dev]'
-	@$(COMPILE)
+	$(INSTALL) -e '.[dev]'
 	@touch $@
 
 kernels: .venv/kernels
