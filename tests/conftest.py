@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from builders.catalogs import SMALL, TILES
+from builders.draws import draw_third
 from builders.models import make_checkpoint
 from builders.stores import make_store
 from photozhpc.catalog.run import run_inference
@@ -16,6 +17,11 @@ from photozhpc.extract.extract import extract
 from photozhpc.sky import load_sky_config, simulate_sky
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    draw_third(items)
 
 
 @pytest.fixture

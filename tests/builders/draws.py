@@ -1,4 +1,4 @@
-"""Long tests of many kinds: each run of the tests tries some, drawn anew; `make test-long` all."""
+"""Long tests: each run of the tests tries some of them, drawn anew; `make test-long` tries all."""
 
 import os
 import random
@@ -18,3 +18,11 @@ def drawn(kinds: Sequence[Any], n: int) -> list[Any]:
         kind if index in chosen else pytest.param(kind, marks=pytest.mark.slow)
         for index, kind in enumerate(kinds)
     ]
+
+
+def draw_third(tests: Sequence[pytest.Item]) -> None:
+    """Mark all but a third of the tests that are marked `drawn` slow."""
+    long = [test for test in tests if test.get_closest_marker("drawn")]
+    left_out = random.Random(_RUN).sample(long, len(long) - -(-len(long) // 3))
+    for test in left_out:
+        test.add_marker("slow")

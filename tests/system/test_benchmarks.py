@@ -43,6 +43,7 @@ def test_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path) -> None:
         )
 
 
+@pytest.mark.drawn
 @pytest.mark.timeout(600)
 def test_a_run_of_virtual_shards_is_killed_and_goes_on(tmp_path) -> None:
     command = [sys.executable, BENCHMARKS / "bench_scale.py", "--sources", "600001"]

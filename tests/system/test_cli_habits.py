@@ -68,6 +68,7 @@ def test_quiet_leaves_results_alone_and_verbose_adds_times(small_sky: Path, tmp_
     assert VARIABLE not in os.environ
 
 
+@pytest.mark.drawn
 def test_worker_processes_take_it_from_the_environment(small_sky: Path, tmp_path: Path) -> None:
     command = extract(small_sky, tmp_path / "s")[:-1]
     done = photozhpc(*command, 2, env=os.environ | {VARIABLE: "verbose"})
@@ -350,6 +351,7 @@ def test_what_a_notebook_or_site_left_in_the_environment_does_no_harm(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.drawn
 def test_two_workers_take_the_threads_that_numba_lets_them_have(
     small_sky: Path, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
 FIRST = DOCS / "tour.md"  # the others go on with what it leaves
 ALONE = DOCS / "cone_search.md"  # test_docs_cone_search.py
+LONG = [DOCS / "training.md", DOCS / "guide.md"]
 
 
 def _generate():
@@ -60,7 +61,12 @@ def _runs(page: Path) -> bool:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if p not in (FIRST, ALONE) and _runs(p)], ids=lambda page: page.stem
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=pytest.mark.drawn if page in LONG else ())
+        for page in PAGES
+        if page not in (FIRST, ALONE) and _runs(page)
+    ],
 )
 def test_what_a_page_shows_is_what_comes_out(page: Path, tour: Runner) -> None:
     tour.run_page(page)

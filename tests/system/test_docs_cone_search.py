@@ -10,6 +10,7 @@ from snippets import Runner
 from builders.paths import ROOT
 
 
+@pytest.mark.drawn
 @pytest.mark.timeout(400)
 def test_the_cone_search_of_the_script_finds_what_is_there(tmp_path: Path) -> None:
     """Its page shows what comes out: the rows within 10 arcsec, by the angles between all."""

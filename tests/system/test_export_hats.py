@@ -263,6 +263,7 @@ def test_what_a_killed_export_left_is_cleared_away_and_nothing_else(catalogue, t
     assert sorted(path.name for path in tmp_path.iterdir()) == [left[1].name, "a"]
 
 
+@pytest.mark.drawn
 def test_stdout_is_for_data_even_when_a_worker_fails(catalogue, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(catalogue, copy)

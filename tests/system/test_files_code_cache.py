@@ -121,6 +121,7 @@ bool(VecAVX2())  # compiles a few lines, loads them, and so on for every process
 """
 
 
+@pytest.mark.drawn
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler is there")
 def test_a_library_that_lies_where_inductor_looks_is_not_loaded(tmp_path: Path) -> None:
     """It takes ten seconds: torch is imported six times, by us and by Inductor."""

@@ -32,6 +32,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache" / "compiled"
 
 
+@pytest.mark.drawn
 @pytest.mark.timeout(300)
 def test_compiled_code_is_made_once_and_gives_the_same(model_file, images, compiler) -> None:
     eager = Engine(load_checkpoint(model_file), batch_size=64).predict(*images)

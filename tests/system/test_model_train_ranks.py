@@ -173,6 +173,7 @@ def test_a_run_stopped_anywhere_and_resumed_is_bit_identical(
     assert_same_run(undisturbed, broken.out)
 
 
+@pytest.mark.drawn
 def test_a_signal_to_one_rank_stops_all_and_one_process_can_go_on(
     config: TrainConfig, undisturbed: str, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def train_config(path: Path, **changes) -> Path:
     return path
 
 
+@pytest.mark.drawn
 def test_the_pipeline_runs_on_two_nodes_and_again(slurm, site, small_sky, tmp_path):
     config = train_config(tmp_path / "train.yaml", epochs=1)
     folder = tmp_path / "run"
@@ -74,6 +75,7 @@ def test_the_pipeline_runs_on_two_nodes_and_again(slurm, site, small_sky, tmp_pa
     assert (folder / "run" / "model.safetensors").read_bytes() == model
 
 
+@pytest.mark.drawn
 def test_training_preempted_and_requeued_ends_with_the_same_weights(
     slurm, site, small_store, tmp_path
 ):
