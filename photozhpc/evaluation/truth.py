@@ -11,7 +11,8 @@ from photozhpc.files.objects import AnyPath, expand_glob, location
 from photozhpc.sources.redshifts import Remarks, is_placeholder, usable_redshifts
 from photozhpc.sources.sky_units import to_redshifts
 from photozhpc.sources.table_file import as_floats, read_columns
-from photozhpc.store import CutoutStore
+from photozhpc.store import open_store
+from photozhpc.survey import Survey
 
 # The first that a table has counts; galaxy_id and redshift are OpenUniverse2024's.
 _Z_NAMES = {"z_true": "true", "z_spec": "spectroscopic", "redshift": "true"}
@@ -77,13 +78,16 @@ def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
     return _rows(truth, np.flatnonzero(np.isfinite(truth.z_ref_N)))
 
 
-def store_labels(store_path: str | AnyPath) -> Truth:
-    """Return the spectroscopic redshifts in a store.
+def store_labels(store_path: str | AnyPath, survey: Survey | None = None) -> Truth:
+    """Return the spectroscopic redshifts in a store, or in a photometric catalogue.
+
+    Args:
+        survey: says what the columns of the catalogue are.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError, SourceListError: it is damaged.
     """
-    store = CutoutStore.open(store_path)
+    store = open_store(store_path, survey)
     ids, labels = [np.empty(0, np.int64)], [np.empty(0)]
     for key in store.shards():
         sources = store.read_sources(key)

@@ -44,7 +44,7 @@ def flux_column_names(survey: Survey, table_names: list[str], path: object) -> d
     for columns in _all_columns(survey):
         for band in survey.bands:
             for pattern in (columns.value, columns.error):
-                found[pattern.format(band=band.name)] = _find(
+                found[pattern.replace("{band}", band.name)] = _find(
                     survey, pattern, band, table_names, path
                 )
     return found
@@ -54,12 +54,12 @@ def possible_names(survey: Survey) -> set[str]:
     """Return all names that columns of fluxes may have, in lower case."""
     bands = [*survey.band_names, *survey.band_aliases]
     patterns = [p for columns in _all_columns(survey) for p in (columns.value, columns.error)]
-    return {pattern.format(band=band).lower() for pattern in patterns for band in bands}
+    return {pattern.replace("{band}", band).lower() for pattern in patterns for band in bands}
 
 
 def _find(survey: Survey, pattern: str, band: Band, names: list[str], path: object) -> str:
     aliases = [a for a, target in survey.band_aliases.items() if target.lower() == band.name.lower()]
-    wanted = [pattern.format(band=name) for name in (band.name, *aliases)]
+    wanted = [pattern.replace("{band}", name) for name in (band.name, *aliases)]
     by_lower = {name.lower(): name for name in reversed(names)}
     for name in wanted:
         if name in names:
@@ -107,7 +107,7 @@ def _one(
     table: TableFile, columns: FluxColumns, band: Band, names: dict[str, str], remarks: Remarks
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return flux_N and its error, nJy, of one pair of columns."""
-    name, error_name = (names[p.format(band=band.name)] for p in (columns.value, columns.error))
+    name, error_name = (names[p.replace("{band}", band.name)] for p in (columns.value, columns.error))
     value_N, error_N = _numbers(table, name), _numbers(table, error_name)
     if columns.missing:
         value_N[np.isin(value_N, columns.missing)] = np.nan
