@@ -123,9 +123,7 @@ def photoz_flags(
     return flags_N
 
 
-def photometry_flags(
-    measured: Measurements, photoz_N: NDArray[np.float32]
-) -> NDArray[np.int32]:
+def photometry_flags(measured: Measurements, photoz_N: NDArray[np.float32]) -> NDArray[np.int32]:
     """Return PhotozFlag bits (N,) of sources whose redshift is from fluxes alone.
 
     Args:

@@ -28,7 +28,9 @@ from photozhpc.store import CutoutStore, FluxTable
 _FINGERPRINT = "store_fingerprint"
 
 
-def verify_catalog(out: str | Path, store: CutoutStore | FluxTable | None = None) -> tuple[int, list[str]]:
+def verify_catalog(
+    out: str | Path, store: CutoutStore | FluxTable | None = None
+) -> tuple[int, list[str]]:
     """Compare every part with its note; return the number of rows and the list of problems.
 
     Args:

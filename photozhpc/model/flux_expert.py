@@ -1,6 +1,7 @@
 """The density of redshift from forced fluxes alone: small networks, averaged."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,14 +26,17 @@ class FluxExpertConfig:
         widths: of the hidden layers.
         networks: whose densities are averaged.
         dropout: share of the hidden units that a training step sees as zero.
+        noise: whether they see the errors of the fluxes. Where the depth hardly varies, errors
+            repeat the fluxes, and make it easier to learn labels by heart.
         bins: of the density between z = 0 and z_max, equally wide in ln(1+z).
     """
 
     n_bands: int = 4
     n_apertures: int = 1
-    widths: tuple[int, ...] = (256, 256, 256)
-    networks: int = 5
+    widths: tuple[int, ...] = (128, 128, 128)
+    networks: int = 10
     dropout: float = 0.2
+    noise: bool = False
     bins: int = 256
     z_max: float = 4.0
 
@@ -56,7 +60,7 @@ class FluxExpert(nn.Module):
     def __init__(self, config: FluxExpertConfig) -> None:
         super().__init__()
         self.config = config
-        self.features = FluxFeatures(config.n_bands, config.n_apertures)
+        self.features = FluxFeatures(config.n_bands, config.n_apertures, config.noise)
         widths = (*config.widths, config.bins)
         self.networks = nn.ModuleList(
             MLP(self.features.n_features, widths, config.dropout) for _ in range(config.networks)
@@ -87,61 +91,92 @@ def fit_flux_expert(
     flux_err_NCR: Tensor,
     ebv_N: Tensor,
     z_N: Tensor,
-    held_out_N: Tensor,
+    fold_N: Tensor,
     *,
-    steps: int = 2000,
+    steps: int = 1000,
     seed: int = 0,
     refit: bool = True,
 ) -> Tensor:
     """Fit the features and the networks, in place, to labelled sources on the expert's device.
 
-    Each network is trained on the sources that are not held out, until these have the highest
-    density; with `refit`, then again from the start on all sources, for as many epochs.
+    Network i is trained on all folds but one, i modulo the number of folds, until that one has the
+    highest density; with `refit`, then again from the start on all sources, for as many steps.
 
     Args:
-        held_out_N: bool.
+        fold_N: numbers of folds from 0, -1 for sources that are never held out; or bool: whether
+            a source is in the only fold.
         steps: of the schedule of a network, at least.
         seed: of weights, order and dropout.
 
     Returns:
-        density_MK of the held-out sources by networks that have not seen them: to weight, pool or
-        calibrate with.
+        density_MK of the sources that are in a fold, by networks that have not seen them: to
+        weight, pool or calibrate with.
+
+    Raises:
+        ValueError: a band has no flux with an error in an aperture, or there are fewer networks
+            than folds.
     """
+    fold_N = fold_N.long() - 1 if fold_N.dtype == torch.bool else fold_N
+    n_folds = int(fold_N.max()) + 1
+    if n_folds > len(expert.networks):
+        raise ValueError(f"{len(expert.networks)} networks are too few for {n_folds} folds")
     expert.features.fit(flux_NCR, flux_err_NCR, ebv_N)
     x_NF = expert.features(flux_NCR, flux_err_NCR, ebv_N)
     position_N = expert.position(z_N)
     sigma = SMOOTHING_LOG1P / math.log1p(expert.config.z_max)
     target_NK = smoothed(position_N, expert.config.bins, sigma)
-    kept_NF, kept_NK = x_NF[~held_out_N], target_NK[~held_out_N]
-    check_MF, check_M = x_NF[held_out_N], position_N[held_out_N]
+    batch_size = TRAINING.batch_size
 
-    @torch.no_grad()
-    def check(network: nn.Module) -> float:
-        return -log_density(network(check_MF).softmax(dim=1), check_M).mean().item()
-
-    def fit(network: nn.Module, seed: int, stop_after: int | None = None) -> int:
-        everything = stop_after is not None
-        inputs_NF, outputs_NK = (x_NF, target_NK) if everything else (kept_NF, kept_NK)
-        epochs = max(MIN_EPOCHS, math.ceil(steps / math.ceil(len(kept_NF) / TRAINING.batch_size)))
-        with seeded(seed):
+    def fit(
+        network: nn.Module,
+        number: int,
+        rows_N: Tensor,
+        epochs: int,
+        check: Callable[[nn.Module], float] | None,
+        stop_after: int | None = None,
+    ) -> int:
+        input_MF, output_MK = x_NF[rows_N], target_NK[rows_N]
+        with seeded(seed + number):
             for layer in network.children():
                 if isinstance(layer, nn.Linear):
                     layer.reset_parameters()
             return train_mlp(
                 network,
-                inputs_NF,
-                lambda logit_BK, rows: F.cross_entropy(logit_BK, outputs_NK[rows]),
-                replace(TRAINING, epochs=epochs, seed=seed),
-                None if everything else check,
+                input_MF,
+                lambda logit_BK, rows: F.cross_entropy(logit_BK, output_MK[rows]),
+                replace(TRAINING, epochs=epochs, seed=seed + number),
+                check,
                 stop_after,
             )
 
+    def epochs_of(n: int) -> int:
+        return max(MIN_EPOCHS, math.ceil(steps / math.ceil(n / batch_size)))
+
     expert.networks.requires_grad_(True)
-    epochs = [fit(network, seed + n) for n, network in enumerate(expert.networks)]
-    with torch.no_grad():
-        density_MK = expert.density(check_MF)
-    if refit:
-        for n, network in enumerate(expert.networks):
-            fit(network, seed + n, epochs[n])
+    density_NK = torch.zeros_like(target_NK)
+    counts = [sum(i % n_folds == k for i in range(len(expert.networks))) for k in range(n_folds)]
+    for number, network in enumerate(expert.networks):
+        fold = number % n_folds
+        held_N = fold_N == fold
+        held_NF, held_position_N = x_NF[held_N], position_N[held_N]
+
+        @torch.no_grad()
+        def check(
+            network: nn.Module, held_NF: Tensor = held_NF, position_N: Tensor = held_position_N
+        ) -> float:
+            return -log_density(network(held_NF).softmax(dim=1), position_N).mean().item()
+
+        kept = ~held_N
+        n_kept = int(kept.sum())
+        epochs = epochs_of(n_kept)
+        best = fit(network, number, kept, epochs, check)
+        with torch.no_grad():
+            density_NK[held_N] += network(held_NF).softmax(dim=1) / counts[fold]
+        if refit:
+            everything = torch.ones_like(kept)
+            # As many steps, on a schedule of as many steps: an epoch of all sources is longer.
+            ratio = math.ceil(n_kept / batch_size) / math.ceil(len(x_NF) / batch_size)
+            epochs, best = (max(1, round(n * ratio)) for n in (epochs, best))
+            fit(network, number, everything, epochs, None, best)
     expert.networks.requires_grad_(False)
-    return density_MK
+    return density_NK[fold_N >= 0]

@@ -12,9 +12,9 @@ class FluxFeatures(nn.Module):
     """Fluxes of C bands in R apertures (Kron counts as one) -> standardised features.
 
     For each aperture: the C-1 colours of neighbouring bands and the magnitude of the last, all
-    dereddened asinh magnitudes divided by -2.5 (see model/colours.py); log10 of each band's error
-    in units of the usual one, which with the magnitude gives the signal-to-noise ratio; and
-    whether each band was measured.
+    dereddened asinh magnitudes divided by -2.5 (see model/colours.py); whether each band was
+    measured; and, with `noise`, log10 of each band's error in units of the usual one, which with
+    the magnitude gives the signal-to-noise ratio.
 
     A missing flux is NaN. Its magnitude is interpolated between the nearest measured bands of its
     aperture; other features that are missing are 0, the mean. An upper limit is a flux of 0 with
@@ -28,9 +28,10 @@ class FluxFeatures(nn.Module):
     mean_F: Tensor
     scale_F: Tensor
 
-    def __init__(self, n_bands: int, n_apertures: int) -> None:
+    def __init__(self, n_bands: int, n_apertures: int, noise: bool = False) -> None:
         super().__init__()
-        self.n_features = 3 * n_bands * n_apertures
+        self.noise = noise
+        self.n_features = (3 if noise else 2) * n_bands * n_apertures
         self.register_buffer("extinction_r_C", torch.zeros(n_bands))
         self.register_buffer("softening_CR", torch.ones(n_bands, n_apertures))
         self.register_buffer("mean_F", torch.zeros(self.n_features))
@@ -70,14 +71,14 @@ class FluxFeatures(nn.Module):
         """Return the features (B, F) before scaling, NaN where they are missing."""
         measured_BCR = flux_BCR.isfinite()
         flux_BCR = flux_BCR.where(measured_BCR, torch.nan)
-        err_BCR = _valid_error(flux_BCR, flux_err_BCR)
         gain_BC1 = (10 ** (0.4 * ebv_B[:, None] * self.extinction_r_C))[:, :, None]
         soft_CR = self.softening_CR
         log_BCR = torch.asinh(flux_BCR * gain_BC1 / (2 * soft_CR)) / math.log(10) + soft_CR.log10()
         log_BCR = _bridged(log_BCR)
-        noise_BCR = (err_BCR * gain_BC1 / soft_CR).log10()
-        colour_BCR = torch.cat([log_BCR[:, :-1] - log_BCR[:, 1:], log_BCR[:, -1:]], dim=1)
-        return torch.cat([colour_BCR, noise_BCR, measured_BCR.to(log_BCR)], dim=1).flatten(1)
+        parts = [log_BCR[:, :-1] - log_BCR[:, 1:], log_BCR[:, -1:], measured_BCR.to(log_BCR)]
+        if self.noise:
+            parts.append((_valid_error(flux_BCR, flux_err_BCR) * gain_BC1 / soft_CR).log10())
+        return torch.cat(parts, dim=1).flatten(1)
 
     def snr(self, flux_BCR: Tensor, flux_err_BCR: Tensor) -> Tensor:
         """Return snr_BCR: flux over error; over the usual error where there is none."""

@@ -1,6 +1,6 @@
 """The model of a photometric catalogue: densities from fluxes alone, with calibrated intervals."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -33,7 +33,7 @@ class PhotometryConfig:
 
     aperture_radii_arcsec: tuple[float, ...] = ()
     total: bool = True
-    expert: FluxExpertConfig = FluxExpertConfig()
+    expert: FluxExpertConfig = field(default_factory=FluxExpertConfig)
     point_estimate: PointEstimate = "least_risk"
 
     def __post_init__(self) -> None:
@@ -143,5 +143,3 @@ def enough_bands(flux_NCR: NDArray) -> NDArray[np.bool_]:
 
 def _list(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-

@@ -58,7 +58,9 @@ def possible_names(survey: Survey) -> set[str]:
 
 
 def _find(survey: Survey, pattern: str, band: Band, names: list[str], path: object) -> str:
-    aliases = [a for a, target in survey.band_aliases.items() if target.lower() == band.name.lower()]
+    aliases = [
+        a for a, target in survey.band_aliases.items() if target.lower() == band.name.lower()
+    ]
     wanted = [pattern.replace("{band}", name) for name in (band.name, *aliases)]
     by_lower = {name.lower(): name for name in reversed(names)}
     for name in wanted:
@@ -107,7 +109,9 @@ def _one(
     table: TableFile, columns: FluxColumns, band: Band, names: dict[str, str], remarks: Remarks
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return flux_N and its error, nJy, of one pair of columns."""
-    name, error_name = (names[p.replace("{band}", band.name)] for p in (columns.value, columns.error))
+    name, error_name = (
+        names[p.replace("{band}", band.name)] for p in (columns.value, columns.error)
+    )
     value_N, error_N = _numbers(table, name), _numbers(table, error_name)
     if columns.missing:
         value_N[np.isin(value_N, columns.missing)] = np.nan
