@@ -30,7 +30,11 @@ DEFAULT_TILES = 4
     ),
 )
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
-@click.option("--store", type=Location(), help="Store made by 'extract'; may be on s3://.")
+@click.option(
+    "--store",
+    type=Location(),
+    help="Store made by 'extract', may be on s3://; or a table of fluxes.",
+)
 @click.option("--checkpoint", type=LOCAL, help="Model file; default: the bundled model.")
 @click.option("--out", type=LOCAL, help="Folder; default: out/SURVEY.")
 @click.option("--truth", multiple=True, type=Location(), help="Table(s) of known redshifts.")
@@ -104,7 +108,7 @@ def infer(
     if truth:
         from photozhpc.evaluation.truth import read_truth
 
-        read_truth(truth)  # report a fault in it before the run
+        read_truth(truth, loaded_survey.source_columns)  # report a fault in it before the run
     summary = run_inference(
         store,
         checkpoint,
@@ -162,13 +166,21 @@ def _own_sky(
     help="Table with source_id and z_true or z_spec, a quoted glob of such tables, or a store "
     "whose labels are the truth; may be repeated.",
 )
+@click.option("--survey", type=SURVEY, help="Whose source_columns the truth has, if others.")
 @click.option("--out", type=LOCAL, help="Folder; default: CATALOG/evaluation.")
 @JSON
-def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_json: bool) -> None:
+def evaluate(
+    catalog: Path,
+    truth: tuple[AnyPath, ...],
+    survey: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
     from photozhpc.evaluation import evaluate, evaluation_table, write_evaluation
 
-    evaluation = evaluate(catalog, truth)
+    columns = None if survey is None else load_survey(survey).source_columns
+    evaluation = evaluate(catalog, truth, columns=columns)
     files = write_evaluation(evaluation, out)
     if as_json:
         click.echo(files[0].read_text(), nl=False)

@@ -89,8 +89,8 @@ def read_sample(
         rows_N = (sampled_N | labelled_N) & enough_bands(flux_NCR)
         columns = (sources.source_id_N, flux_NCR, err_NCR, sources.ebv_N, z_spec_N, sampled_N)
         parts.append([column[rows_N] for column in columns])
-    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return FluxSample(n_labels, *columns)
+    joined = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return FluxSample(n_labels, *joined)
 
 
 def train_photometry(
