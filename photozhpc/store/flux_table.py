@@ -114,18 +114,9 @@ class FluxTable:
         return {ShardKey(self._tile, i): n for i, n in enumerate(lengths) if n}
 
     def fingerprint(self) -> str:
-        """Return a digest of the file (of a Parquet file: of its footer) and of the survey."""
-        digest = hashlib.sha256(json.dumps(to_mapping(self.survey)).encode())
-        size = self.path.stat().st_size
-        digest.update(f"{self.path.name} {size} ".encode())
-        with open(self.path, "rb") as stream:
-            if self._groups is not None:  # it has the place, length and extremes of every column
-                stream.seek(-8, 2)
-                length = int.from_bytes(stream.read(4), "little")
-                stream.seek(max(0, size - 8 - length))
-            while block := stream.read(2**20):
-                digest.update(block)
-        return digest.hexdigest()
+        """Return a digest of the file and of the survey."""
+        about = json.dumps([self.path.name, to_mapping(self.survey)])
+        return hashlib.sha256(f"{about} {_sha256(self.path, self._stamp())}".encode()).hexdigest()
 
     def read_sources(self, key: ShardKey) -> Sources:
         """Return the sources of a shard; errors as `open`."""
@@ -178,6 +169,13 @@ class FluxTable:
         except OSError as error:
             raise SourceListError(f"{self.path}: no such {_WHAT}") from error
         return stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=4)
+def _sha256(path: Path, stamp: tuple[int, int]) -> str:
+    """Return the SHA-256 of a file, which is read whole: about a second per GB."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=2)
