@@ -34,7 +34,7 @@ class FluxExpertConfig:
     n_bands: int = 4
     n_apertures: int = 1
     widths: tuple[int, ...] = (128,) * 5
-    networks: int = 10
+    networks: int = 5
     dropout: float = 0.1
     noise: bool = False
     bins: int = 256
