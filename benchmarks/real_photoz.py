@@ -160,9 +160,11 @@ def gpz(data: Path, new: Galaxies) -> dict:
     return scores(GRID, density_MK.astype(np.float32), new.z_N, mean_M)
 
 
-def cross_validate(methods: list[str], galaxies: Galaxies, work: Path) -> dict[str, dict]:
+def cross_validate(
+    methods: list[str], galaxies: Galaxies, work: Path, found: dict[str, dict]
+) -> None:
+    """Add the scores of methods on the labels, fold by fold, to `found`."""
     fold_N = np.random.default_rng(2026).permutation(len(galaxies.z_N)) % N_FOLDS
-    found: dict[str, dict] = {}
     results: dict[str, list[Result]] = {}
     for name in methods:
         density_NK = np.empty((len(galaxies.z_N), GRID.n_bins), np.float32)
@@ -195,11 +197,18 @@ def cross_validate(methods: list[str], galaxies: Galaxies, work: Path) -> dict[s
             density_NK[own_N], z_phot_N[own_N] = pool.density_MK, pool.z_phot(GRID)
         found[STACK] = scores(GRID, density_NK, galaxies.z_N, z_phot_N) | {"of": best}
         _show(STACK, found[STACK])
-    return found
 
 
-def test(methods: list[str], fit: Galaxies, new: Galaxies, data: Path, work: Path) -> dict:
-    found: dict[str, dict] = {"GPz": gpz(data, new)}
+def test(
+    methods: list[str],
+    fit: Galaxies,
+    new: Galaxies,
+    data: Path,
+    work: Path,
+    found: dict[str, dict],
+) -> None:
+    """Add the scores of methods on the unseen galaxies to `found`."""
+    found["GPz"] = gpz(data, new)
     _show("GPz", found["GPz"])
     rows_N, new_rows_M = np.ones(len(fit.z_N), bool), np.ones(len(new.z_N), bool)
     results = {}
@@ -226,7 +235,6 @@ def test(methods: list[str], fit: Galaxies, new: Galaxies, data: Path, work: Pat
         found[STACK] = scores(GRID, pool.density_MK, new.z_N, pool.z_phot(GRID))
         found[STACK] |= {"of": best, **pool.settings}
         _show(STACK, found[STACK])
-    return found
 
 
 def _show(name: str, row: dict) -> None:
@@ -251,15 +259,18 @@ def main() -> None:
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     fit = Galaxies(args.data / "candels_cosmos_train.txt")
-    if args.what == "test":
-        new = Galaxies(args.data / "candels_cosmos_test.txt")
-        found = test(methods, fit, new, args.data, args.work)
-    else:
-        found = cross_validate(methods, fit, args.work)
-    document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    document |= {"photozhpc": __version__, "processor": processor()}
-    document[args.what] = document.get(args.what, {}) | found
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    found: dict[str, dict] = {}
+    try:
+        if args.what == "test":
+            new = Galaxies(args.data / "candels_cosmos_test.txt")
+            test(methods, fit, new, args.data, args.work, found)
+        else:
+            cross_validate(methods, fit, args.work, found)
+    finally:  # keep what was made
+        document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        document |= {"photozhpc": __version__, "processor": processor()}
+        document[args.what] = document.get(args.what, {}) | found
+        RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps({args.what: {name: row["crps"] for name, row in found.items()}}))
 
 

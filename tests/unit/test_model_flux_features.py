@@ -94,7 +94,7 @@ def test_the_expert_learns_redshifts_and_refits_on_everything() -> None:
 
     def densities() -> tuple[torch.Tensor, torch.Tensor]:
         expert = FluxExpert(config)
-        held_out_MK = fit_flux_expert(expert, *columns, held_out_N, steps=200, seed=3)
+        held_out_MK = fit_flux_expert(expert, *columns, held_out_N, steps=200, seed=3, refit=True)
         with torch.no_grad():
             return held_out_MK, expert.eval()(*columns[:3])
 
