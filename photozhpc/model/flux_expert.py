@@ -29,6 +29,7 @@ class FluxExpertConfig:
         noise: whether they see the errors of the fluxes. Where the depth hardly varies, errors
             repeat the fluxes, and make it easier to learn labels by heart.
         bins: of the density between z = 0 and z_max, equally wide in ln(1+z).
+        z_max: upper end of the last bin; labels beyond it count as at it.
     """
 
     n_bands: int = 4
