@@ -14,7 +14,7 @@ from photozhpc.catalog.predict import check_fit, predict_part
 from photozhpc.catalog.run_folder import ModelKey, Part, RunFolder
 from photozhpc.errors import CheckpointError, ConfigError, PhotozError, RunError, one_line
 from photozhpc.printable import printable
-from photozhpc.store import CutoutStore
+from photozhpc.store import CutoutStore, FluxTable
 from photozhpc.workers.dask_workers import DaskWorkers
 
 _AHEAD_SECONDS = 0.1
@@ -31,7 +31,7 @@ class CatalogRun:
         provenance: the whole run.json, as every part has it.
     """
 
-    store: CutoutStore
+    store: CutoutStore | FluxTable
     model: ModelKey
     folder: RunFolder
     about: dict[str, Any]

@@ -28,10 +28,13 @@ from photozhpc.catalog.run_folder import ModelKey, Part, note_part
 from photozhpc.errors import CatalogError, CheckpointError, StoreError
 from photozhpc.files.objects import AnyPath
 from photozhpc.logs import LOG
-from photozhpc.store import CutoutStore
+from photozhpc.store import CutoutStore, FluxTable, Measurements, open_store
+from photozhpc.survey import Survey
 
 if TYPE_CHECKING:
-    from photozhpc.model.engine import Engine, PhotometryEngine
+    from photozhpc.model.engine import Engine, PhotometryEngine, PhotometryMLPEngine
+
+    AnyEngine = Engine | PhotometryEngine | PhotometryMLPEngine
 
 T = TypeVar("T")
 
@@ -58,7 +61,7 @@ def predict_part(
         RunError: the disk is full.
     """
     started = time.monotonic()
-    store = _open_store(model.store_path)
+    store = _open_store(model.store_path, model.table_survey)
     # Dask repeats a task whose worker died after the part was written.
     if path.exists():
         try:
@@ -120,8 +123,32 @@ def photoz_flags(
     return flags_N
 
 
+def photometry_flags(measured: Measurements, photoz_N: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return PhotozFlag bits (N,) of sources whose redshift is from fluxes alone.
+
+    Args:
+        photoz_N: NaN where no redshift could be estimated.
+    """
+    from photozhpc.mosaic.photometry import PhotFlag
+
+    n_measured_NC = np.isfinite(measured.flux_NCR).sum(axis=2)
+    if measured.kron_flux_NC is not None:
+        n_measured_NC = n_measured_NC + np.isfinite(measured.kron_flux_NC)
+    flag_NC = measured.flags_NC
+    bad = PhotFlag.EDGE | PhotFlag.MASKED | PhotFlag.NON_FINITE | PhotFlag.NO_DATA
+    flags_N = np.zeros(len(photoz_N), dtype=np.int32)
+    for flag, where_N in (
+        (PhotozFlag.OFF_TILE, ((flag_NC & int(PhotFlag.OFF_TILE)) != 0).any(axis=1)),
+        (PhotozFlag.MISSING_BAND, (n_measured_NC == 0).any(axis=1)),
+        (PhotozFlag.BAD_PIXELS, ((flag_NC & int(bad)) != 0).any(axis=1)),
+        (PhotozFlag.NO_PHOTOZ, ~np.isfinite(photoz_N)),
+    ):
+        flags_N[where_N] |= flag
+    return flags_N
+
+
 def _part_tables(
-    store: CutoutStore, part: Part, engine: "Engine | PhotometryEngine"
+    store: CutoutStore | FluxTable, part: Part, engine: "AnyEngine"
 ) -> tuple[pa.Table, pa.Table | None]:
     """Return the rows of the catalogue, and those of p(z) if the engine gives it."""
     sources = _concatenated([store.read_sources(key) for key in part.shards])
@@ -137,13 +164,15 @@ def _part_tables(
     pdf = engine.pdf
     value_NP = np.empty((part.n_rows, 0 if pdf is None else len(pdf.axis_P)), dtype=np.float32)
     for rows, cutout_BCSS in _blocks(store, part, side, block_len):
-        prediction, pdf_BP = engine.predict_pdf(
-            cutout_BCSS, sources.ebv_N[rows], measured.flux_NCR[rows]
-        )
+        block = Measurements(*(values[rows] for values in vars(measured).values()))
+        prediction, pdf_BP = engine.predict_pdf(cutout_BCSS, sources.ebv_N[rows], block)
         photoz_N[rows], quantile_NQ[rows], ood_N[rows] = prediction
         if pdf_BP is not None:
             value_NP[rows] = pdf_BP
-        flags_N[rows] = photoz_flags(cutout_BCSS, side, measured.flags_NC[rows], photoz_N[rows])
+        if side:
+            flags_N[rows] = photoz_flags(cutout_BCSS, side, block.flags_NC, photoz_N[rows])
+        else:
+            flags_N[rows] = photometry_flags(block, photoz_N[rows])
     pdf_table = None
     if pdf is not None:
         value_NP[~np.isfinite(photoz_N)] = np.nan
@@ -167,14 +196,19 @@ def _part_tables(
 
 
 def _blocks(
-    store: CutoutStore, part: Part, side: int, block_len: int
+    store: CutoutStore | FluxTable, part: Part, side: int, block_len: int
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Yield (rows, cutouts) of the part in blocks of one length, across its shards.
 
-    Each block overwrites the one before.
+    Each block overwrites the one before. With side 0 nothing is read.
     """
     block_len = min(block_len, part.n_rows)
     block_BCSS = np.empty((block_len, len(store.survey.bands), side, side), np.float32)
+    if not side or isinstance(store, FluxTable):
+        for first in range(0, part.n_rows, block_len):
+            rows = slice(first, min(first + block_len, part.n_rows))
+            yield rows, block_BCSS[: rows.stop - first]
+        return
     first = filled = 0
     for key, length in zip(part.shards, part.shard_lengths, strict=True):
         at = 0
@@ -194,11 +228,11 @@ def _concatenated(parts: list[T]) -> T:
 
 
 @lru_cache(maxsize=4)
-def _open_store(path: AnyPath) -> CutoutStore:
-    return CutoutStore.open(path)
+def _open_store(path: AnyPath, survey: Survey | None) -> CutoutStore | FluxTable:
+    return open_store(path, survey)
 
 
-def load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
+def load_engine(model: ModelKey) -> "AnyEngine":
     """Return the model on its device; each process loads it once.
 
     Raises:
@@ -217,11 +251,11 @@ def load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
 
 
 @lru_cache(maxsize=1)
-def _load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
+def _load_engine(model: ModelKey) -> "AnyEngine":
     from photozhpc.model.checkpoint import load_checkpoint
     from photozhpc.model.engine import make_engine
 
-    store = _open_store(model.store_path)
+    store = _open_store(model.store_path, model.table_survey)
     checkpoint = load_checkpoint(model.checkpoint_path)
     if checkpoint.sha256 != model.checkpoint_sha256:
         raise CheckpointError(

@@ -32,7 +32,7 @@ from photozhpc.files.disk import remove_stale_partials, sync_folder
 from photozhpc.files.objects import AnyPath, location
 from photozhpc.logs import LOG
 from photozhpc.printable import printable
-from photozhpc.store import CutoutStore
+from photozhpc.store import FluxTable, open_store
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import Survey
 from photozhpc.workers.dask_workers import PRELOAD, DaskWorkers
@@ -58,6 +58,7 @@ class RunSummary:
         wall_seconds: duration of this run; `startup_seconds` of it passed until every worker had
             the model.
         pdf_form: "quantiles" or "grid" if p(z) is in path/pdf, else None.
+        survey: of the store.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class RunSummary:
     wall_seconds: float
     startup_seconds: float
     pdf_form: str | None = None
+    survey: Survey | None = None
 
     @property
     def catalog_path(self) -> Path:
@@ -117,7 +119,7 @@ def run_inference(
     if not workers.is_local:  # other machines have other working folders
         store_path = location(store_path).absolute()
         checkpoint_path, out = checkpoint_path.absolute(), out.absolute()
-    store = CutoutStore.open(store_path)
+    store = open_store(store_path, survey)
     if workers.is_local and workers.device == "cpu":
         import_early(PRELOAD)
     if survey is not None and survey.name != store.survey.name:
@@ -138,7 +140,13 @@ def run_inference(
         with suppress(OSError):  # the workers report it
             code_cache()  # one for all workers
     model = ModelKey(
-        store.path, checkpoint_path, file_sha256(checkpoint_path), workers.device, compiled, pdf
+        store.path,
+        checkpoint_path,
+        file_sha256(checkpoint_path),
+        workers.device,
+        compiled,
+        pdf,
+        store.survey if isinstance(store, FluxTable) else None,
     )
     about = {
         "photozhpc": __version__,
@@ -192,6 +200,7 @@ def run_inference(
         wall_seconds=time.monotonic() - started,
         startup_seconds=bar.started_at - started,
         pdf_form=pdf,
+        survey=store.survey,
     )
 
 

@@ -33,10 +33,11 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
         CatalogError, StoreError: the catalogue or the store is damaged.
         RunError: the disk is full.
     """
+    columns = None if run.survey is None else run.survey.source_columns
     if truth:
-        redshifts, reference = read_truth(truth), tables_text(truth)
+        redshifts, reference = read_truth(truth, columns), tables_text(truth)
     else:
-        redshifts, reference = store_labels(run.store_path), LABELS
+        redshifts, reference = store_labels(run.store_path, run.survey), LABELS
     matched = match(run.path, redshifts).matched if len(redshifts.source_id_N) else None
     document = _document(run) | {"notes": list(redshifts.notes)}
     lines = [

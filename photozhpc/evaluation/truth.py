@@ -11,7 +11,8 @@ from photozhpc.files.objects import AnyPath, expand_glob, location
 from photozhpc.sources.redshifts import Remarks, is_placeholder, usable_redshifts
 from photozhpc.sources.sky_units import to_redshifts
 from photozhpc.sources.table_file import as_floats, read_columns
-from photozhpc.store import CutoutStore
+from photozhpc.store import open_store
+from photozhpc.survey import SourceColumns, Survey, names_of
 
 # The first that a table has counts; galaxy_id and redshift are OpenUniverse2024's.
 _Z_NAMES = {"z_true": "true", "z_spec": "spectroscopic", "redshift": "true"}
@@ -44,20 +45,21 @@ def truth_tables(paths: Sequence[str | AnyPath]) -> list[AnyPath]:
     return [file for path in paths for file in expand_glob(location(path))]
 
 
-def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
+def read_truth(paths: Sequence[str | AnyPath], columns: SourceColumns | None = None) -> Truth:
     """Read the galaxies with a redshift from truth tables, in any format of a source list.
 
     Args:
         paths: tables, or globs of them, with source_id and z_true (or z_spec), or with galaxy_id
             and redshift, and optionally is_star (not 0: left out) and mag_{band}; or stores, whose
             labels are used. `usable_redshifts` decides what is a redshift.
+        columns: what else a table may call its source_id and z_spec.
 
     Raises:
         SourceListError: a table is missing, damaged, or has no source_id or no z_true (or z_spec);
             or a source_id appears twice.
     """
     remarks = Remarks()
-    tables = [_read_one(path, remarks) for path in truth_tables(paths)]
+    tables = [_read_one(path, remarks, columns) for path in truth_tables(paths)]
     bands = set.intersection(*(set(table.magnitudes) for table in tables))
     kinds = {table.z_kind for table in tables}
     truth = Truth(
@@ -77,13 +79,16 @@ def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
     return _rows(truth, np.flatnonzero(np.isfinite(truth.z_ref_N)))
 
 
-def store_labels(store_path: str | AnyPath) -> Truth:
-    """Return the spectroscopic redshifts in a store.
+def store_labels(store_path: str | AnyPath, survey: Survey | None = None) -> Truth:
+    """Return the spectroscopic redshifts in a store, or in a photometric catalogue.
+
+    Args:
+        survey: says what the columns of the catalogue are.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError, SourceListError: it is damaged.
     """
-    store = CutoutStore.open(store_path)
+    store = open_store(store_path, survey)
     ids, labels = [np.empty(0, np.int64)], [np.empty(0)]
     for key in store.shards():
         sources = store.read_sources(key)
@@ -113,12 +118,19 @@ def _rows(truth: Truth, row_N: NDArray[np.intp]) -> Truth:
     )
 
 
-def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
+def _read_one(path: AnyPath, remarks: Remarks, own: SourceColumns | None) -> Truth:
     """Read every row of a table, in its order; z_ref is NaN where there is no redshift."""
     if path.is_dir():
         return store_labels(path)
-    table = read_columns(path, "truth table", _is_truth_column)
+    own_names = {} if own is None else {"source_id": own.source_id, "z_spec": own.z_spec}
+    known = {name.lower() for names in own_names.values() for name in names_of(names)}
+    table = read_columns(
+        path, "truth table", lambda name: _is_truth_column(name) or name.lower() in known
+    )
     table_name = {name: table.find(name) for name in (*_ID_NAMES, "is_star", *_Z_NAMES)}
+    for name, names in own_names.items():
+        found = [column for column in map(table.find, names_of(names)) if column is not None]
+        table_name[name] = table_name[name] or next(iter(found), None)
     columns = {name: table.columns[own] for name, own in table_name.items() if own is not None}
     columns |= {
         name: values for name, values in table.columns.items() if name.startswith(_MAGNITUDE_PREFIX)

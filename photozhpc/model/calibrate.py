@@ -20,18 +20,20 @@ from photozhpc.errors import CheckpointError, StoreError
 from photozhpc.files.disk import disk_errors, remove_stale_partials
 from photozhpc.files.lock import is_held, locked
 from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
-from photozhpc.model.conformal import Labels, effective_number, level_table
-from photozhpc.model.density import LEVEL_Q, N_KNOTS, Uncertainty
-from photozhpc.model.density_fit import fit_distance, fit_heads, selection_weights
+from photozhpc.model.conformal import Labels, effective_number
+from photozhpc.model.density import Uncertainty
+from photozhpc.model.density_fit import fit_distance, fit_heads, selection_weights, set_levels
 from photozhpc.model.encode import N_VIEWS, encode, view_inputs
 from photozhpc.model.engine import usable
+from photozhpc.model.photometry import PhotometryModel
+from photozhpc.model.photometry_fit import calibrate_photometry
 from photozhpc.model.pita import PITA
 from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store.flux_table import FluxTable
 from photozhpc.store.loader import label_split, read_labelled
 
 _COMMAND = "photozhpc calibrate"
 MAX_IMAGES = 50_000  # a fair sample of so many represents the survey
-_MIN_KNOT_STEP = 1e-4  # a minimum, so that any table can be interpolated
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,17 @@ def fit_uncertainty(
 
 
 def calibrate(
-    checkpoint_path: str | Path, store: CutoutStore, out: str | Path, compact: bool = False
+    checkpoint_path: str | Path,
+    store: CutoutStore | FluxTable,
+    out: str | Path,
+    compact: bool = False,
 ) -> Path:
     """Recalibrate a model's intervals on the labels of a store; write the model to `out`.
 
     On the model's training store the validation and calibration splits are used, as in training.
     On any other store all labels are used: a tenth to shape the smooth map, the rest for the
-    conformal quantiles. `compact` as in `save_checkpoint`.
+    conformal quantiles. `compact` as in `save_checkpoint`. A model of fluxes is calibrated on its
+    training store by cross-validation, so it takes another one.
 
     Raises:
         CheckpointError: the model has no density heads, or does not fit the store; another process
@@ -131,7 +137,13 @@ def calibrate(
     """
     checkpoint = load_checkpoint(checkpoint_path)
     checkpoint.check_store(store.survey, store.cutout_size)
+    if isinstance(checkpoint.model, PhotometryModel):
+        with _held(Path(out)) as check:
+            note = calibrate_photometry(checkpoint, checkpoint.model, store)
+            training = {**checkpoint.training, "calibration": note}
+            return save_checkpoint(out, checkpoint.model, checkpoint.survey, training, check=check)
     model = checkpoint.pita
+    assert isinstance(store, CutoutStore)  # check_store refuses catalogues for a model of images
     if model.uncertainty is None or not model.uncertainty.is_fitted:
         raise CheckpointError(
             f"{checkpoint.path}: the model has no fitted density heads to calibrate; train with "
@@ -206,13 +218,8 @@ def _set_levels(
             weight_N[rows_N],
         )
 
-    # The knots follow the brightness of the survey, not of the labels.
-    level_G = (np.arange(N_KNOTS) + 0.5) / N_KNOTS
-    knot_G = np.quantile(images.brightness_N[images.sampled_N].astype(np.float64), level_G)
-    knot_G += _MIN_KNOT_STEP * np.arange(N_KNOTS)
-    level_GQ = level_table(labels(shape_N), labels(conformal_N), knot_G, LEVEL_Q)
-    uncertainty.knot_G.copy_(torch.from_numpy(knot_G))
-    uncertainty.level_GQ.copy_(torch.from_numpy(level_GQ))
+    brightness_N = images.brightness_N[images.sampled_N]
+    set_levels(uncertainty, brightness_N, labels(shape_N), labels(conformal_N))
 
 
 def _weights(images: _Images, seed: int) -> NDArray[np.float64]:

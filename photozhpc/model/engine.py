@@ -3,7 +3,6 @@
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +16,13 @@ from photozhpc.model.compiled import compiled_forward
 from photozhpc.model.density import LEVEL_Q
 from photozhpc.model.forward import Forward
 from photozhpc.model.pdf import INTERVAL_INDEX, CalibratedPdf, PdfForm
+from photozhpc.model.photometry import PhotometryModel
+from photozhpc.model.photometry_engine import PhotometryEngine
 from photozhpc.model.photometry_mlp import PhotometryMLP
 from photozhpc.model.pita import PITA
+from photozhpc.model.prediction import Prediction
 from photozhpc.mosaic.cutouts import count_finite
+from photozhpc.store.schema import Measurements
 from photozhpc.survey import Survey
 
 MIN_FINITE_FRACTION = 0.5
@@ -27,21 +30,6 @@ GPU_BATCH_SIZE = 2048
 # On a CPU a batch's values between two layers should fit in the cache. Measured optima: 256 images
 # for the bundled model, 32 for ConvNeXt-Tiny on 64 px (20% faster than 256).
 CPU_BATCH_BYTES = 5.5e6
-
-
-class Prediction(NamedTuple):
-    """The results of inference for N cutouts; NaN where a cutout cannot be used.
-
-    Attributes:
-        z_phot_N: redshift.
-        quantile_NQ: calibrated quantiles at density.LEVEL_Q; NaN without density heads.
-        ood_N: distance to the training images in latent space, 1 = their 99th percentile; NaN
-            without density heads.
-    """
-
-    z_phot_N: NDArray[np.float32]
-    quantile_NQ: NDArray[np.float32]
-    ood_N: NDArray[np.float32]
 
 
 class Engine:
@@ -106,13 +94,13 @@ class Engine:
         return self._full_batch is not None
 
     def predict(
-        self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, flux_NCR: NDArray | None = None
+        self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, measured: Measurements | None = None
     ) -> Prediction:
         """Return what `predict_pdf` does, without p(z)."""
-        return self.predict_pdf(cutout_NCSS, ebv_N, flux_NCR)[0]
+        return self.predict_pdf(cutout_NCSS, ebv_N, measured)[0]
 
     def predict_pdf(
-        self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, flux_NCR: NDArray | None = None
+        self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, measured: Measurements | None = None
     ) -> tuple[Prediction, NDArray[np.float32] | None]:
         """Return redshifts, quantiles, the score of unusual images, and p(z) if there is one.
 
@@ -122,7 +110,7 @@ class Engine:
         Args:
             cutout_NCSS: nJy per pixel, NaN where there is no pixel; S is side_pix or more.
             ebv_N: Galactic E(B-V), magnitudes.
-            flux_NCR: ignored; for PhotometryEngine.
+            measured: ignored; for the engines of fluxes.
 
         Raises:
             ValueError: the cutouts are smaller than side_pix.
@@ -175,7 +163,7 @@ class Engine:
         return tensor
 
 
-class PhotometryEngine:
+class PhotometryMLPEngine:
     """A photometry-MLP, ready to turn the fluxes of a store into redshifts, on the CPU.
 
     Args:
@@ -195,26 +183,26 @@ class PhotometryEngine:
         self.aperture = survey.aperture_radii_arcsec.index(radius_arcsec)
         self.side_pix = 2 * math.ceil(radius_arcsec / survey.pixel_scale_arcsec) + 1
 
-    def predict(self, cutout_NCSS: NDArray, ebv_N: NDArray, flux_NCR: NDArray) -> Prediction:
+    def predict(self, cutout_NCSS: NDArray, ebv_N: NDArray, measured: Measurements) -> Prediction:
         """Return redshifts, NaN where a flux of the aperture is not finite; all else is NaN.
 
         Args:
             cutout_NCSS: ignored.
             ebv_N: Galactic E(B-V), magnitudes.
-            flux_NCR: nJy, in the store's apertures.
         """
-        n = len(flux_NCR)
+        flux_NC = measured.flux_NCR[:, :, self.aperture]
+        n = len(flux_NC)
         return Prediction(
-            self.model.predict(flux_NCR[:, :, self.aperture], ebv_N),
+            self.model.predict(flux_NC, ebv_N),
             np.full((n, len(LEVEL_Q)), np.nan, np.float32),
             np.full(n, np.nan, np.float32),
         )
 
     def predict_pdf(
-        self, cutout_NCSS: NDArray, ebv_N: NDArray, flux_NCR: NDArray
+        self, cutout_NCSS: NDArray, ebv_N: NDArray, measured: Measurements
     ) -> tuple[Prediction, None]:
         """Return what `predict` does, and None for p(z)."""
-        return self.predict(cutout_NCSS, ebv_N, flux_NCR), None
+        return self.predict(cutout_NCSS, ebv_N, measured), None
 
 
 def make_engine(
@@ -223,7 +211,7 @@ def make_engine(
     device: str = "cpu",
     compiled: bool = False,
     pdf: PdfForm | None = None,
-) -> Engine | PhotometryEngine:
+) -> Engine | PhotometryEngine | PhotometryMLPEngine:
     """Return the engine of a checkpoint that fits the store (`Checkpoint.check_store`).
 
     Raises:
@@ -237,11 +225,15 @@ def make_engine(
     if pdf is not None:
         _require_density(checkpoint)
     if isinstance(checkpoint.model, PhotometryMLP):
-        return PhotometryEngine(checkpoint.model, survey)
+        return PhotometryMLPEngine(checkpoint.model, survey)
+    if isinstance(checkpoint.model, PhotometryModel):
+        return PhotometryEngine(checkpoint.model, survey, pdf)
     return Engine(checkpoint, device, compiled=compiled, pdf=pdf)
 
 
 def _require_density(checkpoint: Checkpoint) -> None:
+    if isinstance(checkpoint.model, PhotometryModel):
+        return
     model = checkpoint.model
     if not isinstance(model, PITA) or model.uncertainty is None or not model.uncertainty.is_fitted:
         raise CheckpointError(

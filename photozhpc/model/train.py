@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from photozhpc import __version__
-from photozhpc.errors import CheckpointError, Preempted
+from photozhpc.errors import CheckpointError, ConfigError, Preempted
 from photozhpc.files.disk import disk_errors, remove_stale_partials
 from photozhpc.files.lock import locked
 from photozhpc.logs import LOG
 from photozhpc.model.calibrate import fit_uncertainty
 from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
+from photozhpc.model.photometry_fit import train_photometry
 from photozhpc.model.ranks import Ranks, joined_ranks
 from photozhpc.model.refit import refit_redshift_heads
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.model.train_log import TrainLog
 from photozhpc.model.train_photometry import train_photometry_mlp
 from photozhpc.model.trainer import Trainer
-from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store import FluxTable, open_store
 from photozhpc.store.loader import Block, read_labelled
+from photozhpc.survey import load_survey
 
 Check = Callable[[], None]
 
@@ -33,7 +35,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     Writes into config.out: last.safetensors and best.safetensors (by validation NMAD; without a
     redshift loss, the last) after every epoch; state.pt (to resume from); log.jsonl with one line
     of losses and metrics per epoch; tensorboard/; and in the end model.safetensors: the best with
-    its redshift heads refitted and its uncertainty fitted, as configured. For a photometry-MLP,
+    its redshift heads refitted and its uncertainty fitted, as configured. Without images,
     only model.safetensors is written.
 
     Under torchrun every rank calls it. Only one training at a time writes into the folder. On
@@ -44,15 +46,23 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         PhotozError: a fault in the store, the configuration, or the state to resume from; the
             folder is in use; the disk is full.
     """
-    store = CutoutStore.open(config.store)
+    store = open_store(config.store, load_survey(config.survey) if config.survey else None)
     store.check_complete()
     out = Path(config.out)
-    without_images = config.method == "photometry-mlp"
     with (
-        joined_ranks("cpu" if without_images else config.device) as ranks,
+        joined_ranks("cpu" if config.without_images else config.device) as ranks,
         _folder_held(out, ranks) as check,
     ):
-        if without_images:
+        if config.method == "photometry":
+            with ranks.together():
+                if ranks.is_first:
+                    train_photometry(config, store, resume, check)
+        elif isinstance(store, FluxTable):
+            raise ConfigError(
+                f"{store.path}: is a photometric catalogue, which only method 'photometry' can "
+                f"train on; method '{config.method}' needs a store"
+            )
+        elif config.without_images:
             with ranks.together():
                 if ranks.is_first:
                     train_photometry_mlp(config, store, resume, check)

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from photozhpc.config import to_mapping
+from photozhpc.model.flux_expert import FluxExpertConfig
 from photozhpc.model.pita import PITAConfig
 from photozhpc.printable import printable
 
 # Settings that do not change what a run computes.
-_INCIDENTAL = {"out": "", "store": "", "checkpoint_minutes": 0.0, "device": "auto"}
-Method = Literal["pita", "supervised", "self-supervised", "fine-tuned", "photometry-mlp"]
+_INCIDENTAL = {"out": "", "store": "", "survey": "", "checkpoint_minutes": 0.0, "device": "auto"}
+Method = Literal[
+    "pita", "supervised", "self-supervised", "fine-tuned", "photometry", "photometry-mlp"
+]
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,20 @@ class TrainConfig:
 
     Attributes:
         out: folder for checkpoints and the log.
-        store: folder of the cutout store; `--store` takes precedence.
+        store: folder of the cutout store, or for "photometry" also a photometric catalogue;
+            `--store` takes precedence.
+        survey: name or YAML file of the survey that says what the catalogue's columns are;
+            `--survey` takes precedence. A store has its own.
         method: "pita": contrastive and colour loss on every image, redshift loss on labelled ones;
             "supervised": only the redshift loss, on the labelled images; "self-supervised": only
             the contrastive loss; "fine-tuned": as supervised, from the weights of
-            `initial_checkpoint` with new redshift heads; "photometry-mlp": without images, see
-            `train_photometry.train_photometry_mlp`.
+            `initial_checkpoint` with new redshift heads; "photometry": without images, from all
+            fluxes of a store or a photometric catalogue, see `photometry_fit.train_photometry`;
+            "photometry-mlp": the paper's baseline, see `train_photometry.train_photometry_mlp`.
         initial_checkpoint: a self-supervised model file, for "fine-tuned".
         model: the network.
+        photometry: the networks of "photometry"; the store gives n_bands and n_apertures.
+        point_estimate: of "photometry", see `photometry.PhotometryConfig`.
         augment: random views of the images.
         loss: weights and constants of the losses.
         optimiser: learning rate and its schedule.
@@ -96,7 +105,7 @@ class TrainConfig:
         refit_steps: steps at the end that train only the redshift heads, on the features of the
             finished encoder (see `refit.refit_redshift_heads`).
         density_steps: the same for the density heads (with model.density_bins; see
-            `calibrate.fit_uncertainty`).
+            `calibrate.fit_uncertainty`); for "photometry", steps of each network.
         feature_aperture_arcsec: radius of the aperture whose fluxes the colour loss and the
             photometry-MLP use.
         average_weights: save the moving average of the weights (KeyEncoder.model) in checkpoints.
@@ -108,9 +117,12 @@ class TrainConfig:
 
     out: str
     store: str = ""
+    survey: str = ""
     method: Method = "pita"
     initial_checkpoint: str = ""
     model: PITAConfig = field(default_factory=PITAConfig)
+    photometry: FluxExpertConfig = field(default_factory=FluxExpertConfig)
+    point_estimate: Literal["median", "least_risk"] = "least_risk"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -165,7 +177,11 @@ class TrainConfig:
 
     @property
     def labelled_only(self) -> bool:
-        return self.method in ("supervised", "fine-tuned", "photometry-mlp")
+        return self.method in ("supervised", "fine-tuned") or self.without_images
+
+    @property
+    def without_images(self) -> bool:
+        return self.method in ("photometry", "photometry-mlp")
 
     @property
     def contrastive_weight(self) -> float:

@@ -44,7 +44,7 @@ def train_photometry_mlp(
         StoreError: too few labels.
     """
     path = Path(config.out) / "model.safetensors"
-    _check_unused(path, config, resume)
+    check_unused(path, config, resume)
     index = store.index()
     if not index.n_sources:
         raise StoreError(f"{store.path}: holds no sources; run 'photozhpc extract' first")
@@ -101,7 +101,13 @@ def train_photometry_mlp(
     )
 
 
-def _check_unused(path: Path, config: TrainConfig, resume: bool) -> None:
+def check_unused(path: Path, config: TrainConfig, resume: bool) -> None:
+    """Check that a training may write its model file.
+
+    Raises:
+        CheckpointError: there is one of another configuration, or without `resume`; or there is a
+            run of a method that uses images.
+    """
     other = "choose another 'out'"
     if path.with_name("state.pt").exists():
         raise CheckpointError(f"{config.out}: contains a run of another method; {other}")

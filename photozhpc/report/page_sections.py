@@ -189,8 +189,10 @@ def photometry(scan: CatalogScan, where: Sky) -> dict[str, Any]:
                 f"{band.n_detected:,}",
                 f"{band.depth_mag:.2f}" if np.isfinite(band.depth_mag) else "–",
                 peak,
-                f"{band.columns.radius_arcsec:g}",
-                "Kron" if band.columns.total else "aperture",
+                "total"
+                if band.columns.radius_arcsec is None
+                else f"{band.columns.radius_arcsec:g}",
+                "Kron" if band.columns.magnitude_text == "Kron" else "aperture",
             ]
         )
     if any(band.n_detected for band in scan.bands):
@@ -221,7 +223,7 @@ def _colour_plot(scan: CatalogScan, density: Density, against: str, kind: str) -
     middles = (density.y_edges[1:] + density.y_edges[:-1]) / 2
     low, middle, high = (middles[int(np.searchsorted(share, q))] for q in (0.16, 0.5, 0.84))
     caption = (
-        f"From the fluxes within {last.radius_arcsec:g} arcsec, of the sources with "
+        f"From the {last.flux_text}, of the sources with "
         f"{COLOUR_SN:g} times the error or more in both bands; as observed, without dereddening or "
         f"PSF matching."
     )

@@ -83,7 +83,7 @@ def read_identifiers(
 def missing_column(table: TableFile, name: str, remark: str = "") -> SourceListError:
     """Return the error for a source list without a column that it must have."""
     return SourceListError(
-        f"{table.path}: the source list has no column '{name}'{did_you_mean(name, table.names)}; "
+        f"{table.path}: the {table.what} has no column '{name}'{did_you_mean(name, table.names)}; "
         f"name it under source_columns in the survey's YAML file{remark and f' ({remark})'}"
     )
 

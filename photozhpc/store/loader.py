@@ -65,7 +65,7 @@ def label_split(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
     The assignment is a hash of the identifier, so it does not depend on which sources are read,
     or in which order: the four never overlap, in any run with this seed.
     """
-    u_N = _hash(source_id_N, seed)
+    u_N = hash_of(source_id_N, seed)
     return np.select(
         [u_N < 0.70, u_N < 0.80, u_N < 0.90], ["train", "validation", "calibration"], "test"
     )
@@ -80,11 +80,11 @@ def in_split(
         label_fraction: share of the training split to use.
     """
     if split == "train":
-        return _hash(source_id_N, seed) < 0.70 * label_fraction
+        return hash_of(source_id_N, seed) < 0.70 * label_fraction
     return label_split(source_id_N, seed) == split
 
 
-def _hash(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+def hash_of(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
     """Return a number in [0, 1) for each identifier (SplitMix64)."""
     with np.errstate(over="ignore"):
         h_N = source_id_N.astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import StoreError
 from photozhpc.files.objects import is_remote
-from photozhpc.store import CutoutStore, ShardKey
+from photozhpc.store import CutoutStore, FluxTable, ShardKey
 
 _THREADS = 4
 
 
-def check_unique(store: CutoutStore) -> None:
+def check_unique(store: CutoutStore | FluxTable) -> None:
     """Check that no identifier appears twice, except in a store behind a URL.
 
     It takes half a millisecond per shard and 8 bytes per source. Damaged shards are skipped:
@@ -41,7 +41,7 @@ def check_unique(store: CutoutStore) -> None:
         )
 
 
-def _ids(store: CutoutStore, key: ShardKey) -> NDArray[np.int64]:
+def _ids(store: CutoutStore | FluxTable, key: ShardKey) -> NDArray[np.int64]:
     try:
         return store.read_source_ids(key)
     except StoreError:

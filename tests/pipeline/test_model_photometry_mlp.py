@@ -20,7 +20,7 @@ from photozhpc.metrics import point_metrics
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.calibrate import calibrate
 from photozhpc.model.colours import colour_features
-from photozhpc.model.engine import Engine, PhotometryEngine, make_engine
+from photozhpc.model.engine import Engine, PhotometryMLPEngine, make_engine
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.train import train
 from photozhpc.model.train_config import OptimiserConfig, TrainConfig
@@ -168,7 +168,7 @@ def test_flags_are_of_the_square_round_the_aperture(
     """A pixel just outside the square is not seen, the one at the source is."""
     survey = small_store.survey
     engine = make_engine(load_checkpoint(model_file), survey)
-    assert isinstance(engine, PhotometryEngine)
+    assert isinstance(engine, PhotometryMLPEngine)
     half = int(np.ceil(0.4 / survey.pixel_scale_arcsec))
     assert engine.side_pix == 2 * half + 1
     shape = (3, len(survey.bands), len(survey.aperture_radii_arcsec))
@@ -231,11 +231,11 @@ def test_another_aperture_or_band_is_refused(
 def test_what_needs_images_says_so(
     small_store: CutoutStore, model_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="is a photometry-MLP"):
+    with pytest.raises(CheckpointError, match="is a model of fluxes"):
         calibrate(model_file, small_store, tmp_path / "c.safetensors")
-    with pytest.raises(CheckpointError, match="is a photometry-MLP"):
+    with pytest.raises(CheckpointError, match="is a model of fluxes"):
         read_latents(model_file, small_store.path, 10, 0)
-    with pytest.raises(CheckpointError, match="is a photometry-MLP"):
+    with pytest.raises(CheckpointError, match="is a model of fluxes"):
         Engine(load_checkpoint(model_file))
     tuned = TrainConfig(
         out=str(tmp_path / "run"),
@@ -245,7 +245,7 @@ def test_what_needs_images_says_so(
         model=PITAConfig(encoder="convnext_atto", crop=32),
         batch_size=16,
     )
-    with pytest.raises(CheckpointError, match="is a photometry-MLP"):
+    with pytest.raises(CheckpointError, match="is a model of fluxes"):
         train(tuned)
 
 
