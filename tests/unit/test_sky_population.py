@@ -9,15 +9,9 @@ import pytest
 from photozhpc.errors import ConfigError
 from photozhpc.sky.catalogue import label_probability
 from photozhpc.sky.population import SkyPhysics, mass_function
-from photozhpc.sky.sed import (
-    CWW_FILES,
-    igm_transmission,
-    roman_bandpasses,
-    sed_grid,
-    star_colours,
-    templates,
-)
+from photozhpc.sky.sed import roman_bandpasses, sed_grid, star_colours
 from photozhpc.sky.sky_config import SkyConfig, load_sky_config
+from photozhpc.sky.spectra import CWW_FILES, igm_transmission, templates
 from photozhpc.survey import load_survey
 
 BANDS = ("F062", "F087", "F129", "F158")

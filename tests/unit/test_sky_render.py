@@ -9,6 +9,7 @@ from photozhpc.sky.population import BULGE_TRUNCATION, Population
 from photozhpc.sky.psf import effective_psf
 from photozhpc.sky.render import LEVELS, STAMP_SIZES, Renderer
 from photozhpc.sky.sky_config import SkyConfig
+from photozhpc.sky.structure import Structure
 
 BANDS = ("F062", "F087", "F129", "F158")
 SCALE = 0.055
@@ -43,6 +44,7 @@ def one_source(mag_ab, bulge_share_C, bulge_radius, disk_radius, bulge_q, disk_q
         bulge_axis_ratio_N=np.array([bulge_q]),
         disk_axis_ratio_N=np.array([disk_q]),
         angle_rad_N=np.array([angle]),
+        structure=Structure.none(1, len(BANDS)),
     )
 
 
