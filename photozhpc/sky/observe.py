@@ -71,7 +71,7 @@ def coverage_map(rng: np.random.Generator, size: int, scatter: float) -> Plane:
 
 def exposure_share(
     rng: np.random.Generator, size: int, pixel_scale_arcsec: float, exposures: int
-) -> Floats:
+) -> Plane:
     """Draw which share of the exposures covers each pixel (size x size), given detector gaps.
 
     Every exposure is offset at random; its gaps run along rows and columns.
@@ -79,9 +79,12 @@ def exposure_share(
     at = pixel_scale_arcsec * np.arange(size)
     period = DETECTOR_ARCSEC + GAP_ARCSEC
     gaps_2EP = (at - rng.uniform(0.0, period, (2, exposures, 1))) % period < GAP_ARCSEC
-    rows_EP, columns_EP = gaps_2EP.astype(float)
-    lost_HW = rows_EP.sum(0)[:, None] + columns_EP.sum(0) - rows_EP.T @ columns_EP
-    return np.maximum(1.0 - lost_HW / exposures, 1.0 / exposures)
+    rows_EP, columns_EP = gaps_2EP.astype(np.float32) / np.float32(np.sqrt(exposures))
+    share_HW = rows_EP.T @ columns_EP  # what is lost twice
+    share_HW -= (rows_EP.sum(axis=0) / np.float32(np.sqrt(exposures)))[:, None]
+    share_HW -= columns_EP.sum(axis=0) / np.float32(np.sqrt(exposures))
+    share_HW += np.float32(1.0)
+    return np.maximum(share_HW, np.float32(1.0 / exposures), out=share_HW)
 
 
 def drizzled(noise_HW: Plane) -> Plane:

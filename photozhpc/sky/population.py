@@ -1,7 +1,7 @@
 """Draws the galaxies and stars on a piece of sky, before it is observed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -88,13 +88,13 @@ class Population:
 
 
 def _each(function: Callable[..., Any], *parts: Any) -> Any:
-    """Apply a function to the arrays of populations, and to those of their structures."""
-    values = []
-    for field in fields(parts[0]):
-        arrays = [getattr(part, field.name) for part in parts]
-        nested = field.name == "structure"
-        values.append(_each(function, *arrays) if nested else function(*arrays))
-    return type(parts[0])(*values)
+    """Apply a function to the arrays of populations, and of the dataclasses within them."""
+    kind = type(parts[0])
+    if is_dataclass(kind):
+        names = [field.name for field in fields(kind)]
+        values = [_each(function, *(getattr(part, name) for part in parts)) for name in names]
+        return kind(*values)
+    return function(*parts)
 
 
 @lru_cache(maxsize=1)

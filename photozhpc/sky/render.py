@@ -118,10 +118,13 @@ class Renderer:
         psf_2CAyx, spans = self.psf_transforms(size)
         out_Cyx2 = np.empty((len(self.bands), size, size // 2 + 1, 2), np.float32)
         stamp_arcsec = size * self.pixel_scale_arcsec
-        structure = sources.structure
-        knots_K3 = structure.knots_NK3[i]
-        knots_K3 = knots_K3[knots_K3[:, 2] > 0.0]
-        in_knots_C = structure.share_NC[i] * (len(knots_K3) > 0) * sources.disk_njy_NC[i]
+        disk_njy_C = sources.disk_njy_NC[i]
+        groups = [
+            (knots.place_NK3[i], knots.share_NC[i] * disk_njy_C, knots.size_N[i])
+            for knots in (sources.structure.clumps, sources.structure.arms)
+            if knots.place_NK3[i, :, 2].any()
+        ]
+        smooth_njy_C = disk_njy_C - sum(in_knots_C for _, in_knots_C, _ in groups)
         disk_form = _quadratic_form(
             sources.disk_radius_arcsec_N[i] / DISK_SCALE,
             sources.disk_axis_ratio_N[i],
@@ -137,7 +140,7 @@ class Renderer:
             spans[level],
             bulge_transform(),
             sources.bulge_njy_NC[i],
-            sources.disk_njy_NC[i] - in_knots_C,
+            smooth_njy_C,
             _quadratic_form(
                 sources.bulge_radius_arcsec_N[i],
                 sources.bulge_axis_ratio_N[i],
@@ -149,14 +152,14 @@ class Renderer:
             dy,
             dx,
         )
-        if len(knots_K3):
+        for place_K3, in_knots_C, knot_size in groups:
             add_knots(
                 out_Cyx2,
                 psf_2CAyx,
                 spans[level],
                 in_knots_C,
-                _projected(sources, i, knots_K3, self.pixel_scale_arcsec),
-                disk_form * np.float32(structure.size_N[i] ** 2),
+                _projected(sources, i, place_K3, self.pixel_scale_arcsec),
+                disk_form * np.float32(knot_size**2),
                 blur_form,
                 dy,
                 dx,
@@ -213,8 +216,9 @@ def _quadratic_form(
     return np.array([scale * xx, scale * xy, scale * yy], np.float32)
 
 
-def _projected(sources: Population, i: int, knots_K3: Floats, pixel_scale_arcsec: float) -> Floats:
+def _projected(sources: Population, i: int, place_K3: Floats, pixel_scale_arcsec: float) -> Floats:
     """Return the knots of source `i` as (y, x, share), pixels from its centre on the sky."""
+    knots_K3 = place_K3[place_K3[:, 2] > 0.0]
     radius_pix = sources.disk_radius_arcsec_N[i] / pixel_scale_arcsec
     along_K, across_K = knots_K3[:, 0], knots_K3[:, 1] * sources.disk_axis_ratio_N[i]
     cosine, sine = np.cos(sources.angle_rad_N[i]), np.sin(sources.angle_rad_N[i])

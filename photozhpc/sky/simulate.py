@@ -213,7 +213,7 @@ def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: Sky
         further: dict[str, NDArray] = {}
         if ingredients != Ingredients():
             further = {
-                "clumps": listed.structure.clumps_N.astype(np.int8),
+                "clumps": listed.structure.clumps.count_N.astype(np.int8),
                 "spiral_arms": listed.structure.arms_N.astype(np.int8),
                 "z_spec_is_wrong": wrong_K,
             }
@@ -249,7 +249,7 @@ def _coverages(
         band_HW = coverage_HW
         if config.exposures:
             share_HW = exposure_share(rng, len(coverage_HW), pixel_scale_arcsec, config.exposures)
-            band_HW = band_HW * share_HW.astype(np.float32)
+            band_HW = band_HW * share_HW
         if config.depth_scatter_mag:  # noise falls with the square root of the exposure
             band_HW = band_HW * np.float32(10.0 ** (0.8 * deeper_mag))
         yield band_HW

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from photozhpc.sky.sky_config import Ingredients
 from photozhpc.sky.spectra import Floats
 
-MAX_CLUMPS, ARM_KNOTS = 6, 32
+MAX_CLUMPS, ARM_KNOTS = 6, 24
 
 # Share of star-forming galaxies with an off-centre clump of more than 8% of the ultraviolet light,
 # Guo et al. (2015, abstract), at z = 0.5 and 3, by log mass: below 9.8, 9.8 to 10.6, above. Masses
@@ -24,7 +24,7 @@ MEAN_FURTHER_CLUMPS = 0.45  # 1.45 clumps of 13% are the 19% of Soto et al. (201
 CLUMP_KPC = 0.35  # half-light radius; "kpc-scale" (Soto et al. 2017)
 # Clumps have 19% of the far-ultraviolet light and 4% of the mass (Soto et al. 2017, abstract). With
 # the light at 1600 nm for the mass, the share falls as wavelength^-0.84 from 250 nm.
-SHARE_NM, SHARE_SLOPE, LARGEST_SHARE = 250.0, -0.84, 0.9
+UV_NM, CLUMP_SLOPE = 250.0, -0.84
 
 # Share of galaxies above 10^10 Msun with spiral arms, Kuhn et al. (2024, abstract): 48% at z =
 # 0.75; at z = 2 to 3, 35% best explain the 8% that are seen. None at 10^9.5 Msun (assumed).
@@ -33,32 +33,50 @@ THREE_ARMED = 1.0 / 3.0  # the others have two (Espejo Salcedo et al. 2025, abst
 # The cotangent of the pitch angle is uniform (Lingard et al. 2021, abstract); limits assumed.
 COT_PITCH = (1.0 / np.tan(np.radians(40.0)), 1.0 / np.tan(np.radians(15.0)))
 ARM_RADII = (0.4, 2.2)  # in half-light radii of the disk
-ARM_SHARE, ARM_SHARE_DEX, ARM_NM = 0.2, 0.15, 550.0  # of the disk's light; assumed
-ARM_SIZE = 0.2  # half-light radius of a knot in an arm, of the disk's
+# Arms raise the azimuthal average by 0.3 to 0.7 mag at 3.6 microns, and are 53% of the disk's scale
+# length wide (Chugunov et al. 2024, abstract): 30% of the disk's light at 550 nm and 19% at 3.6
+# microns do so. A row of exponential knots is 2.5 of their scale lengths wide.
+ARM_SHARE, ARM_SHARE_DEX, ARM_NM, ARM_SLOPE = 0.30, 0.15, 550.0, -0.25
+ARM_SIZE = 0.53 / 2.5  # half-light radius of a knot in an arm, of the disk's
+LARGEST_SHARE = 0.45  # of clumps, and of arms
+
+
+@dataclass(frozen=True)
+class Knots:
+    """Equal exponential profiles in the disks of N galaxies: K at most, in C bands.
+
+    Attributes:
+        place_NK3: position (u, v) in the plane of the disk, along and across the line of nodes, in
+            half-light radii of the disk; and the share of the knots' light. Unused knots have none.
+        share_NC: the knots' share of the disk's light.
+        size_N: half-light radius of a knot, of the disk's.
+    """
+
+    place_NK3: Floats
+    share_NC: Floats
+    size_N: Floats
+
+    @classmethod
+    def none(cls, n: int, n_bands: int) -> "Knots":
+        return cls(np.zeros((n, 0, 3)), np.zeros((n, n_bands)), np.ones(n))
+
+    @property
+    def count_N(self) -> NDArray[np.int64]:
+        return (self.place_NK3[..., 2] > 0.0).sum(axis=1)
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Knots of N galaxies: K knots at most, C bands.
+    """Clumps and arms of N galaxies; `arms_N` is how many arms there are."""
 
-    Attributes:
-        knots_NK3: position (u, v) in the plane of the disk, along and across the line of nodes, in
-            half-light radii of the disk; and the share of the knots' light. Unused knots have none.
-        share_NC: the knots' share of the disk's light.
-        size_N: half-light radius of a knot, of the disk's.
-        clumps_N, arms_N: how many clumps and arms there are.
-    """
-
-    knots_NK3: Floats
-    share_NC: Floats
-    size_N: Floats
-    clumps_N: NDArray[np.int64]
+    clumps: Knots
+    arms: Knots
     arms_N: NDArray[np.int64]
 
     @classmethod
     def none(cls, n: int, n_bands: int) -> "Structure":
-        zero_N = np.zeros(n, np.int64)
-        return cls(np.zeros((n, 0, 3)), np.zeros((n, n_bands)), np.ones(n), zero_N, zero_N)
+        knots = Knots.none(n, n_bands)
+        return cls(knots, knots, np.zeros(n, np.int64))
 
 
 def clumpy_fraction(log_mass_N: Floats, z_N: Floats) -> Floats:
@@ -83,11 +101,6 @@ def _star_formation(z: Floats | float) -> Floats | float:
     return 0.015 * (1.0 + z) ** 2.7 / (1.0 + ((1.0 + z) / 2.9) ** 5.6)
 
 
-def young_share(wave_nm: Floats) -> Floats:
-    """Return the knots' share of the light at a rest wavelength, in units of that at 250 nm."""
-    return np.asarray((wave_nm / SHARE_NM) ** SHARE_SLOPE)
-
-
 def draw_structure(
     rng: np.random.Generator,
     log_mass_N: Floats,
@@ -106,30 +119,31 @@ def draw_structure(
     """
     n = len(z_N)
     mass_N = np.nan_to_num(log_mass_N)
+    rest_NC = band_nm_C / (1.0 + z_N[:, None])
     clumpy_N = forming_N & (rng.random(n) < clumpy_fraction(mass_N, z_N))
     clumps_N = np.where(clumpy_N, 1 + rng.poisson(MEAN_FURTHER_CLUMPS, n), 0)
-    clumps_N = np.minimum(clumps_N, MAX_CLUMPS)
+    clumps = _knots(
+        _clumps(rng, np.minimum(clumps_N, MAX_CLUMPS)),
+        config.clumps * (rest_NC / UV_NM) ** CLUMP_SLOPE,
+        np.clip(CLUMP_KPC / disk_kpc_N, 0.02, 0.5),
+    )
     spiral_N = forming_N & (rng.random(n) < spiral_fraction(mass_N, z_N))
     arms_N = np.where(spiral_N, np.where(rng.random(n) < THREE_ARMED, 3, 2), 0)
-
-    clump_NK3 = _clumps(rng, clumps_N)
-    clump_NK3[..., 2] *= config.clumps
     arm_NK3 = _arms(rng, arms_N)
-    in_arms_N = ARM_SHARE / young_share(np.array(ARM_NM)) * config.spiral_arms
-    arm_NK3[..., 2] *= (in_arms_N * 10.0 ** rng.normal(0.0, ARM_SHARE_DEX, n))[:, None]
-
-    knots_NK3 = np.concatenate([clump_NK3, arm_NK3], axis=1)
-    uv_share_N = knots_NK3[..., 2].sum(axis=1)
-    knots_NK3[..., 2] /= np.maximum(uv_share_N, 1e-12)[:, None]
-    rest_NC = band_nm_C / (1.0 + z_N[:, None])
-    size_N = np.where(spiral_N, ARM_SIZE, np.clip(CLUMP_KPC / disk_kpc_N, 0.02, 0.5))
-    return Structure(
-        knots_NK3=knots_NK3,
-        share_NC=np.minimum(uv_share_N[:, None] * young_share(rest_NC), LARGEST_SHARE),
-        size_N=size_N,
-        clumps_N=clumps_N if config.clumps else 0 * clumps_N,
-        arms_N=arms_N if config.spiral_arms else 0 * arms_N,
+    arm_NK3[..., 2] *= ARM_SHARE * 10.0 ** rng.normal(0.0, ARM_SHARE_DEX, n)[:, None]
+    arms = _knots(
+        arm_NK3,
+        config.spiral_arms * (rest_NC / ARM_NM) ** ARM_SLOPE,
+        np.full(n, ARM_SIZE),
     )
+    return Structure(clumps, arms, arms_N if config.spiral_arms else 0 * arms_N)
+
+
+def _knots(place_NK3: Floats, colour_NC: Floats, size_N: Floats) -> Knots:
+    """Turn shares of the disk's light, with their dependence on wavelength, into `Knots`."""
+    total_N1 = place_NK3[..., 2].sum(axis=1)[:, None]
+    place_NK3[..., 2] *= (colour_NC.max(axis=1, keepdims=True) > 0.0) / np.maximum(total_N1, 1e-12)
+    return Knots(place_NK3, np.minimum(total_N1 * colour_NC, LARGEST_SHARE), size_N)
 
 
 def _clumps(rng: np.random.Generator, clumps_N: NDArray[np.int64]) -> Floats:
