@@ -12,10 +12,7 @@ MASS_TO_LIGHT_SCATTER_DEX = 0.1  # 1 sigma of Taylor et al. (2011), eq. 8
 
 # The template error function of EAZY (Brammer, van Dokkum & Coppi 2008; TEMPLATE_ERROR.eazy_v1.0):
 # relative scatter of galaxies about the best template, at rest wavelengths in nm.
-SCATTER_NM = np.array([
-    116.0, 138.0, 166.0, 198.0, 237.0, 284.0, 340.0, 407.0, 487.0, 583.0, 697.0, 834.0, 999.0,
-    1195.0, 1431.0, 1712.0, 2049.0,
-])  # fmt: skip
+SCATTER_NM = np.geomspace(116.0, 2049.0, 17)
 SCATTER = np.array([
     0.038, 0.061, 0.084, 0.089, 0.075, 0.060, 0.047, 0.038, 0.038, 0.048, 0.065, 0.077, 0.079,
     0.080, 0.084, 0.091, 0.103,
@@ -30,7 +27,8 @@ class SpectralVariety:
         line_NG: strengths of the line groups; 1 is the published one.
         dust_slope_N: the attenuation curve is multiplied by (wavelength / 550 nm)^slope, as in
             Noll et al. (2009).
-        residual_NK: magnitudes added at the rest wavelengths SCATTER_NM, linear between them.
+        residual_NK: magnitudes added at the rest wavelengths SCATTER_NM, interpolated between
+            them so that independent values keep their scatter.
         mass_to_light_dex_N: offset from the relation between colour and mass-to-light ratio.
     """
 
@@ -59,7 +57,9 @@ class SpectralVariety:
         step = np.log(SCATTER_NM[1] / SCATTER_NM[0])
         at_NC = np.clip(np.log(rest_NC / SCATTER_NM[0]) / step, 0.0, len(SCATTER_NM) - 1.001)
         low_NC = at_NC.astype(int)
+        next_NC = at_NC - low_NC
         row_N1 = np.arange(len(z_N))[:, None]
-        here_NC, next_NC = (self.residual_NK[row_N1, low_NC + k] for k in (0, 1))
-        residual_NC = here_NC + (at_NC - low_NC) * (next_NC - here_NC)
+        residual_NC = (1.0 - next_NC) * self.residual_NK[row_N1, low_NC]
+        residual_NC += next_NC * self.residual_NK[row_N1, low_NC + 1]
+        residual_NC /= np.hypot(1.0 - next_NC, next_NC)  # as much scatter between as at them
         return a_v_N[:, None] * curve_NC * tilt_NC + residual_NC
