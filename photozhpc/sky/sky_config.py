@@ -16,8 +16,10 @@ class Ingredients:
 
     Attributes:
         spectra: the spectra of galaxies: `cww` (five) or `cosmos` (31, and separate lines).
-        spectral_scatter: scatter of spectra about their family, in units of the published one.
+        spectral_scatter: scatter of spectra about their family, in units of EAZY's template error.
+        mass_to_light_scatter_dex: scatter of masses at a given spectrum and luminosity.
         line_strength: emission lines of `cosmos`, in units of the published strength.
+        line_scatter_dex: scatter of each group of lines.
         dust_slope_scatter: standard deviation of the slope of the attenuation curve.
         skewed_sizes: sizes from the percentiles of van der Wel et al. (2014), table 2.
         clumps: share of light in clumps, in units of the published one.
@@ -35,7 +37,9 @@ class Ingredients:
 
     spectra: Literal["cww", "cosmos"] = "cww"
     spectral_scatter: float = 0.0
+    mass_to_light_scatter_dex: float = 0.0
     line_strength: float = 0.0
+    line_scatter_dex: float = 0.0
     dust_slope_scatter: float = 0.0
     skewed_sizes: bool = False
     clumps: float = 0.0
@@ -51,7 +55,9 @@ class Ingredients:
 
     def __post_init__(self) -> None:
         _within("spectral_scatter", self.spectral_scatter, 0.0, 5.0)
+        _within("mass_to_light_scatter_dex", self.mass_to_light_scatter_dex, 0.0, 0.5)
         _within("line_strength", self.line_strength, 0.0, 5.0)
+        _within("line_scatter_dex", self.line_scatter_dex, 0.0, 1.0)
         _within("dust_slope_scatter", self.dust_slope_scatter, 0.0, 1.0)
         _within("clumps", self.clumps, 0.0, 2.0)
         _within("spiral_arms", self.spiral_arms, 0.0, 2.0)

@@ -7,9 +7,6 @@ import numpy as np
 from photozhpc.sky.sky_config import Ingredients
 from photozhpc.sky.spectra import LINE_GROUPS, Floats, calzetti_k
 
-LINE_SCATTER_DEX = 0.25
-MASS_TO_LIGHT_SCATTER_DEX = 0.1  # 1 sigma of Taylor et al. (2011), eq. 8
-
 # The template error function of EAZY (Brammer, van Dokkum & Coppi 2008; TEMPLATE_ERROR.eazy_v1.0):
 # relative scatter of galaxies about the best template, at rest wavelengths in nm.
 SCATTER_NM = np.geomspace(116.0, 2049.0, 17)
@@ -40,13 +37,13 @@ class SpectralVariety:
     @classmethod
     def draw(cls, rng: np.random.Generator, n: int, config: Ingredients) -> "SpectralVariety":
         """Draw the variety of n galaxies; without the ingredients there is none."""
-        scatter = config.spectral_scatter
-        dex_NG = LINE_SCATTER_DEX * scatter * rng.standard_normal((n, len(LINE_GROUPS)))
+        dex_NG = config.line_scatter_dex * rng.standard_normal((n, len(LINE_GROUPS)))
+        error_K = 1.086 * config.spectral_scatter * SCATTER
         return cls(
             line_NG=config.line_strength * 10.0**dex_NG,
             dust_slope_N=config.dust_slope_scatter * rng.standard_normal(n),
-            residual_NK=1.086 * scatter * SCATTER * rng.standard_normal((n, len(SCATTER))),
-            mass_to_light_dex_N=MASS_TO_LIGHT_SCATTER_DEX * scatter * rng.standard_normal(n),
+            residual_NK=error_K * rng.standard_normal((n, len(SCATTER))),
+            mass_to_light_dex_N=config.mass_to_light_scatter_dex * rng.standard_normal(n),
         )
 
     def magnitudes(self, pivot_nm_C: Floats, z_N: Floats, a_v_N: Floats) -> Floats:

@@ -105,12 +105,16 @@ def test_scatter_at_fixed_redshift_is_that_of_the_template_error_function(grid):
         magnitudes_N = variety.magnitudes(np.array([2 * rest_nm]), np.ones(N), np.zeros(N))[:, 0]
         expected = 1.086 * np.interp(np.log(rest_nm), np.log(SCATTER_NM), SCATTER)
         assert magnitudes_N.std() == pytest.approx(expected, rel=0.04)
+    config = Ingredients(line_strength=1.0, line_scatter_dex=0.25)
+    line_NG = SpectralVariety.draw(np.random.default_rng(0), N, config).line_NG
+    assert np.std(np.log10(line_NG), axis=0) == pytest.approx(0.25, rel=0.03)
     nothing = SpectralVariety.draw(np.random.default_rng(0), 5, Ingredients())
     assert fluxes(grid, nothing, 5) == pytest.approx(fluxes(grid, None, 5))
 
 
 def test_masses_scatter_about_the_colour_relation_as_taylor_et_al_find(grid):
-    variety = SpectralVariety.draw(np.random.default_rng(0), N, Ingredients(spectral_scatter=1.0))
+    config = Ingredients(mass_to_light_scatter_dex=0.1)
+    variety = SpectralVariety.draw(np.random.default_rng(0), N, config)
     only = plain(N, mass_to_light_dex_N=variety.mass_to_light_dex_N)
     assert np.log10(fluxes(grid, only, N)[:, 3]).std() == pytest.approx(0.1, rel=0.03)
 
