@@ -116,7 +116,7 @@ def main() -> None:
             f"{name:24s} NMAD {row['nmad']:.4f}  outliers {row['outliers']:.1%}  "
             f"CRPS {row['crps']:.4f}  bias {row['bias']:+.4f}"
         )
-    finish(results, given.save)
+    finish(results, given.save, "structure_limit" if given.labels else "structure_limit_all_labels")
 
 
 if __name__ == "__main__":
