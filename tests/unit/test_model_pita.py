@@ -40,7 +40,7 @@ def test_the_defaults_are_the_papers_network() -> None:
 
 def test_output_shapes_and_unit_projections(model: PITA) -> None:
     out = model(torch.randn(5, 4, 32, 32))
-    assert [tuple(t.shape) for t in out] == [(5, 16), (5, 8), (5,), (5, 4)]
+    assert [tuple(t.shape) for t in out] == [(5, 16), (5, 8), (5,), (5, 4), (5, 0, 1)]
     torch.testing.assert_close(out.projection_BP.norm(dim=1), torch.ones(5))
     assert (out.z_phot_B > -1).all()
 
