@@ -99,7 +99,8 @@ def ours(fit: Galaxies, rows_N: NDArray, new: Galaxies, new_rows_M: NDArray, wor
         photometry=replace(config.photometry, bins=GRID.n_bins, z_max=GRID.z_max),
     )
     started = time.process_time()
-    checkpoint = load_checkpoint(train(config, resume=True))
+    model_file = work / "run" / "model.safetensors"
+    checkpoint = load_checkpoint(model_file if model_file.exists() else train(config))
     seconds = time.process_time() - started
     engine = PhotometryEngine(checkpoint.model, SURVEY, pdf="grid")
     store = FluxTable.open(new.path, SURVEY)

@@ -265,23 +265,25 @@ def figures(
     type=Location(),
     help="For a catalogue: also check that it has every source of this store once.",
 )
+@click.option("--survey", type=SURVEY, help="If --store is a table of fluxes: its columns.")
 @JSON
-def verify(path: AnyPath, store_path: AnyPath | None, as_json: bool) -> None:
+def verify(path: AnyPath, store_path: AnyPath | None, survey: str | None, as_json: bool) -> None:
     """Check every file of a store, or of a catalogue (the --out of infer), and name each problem.
 
     It compares the files with the sizes and SHA-256 that were recorded when they were written.
     """
-    from photozhpc.store import CutoutStore
+    from photozhpc.store import CutoutStore, open_store
 
     n_sources: int | None
     if not is_remote(path) and (path / "run.json").is_file():
         from photozhpc.catalog.verify import verify_catalog
 
-        store = None if store_path is None else CutoutStore.open(store_path)
-        n_sources, problems = verify_catalog(path, store)
+        columns = None if survey is None else load_survey(survey)
+        made_from = None if store_path is None else open_store(store_path, columns)
+        n_sources, problems = verify_catalog(path, made_from)
         kind, verdict = "catalogue", f"{n_sources} sources"
-        if store is not None:
-            verdict += f", those of {store.path}, each once"
+        if made_from is not None:
+            verdict += f", those of {made_from.path}, each once"
         advice = "delete the parts named above and run the same 'photozhpc infer' again"
     elif store_path is not None:
         raise PhotozError(f"{path}: no run of 'photozhpc infer' is there to compare with --store")

@@ -33,9 +33,9 @@ class FluxExpertConfig:
 
     n_bands: int = 4
     n_apertures: int = 1
-    widths: tuple[int, ...] = (128, 128, 128)
-    networks: int = 10
-    dropout: float = 0.2
+    widths: tuple[int, ...] = (128,) * 5
+    networks: int = 5
+    dropout: float = 0.1
     noise: bool = False
     bins: int = 256
     z_max: float = 4.0

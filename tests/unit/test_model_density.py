@@ -26,6 +26,7 @@ from photozhpc.model.density import (
     cumulative,
     interpolate,
     inverse_cdf,
+    least_risk,
 )
 from photozhpc.model.density_fit import (
     fit_distance,
@@ -330,3 +331,21 @@ def test_distances_are_mahalanobis_and_scaled_to_the_training_images() -> None:
     inverse = np.linalg.inv(np.cov(latent.astype(np.float64), rowvar=False))
     exact = np.sqrt(np.einsum("nd,de,ne->n", offset, inverse, offset))
     np.testing.assert_allclose(ood, exact / np.quantile(exact, 0.99), rtol=0.05)
+
+
+def test_least_risk_is_in_the_most_probable_peak() -> None:
+    """Compared with a search over 4000 redshifts."""
+    z_max, n_bins = 4.0, 256
+    middle_K = np.expm1((np.arange(n_bins) + 0.5) / n_bins * np.log1p(z_max))
+    peaks_K = 0.6 * norm.pdf(middle_K, 0.5, 0.05) + 0.4 * norm.pdf(middle_K, 2.5, 0.1)
+    random_BK = np.random.default_rng(0).dirichlet(np.full(n_bins, 0.02), 6)
+    density_BK = np.vstack([peaks_K / peaks_K.sum(), random_BK])
+    found_B = least_risk(torch.from_numpy(density_BK).float(), z_max).numpy()
+    guess_G = np.expm1(np.linspace(0.003, 1, 4000) * np.log1p(z_max))
+    dz_KG = (middle_K[:, None] - guess_G) / (1 + middle_K[:, None])
+    risk_BG = density_BK @ (1 - 1 / (1 + (dz_KG / 0.15) ** 2))
+    least_B = risk_BG.min(axis=1)
+    dz_KB = (middle_K[:, None] - found_B) / (1 + middle_K[:, None])
+    risk_B = (density_BK.T * (1 - 1 / (1 + (dz_KB / 0.15) ** 2))).sum(axis=0)
+    np.testing.assert_allclose(risk_B, least_B, rtol=2e-3)
+    assert abs(found_B[0] - 0.5) < 0.05
