@@ -160,7 +160,7 @@ class PITA(nn.Module):
             drop_path_rate=config.drop_path,
         )
         quicken(self.encoder)
-        width = config.encoder_out or int(self.encoder.num_features)  # type: ignore[arg-type]
+        width = config.encoder_out or int(self.encoder.num_features)
         n_latent = config.encoder_mlp[-1]
         n_signals = config.n_bands * len(config.aperture_radii_pix)
         self.encoder_mlp = MLP(width + n_signals, config.encoder_mlp)
