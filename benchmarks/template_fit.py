@@ -2,10 +2,10 @@
 
 Templates: the 31 COSMOS SEDs (Polletta et al. 2007; Bruzual & Charlot 2003; Ilbert et al. 2009)
 that pz-rail-base brings (MIT), reddened by Calzetti et al. (2000); the intergalactic medium of
-Inoue et al. (2014), from eazy. Each template is fitted alone with a free amplitude, as in LePHARE, with 5%
-added to the errors; the likelihoods of all are summed. The prior p(z | magnitude) is that of the
-labels of the nearest magnitudes. eazy and lephare are not used to fit, because their filters and
-templates are not in their packages and have to be downloaded.
+Inoue et al. (2014), from eazy. Each template is fitted alone with a free amplitude, as in LePHARE,
+with 5% added to the errors; the likelihoods of all are summed. The prior p(z | magnitude) is that
+of the labels of the nearest magnitudes. eazy and lephare themselves do not fit here, because their
+filters and templates are not in their packages and have to be downloaded.
 """
 
 from importlib.resources import files
