@@ -80,8 +80,8 @@ class Calibration(nn.Module):
 class Uncertainty(Calibration):
     """Density heads with their calibration.
 
-    The heads do not train with the network: `calibrate.fit_uncertainty` fits them on the features
-    of the finished network.
+    With redshift_task "density" the heads train with the network. Otherwise
+    `calibrate.fit_uncertainty` fits them on the features of the finished network.
 
     Args:
         n_input: length of `PITA.redshift_input`.
@@ -89,6 +89,7 @@ class Uncertainty(Calibration):
         widths: of the hidden layers of a head.
         n_heads: heads whose densities are averaged.
         n_bins: bins of a density between z = 0 and z_max.
+        dropout: share of the hidden units that a training step sees as zero.
     """
 
     mean_F: Tensor
@@ -102,23 +103,28 @@ class Uncertainty(Calibration):
         n_heads: int,
         n_bins: int,
         z_max: float,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(n_latent, n_bins, z_max)
-        self.heads = nn.ModuleList(MLP(n_input, (*widths, n_bins)) for _ in range(n_heads))
+        self.heads = nn.ModuleList(MLP(n_input, (*widths, n_bins), dropout) for _ in range(n_heads))
         # DDP and the joint optimiser must not wait for their gradients.
         self.heads.requires_grad_(False)
         self.register_buffer("mean_F", torch.zeros(n_input))
         self.register_buffer("std_F", torch.ones(n_input))
 
+    def logits(self, input_BF: Tensor) -> Tensor:
+        """Return logit_BHK of the bins, of each head."""
+        scaled_BF = (input_BF - self.mean_F) / self.std_F
+        return torch.stack([head(scaled_BF) for head in self.heads], dim=1)
+
+    def density(self, input_BF: Tensor) -> Tensor:
+        """Return density_BK, the probabilities of the bins, averaged over the heads."""
+        scaled_BF = (input_BF - self.mean_F) / self.std_F
+        return torch.stack([head(scaled_BF).softmax(dim=1) for head in self.heads]).mean(0)
+
     def cdf(self, input_BF: Tensor) -> Tensor:
         """Return cdf_BE at the K+1 edges of the bins, from 0 at z = 0 to 1 at z_max."""
-        scaled_BF = (input_BF - self.mean_F) / self.std_F
-        density_BK = torch.stack([head(scaled_BF).softmax(dim=1) for head in self.heads]).mean(0)
-        return cumulative(density_BK)
-
-    def pit(self, input_BF: Tensor, z_B: Tensor) -> Tensor:
-        """Return the raw density's cumulative probability (B,) at redshifts."""
-        return cdf_at(self.cdf(input_BF), self.position(z_B))
+        return cumulative(self.density(input_BF))
 
 
 def least_risk(density_BK: Tensor, z_max: float) -> Tensor:
@@ -139,6 +145,15 @@ def least_risk(density_BK: Tensor, z_max: float) -> Tensor:
     bend_B1 = (left_B1 - 2 * best_B1 + right_B1).clamp(min=1e-12)
     shift_B1 = ((left_B1 - right_B1) / (2 * bend_B1)).clamp(-1, 1)
     return torch.expm1((at_B1 + 0.5 + shift_B1).squeeze(1) / n_bins * log1p_max).float()
+
+
+def pooled(density_BK: Tensor, expert_BK: Tensor, share: Tensor | float) -> Tensor:
+    """Return the geometric mean of two densities with weights 1 - share and share, of sum 1.
+
+    A logarithmic opinion pool (Genest & Zidek 1986, Statistical Science 1, 114).
+    """
+    log_BK = (1 - share) * floored(density_BK).log() + share * floored(expert_BK).log()
+    return log_BK.softmax(dim=1)
 
 
 def floored(density_BK: Tensor) -> Tensor:

@@ -57,6 +57,10 @@ class Measurements:
     kron_flux_NC: NDArray[np.float32] | None = None
     kron_flux_err_NC: NDArray[np.float32] | None = None
 
+    def take(self, rows_N: NDArray | slice) -> "Measurements":
+        """Return some rows."""
+        return Measurements(*(None if v is None else v[rows_N] for v in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class StoreIndex:

@@ -249,7 +249,9 @@ def synthetic() -> tuple[Uncertainty, dict[str, np.ndarray]]:
     x_new, z_new = draw(20_000, rng)
     with torch.no_grad():
         pit, pit_new = (
-            uncertainty.pit(torch.from_numpy(a), torch.from_numpy(b)).numpy().astype(np.float64)
+            cdf_at(uncertainty.cdf(torch.from_numpy(a)), uncertainty.position(torch.from_numpy(b)))
+            .numpy()
+            .astype(np.float64)
             for a, b in ((x, z), (x_new, z_new))
         )
     known = {"x": x, "pit": pit, "weight": weight, "shape": shape, "conformal": conformal}
