@@ -187,7 +187,8 @@ def _forward(
     feature_BF, linear_BCHW = forward.encode(torch.from_numpy(cutout_BCSS).to(device), ebv)
     fluxes = None
     if engine.fluxes is not None:
-        fluxes = Fluxes(*(torch.from_numpy(v).to(device) for v in engine.fluxes(measured)), ebv)
+        flux_BCR, err_BCR = (torch.from_numpy(v).to(device) for v in engine.fluxes(measured))
+        fluxes = Fluxes(flux_BCR, err_BCR, ebv)
     latent_BD, _ = forward.model.latent(feature_BF, linear_BCHW)
     estimate, _ = forward.model.estimate_from(
         feature_BF, linear_BCHW, forward.point_estimate, fluxes

@@ -62,7 +62,8 @@ def encode(
         ebv_B = torch.from_numpy(np.asarray(ebv_N[rows], dtype=np.float32)).to(device)
         seen = None
         if fluxes is not None:
-            seen = Fluxes(*(torch.from_numpy(v[rows]).to(device) for v in fluxes), ebv_B)
+            flux_BCR, err_BCR = (torch.from_numpy(v[rows]).to(device) for v in fluxes)
+            seen = Fluxes(flux_BCR, err_BCR, ebv_B)
         if generator is None:
             image_BCHW = prepare(cutout_BCSS, ebv_B, *constants, config.crop, config.stretch)
         else:

@@ -14,6 +14,7 @@ STORE/plan.json                     the tiles that an extraction is going to wri
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,8 @@ class Measurements:
 
     def take(self, rows_N: NDArray | slice) -> "Measurements":
         """Return some rows."""
-        return Measurements(*(None if v is None else v[rows_N] for v in vars(self).values()))
+        taken: dict[str, Any] = {k: None if v is None else v[rows_N] for k, v in vars(self).items()}
+        return Measurements(**taken)
 
 
 @dataclass(frozen=True)
