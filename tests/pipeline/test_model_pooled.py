@@ -62,8 +62,8 @@ def test_it_learns_and_both_experts_are_in_the_file(
 ) -> None:
     checkpoint = load_checkpoint(train(replace(config, epochs=6)))
     log = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
-    assert log[-1]["loss_redshift"] < 0.9 * log[0]["loss_redshift"]
-    assert min(record["validation_nll"] for record in log) < log[0]["validation_nll"] - 0.1
+    assert log[-1]["loss_redshift"] < log[0]["loss_redshift"] - 0.1
+    assert min(record["validation_nll"] for record in log) < log[0]["validation_nll"] - 0.05
     model = checkpoint.pita
     assert model.uncertainty.is_fitted
     assert model.expert_share.item() in SHARES.astype(np.float32)
