@@ -1,12 +1,13 @@
-# `make infer` shows everything, `make test` checks it in minutes, `make test-all` in full.
-# Each makes .venv by itself.
+# `make infer` shows everything, `make test` checks it in minutes, `make test-all` in full, and
+# `make test-long` tries every fault that `test-all` draws from. Each makes .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what is imported; to compile all of each library takes minutes.
+PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCHVISION := $(shell sed -n 's/^torchvision==//p' constraints.txt)
 
-.PHONY: infer test test-all docs venv lint clean
+.PHONY: infer test test-all test-long docs kernels venv lint clean
 
 infer: .venv/installed
 	$(BIN)/photozhpc infer --survey roman-sim
@@ -14,12 +15,15 @@ infer: .venv/installed
 # Files stay whole (their fixtures are shared) and in this order: the long ones come first.
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-test: lint
+test: lint kernels
 	$(PYTEST) -n 2 tests/pipeline tests/unit
 
 # Also what needs Slurm, a browser, an S3 server, kills of processes; these mostly wait.
 test-all: test
 	$(PYTEST) -n 3 tests/system
+
+test-long: venv
+	$(PYTEST) -n 3 -m 'slow or not slow' tests/system
 
 lint: venv
 	$(BIN)/ruff check .
@@ -51,6 +55,11 @@ venv: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+kernels: .venv/kernels
+
+.venv/kernels: .venv/installed-dev
 	$(BIN)/python tests/compile_kernels.py
 	@touch $@
 

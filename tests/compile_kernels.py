@@ -1,6 +1,6 @@
 """Compile the Numba kernels, once: they are kept for all later processes of this user.
 
-python tests/compile_kernels.py     # `make venv` does it, so that no test waits for a compiler
+python tests/compile_kernels.py     # `make test` does it first: no test waits for a compiler
 """
 
 import tempfile

@@ -177,7 +177,8 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
-    from photozhpc.evaluation import evaluate, evaluation_table, write_evaluation
+    from photozhpc.evaluation.evaluate import evaluate
+    from photozhpc.evaluation.tables import evaluation_table, write_evaluation
 
     columns = None if survey is None else load_survey(survey).source_columns
     evaluation = evaluate(catalog, truth, columns=columns)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import binom
 
 from photozhpc.evaluation.evaluate import Evaluation, Group
 from photozhpc.evaluation.figure_style import Theme, new_figure
@@ -102,6 +101,8 @@ def plot_pit(pit_N: np.ndarray, theme: Theme) -> Figure:
     n = len(pit_N)
     figure = new_figure(3.4)
     top, bottom = figure.subplots(2, 1, sharex=True)
+    from scipy.stats import binom  # slow to import
+
     tails = np.array([(1 - _BAND) / 2, (1 + _BAND) / 2])
     expected = n / _N_PIT_BINS
     counts, edges = np.histogram(pit_N, bins=_N_PIT_BINS, range=(0, 1))

@@ -9,10 +9,8 @@ from photozhpc.catalog.footprint import FOOTPRINT_NAME, write_footprint
 from photozhpc.catalog.notes import PDF_FOLDER
 from photozhpc.catalog.photoz_catalog import catalog_parts
 from photozhpc.catalog.run import RunSummary
-from photozhpc.evaluation.figure_style import save_figure
 from photozhpc.evaluation.match import match
 from photozhpc.evaluation.truth import read_truth, store_labels, tables_text
-from photozhpc.evaluation.zz import plot_zz, point_text
 from photozhpc.files.disk import write_durably
 from photozhpc.files.objects import AnyPath
 from photozhpc.metrics import point_metrics
@@ -61,6 +59,9 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
     if run.pdf_form is not None:
         lines.append(f"p(z)       {run.path / PDF_FOLDER} ({run.pdf_form})")
     if matched and (metrics := point_metrics(matched.z_ref_N, matched.z_phot_N)).n:
+        from photozhpc.evaluation.figure_style import save_figure  # Matplotlib takes a second
+        from photozhpc.evaluation.zz import plot_zz, point_text
+
         path = run.path / "zz.png"
         figure = plot_zz(matched.z_ref_N, matched.z_phot_N, metrics, reference=redshifts.z_kind)
         save_figure(figure, path)

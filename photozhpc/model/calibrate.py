@@ -143,9 +143,8 @@ def calibrate(
 
     On the model's training store the validation and calibration splits are used, as in training.
     On any other store all labels are used: a tenth to shape the smooth map and to set the second
-    expert's share, the rest for the conformal quantiles. `compact` as in `save_checkpoint`. A
-    model of fluxes is calibrated on its training store by cross-validation, so it takes another
-    one.
+    expert's share, the rest for the conformal quantiles. `compact` as in `save_checkpoint`. A model
+    of fluxes is calibrated on its training store by cross-validation, so it takes another one.
 
     Raises:
         CheckpointError: the model has no density heads, or does not fit the store; another process

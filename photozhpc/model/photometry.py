@@ -162,7 +162,7 @@ def check_measured(config: TakesFluxes, store: CutoutStore | FluxTable) -> None:
     missing = set(names)
     for key in store.shards():
         flux_NCR, _ = pick(store.read_measurements(key))
-        missing -= {name for r, name in enumerate(names) if np.isfinite(flux_NCR[..., r]).any()}
+        missing -= {name for r, name in enumerate(names) if np.isfinite(flux_NCR[:, :, r]).any()}
         if not missing:
             return
     if missing and len(store):

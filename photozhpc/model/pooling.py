@@ -42,13 +42,14 @@ def fit_expert(
     labelled_N, id_N = sample.labelled_N, sample.source_id_N
     fold_N = np.full(len(id_N), -1)
     if split == "all":
-        fold_N = (hash_of(id_N, seed + 1) * N_FOLDS).astype(np.int64)
+        n_folds = max(2, min(N_FOLDS, len(model.expert.networks)))
+        fold_N = (hash_of(id_N, seed + 1) * n_folds).astype(np.int64)
     else:
         fold_N[in_split(id_N, "validation", seed)] = 0
     rows_N = labelled_N & (in_split(id_N, split, seed, label_fraction) | (fold_N == 0))
     device = model.noise_C.device
-    flux_NCR, err_NCR, ebv_N = (values.to(device) for values in sample.tensors(rows_N))
     model.expert.features.extinction_r_C.copy_(model.extinction_r_C)
+    flux_NCR, err_NCR, ebv_N = (values.to(device) for values in sample.tensors(rows_N))
     try:
         fit_flux_expert(
             model.expert,

@@ -6,12 +6,12 @@ the source is always in the middle, so each of its places has a meaning of its o
 
 Blocks are residual with the activation first (He et al. 2016, arXiv 1603.05027). There is no
 normalisation: that of a batch would depend on the number of ranks, that of a layer divides the
-brightness out. Instead each branch begins at 0 (SkipInit; De & Smith 2020, arXiv 2002.10444).
+brightness out. Instead the last kernel of each branch begins at 0, so that the network begins as
+its skip connections (Zhang et al. 2019, arXiv 1901.09321).
 """
 
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,21 +46,20 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """x + gain * conv(relu(conv(relu(x)))), on a map that is half as wide with stride 2."""
+    """x + conv(relu(conv(relu(x)))), on a map that is half as wide with stride 2."""
 
     def __init__(self, n_in: int, n_out: int, stride: int = 1) -> None:
         super().__init__()
         self.stride = stride
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1)
-        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
         self.skip = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
-        self.gain = nn.Parameter(torch.zeros(()))
-        for conv in (self.conv1, self.conv2):
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
+        nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         active_BCHW = F.relu(x_BCHW)
         if self.stride == 2:
             x_BCHW = F.avg_pool2d(x_BCHW, 2, ceil_mode=True)
         branch_BCHW = self.conv2(F.relu(self.conv1(active_BCHW)))
-        return self.skip(x_BCHW) + self.gain * branch_BCHW
+        return self.skip(x_BCHW) + branch_BCHW

@@ -18,6 +18,7 @@ from asdf.util import load_yaml
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, MosaicError, did_you_mean
+from photozhpc.files.asdf_extensions import load_extensions
 from photozhpc.files.objects import AnyPath
 from photozhpc.mosaic.band_image import (
     DAMAGED,
@@ -105,6 +106,7 @@ def asdf_grid(path: AnyPath, stream: io.RawIOBase) -> tuple[tuple[int, int], Any
 def _reading_tree() -> Iterator[None]:
     # Roman's tags are not resolved even where roman_datamodels is installed, so that every version
     # of its schemas is read in one way.
+    load_extensions()
     with asdf.config_context() as config, warnings.catch_warnings():
         for package in ("roman_datamodels", "rad"):
             config.remove_extension(package=package)

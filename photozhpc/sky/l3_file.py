@@ -11,8 +11,8 @@ from astropy import units
 from astropy.coordinates import ICRS
 from astropy.modeling import models
 from astropy.time import Time
-from roman_datamodels import datamodels
 
+from photozhpc.files.asdf_extensions import load_extensions
 from photozhpc.files.disk import replacing
 from photozhpc.sky.observe import Observed
 
@@ -56,6 +56,9 @@ def write_mosaic(
 
     The planes other than the data are compressed with LZ4, which roman_datamodels requires.
     """
+    load_extensions()
+    from roman_datamodels import datamodels  # slow to import, and few processes write mosaics
+
     size = observed.data_HW.shape[0]
     solid_angle_sr = (pixel_scale_arcsec / 3600.0 * np.pi / 180.0) ** 2
     to_mjy_sr = np.float32(NJY_TO_MJY / solid_angle_sr)

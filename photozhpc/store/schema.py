@@ -60,8 +60,8 @@ class Measurements:
 
     def take(self, rows_N: NDArray | slice) -> "Measurements":
         """Return some rows."""
-        columns: list[Any] = [None if v is None else v[rows_N] for v in vars(self).values()]
-        return Measurements(*columns)
+        taken: dict[str, Any] = {k: None if v is None else v[rows_N] for k, v in vars(self).items()}
+        return Measurements(**taken)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from photozhpc.catalog.photoz_catalog import (
     write_part,
 )
 from photozhpc.errors import MosaicError
-from photozhpc.evaluation import evaluate
+from photozhpc.evaluation.evaluate import evaluate
 from photozhpc.extract.extract import assign_tiles, extract, find_mosaics
 from photozhpc.mosaic.footprint import read_footprint
 from photozhpc.mosaic.tile import read_tile

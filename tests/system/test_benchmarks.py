@@ -23,6 +23,7 @@ def environment(**changes: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | changes
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path) -> None:
     out = tmp_path / "gpu.json"

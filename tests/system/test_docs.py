@@ -15,8 +15,6 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from astropy.coordinates import SkyCoord
-from astropy.table import Table
 from snippets import Block, Runner, commands_of, compare, parse, read_blocks
 
 import photozhpc
@@ -27,6 +25,7 @@ from photozhpc.errors import ConfigError
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
 FIRST = DOCS / "tour.md"  # the others go on with what it leaves
+ALONE = DOCS / "cone_search.md"  # test_docs_cone_search.py
 
 
 def _generate():
@@ -39,10 +38,7 @@ def _generate():
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """The folder of a reader who has done the tour."""
-    folder = tmp_path_factory.mktemp("reader")
-    for name in ("configs", "jobs", "docs", "tests", "photozhpc"):  # as in a checkout
-        (folder / name).symlink_to(ROOT / name)
-    runner = Runner(folder)
+    runner = Runner.in_checkout(tmp_path_factory.mktemp("reader"))
     runner.run_page(FIRST)
     return runner
 
@@ -64,23 +60,10 @@ def _runs(page: Path) -> bool:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if p != FIRST and _runs(p)], ids=lambda page: page.stem
+    "page", [p for p in PAGES if p not in (FIRST, ALONE) and _runs(p)], ids=lambda page: page.stem
 )
 def test_what_a_page_shows_is_what_comes_out(page: Path, tour: Runner) -> None:
     tour.run_page(page)
-
-
-@pytest.mark.timeout(400)
-def test_the_cone_search_of_the_script_finds_what_is_there(tour: Runner) -> None:
-    """Its rows are those within 10 arcsec, by the angles between all of them."""
-    command = "bash docs/l3_to_lsdb.sh dr1"
-    printed = tour.outputs.get(command) or tour.shell("l3_to_lsdb.sh", command)
-    table = Table.read(tour.folder / "dr1/catalogue.fits")
-    sky = SkyCoord(table["ra"], table["dec"], unit="deg")
-    near = table["source_id"][sky.separation(sky[0]).arcsec < 10]
-    rows = printed.split("photoz_flags\n")[-1].splitlines()
-    assert sorted(int(row.split()[0]) for row in rows) == sorted(near)
-    assert len(near) > 1
 
 
 def test_the_store_has_as_many_files_as_the_performance_page_counts(tour: Runner) -> None:

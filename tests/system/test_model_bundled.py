@@ -77,7 +77,7 @@ def test_the_card_is_of_the_model_and_the_result() -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_reduced_precision_does_not_move_the_redshifts(unseen, compiled: bool, request) -> None:
     if compiled:
         request.getfixturevalue("compiler")

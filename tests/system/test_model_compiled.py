@@ -72,6 +72,7 @@ def test_what_one_worker_cannot_compile_those_that_waited_do_not_try(
     assert tried.read_text() == "once\n"
 
 
+@pytest.mark.slow
 def test_compiled_p_of_z_is_the_same(compiler, store, checkpoint):
     key = store.shards()[0]
     images = (store.read_cutouts(key), store.read_sources(key).ebv_N)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from builders.disks import disk_of
+from builders.draws import drawn
 from builders.training import TINY, free_port, write_config
 from photozhpc.config import to_mapping
 from photozhpc.errors import RunError
@@ -147,7 +148,7 @@ def test_two_gloo_ranks_have_the_loss_curve_of_one_process(
         assert torch.equal(tensor, second["weights"][name]), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", drawn([signal.SIGKILL, signal.SIGUSR1, signal.SIGTERM], 1))
 def test_a_run_stopped_anywhere_and_resumed_is_bit_identical(
     config: TrainConfig, undisturbed: str, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -189,7 +190,10 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_can_go_on(
         torch.testing.assert_close(tensor, other[name], rtol=1e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize(("method", "batch_size"), [("supervised", 32), ("pita", 100_000)])
+@pytest.mark.parametrize(
+    ("method", "batch_size"),
+    [("supervised", 32), pytest.param("pita", 100_000, marks=pytest.mark.slow)],
+)
 def test_what_cannot_be_trained_is_one_line_on_every_rank(
     config: TrainConfig,
     unlabelled_store: CutoutStore,
@@ -215,7 +219,7 @@ def one_epoch(config: TrainConfig) -> TrainConfig:
     return replace(config, epochs=1, batch_size=64, device="cpu")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", drawn([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], 1))
 def test_a_signal_while_heads_are_refitted_stops_within_seconds(
     one_epoch: TrainConfig, tmp_path: Path, number: signal.Signals
 ) -> None:

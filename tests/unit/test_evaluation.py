@@ -13,8 +13,13 @@ from scipy.stats import norm
 
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, make_table, write_part
 from photozhpc.errors import CatalogError, RunError, SourceListError
-from photozhpc.evaluation import evaluate, evaluation_document, evaluation_table, write_evaluation
-from photozhpc.evaluation.tables import default_folder
+from photozhpc.evaluation.evaluate import evaluate
+from photozhpc.evaluation.tables import (
+    default_folder,
+    evaluation_document,
+    evaluation_table,
+    write_evaluation,
+)
 from photozhpc.metrics import crps, ks_uniform, normalised_residual, pit, point_metrics
 from photozhpc.survey import load_survey
 

@@ -17,8 +17,10 @@ from photozhpc.catalog.footprint import write_footprint
 from photozhpc.catalog.photoz_catalog import Counts, make_table, write_part
 from photozhpc.catalog.run import RunSummary
 from photozhpc.errors import RunError, SourceListError
-from photozhpc.evaluation import plot_zz, save_figure, summarise
+from photozhpc.evaluation.figure_style import save_figure
+from photozhpc.evaluation.summary import summarise
 from photozhpc.evaluation.truth import read_truth, store_labels
+from photozhpc.evaluation.zz import plot_zz
 from photozhpc.metrics import point_metrics
 from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore, Measurements

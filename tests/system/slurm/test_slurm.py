@@ -229,6 +229,7 @@ def of_job(process: psutil.Process, number: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_under_its_job(slurm, site, inputs, undisturbed):
     """kill -9 of slurmd and of all that runs on its node: Slurm requeues the job on another."""
     out = inputs / "node-lost"
