@@ -21,7 +21,7 @@ from photozhpc.model.flux_expert import FluxExpert, FluxExpertConfig
 from photozhpc.model.flux_features import FluxFeatures
 from photozhpc.model.mlp import MLP
 from photozhpc.model.pdf import CalibratedPdf
-from photozhpc.model.resnet import ResNet
+from photozhpc.model.resnet import LaneNorm, ResNet
 
 MAX_WIDTH, MAX_LAYERS = 8192, 64  # larger values are typos, or from a damaged file
 MIN_CROP_CONVNEXT = 32  # smaller maps vanish in its four stages
@@ -475,6 +475,12 @@ def _asinh_snr(linear_BCHW: Tensor, weight_RHW: Tensor) -> Tensor:
     return torch.asinh(flux_BCR / noise_R)
 
 
+def statistics(model: PITA) -> list[Tensor]:
+    """Return the running statistics of the encoder's batch norms; empty without any."""
+    norms = [module for module in model.modules() if isinstance(module, LaneNorm)]
+    return [values for norm in norms for values in (norm.running_mean, norm.running_var)]
+
+
 class KeyEncoder(nn.Module):
     """The momentum copy of PITA that makes the keys, and the queue of past keys (MoCo).
 
@@ -508,6 +514,8 @@ class KeyEncoder(nn.Module):
         keys, queries = map(list, zip(*trained, strict=True))
         torch._foreach_mul_(keys, m)
         torch._foreach_add_(keys, queries, alpha=1 - m)
+        for key, query in zip(statistics(self.model), statistics(model), strict=True):
+            key.lerp_(query, 1 - m)
 
     @torch.no_grad()
     def enqueue(self, key_BP: Tensor) -> None:

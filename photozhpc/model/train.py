@@ -198,6 +198,7 @@ def _train_epoch(run: _Run, stop: list[int]) -> bool:
 def _end_epoch(run: _Run) -> None:
     """Validate, write the log and the model files."""
     trainer = run.trainer
+    trainer.share_statistics()
     found = None if run.validation is None else trainer.validate(run.validation)
     losses = trainer.mean_losses()
     is_best = found is None or found.score < trainer.best_score

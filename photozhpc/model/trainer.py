@@ -30,8 +30,9 @@ from photozhpc.model.engine import Engine, native_precision, usable
 from photozhpc.model.losses import colour_loss, contrastive_loss, density_loss, redshift_loss
 from photozhpc.model.photometry import FluxInput, check_measured
 from photozhpc.model.photometry_fit import read_sample
-from photozhpc.model.pita import PITA, KeyEncoder
+from photozhpc.model.pita import PITA, KeyEncoder, statistics
 from photozhpc.model.ranks import Ranks
+from photozhpc.model.resnet import LaneNorm
 from photozhpc.model.torch_file import load_torch_file
 from photozhpc.model.train_config import OptimiserConfig, TrainConfig
 from photozhpc.model.train_photometry import aperture_index
@@ -98,6 +99,9 @@ class Trainer:
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.keys.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._freeze_idle_heads()
+        for module in self.model.modules():
+            if isinstance(module, LaneNorm):
+                module.lane_batch = self.loader.lane_batch
         self.generators = [torch.Generator(self.device) for _ in self.loader.lanes]
         self.precision = {
             "auto": native_precision(self.device),
@@ -301,6 +305,19 @@ class Trainer:
         if self.model.uncertainty is not None and self.config.model.redshift_task == "density":
             self.model.uncertainty.heads.requires_grad_(self.config.redshift_weight > 0)
 
+    def share_statistics(self) -> None:
+        """Give all ranks the same running statistics: the mean, for each has seen its lanes alone.
+
+        They are linear in those of each step, so it does not matter how often this is done.
+        """
+        shared = [*statistics(self.model), *statistics(self.keys.model)]
+        if self.ranks.world == 1 or not shared:
+            return
+        sums = self.ranks.sum(torch.cat(shared).tolist())
+        mean = torch.tensor(sums, dtype=torch.float64) / self.ranks.world
+        for values, part in zip(shared, mean.split([len(v) for v in shared]), strict=True):
+            values.copy_(part)
+
     def mean_losses(self) -> dict[str, float]:
         """Return the means of LOSSES over ranks and the epoch so far.
 
@@ -365,6 +382,7 @@ class Trainer:
             RunError: the disk is full, or cannot be written.
         """
         self.mean_losses()  # raises, so that no state with NaN replaces a finite one
+        self.share_statistics()
         sums = self.ranks.gather_plain(self.loss_sums.tolist())
         if not self.ranks.is_first:
             return
