@@ -89,7 +89,6 @@ class Uncertainty(Calibration):
         widths: of the hidden layers of a head.
         n_heads: heads whose densities are averaged.
         n_bins: bins of a density between z = 0 and z_max.
-        dropout: share of the hidden units that a training step sees as zero.
     """
 
     mean_F: Tensor
@@ -103,19 +102,26 @@ class Uncertainty(Calibration):
         n_heads: int,
         n_bins: int,
         z_max: float,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__(n_latent, n_bins, z_max)
-        self.heads = nn.ModuleList(MLP(n_input, (*widths, n_bins), dropout) for _ in range(n_heads))
+        self.heads = nn.ModuleList(MLP(n_input, (*widths, n_bins)) for _ in range(n_heads))
         # DDP and the joint optimiser must not wait for their gradients.
         self.heads.requires_grad_(False)
         self.register_buffer("mean_F", torch.zeros(n_input))
         self.register_buffer("std_F", torch.ones(n_input))
 
-    def logits(self, input_BF: Tensor) -> Tensor:
-        """Return logit_BHK of the bins, of each head."""
+    def logits(self, input_BF: Tensor, keep_BU: Tensor | None = None) -> Tensor:
+        """Return logit_BHK of the bins, of each head.
+
+        Args:
+            keep_BU: factors of the hidden units of all heads, for dropout; None: 1.
+        """
         scaled_BF = (input_BF - self.mean_F) / self.std_F
-        return torch.stack([head(scaled_BF) for head in self.heads], dim=1)
+        if keep_BU is None:
+            return torch.stack([head(scaled_BF) for head in self.heads], dim=1)
+        keeps = keep_BU.chunk(len(self.heads), dim=1)
+        pairs = zip(self.heads, keeps, strict=True)
+        return torch.stack([_dropped(head, scaled_BF, keep) for head, keep in pairs], dim=1)
 
     def density(self, input_BF: Tensor) -> Tensor:
         """Return density_BK, the probabilities of the bins, averaged over the heads."""
@@ -125,6 +131,17 @@ class Uncertainty(Calibration):
     def cdf(self, input_BF: Tensor) -> Tensor:
         """Return cdf_BE at the K+1 edges of the bins, from 0 at z = 0 to 1 at z_max."""
         return cumulative(self.density(input_BF))
+
+
+def _dropped(head: nn.Module, x_BF: Tensor, keep_BU: Tensor) -> Tensor:
+    """Return the output of an MLP whose hidden units are multiplied by factors."""
+    first = 0
+    for layer in head.children():
+        x_BF = layer(x_BF)
+        if isinstance(layer, nn.ReLU):
+            x_BF = x_BF * keep_BU[:, first : first + x_BF.shape[1]]
+            first += x_BF.shape[1]
+    return x_BF
 
 
 def least_risk(density_BK: Tensor, z_max: float) -> Tensor:

@@ -256,6 +256,11 @@ def _require_density(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: has no density heads, which p(z) needs; leave --pdf out, or train "
             f"with model.density_bins above 0"
         )
+    if not model.uncertainty.level_GQ.isfinite().all():
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained on all labels, which left none to calibrate p(z); "
+            f"calibrate it first: photozhpc calibrate"
+        )
 
 
 def usable(cutout_NCSS: NDArray, crop: int) -> NDArray[np.bool_]:

@@ -152,6 +152,8 @@ class PITAConfig:
             raise ValueError(f"crop must be at least {min_crop}, got {self.crop}")
         if not 1 <= self.views <= 8:
             raise ValueError(f"views must be 1 to 8, got {self.views}")
+        if self.dropout and self.redshift_task == "point":
+            raise ValueError("dropout needs redshift_task 'density'")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.n_bands < 1:
@@ -275,7 +277,6 @@ class PITA(nn.Module):
                 config.redshift_heads,
                 config.density_bins,
                 config.density_z_max,
-                config.dropout,
             )
             self.register_buffer(
                 "brightness_RHW",
@@ -297,12 +298,15 @@ class PITA(nn.Module):
             )
             self.register_buffer("expert_share", torch.zeros(()))
 
-    def forward(self, image_BCHW: Tensor, flux_BF: Tensor | None = None) -> PITAOutput:
+    def forward(
+        self, image_BCHW: Tensor, flux_BF: Tensor | None = None, keep_BU: Tensor | None = None
+    ) -> PITAOutput:
         """Return latents, projections, redshifts and colours of prepared images.
 
         Args:
             image_BCHW: from `augment.prepare` or a random view, H = W = config.crop.
             flux_BF: features of the fluxes that the heads see; None: they see none.
+            keep_BU: as in `Uncertainty.logits`.
         """
         latent_BD, signal_BA = self.features(image_BCHW)
         with torch.autocast(image_BCHW.device.type, enabled=False):
@@ -311,7 +315,7 @@ class PITA(nn.Module):
             if self.config.redshift_task == "point":
                 z_phot_B = self.redshift(input_BF)
             elif self.uncertainty is not None:
-                logit_BHK = self.uncertainty.logits(input_BF)
+                logit_BHK = self.uncertainty.logits(input_BF, keep_BU)
             return PITAOutput(
                 latent_BD=latent_BD,
                 projection_BP=self.project(latent_BD),

@@ -154,7 +154,7 @@ class Trainer:
         """Make one step on this rank's lanes of a batch; return its LOSSES, before the step."""
         for group in self.optimiser.param_groups:
             group["lr"] = _learning_rate(self.config.optimiser, self.step, self.total_steps)
-        if self.config.model.drop_path > 0 or self.config.model.dropout > 0:
+        if self.config.model.drop_path > 0:
             torch.manual_seed(_seed_of(self.config.seed, self.step, self.ranks.rank))
         losses, key_BP = self.losses(lanes)
         self.optimiser.zero_grad(set_to_none=True)
@@ -195,7 +195,7 @@ class Trainer:
         image_BCSS = calibrate(
             self._send(cutout_BCSS), ebv_B, self.model.extinction_r_C, self.model.noise_C
         )
-        seen = self._seen_fluxes(batch, ebv_B)
+        seen = self._seen_by_heads(batch, ebv_B)
         if self.keys.training or not self.model.training:  # setting the mode visits all modules
             self.model.train()
             self.keys.eval()
@@ -232,12 +232,21 @@ class Trainer:
         )
         return torch.stack([total, contrastive, colour, redshift]), key_BP
 
-    def _seen_fluxes(self, batch: Block, ebv_B: Tensor) -> tuple[Tensor, ...]:
-        """Return the features of fluxes that the heads see; none if they see none."""
-        if self.fluxes is None or self.model.flux_features is None:
-            return ()
-        flux_BCR, err_BCR = (self._send(torch.from_numpy(v)) for v in self.fluxes(batch))
-        return (self.model.flux_features(flux_BCR, err_BCR, ebv_B),)
+    def _seen_by_heads(self, batch: Block, ebv_B: Tensor) -> tuple[Tensor, ...]:
+        """Return the features of fluxes that the heads see, and the factors of their dropout."""
+        flux_BF = ebv_B.new_zeros(len(ebv_B), 0)
+        if self.fluxes is not None and self.model.flux_features is not None:
+            flux_BCR, err_BCR = (self._send(torch.from_numpy(v)) for v in self.fluxes(batch))
+            flux_BF = self.model.flux_features(flux_BCR, err_BCR, ebv_B)
+        dropout = self.config.model.dropout
+        if not dropout:
+            return (flux_BF,) if flux_BF.shape[1] else ()
+        draws = []
+        for generator, lane in zip(self.generators, self.loader.lanes, strict=True):
+            generator.manual_seed(_seed_of(self.config.seed, self.step, lane, 2))
+            shape = (self.loader.lane_batch, _n_hidden(self.config))
+            draws.append(torch.rand(shape, generator=generator, device=self.device))
+        return flux_BF, (torch.cat(draws) >= dropout) / (1 - dropout)
 
     def _send(self, values: Tensor) -> Tensor:
         """Return values on the device; a GPU copies pinned memory while it computes."""
@@ -272,10 +281,11 @@ class Trainer:
         view_BCHW = view_BCHW.contiguous(memory_format=torch.channels_last)
         networks: list[nn.Module] = [self.model.train()]
         # Each has its own view: the gradients are taken after both passes.
-        inputs: list[tuple[Tensor, ...]] = [(view_BCHW.clone(),)]
-        if self.model.flux_features is not None:
-            n_features = self.model.flux_features.n_features
-            inputs = [(view_BCHW.clone(), view_BCHW.new_zeros(shape[0], n_features))]
+        features = self.model.flux_features
+        widths = [0 if features is None else features.n_features]
+        widths += [_n_hidden(config)] if config.model.dropout else []
+        seen = [view_BCHW.new_zeros(shape[0], width) for width in widths if any(widths)]
+        inputs: list[tuple[Tensor, ...]] = [(view_BCHW.clone(), *seen)]
         if config.contrastive_weight > 0:
             networks.append(self.keys.eval())
             inputs.append((view_BCHW.clone(),))
@@ -464,6 +474,11 @@ def _check_fit(config: TrainConfig, store: CutoutStore) -> int:
             f"with --size {min_size} or more"
         )
     return aperture
+
+
+def _n_hidden(config: TrainConfig) -> int:
+    """Return the number of hidden units of the redshift heads."""
+    return config.model.redshift_heads * sum(config.model.redshift_mlp)
 
 
 def _fit_flux_features(model: PITA, store: CutoutStore, seed: int) -> None:

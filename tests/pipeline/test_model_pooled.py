@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from builders.catalogs import SMALL
+from builders.models import TINY_RESNET
 from builders.stores import make_store
 from builders.training import TINY
 from photozhpc.catalog import read_catalog
@@ -19,8 +20,7 @@ from photozhpc.model.calibrate import calibrate
 from photozhpc.model.density import cumulative
 from photozhpc.model.density_fit import log_density
 from photozhpc.model.encode import encode_block
-from photozhpc.model.engine import Engine
-from photozhpc.model.pita import FluxesConfig
+from photozhpc.model.engine import Engine, make_engine
 from photozhpc.model.pooling import SHARES, fit_share
 from photozhpc.model.train import train
 from photozhpc.model.train_config import TrainConfig
@@ -28,27 +28,12 @@ from photozhpc.model.trainer import Trainer
 from photozhpc.store import CutoutStore
 from photozhpc.store.loader import read_labelled
 
-FLUXES = FluxesConfig((0.1, 0.4, 1.6), True, True, 2, (16,))
-
 
 @pytest.fixture
 def config(small_store: CutoutStore, tmp_path: Path) -> TrainConfig:
-    model = replace(
-        TINY.model,
-        encoder="resnet",
-        encoder_widths=(8, 12),
-        crop=24,
-        views=2,
-        dropout=0.2,
-        aperture_radii_pix=(),
-        redshift_task="density",
-        density_bins=32,
-        point_estimate="median",
-        fluxes=FLUXES,
-    )
     return replace(
         TINY,
-        model=model,
+        model=TINY_RESNET,
         out=str(tmp_path / "run"),
         store=str(small_store.path),
         method="supervised",
@@ -120,6 +105,8 @@ def test_after_all_labels_another_store_calibrates_it(
     checkpoint = load_checkpoint(train(replace(config, labels="all", epochs=1)))
     assert checkpoint.pita.expert_share.item() == 0.5
     assert not checkpoint.pita.uncertainty.level_GQ.isfinite().any()
+    with pytest.raises(CheckpointError, match="calibrate it first"):
+        make_engine(checkpoint, small_store.survey, pdf="grid")
     with pytest.raises(CheckpointError, match="every label"):
         calibrate(checkpoint.path, small_store, tmp_path / "c.safetensors")
     with pytest.raises(StoreError, match="has no Kron fluxes"):
@@ -133,7 +120,7 @@ def test_a_store_without_a_column_that_it_takes_is_refused_in_one_line(
     with pytest.raises(StoreError, match="has no Kron fluxes, which the model takes") as error:
         Trainer(config, without_kron)
     assert "\n" not in str(error.value)
-    fluxes = replace(FLUXES, aperture_radii_arcsec=(0.3,))
+    fluxes = replace(TINY_RESNET.fluxes, aperture_radii_arcsec=(0.3,))
     with pytest.raises(CheckpointError, match=r"apertures of 0\.3 arcsec"):
         Trainer(replace(config, model=replace(config.model, fluxes=fluxes)), without_kron)
 
