@@ -164,7 +164,7 @@ def _part_tables(
     pdf = engine.pdf
     value_NP = np.empty((part.n_rows, 0 if pdf is None else len(pdf.axis_P)), dtype=np.float32)
     for rows, cutout_BCSS in _blocks(store, part, side, block_len):
-        block = Measurements(*(values[rows] for values in vars(measured).values()))
+        block = measured.take(rows)
         prediction, pdf_BP = engine.predict_pdf(cutout_BCSS, sources.ebv_N[rows], block)
         photoz_N[rows], quantile_NQ[rows], ood_N[rows] = prediction
         if pdf_BP is not None:
@@ -254,6 +254,8 @@ def load_engine(model: ModelKey) -> "AnyEngine":
 def _load_engine(model: ModelKey) -> "AnyEngine":
     from photozhpc.model.checkpoint import load_checkpoint
     from photozhpc.model.engine import make_engine
+    from photozhpc.model.photometry import check_measured
+    from photozhpc.model.pita import PITA
 
     store = _open_store(model.store_path, model.table_survey)
     checkpoint = load_checkpoint(model.checkpoint_path)
@@ -263,4 +265,6 @@ def _load_engine(model: ModelKey) -> "AnyEngine":
             f"run the same command again"
         )
     checkpoint.check_store(store.survey, store.cutout_size)
+    if isinstance(checkpoint.model, PITA):
+        check_measured(checkpoint.model.config.fluxes, store)
     return make_engine(checkpoint, store.survey, model.device, model.compiled, model.pdf)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from photozhpc.config import from_mapping, to_mapping
 from photozhpc.errors import CheckpointError, ConfigError, one_line
 from photozhpc.files.disk import disk_errors, read_fault, write_durably
-from photozhpc.model.photometry import FluxInput, PhotometryConfig, PhotometryModel
+from photozhpc.model.photometry import FluxInput, PhotometryConfig, PhotometryModel, TakesFluxes
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita import PITA, PITAConfig
 from photozhpc.model.torch_file import misfit
@@ -93,10 +93,7 @@ class Checkpoint:
                 f"'{store_survey.name}' with bands {' '.join(store_survey.band_names)}{advice}"
             )
         if isinstance(self.model, PhotometryModel):
-            try:
-                FluxInput(self.model.config, store_survey)
-            except CheckpointError as error:
-                raise CheckpointError(f"{self.path.name}: {error}") from None
+            self._check_fluxes(self.model.config, store_survey)
             return
         if isinstance(self.model, PhotometryMLP):
             radius = self.model.config.aperture_radius_arcsec
@@ -118,12 +115,19 @@ class Checkpoint:
                 f"{self.path.name} was trained on {self.survey.pixel_scale_arcsec} arcsec/px, "
                 f"but the store has {store_survey.pixel_scale_arcsec} arcsec/px{advice}"
             )
+        self._check_fluxes(self.model.config.fluxes, store_survey)
         crop = self.model.config.crop
         if cutout_size < crop:
             raise CheckpointError(
                 f"{self.path.name} needs cutouts of {crop} px, but the store's have "
                 f"{cutout_size} px; extract again with --size {crop} or more"
             )
+
+    def _check_fluxes(self, config: TakesFluxes, store_survey: Survey) -> None:
+        try:
+            FluxInput(config, store_survey)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path.name}: {error}") from None
 
 
 def save_checkpoint(

@@ -80,8 +80,8 @@ class Calibration(nn.Module):
 class Uncertainty(Calibration):
     """Density heads with their calibration.
 
-    The heads do not train with the network: `calibrate.fit_uncertainty` fits them on the features
-    of the finished network.
+    With redshift_task "density" the heads train with the network. Otherwise
+    `calibrate.fit_uncertainty` fits them on the features of the finished network.
 
     Args:
         n_input: length of `PITA.redshift_input`.
@@ -110,15 +110,38 @@ class Uncertainty(Calibration):
         self.register_buffer("mean_F", torch.zeros(n_input))
         self.register_buffer("std_F", torch.ones(n_input))
 
+    def logits(self, input_BF: Tensor, keep_BU: Tensor | None = None) -> Tensor:
+        """Return logit_BHK of the bins, of each head.
+
+        Args:
+            keep_BU: factors of the hidden units of all heads, for dropout; None: 1.
+        """
+        scaled_BF = (input_BF - self.mean_F) / self.std_F
+        if keep_BU is None:
+            return torch.stack([head(scaled_BF) for head in self.heads], dim=1)
+        keeps = keep_BU.chunk(len(self.heads), dim=1)
+        pairs = zip(self.heads, keeps, strict=True)
+        return torch.stack([_dropped(head, scaled_BF, keep) for head, keep in pairs], dim=1)
+
+    def density(self, input_BF: Tensor) -> Tensor:
+        """Return density_BK, the probabilities of the bins, averaged over the heads."""
+        scaled_BF = (input_BF - self.mean_F) / self.std_F
+        return torch.stack([head(scaled_BF).softmax(dim=1) for head in self.heads]).mean(0)
+
     def cdf(self, input_BF: Tensor) -> Tensor:
         """Return cdf_BE at the K+1 edges of the bins, from 0 at z = 0 to 1 at z_max."""
-        scaled_BF = (input_BF - self.mean_F) / self.std_F
-        density_BK = torch.stack([head(scaled_BF).softmax(dim=1) for head in self.heads]).mean(0)
-        return cumulative(density_BK)
+        return cumulative(self.density(input_BF))
 
-    def pit(self, input_BF: Tensor, z_B: Tensor) -> Tensor:
-        """Return the raw density's cumulative probability (B,) at redshifts."""
-        return cdf_at(self.cdf(input_BF), self.position(z_B))
+
+def _dropped(head: nn.Module, x_BF: Tensor, keep_BU: Tensor) -> Tensor:
+    """Return the output of an MLP whose hidden units are multiplied by factors."""
+    first = 0
+    for layer in head.children():
+        x_BF = layer(x_BF)
+        if isinstance(layer, nn.ReLU):
+            x_BF = x_BF * keep_BU[:, first : first + x_BF.shape[1]]
+            first += x_BF.shape[1]
+    return x_BF
 
 
 def least_risk(density_BK: Tensor, z_max: float) -> Tensor:
@@ -139,6 +162,15 @@ def least_risk(density_BK: Tensor, z_max: float) -> Tensor:
     bend_B1 = (left_B1 - 2 * best_B1 + right_B1).clamp(min=1e-12)
     shift_B1 = ((left_B1 - right_B1) / (2 * bend_B1)).clamp(-1, 1)
     return torch.expm1((at_B1 + 0.5 + shift_B1).squeeze(1) / n_bins * log1p_max).float()
+
+
+def pooled(density_BK: Tensor, expert_BK: Tensor, share: Tensor | float) -> Tensor:
+    """Return the geometric mean of two densities with weights 1 - share and share, of sum 1.
+
+    A logarithmic opinion pool (Genest & Zidek 1986, Statistical Science 1, 114).
+    """
+    log_BK = (1 - share) * floored(density_BK).log() + share * floored(expert_BK).log()
+    return log_BK.softmax(dim=1)
 
 
 def floored(density_BK: Tensor) -> Tensor:

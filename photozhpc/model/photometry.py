@@ -1,17 +1,20 @@
 """The model of a photometric catalogue: densities from fluxes alone, with calibrated intervals."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from photozhpc.errors import CheckpointError
+from photozhpc.errors import CheckpointError, StoreError
 from photozhpc.model.density import Calibration, cumulative, least_risk
 from photozhpc.model.flux_expert import FluxExpert, FluxExpertConfig
 from photozhpc.model.pdf import CalibratedPdf
+from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store.flux_table import FluxTable
+from photozhpc.store.loader import Block
 from photozhpc.store.schema import Measurements
 from photozhpc.survey import Survey
 
@@ -91,6 +94,16 @@ class PhotometryModel(nn.Module):
         return snr_BF.nanmean(dim=1).nan_to_num(0.0)
 
 
+class TakesFluxes(Protocol):
+    """A configuration that says which fluxes a model takes, such as `PhotometryConfig`."""
+
+    @property
+    def aperture_radii_arcsec(self) -> tuple[float, ...]: ...
+
+    @property
+    def total(self) -> bool: ...
+
+
 class FluxInput:
     """Picks the fluxes that a model takes from those of a store or a catalogue.
 
@@ -101,7 +114,7 @@ class FluxInput:
         CheckpointError: the store lacks some of them.
     """
 
-    def __init__(self, config: PhotometryConfig, survey: Survey) -> None:
+    def __init__(self, config: TakesFluxes, survey: Survey) -> None:
         radii = survey.aperture_radii_arcsec
         missing = [radius for radius in config.aperture_radii_arcsec if radius not in radii]
         if missing:
@@ -118,7 +131,9 @@ class FluxInput:
         self.columns = [radii.index(radius) for radius in config.aperture_radii_arcsec]
         self.total = config.total
 
-    def __call__(self, measured: Measurements) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def __call__(
+        self, measured: Measurements | Block
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return flux_NCR and flux_err_NCR, nJy: the chosen apertures, then the total flux."""
         flux_NCR = measured.flux_NCR[:, :, self.columns]
         err_NCR = measured.flux_err_NCR[:, :, self.columns]
@@ -132,6 +147,28 @@ class FluxInput:
         return (
             np.concatenate([flux_NCR, total_NC[:, :, None]], axis=2),
             np.concatenate([err_NCR, total_err_NC[:, :, None]], axis=2),
+        )
+
+
+def check_measured(config: TakesFluxes, store: CutoutStore | FluxTable) -> None:
+    """Check that a store with the right apertures has fluxes in them.
+
+    Raises:
+        StoreError: one of them was measured for no source, as Kron fluxes in some imported stores.
+    """
+    pick = FluxInput(config, store.survey)
+    names = [f'{radius:g}" fluxes' for radius in config.aperture_radii_arcsec]
+    names += ["Kron fluxes"] if config.total else []
+    missing = set(names)
+    for key in store.shards():
+        flux_NCR, _ = pick(store.read_measurements(key))
+        missing -= {name for r, name in enumerate(names) if np.isfinite(flux_NCR[:, :, r]).any()}
+        if not missing:
+            return
+    if missing and len(store):
+        raise StoreError(
+            f"{store.path}: has no {' and no '.join(sorted(missing))}, which the model takes; "
+            f"extract the store from mosaics, or use a model that does not take them"
         )
 
 

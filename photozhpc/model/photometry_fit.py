@@ -18,7 +18,13 @@ from photozhpc.model.conformal import Labels, effective_number
 from photozhpc.model.density import cdf_at, cumulative, least_risk
 from photozhpc.model.density_fit import fit_distance, selection_weights, set_levels
 from photozhpc.model.flux_expert import fit_flux_expert
-from photozhpc.model.photometry import FluxInput, PhotometryConfig, PhotometryModel, enough_bands
+from photozhpc.model.photometry import (
+    FluxInput,
+    PhotometryConfig,
+    PhotometryModel,
+    TakesFluxes,
+    enough_bands,
+)
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.model.train_photometry import check_unused
 from photozhpc.store.cutout_store import CutoutStore
@@ -66,7 +72,7 @@ class FluxSample:
 
 
 def read_sample(
-    store: CutoutStore | FluxTable, config: PhotometryConfig, seed: int, label_fraction: float = 1.0
+    store: CutoutStore | FluxTable, config: TakesFluxes, seed: int, label_fraction: float = 1.0
 ) -> FluxSample:
     """Read the sources that a model is fitted to and calibrated on, shard by shard.
 

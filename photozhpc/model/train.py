@@ -32,8 +32,9 @@ Check = Callable[[], None]
 def train(config: TrainConfig, resume: bool = False) -> Path:
     """Train as configured; return the path of the model file to use.
 
-    Writes into config.out: last.safetensors and best.safetensors (by validation NMAD; without a
-    redshift loss, the last) after every epoch; state.pt (to resume from); log.jsonl with one line
+    Writes into config.out: last.safetensors and best.safetensors (by validation NMAD, or the
+    likelihood of the validation labels where the joint training estimates densities; without
+    validation, the last) after every epoch; state.pt (to resume from); log.jsonl with one line
     of losses and metrics per epoch; tensorboard/; and in the end model.safetensors: the best with
     its redshift heads refitted and its uncertainty fitted, as configured. Without images,
     only model.safetensors is written.
@@ -100,8 +101,8 @@ def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
         if ranks.is_first:
             _check_unused(out, resume)
     validation = None
-    if config.redshift_weight > 0:
-        validation = read_labelled(trainer.store, "validation", config.seed, trainer.aperture)
+    if config.redshift_weight > 0 and config.labels == "train":
+        validation = read_labelled(trainer.store, "validation", config.seed)
     if state.exists():
         trainer.load_state(state)
         if trainer.epoch >= config.epochs and (out / "model.safetensors").exists():
@@ -197,11 +198,12 @@ def _train_epoch(run: _Run, stop: list[int]) -> bool:
 def _end_epoch(run: _Run) -> None:
     """Validate, write the log and the model files."""
     trainer = run.trainer
-    metrics = None if run.validation is None else trainer.validate(run.validation)
+    trainer.share_statistics()
+    found = None if run.validation is None else trainer.validate(run.validation)
     losses = trainer.mean_losses()
-    is_best = metrics is None or metrics.nmad < trainer.best_nmad
-    if metrics is not None and is_best:
-        trainer.best_nmad = metrics.nmad
+    is_best = found is None or found.score < trainer.best_score
+    if found is not None and is_best:
+        trainer.best_score = found.score
     record: dict[str, Any] = {
         "epoch": trainer.epoch,
         "step": trainer.step,
@@ -209,9 +211,13 @@ def _end_epoch(run: _Run) -> None:
         **{f"loss_{name}": value for name, value in losses.items()},
     }
     text = f"epoch {trainer.epoch}/{trainer.config.epochs}  loss {losses['total']:.4f}"
-    if metrics is not None:
+    if found is not None:
+        metrics = found.metrics
         record |= {f"validation_{name}": value for name, value in asdict(metrics).items()}
         text += f"  validation NMAD {metrics.nmad:.4f}  outliers {metrics.outlier_fraction:.3f}"
+        if found.nll is not None:
+            record["validation_nll"] = found.nll
+            text += f"  NLL {found.nll:.3f}"
     with trainer.ranks.together():
         if run.log is None:
             return
@@ -231,19 +237,31 @@ def _end_epoch(run: _Run) -> None:
 def _finish(run: _Run) -> None:
     """Refit the heads of the best epoch, fit its uncertainty, and write the model file."""
     trainer, validation = run.trainer, run.validation
-    config, store, aperture = trainer.config, trainer.store, trainer.aperture
+    config, store = trainer.config, trainer.store
     checkpoint = load_checkpoint(run.out / "best.safetensors")
     training = dict(checkpoint.training)
     model = checkpoint.pita.to(trainer.device)
     if validation is not None and config.refit_steps:
-        labels = read_labelled(store, "train", config.seed, aperture, config.label_fraction)
+        labels = read_labelled(store, "train", config.seed, config.label_fraction)
         metrics = refit_redshift_heads(
-            model, labels, validation, config.refit_steps, config.loss.huber_delta, config.seed
+            model,
+            labels,
+            validation,
+            store.survey,
+            config.refit_steps,
+            config.loss.huber_delta,
+            config.seed,
         )
         training["refit_validation"] = {name: asdict(m) for name, m in metrics.items()}
-    if validation is not None and config.model.density_bins:
+    if config.redshift_weight > 0 and config.model.density_bins:
         fit_uncertainty(
-            model, store, config.seed, aperture, config.density_steps, config.label_fraction
+            model,
+            store,
+            config.seed,
+            config.density_steps,
+            config.label_fraction,
+            config.expert_steps,
+            config.labels,
         )
     path = run.out / "model.safetensors"
     save_checkpoint(path, model, store.survey, training, check=run.check)

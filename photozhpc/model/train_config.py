@@ -35,12 +35,17 @@ class AugmentConfig:
 class LossConfig:
     """Weights and constants of the three losses. A method without a task has weight 0 for it.
 
+    The redshift loss is the Huber loss (the paper), or with model.redshift_task "density" the
+    cross-entropy of smoothed labels.
+
     Attributes:
         contrastive_weight, colour_weight, redshift_weight: weight of each loss in the sum.
         temperature: of the contrastive loss (InfoNCE).
         queue_len: number of keys of earlier images that serve as negatives (MoCo).
         momentum: of the moving average of the weights that computes the keys (MoCo).
         huber_delta: error at which the redshift loss changes from quadratic to linear.
+        smoothing: standard deviation in ln(1+z) of the Gaussian by which a label counts in nearby
+            bins of the density.
     """
 
     contrastive_weight: float = 0.0025
@@ -50,6 +55,7 @@ class LossConfig:
     queue_len: int = 60_000
     momentum: float = 0.999
     huber_delta: float = 0.15
+    smoothing: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -102,10 +108,15 @@ class TrainConfig:
         seed: random seed of weights, order and views.
         label_repeat: how often each labelled source is used in an epoch (see TrainingLoader).
         label_fraction: fraction of the training labels to use.
+        labels: "train": those of the training split; "all": those of every split, so that none is
+            left to choose the best epoch (the last is kept), or to calibrate: intervals and p(z)
+            come from `photozhpc calibrate` with the labels of another store.
         refit_steps: steps at the end that train only the redshift heads, on the features of the
             finished encoder (see `refit.refit_redshift_heads`).
         density_steps: the same for the density heads (with model.density_bins; see
-            `calibrate.fit_uncertainty`); for "photometry", steps of each network.
+            `calibrate.fit_uncertainty`), or 0 to keep those that trained jointly (redshift_task
+            "density"); for "photometry", steps of each network.
+        expert_steps: steps of each network of the second expert (model.fluxes.expert_networks).
         feature_aperture_arcsec: radius of the aperture whose fluxes the colour loss and the
             photometry-MLP use.
         average_weights: save the moving average of the weights (KeyEncoder.model) in checkpoints.
@@ -133,8 +144,10 @@ class TrainConfig:
     seed: int = 0
     label_repeat: int = 1
     label_fraction: float = 1.0
+    labels: Literal["train", "all"] = "train"
     refit_steps: int = 0
     density_steps: int = 2000
+    expert_steps: int = 1000
     feature_aperture_arcsec: float = 0.4
     average_weights: bool = True
     checkpoint_minutes: float = 10.0
@@ -146,7 +159,7 @@ class TrainConfig:
         for name in ("batch_size", "lanes", "shuffle_len", "epochs", "label_repeat"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "refit_steps", "density_steps", "checkpoint_minutes"):
+        for name in ("seed", "refit_steps", "density_steps", "expert_steps", "checkpoint_minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.batch_size % self.lanes:
@@ -156,6 +169,24 @@ class TrainConfig:
         if not 0 < self.label_fraction <= 1:
             raise ValueError(
                 f"label_fraction must be above 0 and at most 1, got {self.label_fraction}"
+            )
+        if self.refit_steps and (self.model.redshift_task == "density" or self.labels == "all"):
+            raise ValueError(
+                "refit_steps needs redshift_task 'point', which has heads to refit, and labels "
+                "'train', which leaves some to check them: set refit_steps to 0"
+            )
+        if (
+            self.labels == "all"
+            and self.model.density_bins
+            and (self.model.redshift_task == "point" or self.density_steps)
+        ):
+            raise ValueError(
+                "labels 'all' leaves none to stop the density heads: it needs redshift_task "
+                "'density' and density_steps 0"
+            )
+        if not 0 < self.loss.smoothing < 1:
+            raise ValueError(
+                f"loss.smoothing must be above 0 and below 1, got {self.loss.smoothing}"
             )
         if self.loss.queue_len < 1 or self.augment.jitter_pix < 0:
             raise ValueError(

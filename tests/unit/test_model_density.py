@@ -27,6 +27,7 @@ from photozhpc.model.density import (
     interpolate,
     inverse_cdf,
     least_risk,
+    pooled,
 )
 from photozhpc.model.density_fit import (
     fit_distance,
@@ -250,7 +251,9 @@ def synthetic() -> tuple[Uncertainty, dict[str, np.ndarray]]:
     x_new, z_new = draw(20_000, rng)
     with torch.no_grad():
         pit, pit_new = (
-            uncertainty.pit(torch.from_numpy(a), torch.from_numpy(b)).numpy().astype(np.float64)
+            cdf_at(uncertainty.cdf(torch.from_numpy(a)), uncertainty.position(torch.from_numpy(b)))
+            .numpy()
+            .astype(np.float64)
             for a, b in ((x, z), (x_new, z_new))
         )
     known = {"x": x, "pit": pit, "weight": weight, "shape": shape, "conformal": conformal}
@@ -329,6 +332,16 @@ def test_distances_are_mahalanobis_and_scaled_to_the_training_images() -> None:
     inverse = np.linalg.inv(np.cov(latent.astype(np.float64), rowvar=False))
     exact = np.sqrt(np.einsum("nd,de,ne->n", offset, inverse, offset))
     np.testing.assert_allclose(ood, exact / np.quantile(exact, 0.99), rtol=0.05)
+
+
+def test_a_pool_is_the_geometric_mean_with_weights() -> None:
+    one, other = random_density(5, 12, seed=0), random_density(5, 12, seed=1)
+    floor = [(1 - FLOOR) * d.double().numpy() + FLOOR / 12 for d in (one, other)]
+    product = floor[0] ** 0.7 * floor[1] ** 0.3
+    expected = product / product.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(pooled(one, other, 0.3), expected, rtol=1e-4)
+    np.testing.assert_allclose(pooled(one, other, 0.0), floor[0], rtol=1e-4)
+    np.testing.assert_allclose(pooled(one, other, torch.tensor(1.0)), floor[1], rtol=1e-4)
 
 
 def test_least_risk_is_in_the_most_probable_peak() -> None:
