@@ -15,7 +15,7 @@ from photozhpc.catalog import PhotozFlag, read_catalog, read_pdf
 from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.errors import CatalogError, CheckpointError, ConfigError, StoreError
-from photozhpc.evaluation import evaluate
+from photozhpc.evaluation.evaluate import evaluate
 from photozhpc.metrics import point_metrics
 from photozhpc.model import bundled_checkpoint, load_checkpoint
 from photozhpc.model.calibrate import calibrate

@@ -81,9 +81,9 @@ def test_it_learns_and_its_file_holds_the_metrics(
     assert model_file.name == "model.safetensors"
     assert checkpoint.training["store_sha256"] == small_store.fingerprint()
     assert checkpoint.training["config"]["method"] == "photometry-mlp"
-    assert len(read_labelled(small_store, "train", 0, 2)) == checkpoint.training["labels"]
-    check = read_labelled(small_store, "validation", SMALL.seed, 2)
-    z_phot = checkpoint.model.predict(check.flux_NC, check.ebv_N)
+    assert len(read_labelled(small_store, "train", 0)) == checkpoint.training["labels"]
+    check = read_labelled(small_store, "validation", SMALL.seed)
+    z_phot = checkpoint.model.predict(check.flux_NCR[:, :, 2], check.ebv_N)
     measured = point_metrics(check.z_spec_N, z_phot)
     assert checkpoint.training["validation"]["nmad"] == pytest.approx(measured.nmad)
     constant = np.full(len(check), np.median(check.z_spec_N))

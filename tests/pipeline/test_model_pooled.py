@@ -46,7 +46,7 @@ def config(small_store: CutoutStore, tmp_path: Path) -> TrainConfig:
 def test_it_learns_and_both_experts_are_in_the_file(
     small_store: CutoutStore, config: TrainConfig
 ) -> None:
-    checkpoint = load_checkpoint(train(replace(config, epochs=6)))
+    checkpoint = load_checkpoint(train(replace(config, epochs=10)))
     log = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss_redshift"] < log[0]["loss_redshift"] - 0.1
     assert min(record["validation_nll"] for record in log) < log[0]["validation_nll"] - 0.05
