@@ -7,7 +7,7 @@
 Every training is resumed where it stopped, and writes DIR/results/NAME-LABELS-seedS.json at its
 end; one that has written it is not made again. So the script can be stopped and started at any
 time. The recipe comes first, then each change of it: all label counts with the first seed, then
-the next seed. Ingredients that only inference has (views, the expert's share in the pool, the point
+the next seed. Ingredients that only inference has (the expert's share in the pool, the point
 estimate) are varied on each finished model, without training ('variants' in the JSON).
 
 --labels are numbers of training labels; the loader's hash chooses them, so there are about as many,
@@ -111,9 +111,6 @@ def variants(model: PITA) -> Iterator[tuple[str, PITA]]:
     """Yield a model as it is, and with other settings of inference; calibrated as it is."""
     config = model.config
     yield "as configured", model
-    for views in (1, 2, 4, 8):
-        if views != config.views:
-            yield f"views {views}", _changed(model, views=views)
     if model.expert is not None:
         for name, share in (("no expert", 0.0), ("expert alone", 1.0)):
             changed = _changed(model)

@@ -65,16 +65,6 @@ def centre_crop(image_BCSS: Images, crop: int) -> Images:
     return image_BCSS[..., start : start + crop, start : start + crop]
 
 
-def turned(image_BCHW: Tensor, view: int) -> Tensor:
-    """Return one of the eight views of a square: turned by view quarters, from 4 on mirrored too.
-
-    The turns are about the middle of the image. With an even side the source's pixel is half a
-    pixel off it, so the views see the source shifted by up to a pixel, like those of training.
-    """
-    image_BCHW = image_BCHW if view < 4 else image_BCHW.flip(3)
-    return torch.rot90(image_BCHW, view % 4, (2, 3)) if view % 4 else image_BCHW
-
-
 def prepare(
     cutout_BCSS: Tensor,
     ebv_B: Tensor,

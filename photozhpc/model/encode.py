@@ -72,8 +72,7 @@ def encode(
             image_BCHW = stretch(view_BCHW, config.stretch)
         with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
             image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
-            encoder = model.view_features if generator is None else model.encoder
-            feature_BF = encoder(image_BCHW)
+            feature_BF = model.encoder(image_BCHW)
         latent_BD, signal_BA = model.latent(feature_BF, model.unstretch(image_BCHW))
         if model.uncertainty is None:
             brightness_B = torch.full_like(latent_BD[:, 0], torch.nan)

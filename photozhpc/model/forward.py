@@ -62,4 +62,4 @@ class Forward(nn.Module):
         model, config = self.model, self.model.config
         crop_BCHW = centre_crop(cutout_BCSS, config.crop)
         linear_BCHW = calibrate(crop_BCHW, ebv_B, model.extinction_r_C, model.noise_C)
-        return model.view_features(stretch(linear_BCHW, config.stretch)), linear_BCHW
+        return model.encoder(stretch(linear_BCHW, config.stretch)), linear_BCHW

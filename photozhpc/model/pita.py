@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from photozhpc.model import timm_convnext
-from photozhpc.model.augment import turned
 from photozhpc.model.density import LEVEL_Q, Uncertainty, cumulative, least_risk, pooled
 from photozhpc.model.depthwise import quicken
 from photozhpc.model.flux_expert import FluxExpert, FluxExpertConfig
@@ -81,7 +80,6 @@ class PITAConfig:
         dropout: share of the hidden units of the density heads that a joint training step sees
             as zero.
         crop: side of the image that the network sees, pixels.
-        views: views of an image (turned and mirrored) whose encodings inference averages, 1 to 8.
         stretch: "none": pixels in units of the noise; "asinh": asinh of that, which is linear
             in the noise and logarithmic in bright cores.
         aperture_radii_pix: radii of circles around the centre whose fluxes go to the encoder's
@@ -115,7 +113,6 @@ class PITAConfig:
     drop_path: float = 0.0
     dropout: float = 0.0
     crop: int = 64
-    views: int = 1
     stretch: Literal["none", "asinh"] = "none"
     aperture_radii_pix: tuple[float, ...] = ()
     redshift_heads: int = 1
@@ -150,8 +147,6 @@ class PITAConfig:
             )
         if self.crop < min_crop:
             raise ValueError(f"crop must be at least {min_crop}, got {self.crop}")
-        if not 1 <= self.views <= 8:
-            raise ValueError(f"views must be 1 to 8, got {self.views}")
         if self.dropout and self.redshift_task == "point":
             raise ValueError("dropout needs redshift_task 'density'")
         if not 0 <= self.dropout < 1:
@@ -326,7 +321,7 @@ class PITA(nn.Module):
 
     def estimate(self, image_BCHW: Tensor, fluxes: Fluxes | None = None) -> Estimate:
         """Return redshifts, their quantiles and the score of unusual images."""
-        feature_BF, linear_BCHW = self.view_features(image_BCHW), self.unstretch(image_BCHW)
+        feature_BF, linear_BCHW = self.encoder(image_BCHW), self.unstretch(image_BCHW)
         return self.estimate_from(feature_BF, linear_BCHW, self.point_estimate, fluxes)[0]
 
     @property
@@ -397,11 +392,6 @@ class PITA(nn.Module):
     def expert_density(self, fluxes: Fluxes | None) -> Tensor | None:
         """Return density_BK of the expert; None: there is none."""
         return None if self.expert is None or fluxes is None else self.expert(*fluxes)
-
-    def view_features(self, image_BCHW: Tensor) -> Tensor:
-        """Return the encoder's feature_BF of prepared images, averaged over config.views."""
-        views = [self.encoder(turned(image_BCHW, view)) for view in range(self.config.views)]
-        return views[0] if len(views) == 1 else torch.stack(views).mean(dim=0)
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """Return latent_BD of prepared images."""

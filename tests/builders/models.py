@@ -34,7 +34,6 @@ TINY_RESNET = replace(
     encoder="resnet",
     encoder_widths=(8, 12),
     crop=24,
-    views=2,
     dropout=0.2,
     aperture_radii_pix=(),
     redshift_task="density",

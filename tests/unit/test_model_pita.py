@@ -131,25 +131,10 @@ def test_heads_that_see_fluxes_are_pooled_with_the_expert() -> None:
     assert (found.quantile_BQ.diff(dim=1) >= 0).all()
 
 
-def test_an_average_over_all_views_does_not_depend_on_the_view() -> None:
-    torch.manual_seed(5)
-    network = PITA(replace(POOLED, views=8)).eval()
-    for block in network.encoder.blocks:
-        torch.nn.init.normal_(block.conv2.weight)
-    image, fluxes = torch.randn(3, 4, 17, 17), fluxes_of(3)
-    with torch.inference_mode():
-        upright = network.estimate(image, fluxes).z_phot_B
-        turned = network.estimate(image.flip(2).rot90(1, (2, 3)), fluxes).z_phot_B
-        torch.testing.assert_close(upright, turned, rtol=1e-4, atol=1e-5)
-        one = network.encoder(image)
-    assert not torch.allclose(one, network.view_features(image))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"crop": 3}, "crop must be at least 4"),
-        ({"views": 9}, "views must be 1 to 8"),
         ({"dropout": 1.0}, "dropout"),
         ({"encoder": "resnet50"}, "encoder must be resnet or a ConvNeXt"),
         ({"encoder": "convnext_atto"}, "crop must be at least 32"),

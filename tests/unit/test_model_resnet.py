@@ -1,10 +1,9 @@
-"""The residual network for small images: its shapes, its start, and its views."""
+"""The residual network for small images: its shapes and its start."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from photozhpc.model.augment import turned
 from photozhpc.model.resnet import MOMENTUM, LaneNorm, ResNet
 
 
@@ -45,13 +44,3 @@ def test_every_lane_is_normalised_by_itself() -> None:
     torch.testing.assert_close(norm.running_var, 1 - MOMENTUM + MOMENTUM * variance)
     expected = F.batch_norm(image, norm.running_mean, norm.running_var)
     torch.testing.assert_close(norm.eval()(image), expected)
-
-
-def test_the_views_are_the_eight_symmetries_of_a_square() -> None:
-    image = torch.randn(1, 2, 5, 5)
-    views = [turned(image, view) for view in range(8)]
-    assert torch.equal(views[0], image)
-    assert len({tuple(view.flatten().tolist()) for view in views}) == 8
-    for view in range(4):
-        assert torch.equal(turned(views[view], 4 - view if view else 0), image)
-        assert torch.equal(turned(turned(image, 4), view), views[4 + view])
