@@ -48,9 +48,22 @@ RECIPE = "recipe"
 NO_FLUXES = {"aperture_radii_arcsec": [], "total": False}
 NO_FLUXES |= {"seen_by_heads": False, "expert_networks": 0}
 ATTO = {"encoder": "convnext_atto", "layer_scale": 0.1, "crop": 32}
+STUDENT = {"method": "pita", "batch_size": 256, "label_repeat": 1, "epochs": 30}
+STUDENT |= {"loss": {"contrastive_weight": 0.0, "colour_weight": 0.0}}
+LOSSES = {"contrastive_weight": 0.1, "colour_weight": 1.0}
 # As many labelled images in all as the recipe sees: 5 times as often in a fifth of the epochs.
 UNLABELLED = {"method": "pita", "batch_size": 256}
 LABEL_REPEAT = 5
+
+
+def merged(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a nested dictionary with changes."""
+    result = copy.deepcopy(raw)
+    for key, value in changes.items():
+        result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
+    return result
+
+
 # name -> what differs from the recipe
 CHANGES: dict[str, dict[str, Any]] = {
     RECIPE: {},
@@ -60,10 +73,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "ConvNeXt-Atto, 32 px": {"model": ATTO},
     "colour loss": UNLABELLED | {"loss": {"contrastive_weight": 0.0, "colour_weight": 1.0}},
     "contrastive loss": UNLABELLED | {"loss": {"contrastive_weight": 0.1, "colour_weight": 0.0}},
-    "both losses": UNLABELLED | {"loss": {"contrastive_weight": 0.1, "colour_weight": 1.0}},
+    "both losses": UNLABELLED | {"loss": LOSSES},
+    "student": STUDENT,
+    "student, both losses": merged(STUDENT, {"loss": LOSSES}),
     "3 x epochs": {},
     "no averaged weights": {"average_weights": False},
-    "32 px": {"model": {"crop": 32}},
+    "30 px": {"model": {"crop": 30}},
+    "wider": {"model": {"encoder_widths": [32, 64, 128]}},
     "no dropout": {"model": {"dropout": 0.0}},
     "labels smoothed by 0.03": {"loss": {"smoothing": 0.03}},
 }
@@ -88,7 +104,10 @@ def configured(options: argparse.Namespace, name: str, labels: int, seed: int) -
     fraction = min(1.0, labels / len(read_labels(store, "train", seed)))
     epochs = epochs_of(recipe, labels) * (3 if name == "3 x epochs" else 1)
     raw = merged(raw, CHANGES[name])
-    if raw["method"] == "pita":
+    if name.startswith("student"):
+        teacher = options.work / run_name(RECIPE, labels, seed) / "model.safetensors"
+        raw["teacher"] = str(teacher)
+    elif raw["method"] == "pita":
         share = epochs / LABEL_REPEAT
         raw |= {"label_repeat": LABEL_REPEAT, "epochs": round(share)}
         raw["label_repeat"] = round(epochs / raw["epochs"])
@@ -97,14 +116,6 @@ def configured(options: argparse.Namespace, name: str, labels: int, seed: int) -
     raw |= {"out": str(options.work / run_name(name, labels, seed)), "store": str(options.store)}
     raw |= {"seed": seed, "label_fraction": fraction}
     return from_mapping(TrainConfig, raw, str(path))
-
-
-def merged(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return a nested dictionary with changes."""
-    result = copy.deepcopy(raw)
-    for key, value in changes.items():
-        result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
-    return result
 
 
 def variants(model: PITA) -> Iterator[tuple[str, PITA]]:
