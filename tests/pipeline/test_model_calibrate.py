@@ -40,6 +40,7 @@ def untrained(store: CutoutStore) -> PITA:
 
 @pytest.fixture(scope="module")
 def fitted(small_store: CutoutStore) -> tuple[PITA, Roles]:
+    torch.set_num_threads(1)  # as in every test: the kernels that made the store set another number
     model = untrained(small_store)
     return model, fit_uncertainty(model, small_store, SEED, steps=100)
 
