@@ -146,8 +146,10 @@ def _read_one(path: AnyPath, remarks: Remarks, own: SourceColumns | None) -> Tru
     z_name = next((name for name in _Z_NAMES if name in columns), "z_true")
     for name in (id_name, z_name):
         if name not in columns:
+            remedy = "; --survey says what other names mean" if own is None else ""
             raise SourceListError(
                 f"{path}: the truth table has no column '{name}'{did_you_mean(name, table.names)}"
+                f"{remedy}"
             )
     for name, column in columns.items():
         if column.ndim != 1 or column.dtype.kind not in _KINDS.get(name, "iuf"):
