@@ -1,12 +1,13 @@
 """Photo-z of real galaxies from a table: method 'photometry' and its rivals, CANDELS-COSMOS.
 
-    python benchmarks/real_photoz.py DATA cross-validate [METHOD ...]
-    python benchmarks/real_photoz.py DATA test [METHOD ...]
+    python benchmarks/real_photoz.py DATA cross-validate [METHOD ...] [--work DIR]
+    python benchmarks/real_photoz.py DATA test [METHOD ...] [--work DIR]
 
 DATA holds candels_cosmos_{train,test,output}.txt of gpz_pype's test data (Unlicense): 3 864
 galaxies to train on, 966 for the test, and what GPz predicted for these. Every choice is made by
 `cross-validate`, five folds of the 3 864. `test` fits to all of them and predicts the 966, once.
-Results are added to benchmarks/results/real_photoz.json, densities to --work.
+Results are added to benchmarks/results/real_photoz.json. Densities are written to --work, and a
+method that has its densities there is not fitted again, so a run that was stopped continues.
 
 Every method sees the dereddened magnitudes, all colours, and (the forests, boosting and the
 template fit) the errors; point estimates as in rivals.py.
@@ -23,14 +24,13 @@ import numpy as np
 import torch
 from astropy.table import Table
 from numpy.typing import NDArray
-from rivals import RIVALS, Grid, Result, better_estimate, scores, stacked, tuned
+from rivals import RIVALS, Grid, Result, kept, on_grid, paired, scores, stacked, tuned
 from side_by_side import processor
 
 from photozhpc import __version__
 from photozhpc.config import from_mapping, read_config
 from photozhpc.model import load_checkpoint
 from photozhpc.model.photometry_engine import PhotometryEngine
-from photozhpc.model.redshift_grid import grid_cells
 from photozhpc.model.train import train
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.store import FluxTable
@@ -56,9 +56,9 @@ SURVEY = from_mapping(
 GRID = Grid(256, 6.5)
 N_FOLDS = 5
 OURS = "photozhpc"
-TEMPLATES = "template fit"
+TEMPLATES, BPZ_FIT = "template fit, COSMOS SEDs", "template fit, BPZ SEDs"
 STACK = "stack of the best two rivals"
-METHODS = (OURS, *RIVALS, TEMPLATES)
+METHODS = (OURS, *RIVALS, TEMPLATES, BPZ_FIT)
 
 
 class Galaxies:
@@ -81,12 +81,8 @@ class Galaxies:
         self.x_NF = np.hstack([colour_NM, mag_NC, 1.0857 * self.err_NC / self.flux_NC])
 
 
-def ours(fit: Galaxies, rows_N: NDArray, new: Galaxies, new_rows_M: NDArray, work: Path) -> dict:
-    """Train, as a user would, on some rows of a table; predict rows of another.
-
-    Returns:
-        density_MK (calibrated), z_phot_M, quantile_MQ and the recipe's facts.
-    """
+def ours(fit: Galaxies, rows_N: NDArray, new: Galaxies, new_rows_M: NDArray, work: Path) -> Result:
+    """Train, as a user would, on some rows of a table; predict rows of another."""
     work.mkdir(parents=True, exist_ok=True)
     table = Table.read(fit.path, format="ascii.commented_header")[rows_N]
     table.write(work / "train.ecsv", overwrite=True)
@@ -108,16 +104,14 @@ def ours(fit: Galaxies, rows_N: NDArray, new: Galaxies, new_rows_M: NDArray, wor
     prediction, pdf_NP = engine.predict_pdf(
         np.empty(0), new.sources.ebv_N, store.read_measurements(key)
     )
-    border_E = grid_cells(engine.pdf.axis_P)
-    cdf_NE = np.pad((pdf_NP * np.diff(border_E)).cumsum(axis=1), ((0, 0), (1, 0)))
-    cdf_NE = np.array([np.interp(GRID.edge_E, border_E, cdf_E / cdf_E[-1]) for cdf_E in cdf_NE])
-    return {
-        "density_MK": np.diff(cdf_NE, axis=1).astype(np.float32)[new_rows_M],
-        "z_phot_M": prediction.z_phot_N.astype(np.float64)[new_rows_M],
-        "quantile_MQ": prediction.quantile_NQ[new_rows_M],
-        "cpu_seconds": round(seconds, 1),
-        "labels": checkpoint.training["labels"],
-    }
+    return Result(
+        on_grid(GRID, pdf_NP[new_rows_M], engine.pdf.axis_P),
+        prediction.z_phot_N.astype(np.float64)[new_rows_M],
+        np.empty(0),
+        {"labels": checkpoint.training["labels"]},
+        seconds,
+        prediction.quantile_NQ[new_rows_M],
+    )
 
 
 def _survey_file(work: Path) -> Path:
@@ -130,25 +124,49 @@ def _survey_file(work: Path) -> Path:
     return path
 
 
-def rival(name: str, fit: Galaxies, rows_N: NDArray, new: Galaxies, new_rows_M: NDArray) -> Result:
-    """Return densities by a rival that is tuned on the fitted rows alone."""
+def fitted(
+    name: str, fit: Galaxies, rows_N: NDArray, new: Galaxies, new_rows_M: NDArray, work: Path
+) -> Result:
+    """Return densities by a method that sees, and is tuned on, the fitted rows alone."""
     z_N = fit.z_N[rows_N]
+    if name == OURS:
+        return ours(fit, rows_N, new, new_rows_M, work)
     if name in RIVALS:
         return tuned(RIVALS[name], fit.x_NF[rows_N], z_N, new.x_NF[new_rows_M], GRID, seed=1)
-    from template_fit import template_densities
+    from template_fit import BPZ, COSMOS, template_fit
 
-    started = time.process_time()
-    bands, magnitude_N = SURVEY.band_names, fit.mag_NC[rows_N][:, -1]
-    density_NK, density_MK = (
-        template_densities(g.flux_NC[rows], g.err_NC[rows], bands, GRID, magnitude_N, z_N)
-        for g, rows in ((fit, rows_N), (new, new_rows_M))
-    )
-    estimate = better_estimate(density_NK, z_N, GRID)
-    return Result(density_MK, density_NK, {}, estimate, time.process_time() - started)
+    seds = {TEMPLATES: COSMOS, BPZ_FIT: BPZ}[name]
+    samples = [(g.flux_NC[rows], g.err_NC[rows]) for g, rows in ((fit, rows_N), (new, new_rows_M))]
+    return template_fit(samples[0], z_N, samples[1], SURVEY.band_names, GRID, seds)
 
 
-def gpz(data: Path, new: Galaxies) -> dict:
-    """Return the scores of GPz's Gaussians, from its file."""
+def fitted_and_stacked(
+    methods: list[str],
+    fit: Galaxies,
+    rows_N: NDArray,
+    new: Galaxies,
+    new_rows_M: NDArray,
+    work: Path,
+) -> dict[str, Result]:
+    """Return results of the methods, and the stack of the best two rivals among them."""
+    results = {}
+    for name in methods:
+        path = work / f"{name.replace(', ', '-').replace(' ', '-')}.npz"
+        results[name] = kept(
+            path, lambda name=name: fitted(name, fit, rows_N, new, new_rows_M, work)
+        )
+        print(f"{time.strftime('%H:%M')} {name}: {results[name].cpu_seconds:.0f} s", flush=True)
+    z_N = fit.z_N[rows_N]
+    crps = {n: GRID.crps(r.labels_NK, z_N).mean() for n, r in results.items() if n != OURS}
+    best = sorted(crps, key=crps.__getitem__)[:2]
+    if len(best) == 2:
+        results[STACK] = stacked(results[best[0]], results[best[1]], z_N, GRID)
+        results[STACK].settings["of"] = best
+    return results
+
+
+def gpz(data: Path, new: Galaxies) -> Result:
+    """Return GPz's Gaussians, from its file."""
     table = Table.read(data / "candels_cosmos_output.txt", format="ascii")
     assert (np.array(table["col1"]) == new.sources.source_id_N).all()
     mean_M, sigma_M = np.array(table["col2"]), np.array(table["col3"])
@@ -157,84 +175,49 @@ def gpz(data: Path, new: Galaxies) -> dict:
     cdf_ME = ndtr((GRID.edge_E - mean_M[:, None]) / sigma_M[:, None])
     density_MK = np.diff(cdf_ME, axis=1)
     density_MK /= density_MK.sum(axis=1, keepdims=True)
-    return scores(GRID, density_MK.astype(np.float32), new.z_N, mean_M)
+    return Result(density_MK.astype(np.float32), mean_M, np.empty(0), {}, 0.0)
 
 
-def cross_validate(
-    methods: list[str], galaxies: Galaxies, work: Path, found: dict[str, dict]
-) -> None:
-    """Add the scores of methods on the labels, fold by fold, to `found`."""
+def cross_validate(methods: list[str], galaxies: Galaxies, work: Path) -> dict[str, Result]:
+    """Return results on the labels, each from a fit to the other folds."""
     fold_N = np.random.default_rng(2026).permutation(len(galaxies.z_N)) % N_FOLDS
-    results: dict[str, list[Result]] = {}
-    for name in methods:
-        density_NK = np.empty((len(galaxies.z_N), GRID.n_bins), np.float32)
-        z_phot_N, quantile_NQ = np.empty(len(galaxies.z_N)), None
-        facts: dict = {"cpu_seconds": 0.0}
-        for fold in range(N_FOLDS):
-            rows_N, own_N = fold_N != fold, fold_N == fold
-            if name == OURS:
-                made = ours(galaxies, rows_N, galaxies, own_N, work / f"fold{fold}")
-                density_NK[own_N], z_phot_N[own_N] = made["density_MK"], made["z_phot_M"]
-                if quantile_NQ is None:
-                    quantile_NQ = np.empty((len(z_phot_N), 6))
-                quantile_NQ[own_N] = made["quantile_MQ"]
-                facts["cpu_seconds"] += made["cpu_seconds"]
-            else:
-                result = rival(name, galaxies, rows_N, galaxies, own_N)
-                density_NK[own_N], z_phot_N[own_N] = result.density_MK, result.z_phot(GRID)
-                results.setdefault(name, []).append(result)
-                facts["cpu_seconds"] += result.cpu_seconds
-                facts.setdefault("settings", []).append(result.settings | {"z": result.estimate})
-        np.save(work / f"cv_{name.replace(' ', '_')}.npy", density_NK.astype(np.float16))
-        found[name] = scores(GRID, density_NK, galaxies.z_N, z_phot_N, quantile_NQ) | facts
-        _show(name, found[name])
-    best = sorted((n for n in results if n in RIVALS), key=lambda n: found[n]["crps"])[:2]
-    if len(best) == 2:
-        density_NK, z_phot_N = np.empty_like(density_NK), np.empty(len(galaxies.z_N))
-        for fold, pair in enumerate(zip(*(results[name] for name in best), strict=True)):
-            own_N = fold_N == fold
-            pool = stacked(*pair, galaxies.z_N[~own_N], GRID)
-            density_NK[own_N], z_phot_N[own_N] = pool.density_MK, pool.z_phot(GRID)
-        found[STACK] = scores(GRID, density_NK, galaxies.z_N, z_phot_N) | {"of": best}
-        _show(STACK, found[STACK])
+    joined: dict[str, Result] = {}
+    for fold in range(N_FOLDS):
+        own_N = fold_N == fold
+        parts = fitted_and_stacked(methods, galaxies, ~own_N, galaxies, own_N, work / f"fold{fold}")
+        for name, part in parts.items():
+            if name not in joined:
+                joined[name] = Result(*_empty(part, len(own_N)))
+            whole = joined[name]
+            for key in ("density_MK", "z_phot_M", "quantile_MQ"):
+                if getattr(part, key).size:
+                    getattr(whole, key)[own_N] = getattr(part, key)
+            whole.cpu_seconds += part.cpu_seconds
+            whole.settings[f"fold {fold}"] = part.settings
+    return joined
 
 
-def test(
-    methods: list[str],
-    fit: Galaxies,
-    new: Galaxies,
-    data: Path,
-    work: Path,
-    found: dict[str, dict],
-) -> None:
-    """Add the scores of methods on the unseen galaxies to `found`."""
-    found["GPz"] = gpz(data, new)
-    _show("GPz", found["GPz"])
-    rows_N, new_rows_M = np.ones(len(fit.z_N), bool), np.ones(len(new.z_N), bool)
-    results = {}
-    for name in methods:
-        if name == OURS:
-            made = ours(fit, rows_N, new, new_rows_M, work / "all")
-            arrays = [made.pop(key) for key in ("density_MK", "z_phot_M", "quantile_MQ")]
-            found[name] = scores(GRID, arrays[0], new.z_N, *arrays[1:]) | made
-            density_MK = arrays[0]
-        else:
-            result = rival(name, fit, rows_N, new, new_rows_M)
-            results[name] = result
-            density_MK = result.density_MK
-            found[name] = scores(GRID, density_MK, new.z_N, result.z_phot(GRID)) | {
-                "settings": result.settings | {"z": result.estimate},
-                "cpu_seconds": round(result.cpu_seconds, 1),
-            }
-        np.save(work / f"test_{name.replace(' ', '_')}.npy", density_MK.astype(np.float16))
-        _show(name, found[name])
-    labels = {n: GRID.crps(r.labels_NK, fit.z_N).mean() for n, r in results.items() if n in RIVALS}
-    best = sorted(labels, key=labels.__getitem__)[:2]
-    if len(best) == 2:
-        pool = stacked(results[best[0]], results[best[1]], fit.z_N, GRID)
-        found[STACK] = scores(GRID, pool.density_MK, new.z_N, pool.z_phot(GRID))
-        found[STACK] |= {"of": best, **pool.settings}
-        _show(STACK, found[STACK])
+def _empty(like: Result, n: int) -> tuple:
+    """Return the arguments of a Result of n galaxies, to be filled."""
+    density_NK = np.empty((n, GRID.n_bins), np.float32)
+    quantile_NQ = (
+        np.empty((n, *like.quantile_MQ.shape[1:])) if like.quantile_MQ.size else np.empty(0)
+    )
+    return density_NK, np.empty(n), np.empty(0), {}, 0.0, quantile_NQ
+
+
+def rows_of(results: dict[str, Result], z_M: NDArray) -> dict[str, dict]:
+    """Return the scores of results, and their paired differences to ours."""
+    rows = {}
+    for name, result in results.items():
+        rows[name] = scores(GRID, result, z_M) | {
+            "settings": result.settings,
+            "cpu_seconds": round(result.cpu_seconds, 1),
+        }
+        if name != OURS and OURS in results:
+            rows[name]["minus_ours"] = paired(GRID, [result], [results[OURS]], z_M)
+        _show(name, rows[name])
+    return rows
 
 
 def _show(name: str, row: dict) -> None:
@@ -259,18 +242,18 @@ def main() -> None:
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     fit = Galaxies(args.data / "candels_cosmos_train.txt")
-    found: dict[str, dict] = {}
-    try:
-        if args.what == "test":
-            new = Galaxies(args.data / "candels_cosmos_test.txt")
-            test(methods, fit, new, args.data, args.work, found)
-        else:
-            cross_validate(methods, fit, args.work, found)
-    finally:  # keep what was made
-        document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        document |= {"photozhpc": __version__, "processor": processor()}
-        document[args.what] = document.get(args.what, {}) | found
-        RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    if args.what == "test":
+        new = Galaxies(args.data / "candels_cosmos_test.txt")
+        all_N, new_M = np.ones(len(fit.z_N), bool), np.ones(len(new.z_N), bool)
+        results = {"GPz": gpz(args.data, new)}
+        results |= fitted_and_stacked(methods, fit, all_N, new, new_M, args.work / "all")
+        found = rows_of(results, new.z_N)
+    else:
+        found = rows_of(cross_validate(methods, fit, args.work), fit.z_N)
+    document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    document |= {"photozhpc": __version__, "processor": processor()}
+    document[args.what] = document.get(args.what, {}) | found
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps({args.what: {name: row["crps"] for name, row in found.items()}}))
 
 

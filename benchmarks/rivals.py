@@ -9,10 +9,13 @@ FlexZBoost needs the packages flexcode and xgboost, the template fit needs eazy 
 """
 
 import itertools
+import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from sklearn.neighbors import NearestNeighbors
 from photozhpc.metrics import ks_uniform, point_metrics
 from photozhpc.model.density import cdf_at, cumulative, inverse_cdf, least_risk
 from photozhpc.model.density_fit import smoothed
+from photozhpc.model.redshift_grid import grid_cells
 
 N_FOLDS = 3  # of the tuning
 LEVEL_Q = (0.005, 0.05, 0.16, 0.84, 0.95, 0.995)
@@ -86,20 +90,72 @@ class Rival:
 
 @dataclass
 class Result:
-    """Densities of new galaxies, and how they were made.
+    """Densities and redshifts of new galaxies, and how they were made.
 
     Attributes:
-        labels_NK: densities of the labels in cross-validation.
+        labels_NK: densities of the labels in cross-validation; empty: there are none.
+        settings: what was chosen, and other facts.
+        quantile_MQ: calibrated quantiles at LEVEL_Q; empty: those of the densities.
     """
 
     density_MK: NDArray[np.float32]
+    z_phot_M: NDArray[np.float64]
     labels_NK: NDArray[np.float32]
     settings: dict[str, Any]
-    estimate: str
     cpu_seconds: float
+    quantile_MQ: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
-    def z_phot(self, grid: Grid) -> NDArray[np.float64]:
-        return getattr(grid, self.estimate)(self.density_MK)
+    def write(self, path: Path) -> None:
+        """Write it, densities as float16."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}")
+        np.savez_compressed(
+            part,
+            density_MK=self.density_MK.astype(np.float16),
+            z_phot_M=self.z_phot_M,
+            labels_NK=self.labels_NK.astype(np.float16),
+            quantile_MQ=self.quantile_MQ,
+            facts=json.dumps([self.settings, self.cpu_seconds]),
+        )
+        os.replace(part, path)
+
+    @staticmethod
+    def read(path: Path) -> "Result":
+        with np.load(path) as file:
+            settings, seconds = json.loads(str(file["facts"]))
+            density_MK, labels_NK = (
+                file[name].astype(np.float32) for name in ("density_MK", "labels_NK")
+            )
+            z_phot_M, quantile_MQ = file["z_phot_M"], file["quantile_MQ"]
+        return Result(density_MK, z_phot_M, labels_NK, settings, seconds, quantile_MQ)
+
+
+def kept(path: Path, make: Callable[[], Result]) -> Result:
+    """Return a result that was written to `path`, or make and write it."""
+    if not path.exists():
+        make().write(path)
+    return Result.read(path)  # also of a new one: as another run will read it
+
+
+def chosen(
+    trials: list[tuple[dict[str, Any], NDArray, Callable[[], NDArray]]],
+    z_N: NDArray,
+    grid: Grid,
+    started: float,
+) -> Result:
+    """Return the densities of the setting with the best CRPS of the labels.
+
+    Args:
+        trials: settings, cross-validated densities of the labels, and what gives those of the new
+            galaxies.
+        started: process time.
+    """
+    settings, labels_NK, predict = min(trials, key=lambda t: grid.crps(t[1], z_N).mean())
+    density_MK = predict()
+    estimate = better_estimate(labels_NK, z_N, grid)
+    z_phot_M = getattr(grid, estimate)(density_MK)
+    facts = settings | {"estimate": estimate}
+    return Result(density_MK, z_phot_M, labels_NK, facts, time.process_time() - started)
 
 
 def tuned(
@@ -108,17 +164,16 @@ def tuned(
     """Tune a rival on labels by cross-validation; return its densities of new galaxies."""
     started = time.process_time()
     fold_N = np.random.default_rng(seed).permutation(len(z_N)) % N_FOLDS
-    best: tuple[float, dict[str, Any], NDArray] | None = None
+    trials = []
     for values in itertools.product(*rival.settings.values()):
         settings = dict(zip(rival.settings, values, strict=True))
         density_NK = cross_validated(rival.fit, x_NF, z_N, fold_N, grid, seed, settings)
-        score = float(grid.crps(density_NK, z_N).mean())
-        if best is None or score < best[0]:
-            best = score, settings, density_NK
-    assert best is not None
-    density_MK = rival.fit(x_NF, z_N, x_MF, grid, seed, **best[1])
-    estimate = better_estimate(best[2], z_N, grid)
-    return Result(density_MK, best[2], best[1], estimate, time.process_time() - started)
+
+        def predict(settings: dict[str, Any] = settings) -> NDArray:
+            return rival.fit(x_NF, z_N, x_MF, grid, seed, **settings)
+
+        trials.append((settings, density_NK, predict))
+    return chosen(trials, z_N, grid, started)
 
 
 def cross_validated(
@@ -148,49 +203,88 @@ def better_estimate(density_NK: NDArray, z_N: NDArray, grid: Grid) -> str:
     return min(("median", "least_risk"), key=badness)
 
 
-def scores(
-    grid: Grid,
-    density_MK: NDArray,
-    z_M: NDArray,
-    z_phot_M: NDArray,
-    quantile_MQ: NDArray | None = None,
-    n_resamples: int = 200,
-) -> dict[str, Any]:
-    """Return the statistics of a table's row, with bootstrap errors.
-
-    Args:
-        quantile_MQ: calibrated quantiles at LEVEL_Q; None: of the density as it is.
-    """
-    pit_M, crps_M = grid.pit(density_MK, z_M), grid.crps(density_MK, z_M)
-    if quantile_MQ is None:
-        inside = {
-            percent: (pit_M > low) & (pit_M < 1 - low)
-            for percent, low in ((68, 0.16), (90, 0.05), (99, 0.005))
-        }
-    else:
-        inside = {
-            percent: (quantile_MQ[:, i] <= z_M) & (z_M <= quantile_MQ[:, 5 - i])
-            for percent, i in ((68, 2), (90, 1), (99, 0))
-        }
+def _statistics(
+    grid: Grid, result: Result, z_M: NDArray
+) -> Callable[[NDArray | slice], dict[str, float]]:
+    """Return a function of rows: the statistics of a result on them."""
+    pit_M, crps_M = grid.pit(result.density_MK, z_M), grid.crps(result.density_MK, z_M)
+    quantile_MQ = result.quantile_MQ
+    inside = {}
+    for percent, low, i in ((68, 0.16, 2), (90, 0.05, 1), (99, 0.005, 0)):
+        if quantile_MQ.size:
+            inside[percent] = (quantile_MQ[:, i] <= z_M) & (z_M <= quantile_MQ[:, 5 - i])
+        else:
+            inside[percent] = (pit_M > low) & (pit_M < 1 - low)
 
     def of(rows: NDArray | slice) -> dict[str, float]:
-        metrics = point_metrics(z_M[rows], z_phot_M[rows])
+        metrics = point_metrics(z_M[rows], result.z_phot_M[rows])
         return {
             "nmad": metrics.nmad,
             "outliers_percent": 100 * metrics.outlier_fraction,
             "bias": metrics.bias,
             "crps": float(crps_M[rows].mean()),
-            **{
-                f"coverage_{p}": 100 * float(inside_M[rows].mean())
-                for p, inside_M in inside.items()
-            },
+            **{f"coverage_{p}": 100 * float(in_M[rows].mean()) for p, in_M in inside.items()},
             "pit_ks": float(ks_uniform(pit_M[rows])),
         }
 
+    return of
+
+
+def draws(n: int, n_resamples: int = 300) -> list[NDArray]:
+    """Return the rows of bootstrap resamples of n galaxies: the same for every method."""
     rng = np.random.default_rng(0)
-    draws = [of(rng.integers(len(z_M), size=len(z_M))) for _ in range(n_resamples)]
-    errors = {f"{name}_err": float(np.std([draw[name] for draw in draws])) for name in draws[0]}
+    return [rng.integers(n, size=n) for _ in range(n_resamples)]
+
+
+def scores(grid: Grid, result: Result, z_M: NDArray) -> dict[str, Any]:
+    """Return the statistics of a table's row, with bootstrap errors."""
+    of = _statistics(grid, result, z_M)
+    drawn = [of(rows) for rows in draws(len(z_M))]
+    errors = {f"{name}_err": float(np.std([draw[name] for draw in drawn])) for name in drawn[0]}
     return of(slice(None)) | errors
+
+
+PAIRED = ("nmad", "outliers_percent", "crps")
+
+
+def paired(
+    grid: Grid, results: list[Result], ours: list[Result], z_M: NDArray
+) -> dict[str, dict[str, float]]:
+    """Return how much larger PAIRED are of results than of ours, on the same galaxies.
+
+    Args:
+        results, ours: of several seeds, over which the differences are averaged.
+
+    Returns:
+        For each statistic, `difference`, its bootstrap error `error`, and `better_percent`: the
+        share of resamples in which ours is smaller.
+    """
+    pairs = [
+        (_statistics(grid, a, z_M), _statistics(grid, b, z_M))
+        for a, b in zip(results, ours, strict=True)
+    ]
+
+    def difference(rows: NDArray | slice) -> list[float]:
+        both = [(a(rows), b(rows)) for a, b in pairs]
+        return [float(np.mean([a[name] - b[name] for a, b in both])) for name in PAIRED]
+
+    value_S, draw_DS = difference(slice(None)), np.array([difference(r) for r in draws(len(z_M))])
+    return {
+        name: {
+            "difference": value_S[i],
+            "error": float(draw_DS[:, i].std()),
+            "better_percent": 100 * float((draw_DS[:, i] > 0).mean()),
+        }
+        for i, name in enumerate(PAIRED)
+    }
+
+
+def on_grid(grid: Grid, pdf_NP: NDArray, z_P: NDArray) -> NDArray[np.float32]:
+    """Return density_NK of p(z) that an engine gives with `pdf="grid"`."""
+    border_E = grid_cells(z_P)
+    cdf_NE = np.pad((pdf_NP * np.diff(border_E)).cumsum(axis=1), ((0, 0), (1, 0)))
+    cdf_NE = np.array([np.interp(grid.edge_E, border_E, cdf_E / cdf_E[-1]) for cdf_E in cdf_NE])
+    return np.diff(cdf_NE, axis=1).astype(np.float32)
 
 
 def geometric_mean(parts: list[NDArray], weights: list[float]) -> NDArray[np.float32]:
@@ -202,15 +296,19 @@ def geometric_mean(parts: list[NDArray], weights: list[float]) -> NDArray[np.flo
 
 
 def stacked(a: Result, b: Result, z_N: NDArray, grid: Grid) -> Result:
-    """Return the weighted geometric mean of two results; the labels give the weight."""
-    shares = np.linspace(0, 1, 11)
-    pools = [geometric_mean([a.labels_NK, b.labels_NK], [s, 1 - s]) for s in shares]
-    best = int(np.argmin([grid.crps(pool_NK, z_N).mean() for pool_NK in pools]))
-    share = float(shares[best])
-    density_MK = geometric_mean([a.density_MK, b.density_MK], [share, 1 - share])
-    estimate = better_estimate(pools[best], z_N, grid)
-    seconds = a.cpu_seconds + b.cpu_seconds
-    return Result(density_MK, pools[best], {"share": share}, estimate, seconds)
+    """Return the weighted geometric mean of two results; the labels choose the weight."""
+    trials = []
+    for share in np.linspace(0, 1, 11).round(1).tolist():
+        weights = [share, 1 - share]
+
+        def predict(weights: list[float] = weights) -> NDArray:
+            return geometric_mean([a.density_MK, b.density_MK], weights)
+
+        labels_NK = geometric_mean([a.labels_NK, b.labels_NK], weights)
+        trials.append(({"share": share}, labels_NK, predict))
+    result = chosen(trials, z_N, grid, time.process_time())
+    result.cpu_seconds += a.cpu_seconds + b.cpu_seconds
+    return result
 
 
 # ---- the estimators: fit(x_NF, z_N, x_MF, grid, seed, **settings) -> density_MK

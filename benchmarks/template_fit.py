@@ -1,13 +1,19 @@
 """Redshift densities from a fit of galaxy templates: no training, but a prior from the labels.
 
-Templates: the 31 COSMOS SEDs (Polletta et al. 2007; Bruzual & Charlot 2003; Ilbert et al. 2009)
-that pz-rail-base brings (MIT), reddened by Calzetti et al. (2000); the intergalactic medium of
-Inoue et al. (2014), from eazy. Each template is fitted alone with a free amplitude, as in LePHARE,
-with 5% added to the errors; the likelihoods of all are summed. The prior p(z | magnitude) is that
-of the labels of the nearest magnitudes. eazy and lephare themselves do not fit here, because their
-filters and templates are not in their packages and have to be downloaded.
+Templates, from pz-rail-base (MIT): BPZ's eight (Coleman, Wu & Weedman 1980; Kinney et al. 1996;
+Benitez 2004; Coe et al. 2006), or the 31 COSMOS SEDs (Polletta et al. 2007; Bruzual & Charlot 2003;
+Ilbert et al. 2009), which the realistic sky is made of, so that a fit of them to that sky proves
+nothing. Two mixtures are put between neighbours in the list, as BPZ does; all are reddened by
+Calzetti et al. (2000); the intergalactic medium is Inoue et al. (2014), from eazy. Each is fitted
+alone with a free amplitude, as in LePHARE; a share of the flux is added to the errors, and the
+likelihoods of all are summed. The prior p(z | magnitude) is that of the labels of the nearest
+magnitudes. The labels choose that share, as they choose the settings of other rivals. eazy and
+lephare themselves do not fit here, because their filters and templates are not in their packages
+and have to be downloaded.
 """
 
+import time
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,9 +21,11 @@ import galsim
 import galsim.roman
 import numpy as np
 from numpy.typing import NDArray
-from rivals import Grid
+from rivals import Grid, Result, chosen
 
-TEMPLATE_ERROR = 0.05
+TEMPLATE_ERRORS = (0.02, 0.05, 0.1, 0.2)
+N_BETWEEN = 2  # mixtures of neighbouring templates
+BPZ, COSMOS = "CWWSB4.list", "COSMOS_seds.list"
 REDDENING = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # E(B-V); for star-forming templates
 _EARLY = ("El", "S0", "Sa")
 _PRIOR_LABELS = 200
@@ -28,7 +36,35 @@ _HST = {
     "F125W": "WFC3_ir_F125W.dat",
     "F160W": "WFC3_ir_F160W.dat",
 }
-_CHUNK = 256
+_CHUNK = 128
+
+
+def template_fit(
+    fit: tuple[NDArray, NDArray],
+    z_N: NDArray,
+    new: tuple[NDArray, NDArray],
+    bands: tuple[str, ...],
+    grid: Grid,
+    seds: str,
+) -> Result:
+    """Fit templates to new galaxies, with a prior and a template error from the labels.
+
+    Args:
+        fit, new: fluxes and errors, nJy, dereddened for the Galaxy; NaN where not measured.
+        bands: names of HST's or Roman's.
+        seds: BPZ or COSMOS.
+    """
+    started = time.process_time()
+    magnitude_N = _magnitude(fit[0])
+    trials = []
+    for error in TEMPLATE_ERRORS:
+
+        def densities(sample: tuple[NDArray, NDArray], error: float = error) -> NDArray:
+            return template_densities(*sample, bands, grid, magnitude_N, z_N, seds, error)
+
+        settings = {"seds": seds, "template_error": error}
+        trials.append((settings, densities(fit), lambda of=densities: of(new)))
+    return chosen(trials, z_N, grid, started)
 
 
 def template_densities(
@@ -38,18 +74,19 @@ def template_densities(
     grid: Grid,
     label_magnitude_N: NDArray,
     z_N: NDArray,
-    seds: str = "COSMOS_seds.list",
+    seds: str,
+    error: float,
 ) -> NDArray[np.float32]:
     """Return density_MK of galaxies.
 
     Args:
         flux_MC, flux_err_MC: nJy, dereddened for the Galaxy; NaN where not measured.
-        bands: names of HST's or Roman's.
         label_magnitude_N, z_N: of labelled galaxies: the last band's AB magnitude, and redshift.
-        seds: a list of templates in pz-rail-base; "CWWSB4.list" has BPZ's.
+        error: of the templates, a share of the flux.
     """
     model_TKC = _model_fluxes(bands, grid, seds).reshape(-1, grid.n_bins, len(bands))
-    magnitude_M = 31.4 - 2.5 * np.log10(np.nan_to_num(flux_MC[:, -1]).clip(1e-3))
+    model_TKC = model_TKC[(model_TKC > 0).any(axis=(1, 2))]
+    magnitude_M = _magnitude(flux_MC)
     density_MK = np.empty((len(flux_MC), grid.n_bins), np.float32)
     order_N = np.argsort(label_magnitude_N)
     sorted_N = label_magnitude_N[order_N]
@@ -59,15 +96,19 @@ def template_densities(
     for first in range(0, len(flux_MC), _CHUNK):
         rows = slice(first, first + _CHUNK)
         flux_BC = flux_MC[rows]
-        weight_BC = 1 / (flux_err_MC[rows] ** 2 + (TEMPLATE_ERROR * flux_BC) ** 2)
+        weight_BC = 1 / (flux_err_MC[rows] ** 2 + (error * flux_BC) ** 2)
         weight_BC = np.nan_to_num(weight_BC)
         flux_BC = np.nan_to_num(flux_BC)
-        ff_B = (weight_BC * flux_BC**2).sum(axis=1)
-        fm_BTK = np.einsum("bc,tkc->btk", weight_BC * flux_BC, model_TKC, optimize=True)
-        mm_BTK = np.einsum("bc,tkc->btk", weight_BC, model_TKC**2, optimize=True)
-        chi2_BTK = ff_B[:, None, None] - fm_BTK.clip(0) ** 2 / mm_BTK.clip(1e-30)
-        chi2_BTK -= chi2_BTK.min(axis=(1, 2), keepdims=True)
-        likelihood_BK = np.exp(-chi2_BTK / 2).sum(axis=1)
+        # In units of the brightest flux, so that float32 holds the squares.
+        unit_B1 = np.abs(flux_BC).max(axis=1, keepdims=True).clip(1e-9)
+        flux_BC, weight_BC = flux_BC / unit_B1, (weight_BC * unit_B1**2).astype(np.float32)
+        product_BC = (weight_BC * flux_BC).astype(np.float32)
+        fm_BTK = np.tensordot(product_BC, model_TKC, axes=(1, 2)).clip(0)
+        mm_BTK = np.tensordot(weight_BC, model_TKC**2, axes=(1, 2)).clip(1e-30)
+        # chi2 = sum(w f^2) - fm^2 / mm; the first term is the same for all models.
+        gain_BTK = fm_BTK**2 / mm_BTK
+        gain_BTK -= gain_BTK.max(axis=(1, 2), keepdims=True)
+        likelihood_BK = np.exp(gain_BTK / 2).sum(axis=1)
         middle_B = np.searchsorted(sorted_N, magnitude_M[rows]).clip(half, len(z_N) - half)
         prior_BK = cumulative_NK[middle_B + half] - cumulative_NK[middle_B - half] + 1e-3
         posterior_BK = likelihood_BK * prior_BK
@@ -75,8 +116,17 @@ def template_densities(
     return density_MK
 
 
-def _model_fluxes(bands: tuple[str, ...], grid: Grid, listed: str) -> NDArray[np.float64]:
-    """Return f_nu (T, E(B-V), K, C) of templates at the middles of the bins, up to a factor."""
+def _magnitude(flux_MC: NDArray) -> NDArray[np.float64]:
+    """Return the AB magnitude in the last band; 38.9 for what is fainter or not measured."""
+    return 31.4 - 2.5 * np.log10(np.nan_to_num(flux_MC[:, -1]).clip(1e-3))
+
+
+@lru_cache(maxsize=4)
+def _model_fluxes(bands: tuple[str, ...], grid: Grid, listed: str) -> NDArray[np.float32]:
+    """Return f_nu (T, E(B-V), K, C) of templates at the middles of the bins, up to a factor.
+
+    It is 0 where a template is not reddened so much.
+    """
     from eazy.igm import Inoue14
 
     edge_E = grid.edge_E
@@ -104,7 +154,13 @@ def _model_fluxes(bands: tuple[str, ...], grid: Grid, listed: str) -> NDArray[np
                         np.trapezoid(red_W * response_W * wave_W, wave_W) / norm
                     )  # fmt: skip
     scale_TEK1 = flux_TEKC.max(axis=-1, keepdims=True)
-    return flux_TEKC / np.where(scale_TEK1 > 0, scale_TEK1, 1)
+    flux_TEKC /= np.where(scale_TEK1 > 0, scale_TEK1, 1)
+    known_TE11 = (scale_TEK1 > 0).any(axis=(2, 3), keepdims=True)
+    between = [
+        ((1 - share) * flux_TEKC[:-1] + share * flux_TEKC[1:]) * (known_TE11[:-1] & known_TE11[1:])
+        for share in np.arange(1, N_BETWEEN + 1) / (N_BETWEEN + 1)
+    ]
+    return np.concatenate([flux_TEKC, *between]).astype(np.float32)
 
 
 def _transmission(band: str) -> tuple[NDArray, NDArray]:

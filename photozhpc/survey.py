@@ -46,14 +46,14 @@ class Band:
         zero_point_ab: AB magnitude of one count (per second) of the mosaic; None where the
             file states its own calibration (a surface-brightness unit, PHOTFLAM, MAGZERO). Of a
             photometric catalogue: see FluxColumns.
-        psf_fwhm_arcsec: full width at half maximum of the mosaic's PSF. Of a photometric
-            catalogue: any number, it is not used.
-        extinction_r: R of A = R * E(B-V), in magnitudes.
+        psf_fwhm_arcsec: full width at half maximum of the mosaic's PSF; not needed for a
+            photometric catalogue.
+        extinction_r: R of A = R * E(B-V), in magnitudes; 0 for fluxes that are dereddened.
     """
 
     name: str
-    psf_fwhm_arcsec: float
-    extinction_r: float
+    psf_fwhm_arcsec: float = 0.0
+    extinction_r: float = math.nan
     zero_point_ab: float | None = None
 
     def __post_init__(self) -> None:
@@ -61,8 +61,10 @@ class Band:
             raise ValueError("a band needs a name")
         if not re.fullmatch(r"[!-~]+", self.name):
             raise ValueError(f"name must be ASCII without spaces, got {self.name!r}")
-        if not 0 < self.psf_fwhm_arcsec < math.inf:
+        if not 0 <= self.psf_fwhm_arcsec < math.inf:
             raise ValueError(f"psf_fwhm_arcsec must be positive, got {self.psf_fwhm_arcsec}")
+        if math.isnan(self.extinction_r):
+            raise ValueError("extinction_r is missing")
         if not 0 <= self.extinction_r < math.inf:
             raise ValueError(f"extinction_r must not be negative, got {self.extinction_r}")
         if self.zero_point_ab is not None and not math.isfinite(self.zero_point_ab):
@@ -77,10 +79,12 @@ class SourceColumns:
 
     Attributes:
         source_id: integers that are unique over all lists; of several names, the first that a
-            list has. null: the rows of the list are numbered.
+            list has. null: the rows of the list are numbered. In a photometric catalogue also
+            text, see `identifiers.id_of_text`.
         number: integers that are unique only within their list, for lists without `source_id`; the
             identifier is then made of the list's {tile} (or else its file name) and the number.
         ra, dec: ICRS, degrees; other units (rad, hourangle, arcsec) where the list states them.
+            null, of a photometric catalogue: it has no positions.
         z_spec: labels, by priority: where the first has no value (or none above 0), the second is
             used.
         ebv: Galactic E(B-V), magnitudes, by priority as z_spec.
@@ -89,8 +93,8 @@ class SourceColumns:
     """
 
     source_id: str | tuple[str, ...] | None = "source_id"
-    ra: str = "ra"
-    dec: str = "dec"
+    ra: str | None = "ra"
+    dec: str | None = "dec"
     z_spec: str | tuple[str, ...] | None = "z_spec"
     ebv: str | tuple[str, ...] | None = "ebv"
     number: str | None = None
@@ -111,12 +115,12 @@ class SourceColumns:
 class FluxColumns:
     """Columns of a photometric catalogue: one flux, or magnitude, of every band.
 
-    Without a flux, its error, or a positive error, a source counts as not measured in the band; so
-    does a magnitude beyond +-50 (99, -99, ...).
+    Without a flux, or where there are errors without a positive error, a source counts as not
+    measured in the band; so does a magnitude beyond +-50 (99, -99, ...).
 
     Attributes:
         value: name of the columns, with {band}: the band's name or one of its `band_aliases`.
-        error: name of the columns of the standard errors, in the same unit.
+        error: name of the columns of the standard errors, in the same unit; "": there are none.
         kind: "flux" (the unit is that of the column, or else `unit`, or else such that one unit of
             flux has the AB magnitude `zero_point_ab` of the band), or "magnitude" (AB; or, with
             `zero_point_ab`, such that 0 is that AB magnitude).
@@ -127,7 +131,7 @@ class FluxColumns:
     """
 
     value: str
-    error: str
+    error: str = ""
     kind: Literal["flux", "magnitude"] = "flux"
     unit: str = ""
     missing: tuple[float, ...] = ()
@@ -135,10 +139,12 @@ class FluxColumns:
 
     def __post_init__(self) -> None:
         for key in ("value", "error"):
-            if getattr(self, key).count("{band}") != 1:
+            if getattr(self, key).count("{band}") != 1 and (key, self.error) != ("error", ""):
                 raise ValueError(
                     f"{key} must name columns with {{band}}, got {getattr(self, key)[:60]!r}"
                 )
+        if self.upper_limit is not None and not self.error:
+            raise ValueError("upper_limit needs error columns, which hold the limits")
         if self.upper_limit is not None and self.kind == "flux":
             raise ValueError("upper_limit is only for magnitudes: a flux can be measured as 0")
         if self.unit and self.kind == "magnitude":
@@ -244,6 +250,12 @@ class Survey:
         has_scale = 0 < self.pixel_scale_arcsec < math.inf
         if not has_scale and not (self.has_flux_columns and self.pixel_scale_arcsec == 0):
             raise ValueError(f"pixel_scale_arcsec must be positive, got {self.pixel_scale_arcsec}")
+        if not self.has_flux_columns:
+            for band in self.bands:
+                if not band.psf_fwhm_arcsec:
+                    raise ValueError(f"psf_fwhm_arcsec of band {band.name} is missing")
+            if self.source_columns.ra is None or self.source_columns.dec is None:
+                raise ValueError("source_columns: ra and dec are needed to find the sources")
         radii = self.aperture_radii_arcsec
         if self.aperture_columns and len(self.aperture_columns) != len(radii):
             raise ValueError(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean, first_few, one_line
 from photozhpc.files.objects import AnyPath, expand_glob, location
+from photozhpc.sources.identifiers import ids_of_text
 from photozhpc.sources.redshifts import Remarks, is_placeholder, usable_redshifts
 from photozhpc.sources.sky_units import to_redshifts
 from photozhpc.sources.table_file import as_floats, read_columns
@@ -18,7 +19,11 @@ from photozhpc.survey import SourceColumns, Survey, names_of
 _Z_NAMES = {"z_true": "true", "z_spec": "spectroscopic", "redshift": "true"}
 _ID_NAMES = ("source_id", "galaxy_id")
 # NumPy's kinds that a column may have; of all others "iuf".
-_KINDS = {**dict.fromkeys(_ID_NAMES, "iu"), **dict.fromkeys(_Z_NAMES, "iufOSU"), "is_star": "biufO"}
+_KINDS = {
+    **dict.fromkeys(_ID_NAMES, "iuOSU"),
+    **dict.fromkeys(_Z_NAMES, "iufOSU"),
+    "is_star": "biufO",
+}
 _MAGNITUDE_PREFIX = "mag_"
 
 
@@ -141,8 +146,10 @@ def _read_one(path: AnyPath, remarks: Remarks, own: SourceColumns | None) -> Tru
     z_name = next((name for name in _Z_NAMES if name in columns), "z_true")
     for name in (id_name, z_name):
         if name not in columns:
+            remedy = "; --survey says what other names mean" if own is None else ""
             raise SourceListError(
                 f"{path}: the truth table has no column '{name}'{did_you_mean(name, table.names)}"
+                f"{remedy}"
             )
     for name, column in columns.items():
         if column.ndim != 1 or column.dtype.kind not in _KINDS.get(name, "iuf"):
@@ -153,6 +160,8 @@ def _read_one(path: AnyPath, remarks: Remarks, own: SourceColumns | None) -> Tru
     for name in columns:
         table.find(name)  # raises if two columns have this name
     id_N = columns[id_name]
+    if id_N.dtype.kind in "OSU":  # as in a photometric catalogue
+        id_N = ids_of_text(id_N, f"{path}: column '{id_name}'")
     if len(id_N) and id_N.max() > np.iinfo(np.int64).max:
         raise SourceListError(
             f"{path}: column '{id_name}' contains {id_N.max()}, more than an int64 can hold; "

@@ -115,8 +115,7 @@ def fit_flux_expert(
         weight, pool or calibrate with.
 
     Raises:
-        ValueError: a band has no flux with an error in an aperture, or there are fewer networks
-            than folds.
+        ValueError: there are fewer networks than folds.
     """
     fold_N = fold_N.long() - 1 if fold_N.dtype == torch.bool else fold_N
     n_folds = int(fold_N.max()) + 1

@@ -41,15 +41,14 @@ class FluxFeatures(nn.Module):
     def fit(self, flux_NCR: Tensor, flux_err_NCR: Tensor, ebv_N: Tensor) -> None:
         """Set the usual errors and the scaling from training sources, labelled or not.
 
-        Raises:
-            ValueError: a band has no flux with an error in an aperture.
+        Where a band has no errors in an aperture, its fluxes give the usual one (`_error_of`);
+        where it has no fluxes, that is infinite, and fluxes of other sources count as missing.
         """
         err_NCR = _valid_error(flux_NCR, flux_err_NCR)
-        softening_CR = err_NCR.nanmedian(dim=0).values
-        if not softening_CR.isfinite().all():
-            band, aperture = (~softening_CR.isfinite()).nonzero()[0].tolist()
-            raise ValueError(f"band {band} has no flux with an error in aperture {aperture}")
-        self.softening_CR.copy_(softening_CR)
+        usual_CR = err_NCR.nanmedian(dim=0).values
+        for band, aperture in (~usual_CR.isfinite()).nonzero().tolist():
+            usual_CR[band, aperture] = _error_of(flux_NCR[:, band, aperture])
+        self.softening_CR.copy_(usual_CR)
         raw_NF = self.raw(flux_NCR, flux_err_NCR, ebv_N).double()
         mean_F = raw_NF.nanmean(dim=0)
         std_F = (raw_NF - mean_F).square().nanmean(dim=0).sqrt()
@@ -69,7 +68,7 @@ class FluxFeatures(nn.Module):
 
     def raw(self, flux_BCR: Tensor, flux_err_BCR: Tensor, ebv_B: Tensor) -> Tensor:
         """Return the features (B, F) before scaling, NaN where they are missing."""
-        measured_BCR = flux_BCR.isfinite()
+        measured_BCR = flux_BCR.isfinite() & self.softening_CR.isfinite()
         flux_BCR = flux_BCR.where(measured_BCR, torch.nan)
         gain_BC1 = (10 ** (0.4 * ebv_B[:, None] * self.extinction_r_C))[:, :, None]
         soft_CR = self.softening_CR
@@ -84,6 +83,22 @@ class FluxFeatures(nn.Module):
         """Return snr_BCR: flux over error; over the usual error where there is none."""
         err_BCR = _valid_error(flux_BCR, flux_err_BCR)
         return flux_BCR / err_BCR.where(err_BCR.isfinite(), self.softening_CR)
+
+
+def _error_of(flux_N: Tensor) -> float:
+    """Return an error that fluxes without errors may have; infinite if there is no flux.
+
+    It is the root mean square of the negative fluxes, if 1% are: they are noise. Otherwise faint
+    sources were cut, and it is a fifth of the flux that 5% do not reach, as at a limit of 5 sigma.
+    """
+    flux_N = flux_N[flux_N.isfinite()].double()
+    negative_M = flux_N[flux_N < 0]
+    if len(negative_M) > 0.01 * len(flux_N):
+        return negative_M.square().mean().sqrt().item()
+    positive_M = flux_N[flux_N > 0]
+    if not len(positive_M):
+        return math.inf
+    return 0.2 * positive_M.kthvalue(max(1, len(positive_M) // 20)).values.item()
 
 
 def _valid_error(flux_BCR: Tensor, flux_err_BCR: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from photozhpc import __version__
-from photozhpc.errors import CheckpointError, StoreError
+from photozhpc.errors import CheckpointError, StoreError, did_you_mean
 from photozhpc.logs import LOG
 from photozhpc.metrics import point_metrics
 from photozhpc.model.checkpoint import Checkpoint, save_checkpoint
@@ -30,7 +30,7 @@ from photozhpc.model.train_photometry import check_unused
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.flux_table import FluxTable
 from photozhpc.store.loader import hash_of
-from photozhpc.survey import names_of
+from photozhpc.survey import Survey, names_of
 
 N_FOLDS = 5
 MIN_LABELS = 50  # fewer do not tell one redshift from another, let alone calibrate an interval
@@ -116,7 +116,7 @@ def train_photometry(
 
     Raises:
         CheckpointError: there is a model file, or a run of another method.
-        StoreError: too few labels, or a band without fluxes.
+        StoreError: too few labels.
     """
     path = Path(config.out) / "model.safetensors"
     check_unused(path, config, resume)
@@ -129,6 +129,9 @@ def train_photometry(
         torch.tensor([band.extinction_r for band in survey.bands])
     )
     sample = read_sample(store, model.config, config.seed, config.label_fraction)
+    _require_labels(sample, store)
+    for note in _notes(sample, model, survey):
+        LOG.info(f"note: {note}")
     report = fit_photometry(model, sample, store, config.density_steps, config.seed)
     training = {
         "photozhpc": __version__,
@@ -144,6 +147,23 @@ def train_photometry(
     )
 
 
+def _notes(sample: FluxSample, model: PhotometryModel, survey: Survey) -> list[str]:
+    """Return lines about labels and bands that a model cannot make full use of."""
+    z_max, notes = model.config.expert.z_max, []
+    z_M = sample.z_spec_N[sample.labelled_N]
+    if n_beyond := int(np.count_nonzero(z_M > z_max)):
+        notes.append(
+            f"{n_beyond} redshifts are above {z_max:g}, up to {z_M.max():.2f}, and count as "
+            f"{z_max:g}; to estimate such redshifts, write photometry: {{z_max: ...}} into the "
+            f"recipe"
+        )
+    measured_C = np.isfinite(sample.flux_NCR[sample.labelled_N]).any(axis=(0, 2))
+    for name, measured in zip(survey.band_names, measured_C, strict=True):
+        if not measured:
+            notes.append(f"no source with a redshift is measured in {name}, which is not used")
+    return notes
+
+
 def fit_photometry(
     model: PhotometryModel,
     sample: FluxSample,
@@ -153,33 +173,29 @@ def fit_photometry(
 ) -> dict[str, Any]:
     """Fit a model and its calibration to a sample, in place.
 
-    The labels are divided into folds by a hash of the identifier. The calibration uses the
-    densities of every fold by networks that have not seen it: one fold shapes the smooth map, the
-    others give the conformal quantiles.
+    The labels are divided into folds by a hash of the identifier, at most as many as networks. The
+    calibration uses the densities of every fold by networks that have not seen it: one fold shapes
+    the smooth map, the others give the conformal quantiles.
 
     Returns:
         Facts for the model file: labels, and metrics of the same densities.
 
     Raises:
-        StoreError: too few labels, or a band without fluxes.
+        StoreError: too few labels.
     """
     labelled_N = sample.labelled_N
-    _require_labels(sample, store)
     z_M = sample.z_spec_N[labelled_N]
     id_M = sample.source_id_N[labelled_N]
-    fold_M = (hash_of(id_M, seed + 1) * N_FOLDS).astype(np.int64)
-    try:
-        density_MK = fit_flux_expert(
-            model.expert,
-            *sample.tensors(labelled_N),
-            torch.from_numpy(z_M),
-            torch.from_numpy(fold_M),
-            steps=steps,
-            seed=seed,
-        )
-    except ValueError as error:
-        names = dict(enumerate(store.survey.band_names))
-        raise StoreError(f"{store.path}: {error} (bands {names}); leave it out") from error
+    n_folds = min(N_FOLDS, len(model.expert.networks))
+    fold_M = (hash_of(id_M, seed + 1) * n_folds).astype(np.int64)
+    density_MK = fit_flux_expert(
+        model.expert,
+        *sample.tensors(labelled_N),
+        torch.from_numpy(z_M),
+        torch.from_numpy(fold_M),
+        steps=steps,
+        seed=seed,
+    )
     model.eval()
     fit_distance(model.calibration, _features(model, sample)[sample.sampled_N])
     position_M = model.calibration.position(torch.from_numpy(z_M))
@@ -287,7 +303,15 @@ def _require_labels(sample: FluxSample, store: CutoutStore | FluxTable) -> None:
     if n >= MIN_LABELS:
         return
     names = names_of(store.survey.source_columns.z_spec)
-    where = f" in {' or '.join(map(repr, names))}" if isinstance(store, FluxTable) else ""
+    where = ""
+    if isinstance(store, FluxTable):
+        where = f" in {' or '.join(map(repr, names))}"
+        if names and not store.has_column(*names):
+            raise StoreError(
+                f"{store.path}: has no column{where}, which the survey names for redshifts"
+                f"{did_you_mean(names[0], store.column_names)}; correct source_columns: z_spec in "
+                "the survey's YAML file"
+            )
     lost = sample.n_labels - n
     reason = f", and {lost} more without fluxes in two bands" if lost else ""
     raise StoreError(

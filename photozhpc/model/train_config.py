@@ -196,6 +196,11 @@ class TrainConfig:
                 f"loss.queue_len must be at least 1 and augment.jitter_pix not negative, got "
                 f"{self.loss.queue_len} and {self.augment.jitter_pix}"
             )
+        if self.method == "photometry" and self.photometry.networks < 2:
+            raise ValueError(
+                "photometry.networks must be 2 or more: each is calibrated on labels that only the "
+                "others have seen"
+            )
         if (self.method == "fine-tuned") != bool(self.initial_checkpoint):
             raise ValueError(
                 "initial_checkpoint is required by method 'fine-tuned' and allowed by no other"

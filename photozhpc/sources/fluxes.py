@@ -21,7 +21,8 @@ class Fluxes(NamedTuple):
     """Fluxes of N sources in C bands and R apertures, nJy, float32.
 
     Attributes:
-        flux_NCR, flux_err_NCR: NaN where there is no flux, or no positive error.
+        flux_NCR, flux_err_NCR: NaN where there is no flux, or no positive error; without error
+            columns, all errors are NaN.
         total_flux_NC, total_flux_err_NC: the same of total fluxes; all NaN if there are none.
     """
 
@@ -43,7 +44,7 @@ def flux_column_names(survey: Survey, table_names: list[str], path: object) -> d
     found: dict[str, str] = {}
     for columns in _all_columns(survey):
         for band in survey.bands:
-            for pattern in (columns.value, columns.error):
+            for pattern in _patterns(columns):
                 found[pattern.replace("{band}", band.name)] = _find(
                     survey, pattern, band, table_names, path
                 )
@@ -53,7 +54,7 @@ def flux_column_names(survey: Survey, table_names: list[str], path: object) -> d
 def possible_names(survey: Survey) -> set[str]:
     """Return all names that columns of fluxes may have, in lower case."""
     bands = [*survey.band_names, *survey.band_aliases]
-    patterns = [p for columns in _all_columns(survey) for p in (columns.value, columns.error)]
+    patterns = [p for columns in _all_columns(survey) for p in _patterns(columns)]
     return {pattern.replace("{band}", band).lower() for pattern in patterns for band in bands}
 
 
@@ -72,7 +73,7 @@ def _find(survey: Survey, pattern: str, band: Band, names: list[str], path: obje
     raise SourceListError(
         f"{path}: the catalogue has no column '{wanted[0]}' for band {band.name}"
         f"{did_you_mean(wanted[0], names)}; correct aperture_columns or total_columns in the "
-        f"survey's YAML file"
+        f"survey's YAML file (without 'error', if there are no errors)"
     )
 
 
@@ -105,14 +106,17 @@ def _all_columns(survey: Survey) -> list[FluxColumns]:
     return [*survey.aperture_columns, *([] if total is None else [total])]
 
 
+def _patterns(columns: FluxColumns) -> list[str]:
+    return [columns.value, *([columns.error] if columns.error else [])]
+
+
 def _one(
     table: TableFile, columns: FluxColumns, band: Band, names: dict[str, str], remarks: Remarks
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return flux_N and its error, nJy, of one pair of columns."""
-    name, error_name = (
-        names[p.replace("{band}", band.name)] for p in (columns.value, columns.error)
-    )
-    value_N, error_N = _numbers(table, name), _numbers(table, error_name)
+    """Return flux_N and its error, nJy, of one pair of columns, or of a column without errors."""
+    name, *error_name = (names[p.replace("{band}", band.name)] for p in _patterns(columns))
+    value_N = _numbers(table, name)
+    error_N = _numbers(table, *error_name) if error_name else np.full(len(value_N), np.nan)
     if columns.missing:
         value_N[np.isin(value_N, columns.missing)] = np.nan
     if columns.kind == "magnitude":
@@ -120,13 +124,19 @@ def _one(
     else:
         factor = _nanojansky(table, columns, band, name)
         flux_N = value_N * factor
-        err_N = error_N * _nanojansky(table, columns, band, error_name, factor)
-    measured_N = (np.abs(flux_N) < _MAX_FLUX_NJY) & (err_N > 0) & (err_N < _MAX_FLUX_NJY)
-    without_error_N = np.isfinite(flux_N) & ~measured_N
-    remarks.add(
-        int(np.count_nonzero(without_error_N)),
-        f"values of '{name}' have no positive error in '{error_name}' and count as not measured",
-    )
+        if error_name:
+            err_N = error_N * _nanojansky(table, columns, band, *error_name, factor)
+        else:
+            err_N = error_N
+    measured_N = np.abs(flux_N) < _MAX_FLUX_NJY
+    if error_name:
+        with_error_N = (err_N > 0) & (err_N < _MAX_FLUX_NJY)
+        remarks.add(
+            int(np.count_nonzero(measured_N & ~with_error_N)),
+            f"values of '{name}' have no positive error in '{error_name[0]}' and count as not "
+            "measured",
+        )
+        measured_N &= with_error_N
     return np.where(measured_N, flux_N, np.nan), np.where(measured_N, err_N, np.nan)
 
 

@@ -191,6 +191,9 @@ def _positions(
         SourceListError: a column is missing or has an unsupported unit or frame, or a position is
             not on the sky.
     """
+    if columns.ra is None or columns.dec is None:
+        n = len(next(iter(table.columns.values()), np.empty(0)))
+        return np.full(n, np.nan), np.full(n, np.nan)
     axes = [
         _angles(table, columns.ra, 360.0, partial(to_degrees, hours=True), remarks),
         _angles(table, columns.dec, 90.0, partial(to_degrees, hours=False), remarks),
@@ -205,7 +208,9 @@ def _angles(
 ) -> NDArray[np.float64]:
     column = table.find(name)
     if column is None:
-        raise missing_column(table, name)
+        is_catalogue = table.what == "photometric catalogue"
+        remark = "null: the catalogue has no positions" if is_catalogue else ""
+        raise missing_column(table, name, remark)
     frame, unit = table.frames.get(column, ""), table.units.get(column, "")
     values_N = table.columns[column]
     # FK5 J2000 agrees with ICRS to 0.03 arcsec, and is often just another word for it.

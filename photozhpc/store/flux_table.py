@@ -7,7 +7,7 @@ slice of the table, which is read as a whole.
 import hashlib
 import json
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +22,10 @@ from photozhpc.sources.fluxes import Fluxes, possible_names, read_fluxes
 from photozhpc.sources.identifiers import read_identifiers
 from photozhpc.sources.read import Sources, sources_of
 from photozhpc.sources.redshifts import Remarks
-from photozhpc.sources.table_file import read_columns, row_group_lengths
+from photozhpc.sources.table_file import TableFile, read_columns, row_group_lengths
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.schema import Measurements, ShardKey, StoreIndex
-from photozhpc.survey import Survey, names_of
+from photozhpc.survey import SourceColumns, Survey, names_of
 
 ROWS_PER_SHARD = 65_536  # of a table that is not Parquet
 _WHAT = "photometric catalogue"
@@ -140,6 +140,16 @@ class FluxTable:
             fluxes.total_flux_err_NC,
         )
 
+    @cached_property
+    def column_names(self) -> list[str]:
+        """The names of all its columns, used or not."""
+        group = None if self._groups is None else 0
+        return read_columns(self.path, _WHAT, lambda name: False, group).names
+
+    def has_column(self, *names: str) -> bool:
+        """Whether it has one of these columns; case does not matter."""
+        return bool({n.lower() for n in names} & {n.lower() for n in self.column_names})
+
     def notes(self) -> list[str]:
         """Return lines about values of the catalogue that were not used; reads all of it."""
         remarks = Remarks()
@@ -198,12 +208,25 @@ def _read(
     wanted = {name.lower() for value in vars(columns).values() for name in names_of(value)}
     wanted |= possible_names(survey)
     table = read_columns(path, _WHAT, lambda name: name.lower() in wanted, row_group)
-    id_N, note = read_identifiers(table, columns, is_only_list=True, list_name=path.stem)
+    id_N, note = read_identifiers(table, columns, is_only_list=True, list_name=path.stem, text=True)
     if note is not None:
         id_N = id_N + first_row
+        remarks.add(len(id_N), "rows have no identifiers and are numbered from 0")
+    elif (id_name := _first(table, columns)) and table.columns[id_name].dtype.kind in "OSU":
+        remarks.add(
+            len(id_N),
+            f"identifiers in '{id_name}' are text; source_id is a number made of each, and the "
+            f"rows keep their order",
+        )
     labels = dict.fromkeys(names_of(columns.z_spec), 0)
     sources = sources_of(table, columns, id_N, survey.z_spec_max, remarks, labels)
     return _Shard(fill_ebv(sources, _EBV_MAP), read_fluxes(table, survey, remarks))
+
+
+def _first(table: TableFile, columns: SourceColumns) -> str | None:
+    """Return the column of the identifiers."""
+    found = (table.find(name) for name in names_of(columns.source_id))
+    return next((column for column in found if column is not None), None)
 
 
 def open_store(path: str | AnyPath, survey: Survey | None = None) -> CutoutStore | FluxTable:
@@ -218,9 +241,12 @@ def open_store(path: str | AnyPath, survey: Survey | None = None) -> CutoutStore
         SourceListError: as `FluxTable.open`.
     """
     place = location(path)
+    describes_tables = survey is not None and survey.has_flux_columns
+    if describes_tables and not is_remote(place) and not place.exists():
+        raise SourceListError(f"{place}: no such photometric catalogue")
     if is_remote(place) or not place.is_file():
         return CutoutStore.open(place)
-    if survey is None or not survey.has_flux_columns:
+    if survey is None or not describes_tables:
         name = "the survey" if survey is None else f"survey '{survey.name}'"
         raise ConfigError(
             f"{place}: is a file; to read it as a photometric catalogue, {name} must say which "

@@ -34,6 +34,12 @@ def check_unique(store: CutoutStore | FluxTable) -> None:
     id_N.sort()
     twice_N = id_N[1:] == id_N[:-1]
     if twice_N.any():
+        if isinstance(store, FluxTable):
+            raise StoreError(
+                f"{store.path}: the identifier {id_N[1:][twice_N][0]} appears twice, as do "
+                f"{np.count_nonzero(twice_N)} in all; remove the extra rows, or write "
+                "source_columns: {source_id: null} into the survey's YAML file to number the rows"
+            )
         raise StoreError(
             f"{store.path}: source_id {id_N[1:][twice_N][0]} appears twice in the store, as do "
             f"{np.count_nonzero(twice_N)} in all; run 'photozhpc verify' to see the tiles, and "

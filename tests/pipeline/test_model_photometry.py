@@ -198,6 +198,59 @@ def test_missing_labels_are_explained(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
+def test_names_without_errors_and_positions_serve_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bare(columns: dict) -> None:
+        columns["id"] = [f"galaxy {i}" for i in columns["id"]]
+        columns["zs"][5] = 4.5
+        columns["m_g"][:] = np.nan
+        for name in ("ra", "dec", "m_err_g", "m_err_r", "m_err_z"):
+            del columns[name]
+
+    train_table = write_galaxies(tmp_path / "train.parquet", 1, bare)
+    table = write_galaxies(tmp_path / "test.parquet", 2, bare)
+    mapping = {
+        **SURVEY,
+        "total_columns": {"value": "m_{band}", "kind": "magnitude"},
+        "source_columns": {**SURVEY["source_columns"], "ra": None, "dec": None},
+    }
+    path = tmp_path / "survey.yaml"
+    path.write_text(yaml.safe_dump(mapping))
+    survey = load_survey(path)
+    config = replace(
+        recipe(tmp_path), store=str(train_table), photometry=FluxExpertConfig(
+            widths=(32,), networks=2, dropout=0.0, bins=64
+        )
+    )  # fmt: skip
+    model = train(config)
+    text = capsys.readouterr().err
+    assert "1 redshifts are above 4, up to 4.50, and count as 4" in text
+    assert "no source with a redshift is measured in g, which is not used" in text
+    out = tmp_path / "out"
+    run_inference(table, model, out, survey, DaskWorkers.of(1, "cpu"), progress=False)
+    assert verify_catalog(out, open_store(table, survey)) == (N_GALAXIES, [])
+    matched = evaluate(out, [table], n_resamples=2, columns=survey.source_columns).matched
+    assert len(matched.z_ref_N) > 0.7 * N_GALAXIES
+    assert point_metrics(matched.z_ref_N, matched.z_phot_N).nmad < 0.2  # 0.27 without fluxes
+    np.testing.assert_allclose(matched.inside_NI.mean(axis=0), [0.68, 0.90, 0.99], atol=0.07)
+
+
+def test_a_misspelt_column_of_redshifts_is_named(folder: Path, tmp_path: Path) -> None:
+    mapping = {**SURVEY, "source_columns": {**SURVEY["source_columns"], "z_spec": "zspec"}}
+    (tmp_path / "survey.yaml").write_text(yaml.safe_dump(mapping))
+    config = replace(
+        recipe(folder), survey=str(tmp_path / "survey.yaml"), out=str(tmp_path / "run")
+    )
+    with pytest.raises(StoreError, match=r"has no column in 'zspec'.*'zs'.*correct"):
+        train(config)
+
+
+def test_one_network_cannot_be_calibrated(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"photometry.networks must be 2 or more"):
+        replace(recipe(folder), photometry=FluxExpertConfig(networks=1))
+
+
 def test_catalogues_and_methods_that_do_not_fit_are_refused(
     folder: Path, survey: Survey, model_file: Path, small_store: CutoutStore, tmp_path: Path
 ) -> None:

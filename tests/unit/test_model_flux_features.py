@@ -76,11 +76,32 @@ def test_bands_that_no_training_source_lacks_do_not_upset_a_prediction() -> None
     assert (feature_F[n : 2 * n] == 0).all()
 
 
-def test_a_band_without_errors_is_refused() -> None:
-    flux_NCR, err_NCR, ebv_N = _fluxes(20)
-    err_NCR[:, 2, 1] = np.nan
-    with pytest.raises(ValueError, match="band 2 has no flux with an error in aperture 1"):
-        _fitted(flux_NCR, err_NCR, ebv_N)
+@pytest.mark.parametrize("faint_cut", [False, True])
+def test_errors_that_are_not_given_follow_from_the_fluxes(faint_cut: bool) -> None:
+    rng = np.random.default_rng(0)
+    flux_NCR = 10 ** rng.normal(0.5, 1, (3000, N_BANDS, N_APERTURES))
+    flux_NCR += rng.normal(0, 2, flux_NCR.shape)
+    if faint_cut:
+        flux_NCR = np.where(flux_NCR > 10, flux_NCR, np.nan)
+    unknown_NCR = np.full_like(flux_NCR, np.nan)
+    features = FluxFeatures(N_BANDS, N_APERTURES).double()
+    columns = tuple(map(torch.from_numpy, (flux_NCR, unknown_NCR, np.zeros(3000))))
+    features.fit(*columns)
+    np.testing.assert_allclose(features.softening_CR, 2, rtol=0.25)
+    assert features(*columns).std(dim=0).max() < 1.1
+    snr_NCR = features.snr(*columns[:2]).numpy()
+    np.testing.assert_allclose(snr_NCR, flux_NCR / features.softening_CR.numpy())
+
+
+def test_a_band_that_no_training_source_has_is_not_used() -> None:
+    flux_NCR, err_NCR, ebv_N = _fluxes(50)
+    complete = [torch.from_numpy(column[:1].copy()) for column in (flux_NCR, err_NCR, ebv_N)]
+    flux_NCR[:, 2] = np.nan
+    features = _fitted(flux_NCR, err_NCR, ebv_N)
+    without = [column.clone() for column in complete]
+    without[0][:, 2] = torch.nan
+    assert torch.equal(features(*complete), features(*without))
+    assert features(*complete).isfinite().all()
 
 
 def test_the_expert_learns_redshifts_and_refits_on_everything() -> None:

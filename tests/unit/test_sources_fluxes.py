@@ -104,6 +104,19 @@ def test_unclear_columns_are_refused(
         read(tmp_path, table([1.0], [1.0], unit), make_survey(**columns(**keys)))
 
 
+@pytest.mark.parametrize("kind", ["flux", "magnitude"])
+def test_without_error_columns_every_flux_is_measured(tmp_path: Path, kind: str) -> None:
+    content = table([24.0, -99.0, np.nan, 25.0], [0.0] * 4)["g_v", "r_v"]
+    keys = {"unit": "nJy"} if kind == "flux" else {}
+    survey = make_survey(
+        total_columns={"value": "{band}_v", "kind": kind, "missing": [-99], **keys}
+    )
+    fluxes = read(tmp_path, content, survey)
+    expected = [24, np.nan, np.nan, 25] if kind == "flux" else [912.01, np.nan, np.nan, 363.08]
+    np.testing.assert_allclose(fluxes.total_flux_NC[:, 1], expected, rtol=1e-4)
+    assert np.isnan(fluxes.total_flux_err_NC).all()
+
+
 def test_text_is_refused(tmp_path: Path) -> None:
     content = table([1.0], [1.0])
     content["g_v"] = ["bright"]
@@ -123,6 +136,8 @@ def test_bands_may_go_by_an_alias_and_in_any_case(tmp_path: Path) -> None:
     [
         (columns(value="flux"), "value must name columns with {band}"),
         (columns(upper_limit=99.0), "upper_limit is only for magnitudes"),
+        (columns(kind="magnitude", upper_limit=99.0, error=""), "upper_limit needs error columns"),
+        (columns(error="err"), "error must name columns with {band}"),
         (columns(kind="magnitude", unit="nJy"), "unit is only for fluxes"),
         ({"pixel_scale_arcsec": 0.1}, "aperture_radii_arcsec needs positive radii"),
         (

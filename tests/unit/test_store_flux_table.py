@@ -7,9 +7,12 @@ import pytest
 from astropy.table import Table
 
 from photozhpc.config import from_mapping
-from photozhpc.errors import ConfigError, SourceListError
+from photozhpc.errors import ConfigError, SourceListError, StoreError
+from photozhpc.evaluation.truth import read_truth
+from photozhpc.sources.identifiers import id_of_text
 from photozhpc.store import CutoutStore, FluxTable, open_store
-from photozhpc.survey import Survey
+from photozhpc.store.unique import check_unique
+from photozhpc.survey import SourceColumns, Survey
 
 SURVEY = from_mapping(
     Survey,
@@ -91,6 +94,65 @@ def test_the_fingerprint_follows_the_content_and_the_columns(tmp_path: Path) -> 
     assert len(set(prints)) == 3
 
 
+def changed_survey(**source_columns: str | None) -> Survey:
+    return from_mapping(Survey, {**_mapping(), "source_columns": source_columns}, "t")
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.fits", "t.csv"])
+def test_text_may_identify_the_rows(tmp_path: Path, name: str) -> None:
+    table = content()
+    table["source_id"] = [f" J{i}" for i in range(9)] + ["12"]
+    opened = open_store(write(table, tmp_path / name), SURVEY)
+    ids = np.concatenate([opened.read_source_ids(key) for key in opened.shards()])
+    assert ids.tolist() == [id_of_text(f"J{i}") for i in range(9)] + [12]
+    assert len(set(ids)) == 10
+    assert "10 identifiers in 'source_id' are text; source_id is a number" in opened.notes()[0]
+    columns = SourceColumns(source_id="source_id", z_spec="z_spec")
+    truth = read_truth([write(table, tmp_path / f"truth_{name}")], columns)
+    labelled_N = np.array(table["z_spec"]) > 0
+    assert truth.source_id_N.tolist() == sorted(ids[labelled_N].tolist())
+
+
+def test_empty_text_does_not_identify_a_row(tmp_path: Path) -> None:
+    table = content()
+    table["source_id"] = ["a", " "] + [f"J{i}" for i in range(8)]
+    with pytest.raises(SourceListError, match="column 'source_id' is empty in 1 rows"):
+        open_store(write(table, tmp_path / "t.fits"), SURVEY)
+
+
+def test_a_catalogue_may_lack_positions(tmp_path: Path) -> None:
+    table = content()
+    table.remove_columns(["ra", "dec"])
+    path = write(table, tmp_path / "t.parquet")
+    with pytest.raises(SourceListError, match=r"null: the catalogue has no positions"):
+        open_store(path, SURVEY)
+    opened = open_store(path, changed_survey(ra=None, dec=None))
+    sources = opened.read_sources(opened.shards()[0])
+    assert np.isnan(sources.ra_N).all()
+    assert (sources.ebv_N == 0).all()
+    mosaics = {**_mapping(), "aperture_columns": [], "total_columns": None, "pixel_scale_arcsec": 1}
+    with pytest.raises(ConfigError, match="ra and dec are needed"):
+        from_mapping(Survey, {**mosaics, "source_columns": {"ra": None}}, "t")
+
+
+def test_a_band_of_mosaics_needs_its_psf_one_of_a_catalogue_does_not() -> None:
+    bands = [{"name": "g", "extinction_r": 1.0}]
+    assert from_mapping(Survey, {**_mapping(), "bands": bands}, "t").bands[0].psf_fwhm_arcsec == 0
+    with pytest.raises(ConfigError, match="psf_fwhm_arcsec of band g is missing"):
+        from_mapping(Survey, {"name": "m", "bands": bands, "pixel_scale_arcsec": 1.0}, "t")
+    with pytest.raises(ConfigError, match="extinction_r is missing"):
+        from_mapping(Survey, {**_mapping(), "bands": [{"name": "g"}]}, "t")
+
+
+def test_identifiers_that_appear_twice_are_named(tmp_path: Path) -> None:
+    table = content()
+    table["source_id"][3] = table["source_id"][7]
+    path = write(table, tmp_path / "t.fits")
+    with pytest.raises(StoreError, match=r"identifier 107 appears twice.*source_id: null"):
+        check_unique(open_store(path, SURVEY))
+    check_unique(open_store(path, changed_survey(source_id=None)))
+
+
 def _mapping() -> dict:
     from photozhpc.config import to_mapping
 
@@ -100,6 +162,8 @@ def _mapping() -> dict:
 def test_faulty_catalogues_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceListError, match="the photometric catalogue has no rows"):
         open_store(write(content()[:0], tmp_path / "none.parquet"), SURVEY)
+    with pytest.raises(SourceListError, match=r"nix.fits: no such photometric catalogue"):
+        open_store(tmp_path / "nix.fits", SURVEY)
     table = content()
     table.remove_column("ra")
     with pytest.raises(SourceListError, match="photometric catalogue has no column 'ra'"):
