@@ -84,8 +84,8 @@ def find_defects(
 
     Args:
         cutout_NCSS: any unit; NaN where there is no pixel.
-        side: of the part that the network sees, pixels. Defects are looked for RIM pixels or more from
-            its edge.
+        side: of the part that the network sees, pixels. Defects are looked for in
+            all of it but the outermost RIM pixels.
         psf_fwhm_pix_C: full width of each band's PSF at half maximum.
     """
     n, n_bands, size, _ = cutout_NCSS.shape
@@ -105,7 +105,8 @@ def _find(cutout_NCSS, first, inner, weight_C3, found_N, noise_NC):
     sharp_CHW = np.empty((n_bands, inner, inner), np.float32)
     peak_CHW = np.empty((n_bands, inner, inner), np.float32)
     sharp_top_CW, peak_top_CW = np.empty((2, n_bands, inner), np.float32)
-    sharp_size_W, peak_size_W = np.empty((2, inner), np.float32)
+    fine_HW = np.empty((inner, inner), np.float32)
+    fine_size_W, peak_size_W = np.empty((2, inner), np.float32)
     sums_2W = np.empty((2, inner + 2 * RIM), np.float32)
     sharp_noise_C, peak_noise_C, sky_C = np.empty((3, n_bands), np.float32)
     for n in range(cutout_NCSS.shape[0]):
@@ -113,17 +114,13 @@ def _find(cutout_NCSS, first, inner, weight_C3, found_N, noise_NC):
         for c in range(n_bands):
             # Rows of a whole image are contiguous, and those loops are vectorised.
             image_SS = cutout_NCSS[n, c]
-            _filter(image_SS, first, weight_C3[c], sums_2W, sharp_CHW[c], peak_CHW[c])
-            _by_column(
-                sharp_CHW[c],
-                peak_CHW[c],
-                sharp_size_W,
-                peak_size_W,
-                sharp_top_CW[c],
-                peak_top_CW[c],
-            )
+            _filter(image_SS, first, weight_C3[c], sums_2W, sharp_CHW[c], fine_HW, peak_CHW[c])
+            _by_column(fine_HW, sharp_CHW[c], fine_size_W, sharp_top_CW[c])
+            _by_column(peak_CHW[c], peak_CHW[c], peak_size_W, peak_top_CW[c])
             # Few columns hold the source or a defect; those with little light show the noise.
-            sharp_noise_C[c] = _rank(sharp_size_W, 0.2) / np.float32(QUIET)
+            centre, edge, corner = weight_C3[c]
+            white = np.sqrt(1 - (centre + 4 * edge + 4 * corner) ** 2 / 9)  # its noise
+            sharp_noise_C[c] = _rank(fine_size_W, 0.2) / (np.float32(QUIET) * white)
             peak_noise_C[c] = _rank(peak_size_W, 0.2) / np.float32(QUIET)
             sky_C[c] = _sky(image_SS[first : first + inner, first : first + inner])
             noise_NC[n, c] = sharp_noise_C[c]
@@ -135,9 +132,10 @@ def _find(cutout_NCSS, first, inner, weight_C3, found_N, noise_NC):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FAST)
-def _filter(image_SS, first, weight_3, sums_2W, sharp_HW, peak_HW):
-    """Filter an image: its sharpness, and the mean of 3 x 3 pixels less that of their rim."""
+def _filter(image_SS, first, weight_3, sums_2W, sharp_HW, fine_HW, peak_HW):
+    """Filter an image: sharpness, with and without the mean; 3 x 3 pixels less their rim."""
     centre, edge, corner = weight_3
+    mean = (centre + 4 * edge + 4 * corner) * np.float32(1 / 9)
     inner = sharp_HW.shape[0]
     three_W, five_W = sums_2W  # of as many pixels above each other
     in_mean, in_rim = np.float32(1 / 9), np.float32(1 / 16)
@@ -159,24 +157,24 @@ def _filter(image_SS, first, weight_3, sums_2W, sharp_HW, peak_HW):
             nine = three_W[j + 1] + three_W[j + 2] + three_W[j + 3]
             cross = three_W[j + 2] + m[j + 1] + m[j + 3]  # with the pixel itself
             sharp_W[j] = (centre - edge) * m[j + 2] + (edge - corner) * cross + corner * nine
+        fine_W = fine_HW[i]
+        for j in range(inner):
+            nine = three_W[j + 1] + three_W[j + 2] + three_W[j + 3]
+            fine_W[j] = sharp_W[j] - mean * nine
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FAST)
-def _by_column(sharp_HW, peak_HW, sharp_size_W, peak_size_W, sharp_top_W, peak_top_W):
-    """Mean size and highest value of each column; the mean is NaN if a pixel is not finite."""
-    sharp_size_W[:] = 0
-    peak_size_W[:] = 0
-    sharp_top_W[:] = -np.inf
-    peak_top_W[:] = -np.inf
-    share = np.float32(1 / sharp_HW.shape[0])
-    for i in range(sharp_HW.shape[0]):
-        sharp_W, peak_W = sharp_HW[i], peak_HW[i]
-        for j in range(sharp_W.size):
-            sharp, peak = sharp_W[j], peak_W[j]
-            sharp_size_W[j] += abs(sharp) * share
-            peak_size_W[j] += abs(peak) * share
-            sharp_top_W[j] = sharp if sharp > sharp_top_W[j] else sharp_top_W[j]
-            peak_top_W[j] = peak if peak > peak_top_W[j] else peak_top_W[j]
+def _by_column(size_HW, top_HW, mean_size_W, top_W):
+    """Mean size, and highest value, of each column; the mean is NaN if a pixel is not finite."""
+    mean_size_W[:] = 0
+    top_W[:] = -np.inf
+    share = np.float32(1 / size_HW.shape[0])
+    for i in range(size_HW.shape[0]):
+        row_W, value_W = size_HW[i], top_HW[i]
+        for j in range(row_W.size):
+            mean_size_W[j] += abs(row_W[j]) * share
+        for j in range(row_W.size):
+            top_W[j] = value_W[j] if value_W[j] > top_W[j] else top_W[j]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -228,14 +226,20 @@ def _stands_out(
     n_bands, inner, _ = sharp_CHW.shape
     for c in range(n_bands):
         centre, edge, corner = weight_C3[c]
-        # The sky is no light of a source; the filter, which thinks so, gives less for it.
-        min_sharp = MIN_SNR * sharp_noise_C[c] + sky_C[c] * (centre + 4 * edge + 4 * corner)
+        # A sky below zero looks sharp; one above zero may be the source's own light.
+        below = min(sky_C[c], np.float32(0)) * (centre + 4 * edge + 4 * corner)
+        min_sharp = MIN_SNR * sharp_noise_C[c] + below
         min_peak = MIN_SNR * peak_noise_C[c]
         for j in range(inner):
             if not (sharp_top_CW[c, j] > min_sharp or peak_top_CW[c, j] > min_peak):
                 continue
             for i in range(inner):
-                if sharp_CHW[c, i, j] > min_sharp and _is_alone(sharp_CHW, c, i, j):
+                if (
+                    sharp_CHW[c, i, j] > min_sharp
+                    and _is_alone(sharp_CHW, c, i, j)
+                    and sharp_CHW[c, i, j]
+                    > min_sharp + SMOOTH_SHARE * (_level(image_CSS[c], first, i, j) - sky_C[c])
+                ):
                     return True
                 if peak_CHW[c, i, j] > min_peak and _has_no_colour(
                     image_CSS, first, peak_CHW, peak_noise_C, sky_C, c, i, j
@@ -266,7 +270,17 @@ def _has_no_colour(image_CSS, first, peak_CHW, noise_C, sky_C, c, i, j):
         excess = peak_CHW[c, i, j] - MIN_SNR * noise
         if not excess > MAX_COLOUR * peak:
             return False
-        level = image_CSS[k, first + i - 1 : first + i + 2, first + j - 1 : first + j + 2].mean()
-        if not excess > MAX_COLOUR * SMOOTH_SHARE * (level - sky_C[k]):
+        level = _level(image_CSS[k], first, i, j) - sky_C[k]
+        if not excess > MAX_COLOUR * SMOOTH_SHARE * level:
             return False
     return n_others > 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _level(image_SS, first, i, j):
+    """Return the mean of 3 x 3 pixels."""
+    total = np.float32(0)
+    for y in range(first + i - 1, first + i + 2):
+        for x in range(first + j - 1, first + j + 2):
+            total += image_SS[y, x]
+    return total / np.float32(9)
