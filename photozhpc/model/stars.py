@@ -1,9 +1,9 @@
 """How likely a source is a star, from how much of its flux lies within the smallest aperture.
 
-Of a point source, the smallest aperture holds a share q of the flux in the next one, the same for all
-in a band. Of a galaxy it holds q (1 - k) with k between 0 and 1. All bands together estimate k, with
-an error; a star has k = 0. Without labels of stars, q, its scatter and the share of stars follow
-from a sample of the store: its bright point sources crowd at the sharp end of the distribution.
+Of a point source, the smallest aperture holds a share q of the flux in the next one, the same for
+all in a band. Of a galaxy it holds q (1 - k) with k between 0 and 1. All bands together estimate k,
+with an error; a star has k = 0. Without labels of stars, q, its scatter and the share of stars
+follow from a sample of the store: its bright point sources crowd at the sharp end.
 """
 
 from dataclasses import dataclass
