@@ -13,7 +13,7 @@ from distributed import KilledWorker
 
 from photozhpc import __version__
 from photozhpc.catalog.dispatch import CatalogRun, load_model, reason_of, stream_parts
-from photozhpc.catalog.notes import Counts, read_notes
+from photozhpc.catalog.notes import Counts, read_notes, read_run, warnings_of
 from photozhpc.catalog.pdf import check_part_and_pdf
 from photozhpc.catalog.photoz_catalog import catalog_schema
 from photozhpc.catalog.progress import SourceProgress
@@ -59,6 +59,7 @@ class RunSummary:
             the model.
         pdf_form: "quantiles" or "grid" if p(z) is in path/pdf, else None.
         survey: of the store.
+        warnings: what the run noted of the store: see `store_note.noise_warning`.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class RunSummary:
     startup_seconds: float
     pdf_form: str | None = None
     survey: Survey | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def catalog_path(self) -> Path:
@@ -201,6 +203,7 @@ def run_inference(
         startup_seconds=bar.started_at - started,
         pdf_form=pdf,
         survey=store.survey,
+        warnings=warnings_of(read_run(out).about),
     )
 
 
@@ -268,7 +271,9 @@ def _make(
             client.wait_for_workers(1)
         if run.model.compiled:
             bar.note("infer: compiling the model, unless this machine has compiled it before")
-        load_model(client, run)
+        if warning := load_model(client, run):
+            bar.note(f"infer: {run.store.path}: {warning}")
+            run.about["warnings"] = [warning]
         unique.result()
         run = replace(run, provenance=run.folder.begin(run.about))
         port = client.scheduler_info()["services"].get("dashboard")

@@ -25,6 +25,7 @@ from photozhpc.model.redshift_grid import redshift_grid
 SUFFIX = ".hdf5"  # qp and RAIL know the format by it
 _CHUNK_ROWS = 4096
 _ANCIL = (*("source_id", "ra", "dec", "photoz"), *INTERVAL_LEVELS, *("photoz_ood", "photoz_flags"))
+_FURTHER = ("star_probability",)  # older catalogues have none
 
 
 def export_qp(catalog: str | Path, out: str | Path) -> Exported:

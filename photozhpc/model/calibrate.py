@@ -30,6 +30,8 @@ from photozhpc.model.photometry import FluxInput, PhotometryModel, check_measure
 from photozhpc.model.photometry_fit import calibrate_photometry
 from photozhpc.model.pita import PITA
 from photozhpc.model.pooling import fit_expert, fit_share
+from photozhpc.model.store_note import KEY as NOTE_KEY
+from photozhpc.model.store_note import note_store, noted
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.flux_table import FluxTable
 from photozhpc.store.loader import label_split, read_labelled, read_labels
@@ -157,7 +159,11 @@ def calibrate(
     if isinstance(checkpoint.model, PhotometryModel):
         with _held(Path(out)) as check:
             note = calibrate_photometry(checkpoint, checkpoint.model, store)
-            training = {**checkpoint.training, "calibration": note}
+            training = {
+                **checkpoint.training,
+                "calibration": note,
+                NOTE_KEY: noted(note_store(store, 0)),
+            }
             return save_checkpoint(out, checkpoint.model, checkpoint.survey, training, check=check)
     model = checkpoint.pita
     assert isinstance(store, CutoutStore)  # check_store refuses catalogues for a model of images
@@ -191,7 +197,11 @@ def calibrate(
             "labels": int(conformal_N.sum()),
             "effective_labels": round(effective_number(weight_N[conformal_N]), 1),
         }
-        training = {**training, "calibration": provenance}
+        training = {
+            **training,
+            "calibration": provenance,
+            NOTE_KEY: noted(note_store(store, model.config.crop)),
+        }
         return save_checkpoint(
             out, model, checkpoint.survey, training, compact=compact, check=check
         )

@@ -25,6 +25,8 @@ from photozhpc.model.photometry import (
     TakesFluxes,
     enough_bands,
 )
+from photozhpc.model.store_note import KEY as NOTE_KEY
+from photozhpc.model.store_note import note_store, noted
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.model.train_photometry import check_unused
 from photozhpc.store.cutout_store import CutoutStore
@@ -138,6 +140,7 @@ def train_photometry(
         "config": config.noted(),
         "store_sha256": store.fingerprint(),
         **report,
+        NOTE_KEY: noted(note_store(store, 0)),
     }
     save_checkpoint(path, model, survey, training, check=check)
     metrics = report["cross_validation"]

@@ -18,6 +18,8 @@ from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
 from photozhpc.model.photometry_fit import train_photometry
 from photozhpc.model.ranks import Ranks, joined_ranks
 from photozhpc.model.refit import refit_redshift_heads
+from photozhpc.model.store_note import KEY as NOTE_KEY
+from photozhpc.model.store_note import note_store, noted
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.model.train_log import TrainLog
 from photozhpc.model.train_photometry import train_photometry_mlp
@@ -263,6 +265,7 @@ def _finish(run: _Run) -> None:
             config.expert_steps,
             config.labels,
         )
+    training[NOTE_KEY] = noted(note_store(store, model.config.crop))
     path = run.out / "model.safetensors"
     save_checkpoint(path, model, store.survey, training, check=run.check)
 

@@ -20,6 +20,8 @@ from photozhpc.model.photometry_mlp import (
     PhotometryMLPConfig,
     fit_mlps,
 )
+from photozhpc.model.store_note import KEY as NOTE_KEY
+from photozhpc.model.store_note import note_store, noted
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Split, in_split, typical_noise
@@ -93,6 +95,7 @@ def train_photometry_mlp(
         "store_sha256": index.fingerprint,
         "labels": len(fit.z_spec_N),
         "validation": asdict(metrics),
+        NOTE_KEY: noted(note_store(store, 0)),
     }
     save_checkpoint(path, model, survey, training, check=check)
     LOG.info(

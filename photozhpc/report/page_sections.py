@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc import __version__
+from photozhpc.catalog.notes import warnings_of
 from photozhpc.catalog.photoz_catalog import PhotozFlag
 from photozhpc.catalog.throughput import read_throughput
 from photozhpc.errors import StoreError
@@ -40,6 +41,8 @@ _MEANING = {
     PhotozFlag.MISSING_BAND: "a band holds no data where the network looks",
     PhotozFlag.BAD_PIXELS: "no data in the middle of the image, or in 5 % of it, in some band",
     PhotozFlag.NO_PHOTOZ: "too little data: no redshift was estimated",
+    PhotozFlag.SHARP_DEFECT: "a cosmic ray, a hot pixel or a dead band in the image",
+    PhotozFlag.OTHER_NOISE: "the noise of a band is lower or higher than in all training",
 }
 
 
@@ -387,6 +390,7 @@ def summary(
         "survey": str(survey) if survey else source.folder.absolute().name,
         "facts": facts,
         "unfinished": _unfinished(source),
+        "warnings": warnings_of(source.provenance),
         "state": source.status.get("state", ""),
     }
 
