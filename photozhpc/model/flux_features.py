@@ -79,6 +79,12 @@ class FluxFeatures(nn.Module):
             parts.append((_valid_error(flux_BCR, flux_err_BCR) * gain_BC1 / soft_CR).log10())
         return torch.cat(parts, dim=1).flatten(1)
 
+    def lacks_usual(self, flux_BCR: Tensor) -> Tensor:
+        """Return (B,): whether a flux is missing that no training source lacks."""
+        n = self.softening_CR.numel()
+        always_F = (self.mean_F[n : 2 * n] == 1) & (self.scale_F[n : 2 * n] == 0)
+        return (~flux_BCR.isfinite() & always_F.view_as(self.softening_CR)).flatten(1).any(dim=1)
+
     def snr(self, flux_BCR: Tensor, flux_err_BCR: Tensor) -> Tensor:
         """Return snr_BCR: flux over error; over the usual error where there is none."""
         err_BCR = _valid_error(flux_BCR, flux_err_BCR)

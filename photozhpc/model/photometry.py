@@ -19,6 +19,7 @@ from photozhpc.store.schema import Measurements
 from photozhpc.survey import Survey
 
 PointEstimate = Literal["median", "least_risk"]
+UNUSUAL_OOD = 10.0  # at least, of a source without a flux that every training source has
 MIN_BANDS = 2  # a source with fewer measured bands has no colour, and gets no redshift
 
 
@@ -68,6 +69,9 @@ class PhotometryModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return z_phot_B, quantile_BQ, ood_B and p(z).
 
+        Of a source that lacks a flux which every training source has, ood_B is at least
+        UNUSUAL_OOD: its interval is not to be trusted.
+
         Args:
             flux_BCR, flux_err_BCR: nJy, of the config's apertures; not finite: not measured.
             ebv_B: Galactic E(B-V), magnitudes.
@@ -81,10 +85,12 @@ class PhotometryModel(nn.Module):
             z_phot_B = self.calibration.median(cdf_BE)
         else:
             z_phot_B = least_risk(density_BK, self.config.expert.z_max)
+        ood_B = self.calibration.ood(feature_BF)
+        lacks_B = self.expert.features.lacks_usual(flux_BCR)
         return (
             z_phot_B,
             self.calibration.quantiles(cdf_BE, brightness_B),
-            self.calibration.ood(feature_BF),
+            ood_B.where(~lacks_B, ood_B.clamp(min=UNUSUAL_OOD)),
             None if pdf is None else pdf(cdf_BE, brightness_B),
         )
 

@@ -160,9 +160,9 @@ def _notes(sample: FluxSample, model: PhotometryModel, survey: Survey) -> list[s
             f"{z_max:g}; to estimate such redshifts, write photometry: {{z_max: ...}} into the "
             f"recipe"
         )
-    measured_C = np.isfinite(sample.flux_NCR[sample.labelled_N]).any(axis=(0, 2))
-    for name, measured in zip(survey.band_names, measured_C, strict=True):
-        if not measured:
+    measured_NCR = np.isfinite(sample.flux_NCR[sample.labelled_N])
+    for c, name in enumerate(survey.band_names):
+        if not measured_NCR[:, c].any():
             notes.append(f"no source with a redshift is measured in {name}, which is not used")
     return notes
 

@@ -114,9 +114,10 @@ def _one(
     table: TableFile, columns: FluxColumns, band: Band, names: dict[str, str], remarks: Remarks
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return flux_N and its error, nJy, of one pair of columns, or of a column without errors."""
-    name, *error_name = (names[p.replace("{band}", band.name)] for p in _patterns(columns))
+    name = names[columns.value.replace("{band}", band.name)]
+    error_name = names[columns.error.replace("{band}", band.name)] if columns.error else ""
     value_N = _numbers(table, name)
-    error_N = _numbers(table, *error_name) if error_name else np.full(len(value_N), np.nan)
+    error_N = _numbers(table, error_name) if error_name else np.full(len(value_N), np.nan)
     if columns.missing:
         value_N[np.isin(value_N, columns.missing)] = np.nan
     if columns.kind == "magnitude":
@@ -125,7 +126,7 @@ def _one(
         factor = _nanojansky(table, columns, band, name)
         flux_N = value_N * factor
         if error_name:
-            err_N = error_N * _nanojansky(table, columns, band, *error_name, factor)
+            err_N = error_N * _nanojansky(table, columns, band, error_name, factor)
         else:
             err_N = error_N
     measured_N = np.abs(flux_N) < _MAX_FLUX_NJY
@@ -133,7 +134,7 @@ def _one(
         with_error_N = (err_N > 0) & (err_N < _MAX_FLUX_NJY)
         remarks.add(
             int(np.count_nonzero(measured_N & ~with_error_N)),
-            f"values of '{name}' have no positive error in '{error_name[0]}' and count as not "
+            f"values of '{name}' have no positive error in '{error_name}' and count as not "
             "measured",
         )
         measured_N &= with_error_N

@@ -236,6 +236,26 @@ def test_names_without_errors_and_positions_serve_too(
     np.testing.assert_allclose(matched.inside_NI.mean(axis=0), [0.68, 0.90, 0.99], atol=0.07)
 
 
+def test_a_source_without_a_band_that_all_others_have_is_told(
+    folder: Path, model_file: Path, tmp_path: Path, survey: Survey
+) -> None:
+    def complete(columns: dict) -> None:
+        columns["m_g"][:4], columns["m_r"][:2] = 25.0, 25.0
+        columns["m_err_g"][:4], columns["m_err_r"][:2] = 0.1, 0.1
+
+    write_galaxies(tmp_path / "complete.parquet", 1, complete)
+    config = replace(recipe(folder), store=str(tmp_path / "complete.parquet"), out=str(tmp_path))
+    test = FluxTable.open(folder / "test.parquet", survey)
+    sources, measured = (
+        read(test.shards()[0]) for read in (test.read_sources, test.read_measurements)
+    )
+    for model, warned in ((train(config), True), (model_file, False)):
+        engine = PhotometryEngine(load_checkpoint(model).model, survey)
+        ood_N = engine.predict(np.empty(0), sources.ebv_N, measured).ood_N
+        assert (ood_N[2:4] >= 10).all() == warned  # without g
+        assert (ood_N[4:] < 10).all()
+
+
 def test_a_misspelt_column_of_redshifts_is_named(folder: Path, tmp_path: Path) -> None:
     mapping = {**SURVEY, "source_columns": {**SURVEY["source_columns"], "z_spec": "zspec"}}
     (tmp_path / "survey.yaml").write_text(yaml.safe_dump(mapping))
