@@ -33,8 +33,8 @@ def export_qp(catalog: str | Path, out: str | Path) -> Exported:
     """Write the p(z) of a catalogue as a qp ensemble, with one part in memory at a time.
 
     The ancillary table has the columns `source_id` to `star_probability` (NaN for null) and
-    `zmode`, the redshift of the highest density on the grid, which RAIL needs. It leaves out sources
-    without a redshift: the rows are those of the catalogue where photoz is not null.
+    `zmode`, the redshift of the highest density on the grid, which RAIL needs. It leaves out
+    sources without a redshift: the rows are those of the catalogue where photoz is not null.
 
     Args:
         catalog: the --out folder of `photozhpc infer --pdf`.

@@ -21,7 +21,7 @@ from photozhpc.store import CutoutStore, FluxTable
 from photozhpc.survey import Survey
 
 KEY = "store_note"  # of Checkpoint.training
-PERCENTILES = (0.5, 50.0, 99.5)
+PERCENTILES = (5.0, 50.0, 95.0)
 MAX_SHARDS, MAX_IMAGES = 64, 4096  # of the sample
 # Noise beyond the lowest and highest of the training images by this factor is another noise.
 STORE_FACTOR, SOURCE_FACTOR = 1.1, 1.5
@@ -36,7 +36,7 @@ class StoreNote:
     """What a sample of a store shows.
 
     Attributes:
-        noise_njy: percentiles 0.5, 50 and 99.5 of the noise of a pixel, measured in the images, of
+        noise_njy: percentiles 5, 50 and 95 of the noise of a pixel, measured in the images, of
             every band; empty without images. NaN: not measured.
         flux_err_njy: the same of the stated errors of fluxes in the smallest aperture (or
             of the total fluxes, if there are no others).
