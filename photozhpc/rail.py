@@ -30,8 +30,14 @@ except ImportError as error:
 
 from photozhpc.catalog.pdf import PdfPart
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
-from photozhpc.catalog.predict import photoz_flags
+from photozhpc.catalog.predict import (
+    compare_with_training,
+    image_flags,
+    photoz_flags,
+    probability_of_stars,
+)
 from photozhpc.export.qp import ensemble_of
+from photozhpc.logs import LOG
 from photozhpc.model import load_checkpoint
 from photozhpc.model.engine import Engine
 from photozhpc.model.photometry import check_measured
@@ -146,6 +152,10 @@ class PITAEstimator(CatEstimator):
         check_measured(self.model.pita.config.fluxes, self._store)
         device = _device(self.config.device)
         self._engine = Engine(self.model, device, pdf="grid", survey=self._store.survey)
+        side = min(self._engine.side_pix, self._store.cutout_size)
+        self._comparison = compare_with_training(self.model, self._store, side)
+        if self._comparison.warning:
+            LOG.warning(f"{self._store.path}: {self._comparison.warning}")
         super().run()
 
     def _process_chunk(self, start: int, end: int, data: Any, first: bool) -> None:
@@ -162,9 +172,12 @@ class PITAEstimator(CatEstimator):
                 seen = measured.take(block)
                 prediction, pdf_BP = engine.predict_pdf(cutout_BCSS, ebv_N[block], seen)
                 flags_B = photoz_flags(cutout_BCSS, side, seen.flags_NC, prediction.z_phot_N)
+                survey, compared = self._store.survey, self._comparison
+                flags_B |= image_flags(cutout_BCSS, side, survey, compared.limits_2C)
+                star_B = probability_of_stars(seen, survey, compared.point_sources)
                 assert pdf_BP is not None  # the engine was made with pdf="grid"
-                blocks.append((*prediction, pdf_BP, flags_B))
-        photoz_N, quantile_NQ, ood_N, value_NP, flags_N = (
+                blocks.append((*prediction, pdf_BP, flags_B, star_B))
+        photoz_N, quantile_NQ, ood_N, value_NP, flags_N, star_N = (
             np.concatenate(column) for column in zip(*blocks, strict=True)
         )
         lost_N = ~np.isfinite(photoz_N)
@@ -176,6 +189,7 @@ class PITAEstimator(CatEstimator):
             **{name: quantile_NQ[:, levels.index(q)] for name, q in INTERVAL_LEVELS.items()},
             "photoz_ood": ood_N,
             "photoz_flags": flags_N,
+            "star_probability": star_N,
         }
         part = PdfPart("grid", pdf.axis_P, pdf.z_max, data["source_id"], value_NP)
         ensemble = ensemble_of(part, ancil)

@@ -190,7 +190,7 @@ def make_table(
 
     Args:
         quantile_NQ: quantiles of the redshift at the levels of INTERVAL_LEVELS, ascending.
-        kron_flux_NC, kron_flux_err_NC, star_probability_N: None: not measured; the columns are null.
+        kron_flux_NC, kron_flux_err_NC, star_probability_N: None: not measured; null.
     """
     if star_probability_N is None:
         star_probability_N = np.full(len(source_id_N), np.nan, np.float32)

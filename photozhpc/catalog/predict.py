@@ -117,9 +117,6 @@ def compare_with_training(
 
     Args:
         side: of the part of the images that the model sees, pixels; 0: none.
-
-    Raises:
-        StoreError: a shard is missing or damaged.
     """
     from photozhpc.model.store_note import noise_warning, note_store, training_note
 

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.config import from_mapping, to_mapping
-from photozhpc.errors import ConfigError
+from photozhpc.errors import ConfigError, SourceListError, StoreError
 from photozhpc.model.checkpoint import Checkpoint
 from photozhpc.model.pita import PITA
 from photozhpc.model.stars import PointSources, find_point_sources
 from photozhpc.mosaic.defects import find_defects
-from photozhpc.store import CutoutStore, FluxTable
+from photozhpc.store import CutoutStore, FluxTable, Measurements
 from photozhpc.survey import Survey
 
 KEY = "store_note"  # of Checkpoint.training
-PERCENTILES = (0.5, 50.0, 99.5)
+PERCENTILES = (5.0, 50.0, 95.0)
 MAX_SHARDS, MAX_IMAGES = 64, 4096  # of the sample
 # Noise beyond the lowest and highest of the training images by this factor is another noise.
 STORE_FACTOR, SOURCE_FACTOR = 1.1, 1.5
@@ -36,7 +36,7 @@ class StoreNote:
     """What a sample of a store shows.
 
     Attributes:
-        noise_njy: percentiles 0.5, 50 and 99.5 of the noise of a pixel, measured in the images, of
+        noise_njy: percentiles 5, 50 and 95 of the noise of a pixel, measured in the images, of
             every band; empty without images. NaN: not measured.
         flux_err_njy: the same of the stated errors of fluxes in the smallest aperture (or
             of the total fluxes, if there are no others).
@@ -59,29 +59,34 @@ class StoreNote:
 def note_store(store: CutoutStore | FluxTable, side: int) -> StoreNote:
     """Look at a sample of a store, the same whenever it is taken.
 
+    Damaged shards are left out: whoever needs them reports them.
+
     Args:
         side: of the part of the images that the model sees, pixels; 0: none.
-
-    Raises:
-        StoreError, SourceListError: a shard is missing or damaged.
     """
     keys = store.shards()
     keys = [keys[i] for i in np.unique(np.linspace(0, len(keys) - 1, MAX_SHARDS).astype(int))]
-    measured = [store.read_measurements(key) for key in keys]
+    side = min(side, store.cutout_size)
+    measured: list[Measurements] = []
+    noise: list[NDArray] = []
+    for key in keys:
+        try:
+            measured.append(store.read_measurements(key))
+            if side and isinstance(store, CutoutStore):
+                rows = slice(0, max(1, MAX_IMAGES // len(keys)))
+                cutout_NCSS = store.read_cutouts(key, rows, side)
+                widths_C = psf_widths(store.survey)
+                noise.append(find_defects(cutout_NCSS, side, widths_C).noise_NC)
+        except (StoreError, SourceListError):
+            continue
+    if not measured:
+        return StoreNote()
     flux_NCR, err_NCR = (
         np.concatenate([getattr(m, name) for m in measured])
         for name in ("flux_NCR", "flux_err_NCR")
     )
     order_R = np.argsort(store.survey.aperture_radii_arcsec)
     flux_NCR, err_NCR = flux_NCR[:, :, order_R], err_NCR[:, :, order_R]
-    noise: list[NDArray] = []
-    if side and isinstance(store, CutoutStore):
-        side = min(side, store.cutout_size)
-        psf_fwhm_pix_C = psf_widths(store.survey)
-        for key in keys:
-            rows = slice(0, max(1, MAX_IMAGES // len(keys)))
-            cutout_NCSS = store.read_cutouts(key, rows, side)
-            noise.append(find_defects(cutout_NCSS, side, psf_fwhm_pix_C).noise_NC)
     if flux_NCR.shape[2]:
         smallest_NC = err_NCR[:, :, 0]
     else:

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-MIN_SNR = 4.0
+MIN_SNR = 4.2  # of what is sharp
+MIN_EXCESS = 2.3  # of what no colour explains, in units of its error
 MAX_COLOUR = 2.5  # flux in one band over that of every other; a magnitude
 # A galaxy's core may be peaked in one band and flat in another: there its light counts as well.
 SMOOTH_SHARE = 0.1
@@ -32,7 +33,7 @@ NARROWER = 0.92
 _WIDTHS = (1.0, 1.3, 2.0)
 RIM = 2  # pixels that the filters need around a pixel
 # The mean size of the noise of the quietest fifth of the columns, in units of its sigma.
-QUIET = 0.6
+QUIET = 0.65
 _FAST = {"contract", "reassoc", "nsz"}
 
 
@@ -124,7 +125,8 @@ def _find(cutout_NCSS, first, inner, weight_C3, found_N, noise_NC):
             peak_noise_C[c] = _rank(peak_size_W, 0.2) / np.float32(QUIET)
             sky_C[c] = _sky(image_SS[first : first + inner, first : first + inner])
             noise_NC[n, c] = sharp_noise_C[c]
-            dead |= sharp_noise_C[c] == 0  # many columns are constant
+            # Constant but for the rounding of the sums: a dead band.
+            dead |= sharp_noise_C[c] <= np.float32(1e-5) * abs(sky_C[c])
         found_N[n] = dead or _stands_out(
             cutout_NCSS[n], first, weight_C3, sharp_CHW, peak_CHW, sharp_top_CW, peak_top_CW,
             sharp_noise_C, peak_noise_C, sky_C,
@@ -267,7 +269,7 @@ def _has_no_colour(image_CSS, first, peak_CHW, noise_C, sky_C, c, i, j):
             continue
         n_others += 1
         noise = np.sqrt(noise_C[c] ** 2 + (MAX_COLOUR * noise_C[k]) ** 2)
-        excess = peak_CHW[c, i, j] - MIN_SNR * noise
+        excess = peak_CHW[c, i, j] - MIN_EXCESS * noise
         if not excess > MAX_COLOUR * peak:
             return False
         level = _level(image_CSS[k], first, i, j) - sky_C[k]
