@@ -172,7 +172,7 @@ def test_flags_are_of_the_square_round_the_aperture(
     half = int(np.ceil(0.4 / survey.pixel_scale_arcsec))
     assert engine.side_pix == 2 * half + 1
     shape = (3, len(survey.bands), len(survey.aperture_radii_arcsec))
-    cutout = np.ones((3, 4, 48, 48), np.float32)
+    cutout = np.random.default_rng(0).normal(size=(3, 4, 48, 48)).astype(np.float32)
     cutout[0, :, : 24 - half], cutout[0, :, 25 + half :] = np.nan, np.nan
     cutout[1, 2, 24, 24] = np.nan
     cutout[2, 0] = np.nan
