@@ -32,12 +32,14 @@ import psutil
 import torch
 from side_by_side import RESULTS, about, alternate, finish, parser, profile, ratio
 
-from photozhpc.bench.bench import from_disk, images_of, in_memory, store_bytes
+from photozhpc.bench.bench import from_disk, in_memory, sources_of, store_bytes
 from photozhpc.bench.synthetic_store import make_store
 from photozhpc.catalog import read_catalog
 from photozhpc.model import bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.augment import prepare
 from photozhpc.model.engine import Engine
+from photozhpc.model.photometry import FluxInput
+from photozhpc.model.pita import Fluxes
 from photozhpc.pita_z.checkpoint import import_checkpoint
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
@@ -47,18 +49,22 @@ CORES = len(os.sched_getaffinity(0))
 
 def forward(store: CutoutStore, rounds: int) -> dict[str, object]:
     checkpoint = load_checkpoint(bundled_checkpoint("roman-sim"))
-    cutout, ebv = images_of(store, 2048)
-    exact = Engine(checkpoint, precision=torch.float32).predict(cutout, ebv)
+    cutout, ebv, fluxes = sources_of(store, 2048)
+    exact = Engine(checkpoint, precision=torch.float32).predict(cutout, ebv, fluxes)
     measured: dict[str, object] = {}
     for threads in sorted({1, CORES}):
         torch.set_num_threads(threads)
         model = checkpoint.pita
         tensor, ebv_N = torch.from_numpy(cutout), torch.from_numpy(ebv)
+        seen = None
+        if model.config.fluxes.n_apertures:
+            picked = FluxInput(model.config.fluxes, store.survey)(fluxes)
+            seen = Fluxes(*map(torch.from_numpy, picked), ebv_N)
         engines = {"eager": Engine(checkpoint), "compiled": Engine(checkpoint, compiled=True)}
         assert engines["compiled"].is_compiled
 
         @torch.inference_mode()
-        def eager_float32(tensor=tensor, ebv_N=ebv_N, model=model) -> None:
+        def eager_float32(tensor=tensor, ebv_N=ebv_N, model=model, seen=seen) -> None:
             for a in range(0, len(tensor), 256):
                 rows = slice(a, a + 256)
                 image = prepare(
@@ -69,14 +75,14 @@ def forward(store: CutoutStore, rounds: int) -> dict[str, object]:
                     model.config.crop,
                     model.config.stretch,
                 )
-                model.estimate(image)
+                model.estimate(image, None if seen is None else Fluxes(*(v[rows] for v in seen)))
 
         sides = {
             "eager float32": eager_float32,
-            **{n: lambda e=e: e.predict(cutout, ebv) for n, e in engines.items()},
+            **{n: lambda e=e: e.predict(cutout, ebv, fluxes) for n, e in engines.items()},
         }
         for name, engine in engines.items():
-            shift = np.abs(engine.predict(cutout, ebv).z_phot_N - exact.z_phot_N)
+            shift = np.abs(engine.predict(cutout, ebv, fluxes).z_phot_N - exact.z_phot_N)
             measured[f"shift_99_{name}"] = float(np.nanquantile(shift / (1 + exact.z_phot_N), 0.99))
             assert measured[f"shift_99_{name}"] < 0.005, measured
             sides[name]()
@@ -148,7 +154,7 @@ def reference_way(folder: Path, rounds: int, n: int = 12_288) -> dict[str, objec
 
     survey = load_survey("candels")
     store = make_store(folder / "candels", survey, n, 64)
-    cutout, ebv = images_of(store, n)
+    cutout, ebv, _ = sources_of(store, n)
     module = pita_module(128, np.ones(4, np.float32)).eval()
     randomise(module, seed=0)
     about = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.5.0"}

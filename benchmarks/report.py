@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean, stdev
 
 from photozhpc.figures.scaling import plot_learning_curves, plot_scaling, scaling_table
 from photozhpc.store.schema import COLUMNS
@@ -102,6 +103,115 @@ def science_section(path: Path) -> str:
     return text + ("\n\n" + notes.read_text().strip() if notes.exists() else "")
 
 
+def real_section() -> str:
+    """Real galaxies: method 'photometry' and its rivals, from a table."""
+    result = load("real_photoz")
+    text = f"""## Real galaxies: redshifts from a table
+
+`python benchmarks/real_photoz.py DATA test`, on {result["processor"]}: CANDELS-COSMOS, four HST \
+bands, 3 864 galaxies to train on and 966 others, which no choice has seen. Their redshifts are \
+mixed, and some 10% wrong. GPz's predictions are those of its authors; settings of the other \
+rivals are tuned by cross-validation, ours were chosen in five folds of the 3 864. Errors are of a \
+bootstrap.
+
+{rivals_table(result["test"])}
+
+How much larger each is than photozhpc's on the same galaxies, with the share of bootstrap samples \
+in which photozhpc's is smaller:
+
+{paired_table({"": result["test"]})}"""
+    if "cross-validate" in result:
+        text += f"""
+
+`python benchmarks/real_photoz.py DATA cross-validate`, five folds of the 3 864:
+
+{rivals_table(result["cross-validate"])}"""
+    return text
+
+
+def opponents_section() -> str:
+    """Stores without their pixels: mean over seeds, for each number of labels."""
+    result = load("opponents")
+    rows = []
+    for labels, methods in result["by_labels"].items():
+        for method, entry in sorted(methods.items(), key=lambda item: _mean(item[1], "nmad")):
+            runs = entry["runs"]
+            cells = [labels, method, len(runs)]
+            for key, digits in (("nmad", 4), ("outliers_percent", 2), ("crps", 4)):
+                values = [run[key] for run in runs]
+                spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+                cells.append(f"{mean(values):.{digits}f}{spread}")
+            rows.append(cells)
+    header = ["labels", "method", "seeds", "NMAD", "outliers, %", "CRPS"]
+    text = f"""## Opponents without pixels
+
+`python benchmarks/opponents.py`, on {result["processor"]}: {result["galaxies"]} galaxies of an \
+unseen sky; {result["sources"]} sources in the stores of the training sky, of which \
+{result["labels"]} have a redshift. Mean and standard deviation over seeds of the labels. The \
+'limit of the photometry' has all {result["true_redshifts"]} true redshifts.
+
+{table(header, rows, "rlrrrr")}"""
+    if differences := paired_table(result["by_labels"]):
+        text += f"""
+
+How much larger each is than {result["ours"]}'s with the same labels, on the same galaxies, with \
+the share of bootstrap samples in which {result["ours"]}'s is smaller:
+
+{differences}"""
+    return text
+
+
+def _mean(entry: dict, key: str) -> float:
+    return mean(run[key] for run in entry["runs"])
+
+
+def paired_table(groups: dict[str, dict[str, dict]]) -> str:
+    """A row for each method that was compared with ours; "" if none was.
+
+    Args:
+        groups: methods by name, by number of labels; one group without a name has no such column.
+    """
+    rows = [
+        [
+            *([group] if group else []),
+            name,
+            *(
+                f"{d['difference']:+.{digits}f} ± {d['error']:.{digits}f} "
+                f"({d['better_percent']:.0f}%)"
+                for d, digits in (
+                    (entry["minus_ours"][key], digits)
+                    for key, digits in (("nmad", 4), ("outliers_percent", 2), ("crps", 4))
+                )
+            ),
+        ]
+        for group, methods in groups.items()
+        for name, entry in methods.items()
+        if "minus_ours" in entry
+    ]
+    header = [*([] if "" in groups else ["labels"]), "method", "NMAD", "outliers, points", "CRPS"]
+    return table(header, rows, "l" * (len(header) - 3) + "rrr") if rows else ""
+
+
+def rivals_table(methods: dict[str, dict]) -> str:
+    """A row for each method, by CRPS."""
+    rows = [
+        [
+            name,
+            *(
+                f"{row[key]:.{digits}f} ± {row[f'{key}_err']:.{digits}f}"
+                for key, digits in (("bias", 4), ("nmad", 4), ("outliers_percent", 1), ("crps", 4))
+            ),
+            " / ".join(
+                f"{row[f'coverage_{p}']:.1f} ± {row[f'coverage_{p}_err']:.1f}" for p in (68, 90, 99)
+            ),
+            f"{row['pit_ks']:.3f} ± {row['pit_ks_err']:.3f}",
+        ]
+        for name, row in sorted(methods.items(), key=lambda item: item[1]["crps"])
+    ]
+    header = ["method", "bias", "NMAD", "outliers, %", "CRPS", "in 68 / 90 / 99%", "KS of PIT"]
+    return table(header, rows, "lrrrrrr")
+
+
 def science_figures(recipe: str) -> tuple[Path, Path]:
     """Files of the two figures of science_section."""
     return FIGURES / f"scaling_{recipe}.png", FIGURES / f"learning_{recipe}.png"
@@ -119,6 +229,68 @@ def draw_science(path: Path) -> None:
 def load(name: str) -> dict:
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def warnings_section() -> str:
+    """Planted defects and noise, and stars: what is told of them."""
+    skies = load("defects")["skies"]
+    planted = [
+        [name, kind, row["matter"], *(percent(row[key]) for key in _TOLD)]
+        for name, sky in skies.items()
+        for kind, row in sky["planted"].items()
+    ]
+    noise = [
+        [name, f"{row['factor']:g}", *(percent(row[key]) for key in _NOISE)]
+        for name, sky in skies.items()
+        for row in sky["noise"]
+    ]
+    stars = [
+        [name, magnitude, row["stars"], row["galaxies"], f"{row['auc']:.4f}"]
+        for name, sky in skies.items()
+        for magnitude, row in sky["stars"].items()
+        if isinstance(row, dict)
+    ]
+    alarms = "; ".join(
+        f"{name}: {percent(sky['false_alarms'])} of {sky['clean_sources']} sources without one"
+        for name, sky in skies.items()
+    )
+    costs = "; ".join(
+        f"{name}: {percent(sky['cpu_us_per_source']['share'])} of the "
+        f"{sky['cpu_us_per_source']['model']:.0f} µs of the model"
+        for name, sky in skies.items()
+    )
+    return f"""## Warnings: defects, noise, stars
+
+`python benchmarks/defects.py --sky ... --out benchmarks/results/defects.json`. Rays have 30 \
+times, hot pixels 300 times the noise of a pixel, in one band, within 0.5 arcsec of the source; a \
+native pixel covers two by two pixels of the mosaic. A defect matters if it moves the redshift by \
+more than half the 68% interval. Before: `photoz_ood` above 1, or flags 1 to 8.
+
+{table(_PLANTED_HEADER, planted, "llrrrr")}
+
+False alarms of flag 16: {alarms}. Cost of flags and star probability: {costs}.
+
+Images with more noise, and fluxes with as much more:
+
+{table(_NOISE_HEADER, noise, "lrrrr")}
+
+`star_probability`:
+
+{table(["sky", "F158", "stars", "galaxies", "AUC"], stars, "llrrr")}"""
+
+
+_TOLD = (
+    "of_these_told_by_ood_or_flags_before",
+    "of_these_told_by_sharp_defect",
+    "of_all_told_by_sharp_defect",
+)
+_PLANTED_HEADER = ["sky", "defect", "matter", "told before", "told by flag 16", "of all"]
+_NOISE_HEADER = ["sky", "times the noise", "in 68% interval", "told before", "told by flag 32"]
+_NOISE = ("in_68", "told_by_ood_or_flags_before", "told_by_other_noise")
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}%"
 
 
 def throughput_section() -> str:
@@ -382,7 +554,13 @@ def texts() -> dict[Path, str]:
         )
         written[CARD] = between_marks(CARD.read_text(), "metrics", block)
     sections += [science_section(path) for path in sorted(RESULTS.glob("science_*.json"))]
+    if (RESULTS / "opponents.json").exists():
+        sections.append(opponents_section())
+    if (RESULTS / "real_photoz.json").exists():
+        sections.append(real_section())
     gpu = f"## On a GPU\n\n`benchmarks/gpu.sh`: {load('gpu').get('note', '')}\n\n{gpu_table()}"
+    if (RESULTS / "defects.json").exists():
+        sections.append(warnings_section())
     sections += [throughput_section(), gpu, faults_section()]
     guide = HERE.parent / "docs" / "performance.md"
     text = guide.read_text()

@@ -116,7 +116,8 @@ def predict_images(stores: list[CutoutStore], engine: Engine) -> tuple[np.ndarra
     for store in stores:
         for key in store.shards():
             sources = store.read_sources(key)
-            z.append(engine.predict(store.read_cutouts(key), sources.ebv_N).z_phot_N)
+            cutout_NCSS, measured = store.read_cutouts(key), store.read_measurements(key)
+            z.append(engine.predict(cutout_NCSS, sources.ebv_N, measured).z_phot_N)
             ids.append(sources.source_id_N)
     return np.concatenate(ids), np.concatenate(z)
 

@@ -30,10 +30,17 @@ except ImportError as error:
 
 from photozhpc.catalog.pdf import PdfPart
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
-from photozhpc.catalog.predict import photoz_flags
+from photozhpc.catalog.predict import (
+    compare_with_training,
+    image_flags,
+    photoz_flags,
+    probability_of_stars,
+)
 from photozhpc.export.qp import ensemble_of
+from photozhpc.logs import LOG
 from photozhpc.model import load_checkpoint
 from photozhpc.model.engine import Engine
+from photozhpc.model.photometry import check_measured
 from photozhpc.store import CutoutStore, ShardKey
 
 _BLOCK_LEN = 1024
@@ -142,7 +149,13 @@ class PITAEstimator(CatEstimator):
         handle = self.get_handle("input", allow_missing=True)
         self._store = CutoutStoreHandle._read(str(handle.path))
         self.model.check_store(self._store.survey, self._store.cutout_size)
-        self._engine = Engine(self.model, _device(self.config.device), pdf="grid")
+        check_measured(self.model.pita.config.fluxes, self._store)
+        device = _device(self.config.device)
+        self._engine = Engine(self.model, device, pdf="grid", survey=self._store.survey)
+        side = min(self._engine.side_pix, self._store.cutout_size)
+        self._comparison = compare_with_training(self.model, self._store, side)
+        if self._comparison.warning:
+            LOG.warning(f"{self._store.path}: {self._comparison.warning}")
         super().run()
 
     def _process_chunk(self, start: int, end: int, data: Any, first: bool) -> None:
@@ -152,15 +165,19 @@ class PITAEstimator(CatEstimator):
         side = min(engine.side_pix, self._store.cutout_size)
         for key, rows in spans(self._store, start, end):
             ebv_N = self._store.read_sources(key).ebv_N
-            flags_NC = self._store.read_measurements(key).flags_NC
+            measured = self._store.read_measurements(key)
             for at in range(rows.start, rows.stop, _BLOCK_LEN):
                 block = slice(at, min(at + _BLOCK_LEN, rows.stop))
                 cutout_BCSS = self._store.read_cutouts(key, block, side)
-                prediction, pdf_BP = engine.predict_pdf(cutout_BCSS, ebv_N[block])
-                flags_B = photoz_flags(cutout_BCSS, side, flags_NC[block], prediction.z_phot_N)
+                seen = measured.take(block)
+                prediction, pdf_BP = engine.predict_pdf(cutout_BCSS, ebv_N[block], seen)
+                flags_B = photoz_flags(cutout_BCSS, side, seen.flags_NC, prediction.z_phot_N)
+                survey, compared = self._store.survey, self._comparison
+                flags_B |= image_flags(cutout_BCSS, side, survey, compared.limits_2C)
+                star_B = probability_of_stars(seen, survey, compared.point_sources)
                 assert pdf_BP is not None  # the engine was made with pdf="grid"
-                blocks.append((*prediction, pdf_BP, flags_B))
-        photoz_N, quantile_NQ, ood_N, value_NP, flags_N = (
+                blocks.append((*prediction, pdf_BP, flags_B, star_B))
+        photoz_N, quantile_NQ, ood_N, value_NP, flags_N, star_N = (
             np.concatenate(column) for column in zip(*blocks, strict=True)
         )
         lost_N = ~np.isfinite(photoz_N)
@@ -172,6 +189,7 @@ class PITAEstimator(CatEstimator):
             **{name: quantile_NQ[:, levels.index(q)] for name, q in INTERVAL_LEVELS.items()},
             "photoz_ood": ood_N,
             "photoz_flags": flags_N,
+            "star_probability": star_N,
         }
         part = PdfPart("grid", pdf.axis_P, pdf.z_max, data["source_id"], value_NP)
         ensemble = ensemble_of(part, ancil)

@@ -5,7 +5,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from photozhpc.config import bundled_configs, read_config
 from photozhpc.errors import ConfigError, did_you_mean
@@ -44,14 +44,16 @@ class Band:
     Attributes:
         name: as in file names and catalogue columns, e.g. "F158"; ASCII (for FITS), no spaces.
         zero_point_ab: AB magnitude of one count (per second) of the mosaic; None where the
-            file states its own calibration (a surface-brightness unit, PHOTFLAM, MAGZERO).
-        psf_fwhm_arcsec: full width at half maximum of the mosaic's PSF.
-        extinction_r: R of A = R * E(B-V), in magnitudes.
+            file states its own calibration (a surface-brightness unit, PHOTFLAM, MAGZERO). Of a
+            photometric catalogue: see FluxColumns.
+        psf_fwhm_arcsec: full width at half maximum of the mosaic's PSF; not needed for a
+            photometric catalogue.
+        extinction_r: R of A = R * E(B-V), in magnitudes; 0 for fluxes that are dereddened.
     """
 
     name: str
-    psf_fwhm_arcsec: float
-    extinction_r: float
+    psf_fwhm_arcsec: float = 0.0
+    extinction_r: float = math.nan
     zero_point_ab: float | None = None
 
     def __post_init__(self) -> None:
@@ -59,8 +61,10 @@ class Band:
             raise ValueError("a band needs a name")
         if not re.fullmatch(r"[!-~]+", self.name):
             raise ValueError(f"name must be ASCII without spaces, got {self.name!r}")
-        if not 0 < self.psf_fwhm_arcsec < math.inf:
+        if not 0 <= self.psf_fwhm_arcsec < math.inf:
             raise ValueError(f"psf_fwhm_arcsec must be positive, got {self.psf_fwhm_arcsec}")
+        if math.isnan(self.extinction_r):
+            raise ValueError("extinction_r is missing")
         if not 0 <= self.extinction_r < math.inf:
             raise ValueError(f"extinction_r must not be negative, got {self.extinction_r}")
         if self.zero_point_ab is not None and not math.isfinite(self.zero_point_ab):
@@ -75,10 +79,12 @@ class SourceColumns:
 
     Attributes:
         source_id: integers that are unique over all lists; of several names, the first that a
-            list has. null: the rows of the list are numbered.
+            list has. null: the rows of the list are numbered. In a photometric catalogue also
+            text, see `identifiers.id_of_text`.
         number: integers that are unique only within their list, for lists without `source_id`; the
             identifier is then made of the list's {tile} (or else its file name) and the number.
         ra, dec: ICRS, degrees; other units (rad, hourangle, arcsec) where the list states them.
+            null, of a photometric catalogue: it has no positions.
         z_spec: labels, by priority: where the first has no value (or none above 0), the second is
             used.
         ebv: Galactic E(B-V), magnitudes, by priority as z_spec.
@@ -87,8 +93,8 @@ class SourceColumns:
     """
 
     source_id: str | tuple[str, ...] | None = "source_id"
-    ra: str = "ra"
-    dec: str = "dec"
+    ra: str | None = "ra"
+    dec: str | None = "dec"
     z_spec: str | tuple[str, ...] | None = "z_spec"
     ebv: str | tuple[str, ...] | None = "ebv"
     number: str | None = None
@@ -106,13 +112,53 @@ class SourceColumns:
 
 
 @dataclass(frozen=True)
+class FluxColumns:
+    """Columns of a photometric catalogue: one flux, or magnitude, of every band.
+
+    Without a flux, or where there are errors without a positive error, a source counts as not
+    measured in the band; so does a magnitude beyond +-50 (99, -99, ...).
+
+    Attributes:
+        value: name of the columns, with {band}: the band's name or one of its `band_aliases`.
+        error: name of the columns of the standard errors, in the same unit; "": there are none.
+        kind: "flux" (the unit is that of the column, or else `unit`, or else such that one unit of
+            flux has the AB magnitude `zero_point_ab` of the band), or "magnitude" (AB; or, with
+            `zero_point_ab`, such that 0 is that AB magnitude).
+        unit: of fluxes in columns that state none, as astropy writes it: nJy, uJy, nanomaggy.
+        missing: numbers that mean 'not measured', beside NaN, nulls and those named above.
+        upper_limit: number in the magnitude's column where nothing was detected and the error's
+            column holds the magnitude of one standard error (99 in EAZY's and BPZ's catalogues).
+    """
+
+    value: str
+    error: str = ""
+    kind: Literal["flux", "magnitude"] = "flux"
+    unit: str = ""
+    missing: tuple[float, ...] = ()
+    upper_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("value", "error"):
+            if getattr(self, key).count("{band}") != 1 and (key, self.error) != ("error", ""):
+                raise ValueError(
+                    f"{key} must name columns with {{band}}, got {getattr(self, key)[:60]!r}"
+                )
+        if self.upper_limit is not None and not self.error:
+            raise ValueError("upper_limit needs error columns, which hold the limits")
+        if self.upper_limit is not None and self.kind == "flux":
+            raise ValueError("upper_limit is only for magnitudes: a flux can be measured as 0")
+        if self.unit and self.kind == "magnitude":
+            raise ValueError("unit is only for fluxes: magnitudes are AB, or need zero_point_ab")
+
+
+@dataclass(frozen=True)
 class Survey:
     """A survey: its bands in channel order, its grid, and the layout of its files.
 
     Attributes:
         name: as in files, checkpoints and messages: letters, digits, spaces, . _ + and -.
         bands: in the order of the network's channels.
-        pixel_scale_arcsec: side of a pixel of the mosaics.
+        pixel_scale_arcsec: side of a pixel of the mosaics; not needed for a photometric catalogue.
         description: one line for people.
         mosaic_pattern: file name of one band of one tile, with {tile}, {band}, and * for any text;
             case does not matter. {band} is the band's name or one of `band_aliases`. {tile:REGEX}
@@ -147,11 +193,15 @@ class Survey:
         subtract_sky: whether that local sky is also subtracted from the cutouts, for mosaics that
             are not sky-subtracted; fluxes never include it.
         cutout_size: side of the stored cutouts, pixels.
+        aperture_columns: for a photometric catalogue instead of mosaics: the columns of the fluxes
+            in each of `aperture_radii_arcsec`.
+        total_columns: the same for total fluxes (Kron, model, auto), which go where a store has
+            its Kron fluxes.
     """
 
     name: str
     bands: tuple[Band, ...]
-    pixel_scale_arcsec: float
+    pixel_scale_arcsec: float = 0.0
     description: str = ""
     mosaic_pattern: str | tuple[str, ...] = "{tile}_{band}_coadd.asdf"
     band_aliases: dict[str, str] = field(default_factory=dict, hash=False)
@@ -169,6 +219,8 @@ class Survey:
     sky_annulus_arcsec: tuple[float, ...] = (2.4, 2.8)
     subtract_sky: bool = False
     cutout_size: int = 64
+    aperture_columns: tuple[FluxColumns, ...] = ()
+    total_columns: FluxColumns | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -195,10 +247,22 @@ class Survey:
                 raise ValueError(f"bad_mask_bits: bits have numbers from 0 to 61, got {bit}")
         if not self.z_spec_max > 0:
             raise ValueError(f"z_spec_max must be positive, got {self.z_spec_max}")
-        if not 0 < self.pixel_scale_arcsec < math.inf:
+        has_scale = 0 < self.pixel_scale_arcsec < math.inf
+        if not has_scale and not (self.has_flux_columns and self.pixel_scale_arcsec == 0):
             raise ValueError(f"pixel_scale_arcsec must be positive, got {self.pixel_scale_arcsec}")
+        if not self.has_flux_columns:
+            for band in self.bands:
+                if not band.psf_fwhm_arcsec:
+                    raise ValueError(f"psf_fwhm_arcsec of band {band.name} is missing")
+            if self.source_columns.ra is None or self.source_columns.dec is None:
+                raise ValueError("source_columns: ra and dec are needed to find the sources")
         radii = self.aperture_radii_arcsec
-        if not radii or not all(0 < radius < math.inf for radius in radii):
+        if self.aperture_columns and len(self.aperture_columns) != len(radii):
+            raise ValueError(
+                f"aperture_columns needs one entry for each of aperture_radii_arcsec {radii}, got "
+                f"{len(self.aperture_columns)}"
+            )
+        if not (radii or self.total_columns) or not all(0 < radius < math.inf for radius in radii):
             raise ValueError(f"aperture_radii_arcsec needs positive radii, got {radii}")
         if len(self.sky_annulus_arcsec) not in (0, 2):
             raise ValueError("sky_annulus_arcsec must be [inner, outer] or empty")
@@ -212,6 +276,11 @@ class Survey:
             raise ValueError("subtract_sky needs a sky_annulus_arcsec in which to measure the sky")
         if not 8 <= self.cutout_size <= MAX_CUTOUT_PIX:
             raise ValueError(f"cutout_size must be 8 to {MAX_CUTOUT_PIX}, got {self.cutout_size}")
+
+    @property
+    def has_flux_columns(self) -> bool:
+        """Whether it describes a photometric catalogue."""
+        return bool(self.aperture_columns) or self.total_columns is not None
 
     @property
     def band_names(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from photozhpc.errors import RunError
 from photozhpc.model import bundled_checkpoint
 from photozhpc.mosaic.cutouts import extract_cutouts
 from photozhpc.mosaic.photometry import local_sky, sum_circles
-from photozhpc.store import CutoutStore
+from photozhpc.store import CutoutStore, Measurements
 from photozhpc.store.cutout_store import local_path
 from photozhpc.survey import load_survey
 from photozhpc.workers.dask_workers import DaskWorkers, tasks_per_worker
@@ -213,14 +213,20 @@ def _in_memory(
 
     torch.set_num_threads(threads)
     keep_freed_memory()  # as a worker does
-    engine = Engine(load_checkpoint(checkpoint), "cuda" if visible else "cpu", compiled=compiled)
+    store = CutoutStore.open(store_path)
+    engine = Engine(
+        load_checkpoint(checkpoint),
+        "cuda" if visible else "cpu",
+        compiled=compiled,
+        survey=store.survey,
+    )
     n = max(2048, engine.batch_size)
-    cutout_NCSS, ebv_N = images_of(CutoutStore.open(store_path), n, engine.side_pix)
+    cutout_NCSS, ebv_N, measured = sources_of(store, n, engine.side_pix)
     batches = [slice(a, a + engine.batch_size) for a in range(0, len(ebv_N), engine.batch_size)]
 
     def predict() -> None:
         for rows in batches:
-            engine.predict(cutout_NCSS[rows], ebv_N[rows])
+            engine.predict(cutout_NCSS[rows], ebv_N[rows], measured.take(rows))
 
     n_tasks = tasks_per_worker(bool(visible), threads)  # they share the engine
     with ThreadPoolExecutor(n_tasks, "", torch.set_num_threads, (threads,)) as pool:
@@ -238,14 +244,16 @@ def _in_memory(
     answer.put((done / (time.perf_counter() - start), engine.is_compiled))
 
 
-def images_of(
+def sources_of(
     store: CutoutStore, n: int, side: int | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the first `n` cutouts of a store, or their central `side` px, and their E(B-V)."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], Measurements]:
+    """Return the first `n` cutouts of a store, or their central `side` px, E(B-V), photometry."""
     keys = store.shards()[: -(-n // store.shard_len)]
     cutout_NCSS = np.concatenate([store.read_cutouts(key, side=side) for key in keys])
     ebv_N = np.concatenate([store.read_sources(key).ebv_N for key in keys])
-    return cutout_NCSS[:n], ebv_N[:n]
+    columns = zip(*(vars(store.read_measurements(key)).values() for key in keys), strict=True)
+    measured = Measurements(*map(np.concatenate, columns))
+    return cutout_NCSS[:n], ebv_N[:n], measured.take(slice(n))
 
 
 def store_bytes(store: CutoutStore) -> int:

@@ -14,7 +14,7 @@ from photozhpc.catalog.predict import check_fit, predict_part
 from photozhpc.catalog.run_folder import ModelKey, Part, RunFolder
 from photozhpc.errors import CheckpointError, ConfigError, PhotozError, RunError, one_line
 from photozhpc.printable import printable
-from photozhpc.store import CutoutStore
+from photozhpc.store import CutoutStore, FluxTable
 from photozhpc.workers.dask_workers import DaskWorkers
 
 _AHEAD_SECONDS = 0.1
@@ -31,15 +31,16 @@ class CatalogRun:
         provenance: the whole run.json, as every part has it.
     """
 
-    store: CutoutStore
+    store: CutoutStore | FluxTable
     model: ModelKey
     folder: RunFolder
     about: dict[str, Any]
     provenance: str = "{}"
 
 
-def load_model(client: Client, run: CatalogRun) -> None:
-    """Load the model in every worker and check that it fits the store."""
+def load_model(client: Client, run: CatalogRun) -> str | None:
+    """Load the model in every worker, check that it fits the store, and return its warning."""
+    warning: str | None = None
     futures = [
         client.submit(
             check_fit,
@@ -51,9 +52,12 @@ def load_model(client: Client, run: CatalogRun) -> None:
         for address in client.scheduler_info(n_workers=-1)["workers"]
     ]
     for batch in _batches(client, as_completed(futures, loop=client.loop)):
-        for error in (future.exception() for future in batch):
+        for future in batch:
+            error = future.exception()
             if error is not None:
                 raise _fatal(error) or RunError(f"the model cannot be loaded: {reason_of(error)}")
+            warning = future.result()
+    return warning
 
 
 def stream_parts(

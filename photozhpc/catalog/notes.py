@@ -30,17 +30,21 @@ _MAX_SECONDS = 1e11  # since 1970; no clock shows more
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of rows of a part or a catalogue: all, with a flag, without a redshift."""
+    """Numbers of rows of a part or a catalogue: all, with any flag, and with some of the flags."""
 
     rows: int
     flagged: int
     without_photoz: int
+    sharp_defects: int = 0
+    other_noise: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
             self.rows + other.rows,
             self.flagged + other.flagged,
             self.without_photoz + other.without_photoz,
+            self.sharp_defects + other.sharp_defects,
+            self.other_noise + other.other_noise,
         )
 
 
@@ -132,6 +136,12 @@ def read_run(out: Path) -> Run:
     if not sound or not isinstance(run.identity, dict):
         raise CatalogError(f"{file}: is damaged: parts and rows are {str(counts)[:80]}")
     return run
+
+
+def warnings_of(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what run.json warns the readers of the catalogue of; often nothing."""
+    warnings = about.get("warnings")
+    return tuple(map(str, warnings)) if isinstance(warnings, list) else ()
 
 
 def run_id(identity: Mapping[str, Any]) -> str:
@@ -255,11 +265,13 @@ def _part_note(line: dict[str, Any]) -> PartNote | None:
     if not all(map(is_count, numbers)):
         return None
     _, rows, flagged, without_photoz, n_bytes = numbers
+    further: list[Any] = [line.get(key) for key in ("sharp_defects", "other_noise")]
+    further = [n if is_count(n) else 0 for n in further]  # older notes have neither
     pdf = None
     if is_count(line.get("pdf_bytes")):
         pdf = FileNote(line["pdf_bytes"], str(line.get("pdf_sha256")))
     return PartNote(
-        Counts(rows, flagged, without_photoz),
+        Counts(rows, flagged, without_photoz, *further),
         FileNote(n_bytes, str(line.get("sha256"))),
         pdf,
         at=_seconds(line, "at"),

@@ -38,7 +38,7 @@ from photozhpc.catalog.votable import with_votable
 from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
 
-SCHEMA_VERSION = 3  # 2: intervals and photoz_ood; 3: Kron fluxes
+SCHEMA_VERSION = 4  # 2: intervals and photoz_ood; 3: Kron fluxes; 4: star_probability
 # Column -> quantile, in the order of the columns. The levels are those of model/density.py.
 INTERVAL_LEVELS = {
     "photoz_low68": 0.16,
@@ -61,12 +61,17 @@ class PhotozFlag(enum.IntFlag):
         MISSING_BAND: a band holds no data where the network looks.
         BAD_PIXELS: no data in the middle of the image, or in 5% of it, in some band.
         NO_PHOTOZ: too little data: photoz is null.
+        SHARP_DEFECT: light in one band that is not from the sky, like that of a cosmic ray or a
+            hot pixel; or a dead band.
+        OTHER_NOISE: the noise of a band is lower or higher than in all training.
     """
 
     OFF_TILE = 1
     MISSING_BAND = 2
     BAD_PIXELS = 4
     NO_PHOTOZ = 8
+    SHARP_DEFECT = 16
+    OTHER_NOISE = 32
 
 
 def count_rows(table: pa.Table) -> Counts:
@@ -76,6 +81,8 @@ def count_rows(table: pa.Table) -> Counts:
         rows=len(flags_N),
         flagged=int(np.count_nonzero(flags_N)),
         without_photoz=int(np.count_nonzero(flags_N & PhotozFlag.NO_PHOTOZ)),
+        sharp_defects=int(np.count_nonzero(flags_N & PhotozFlag.SHARP_DEFECT)),
+        other_noise=int(np.count_nonzero(flags_N & PhotozFlag.OTHER_NOISE)),
     )
 
 
@@ -116,6 +123,13 @@ def catalog_schema(survey: Survey) -> pa.Schema:
             "distance to the training images in latent space; 1: as far out as 1% of them",
         ),
         _field("photoz_flags", pa.int32(), "", "meta.code.qual", f"sum of: {flags}"),
+        _field(
+            "star_probability",
+            pa.float32(),
+            "",
+            "stat.probability;src.class.starGalaxy",
+            "probability of a star, or another point source, from its fluxes in two apertures",
+        ),
     ]
     for band in survey.bands:
         em = _UCD_OF_BAND.get(band.name)
@@ -170,13 +184,16 @@ def make_table(
     flux_err_NCR: NDArray[np.float32],
     kron_flux_NC: NDArray[np.float32] | None = None,
     kron_flux_err_NC: NDArray[np.float32] | None = None,
+    star_probability_N: NDArray[np.float32] | None = None,
 ) -> pa.Table:
     """Return one row per source; numbers that are not finite become null.
 
     Args:
         quantile_NQ: quantiles of the redshift at the levels of INTERVAL_LEVELS, ascending.
-        kron_flux_NC, kron_flux_err_NC: None: not measured; the columns are null.
+        kron_flux_NC, kron_flux_err_NC, star_probability_N: None: not measured; null.
     """
+    if star_probability_N is None:
+        star_probability_N = np.full(len(source_id_N), np.nan, np.float32)
     if kron_flux_NC is None or kron_flux_err_NC is None:
         kron_flux_NC = kron_flux_err_NC = np.full(flux_NCR.shape[:2], np.nan, np.float32)
     schema = catalog_schema(survey)
@@ -192,6 +209,7 @@ def make_table(
         },
         "photoz_ood": _null_where_not_finite(ood_N),
         "photoz_flags": photoz_flags_N.astype(np.int32),
+        "star_probability": _null_where_not_finite(star_probability_N),
     }
     for c, band in enumerate(survey.bands):
         for r, radius_arcsec in enumerate(survey.aperture_radii_arcsec):

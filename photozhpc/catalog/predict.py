@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,10 +28,15 @@ from photozhpc.catalog.run_folder import ModelKey, Part, note_part
 from photozhpc.errors import CatalogError, CheckpointError, StoreError
 from photozhpc.files.objects import AnyPath
 from photozhpc.logs import LOG
-from photozhpc.store import CutoutStore
+from photozhpc.store import CutoutStore, FluxTable, Measurements, open_store
+from photozhpc.survey import Survey
 
 if TYPE_CHECKING:
-    from photozhpc.model.engine import Engine, PhotometryEngine
+    from photozhpc.model.checkpoint import Checkpoint
+    from photozhpc.model.engine import Engine, PhotometryEngine, PhotometryMLPEngine
+    from photozhpc.model.stars import PointSources
+
+    AnyEngine = Engine | PhotometryEngine | PhotometryMLPEngine
 
 T = TypeVar("T")
 
@@ -58,7 +63,7 @@ def predict_part(
         RunError: the disk is full.
     """
     started = time.monotonic()
-    store = _open_store(model.store_path)
+    store = _open_store(model.store_path, model.table_survey)
     # Dask repeats a task whose worker died after the part was written.
     if path.exists():
         try:
@@ -67,7 +72,7 @@ def predict_part(
             return note_part(path, part, note, time.monotonic() - started)
         except CatalogError:
             pass  # it is made again
-    table, pdf_table = _part_tables(store, part, load_engine(model))
+    table, pdf_table = _part_tables(store, part, load_engine(model), _compare(model))
     pdf = None
     if pdf_table is not None:
         pdf = write_pdf_part(pdf_table, pdf_path(path), identity, provenance)
@@ -77,12 +82,75 @@ def predict_part(
     LOG.debug("infer: %s: %d sources in %.2f s", path.name, part.n_rows, seconds)
 
 
-def check_fit(model: ModelKey) -> None:
+def check_fit(model: ModelKey) -> str | None:
     """Load the model and check that it fits the store; errors as `load_engine`.
 
-    It returns nothing, because Dask would send the model to the client.
+    It does not return the model, because Dask would send it to the client.
+
+    Returns:
+        A warning: how the noise of the store differs from that of all training.
     """
     load_engine(model)
+    return _compare(model).warning
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A store beside the training store of a model.
+
+    Attributes:
+        limits_2C: noise of an image below and above which it is another; None: unknown, or without
+            images.
+        point_sources: of the store, or else of the training store.
+        warning: see `store_note.noise_warning`.
+    """
+
+    limits_2C: NDArray[np.float64] | None
+    point_sources: "PointSources | None"
+    warning: str | None
+
+
+def compare_with_training(
+    checkpoint: "Checkpoint", store: CutoutStore | FluxTable, side: int
+) -> Comparison:
+    """Compare a sample of a store with what a model file notes of its training store.
+
+    Args:
+        side: of the part of the images that the model sees, pixels; 0: none.
+    """
+    from photozhpc.model.store_note import noise_warning, note_store, training_note
+
+    here, training = note_store(store, side), training_note(checkpoint)
+    if training is None:
+        return Comparison(None, here.point_sources, None)
+    return Comparison(
+        training.noise_limits_2C if side else None,
+        here.point_sources or training.point_sources,
+        noise_warning(training, here, store.survey),
+    )
+
+
+def image_flags(
+    cutout_NCSS: NDArray[np.float32],
+    side: int,
+    survey: Survey,
+    limits_2C: NDArray[np.float64] | None,
+) -> NDArray[np.int32]:
+    """Return the PhotozFlag bits SHARP_DEFECT and OTHER_NOISE (N,).
+
+    Args:
+        side: of the part of the images that the network sees, pixels.
+        limits_2C: as in `Comparison`.
+    """
+    from photozhpc.model.store_note import psf_widths
+    from photozhpc.mosaic.defects import find_defects
+
+    found_N, noise_NC = find_defects(cutout_NCSS, side, psf_widths(survey))
+    flags_N = np.where(found_N, int(PhotozFlag.SHARP_DEFECT), 0).astype(np.int32)
+    if limits_2C is not None:
+        other_N = ((noise_NC < limits_2C[0]) | (noise_NC > limits_2C[1])).any(axis=1)
+        flags_N[other_N & ~found_N] |= PhotozFlag.OTHER_NOISE  # a dead band has no noise
+    return flags_N
 
 
 def photoz_flags(
@@ -120,8 +188,32 @@ def photoz_flags(
     return flags_N
 
 
+def photometry_flags(measured: Measurements, photoz_N: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return PhotozFlag bits (N,) of sources whose redshift is from fluxes alone.
+
+    Args:
+        photoz_N: NaN where no redshift could be estimated.
+    """
+    from photozhpc.mosaic.photometry import PhotFlag
+
+    n_measured_NC = np.isfinite(measured.flux_NCR).sum(axis=2)
+    if measured.kron_flux_NC is not None:
+        n_measured_NC = n_measured_NC + np.isfinite(measured.kron_flux_NC)
+    flag_NC = measured.flags_NC
+    bad = PhotFlag.EDGE | PhotFlag.MASKED | PhotFlag.NON_FINITE | PhotFlag.NO_DATA
+    flags_N = np.zeros(len(photoz_N), dtype=np.int32)
+    for flag, where_N in (
+        (PhotozFlag.OFF_TILE, ((flag_NC & int(PhotFlag.OFF_TILE)) != 0).any(axis=1)),
+        (PhotozFlag.MISSING_BAND, (n_measured_NC == 0).any(axis=1)),
+        (PhotozFlag.BAD_PIXELS, ((flag_NC & int(bad)) != 0).any(axis=1)),
+        (PhotozFlag.NO_PHOTOZ, ~np.isfinite(photoz_N)),
+    ):
+        flags_N[where_N] |= flag
+    return flags_N
+
+
 def _part_tables(
-    store: CutoutStore, part: Part, engine: "Engine | PhotometryEngine"
+    store: CutoutStore | FluxTable, part: Part, engine: "AnyEngine", comparison: Comparison
 ) -> tuple[pa.Table, pa.Table | None]:
     """Return the rows of the catalogue, and those of p(z) if the engine gives it."""
     sources = _concatenated([store.read_sources(key) for key in part.shards])
@@ -137,13 +229,16 @@ def _part_tables(
     pdf = engine.pdf
     value_NP = np.empty((part.n_rows, 0 if pdf is None else len(pdf.axis_P)), dtype=np.float32)
     for rows, cutout_BCSS in _blocks(store, part, side, block_len):
-        prediction, pdf_BP = engine.predict_pdf(
-            cutout_BCSS, sources.ebv_N[rows], measured.flux_NCR[rows]
-        )
+        block = measured.take(rows)
+        prediction, pdf_BP = engine.predict_pdf(cutout_BCSS, sources.ebv_N[rows], block)
         photoz_N[rows], quantile_NQ[rows], ood_N[rows] = prediction
         if pdf_BP is not None:
             value_NP[rows] = pdf_BP
-        flags_N[rows] = photoz_flags(cutout_BCSS, side, measured.flags_NC[rows], photoz_N[rows])
+        if side and isinstance(store, CutoutStore):
+            flags_N[rows] = photoz_flags(cutout_BCSS, side, block.flags_NC, photoz_N[rows])
+            flags_N[rows] |= image_flags(cutout_BCSS, side, store.survey, comparison.limits_2C)
+        else:
+            flags_N[rows] = photometry_flags(block, photoz_N[rows])
     pdf_table = None
     if pdf is not None:
         value_NP[~np.isfinite(photoz_N)] = np.nan
@@ -162,19 +257,39 @@ def _part_tables(
         flux_err_NCR=measured.flux_err_NCR,
         kron_flux_NC=measured.kron_flux_NC,
         kron_flux_err_NC=measured.kron_flux_err_NC,
+        star_probability_N=probability_of_stars(measured, store.survey, comparison.point_sources),
     )
     return table, pdf_table
 
 
+def probability_of_stars(
+    measured: Measurements, survey: Survey, point_sources: "PointSources | None"
+) -> NDArray[np.float32]:
+    """Return the probability (N,) that a source is a star, by its two smallest apertures.
+
+    NaN where no band has a flux in both, and where `point_sources` is None.
+    """
+    from photozhpc.model.stars import star_probability
+
+    two = np.argsort(survey.aperture_radii_arcsec)[:2]
+    flux_NCR, err_NCR = measured.flux_NCR[:, :, two], measured.flux_err_NCR[:, :, two]
+    return star_probability(flux_NCR, err_NCR, point_sources)
+
+
 def _blocks(
-    store: CutoutStore, part: Part, side: int, block_len: int
+    store: CutoutStore | FluxTable, part: Part, side: int, block_len: int
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Yield (rows, cutouts) of the part in blocks of one length, across its shards.
 
-    Each block overwrites the one before.
+    Each block overwrites the one before. With side 0 nothing is read.
     """
     block_len = min(block_len, part.n_rows)
     block_BCSS = np.empty((block_len, len(store.survey.bands), side, side), np.float32)
+    if not side or isinstance(store, FluxTable):
+        for first in range(0, part.n_rows, block_len):
+            rows = slice(first, min(first + block_len, part.n_rows))
+            yield rows, block_BCSS[: rows.stop - first]
+        return
     first = filled = 0
     for key, length in zip(part.shards, part.shard_lengths, strict=True):
         at = 0
@@ -194,11 +309,11 @@ def _concatenated(parts: list[T]) -> T:
 
 
 @lru_cache(maxsize=4)
-def _open_store(path: AnyPath) -> CutoutStore:
-    return CutoutStore.open(path)
+def _open_store(path: AnyPath, survey: Survey | None) -> CutoutStore | FluxTable:
+    return open_store(path, survey)
 
 
-def load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
+def load_engine(model: ModelKey) -> "AnyEngine":
     """Return the model on its device; each process loads it once.
 
     Raises:
@@ -216,17 +331,41 @@ def load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
         return _load_engine(model)
 
 
-@lru_cache(maxsize=1)
-def _load_engine(model: ModelKey) -> "Engine | PhotometryEngine":
-    from photozhpc.model.checkpoint import load_checkpoint
-    from photozhpc.model.engine import make_engine
+def _compare(model: ModelKey) -> Comparison:
+    """Compare the store with the model's training store; each process does so once."""
+    engine = load_engine(model)
+    with _loading:
+        return _compared(model, engine.side_pix)
 
-    store = _open_store(model.store_path)
+
+@lru_cache(maxsize=1)
+def _compared(model: ModelKey, side: int) -> Comparison:
+    store = _open_store(model.store_path, model.table_survey)
+    return compare_with_training(_load_checkpoint(model), store, min(side, store.cutout_size))
+
+
+@lru_cache(maxsize=1)
+def _load_engine(model: ModelKey) -> "AnyEngine":
+    from photozhpc.model.engine import make_engine
+    from photozhpc.model.photometry import check_measured
+    from photozhpc.model.pita import PITA
+
+    store = _open_store(model.store_path, model.table_survey)
+    checkpoint = _load_checkpoint(model)
+    checkpoint.check_store(store.survey, store.cutout_size)
+    if isinstance(checkpoint.model, PITA):
+        check_measured(checkpoint.model.config.fluxes, store)
+    return make_engine(checkpoint, store.survey, model.device, model.compiled, model.pdf)
+
+
+@lru_cache(maxsize=1)
+def _load_checkpoint(model: ModelKey) -> "Checkpoint":
+    from photozhpc.model.checkpoint import load_checkpoint
+
     checkpoint = load_checkpoint(model.checkpoint_path)
     if checkpoint.sha256 != model.checkpoint_sha256:
         raise CheckpointError(
             f"{model.checkpoint_path}: the checkpoint was changed during the run; put it back and "
             f"run the same command again"
         )
-    checkpoint.check_store(store.survey, store.cutout_size)
-    return make_engine(checkpoint, store.survey, model.device, model.compiled, model.pdf)
+    return checkpoint

@@ -13,7 +13,7 @@ from distributed import KilledWorker
 
 from photozhpc import __version__
 from photozhpc.catalog.dispatch import CatalogRun, load_model, reason_of, stream_parts
-from photozhpc.catalog.notes import Counts, read_notes
+from photozhpc.catalog.notes import Counts, read_notes, read_run, warnings_of
 from photozhpc.catalog.pdf import check_part_and_pdf
 from photozhpc.catalog.photoz_catalog import catalog_schema
 from photozhpc.catalog.progress import SourceProgress
@@ -32,7 +32,7 @@ from photozhpc.files.disk import remove_stale_partials, sync_folder
 from photozhpc.files.objects import AnyPath, location
 from photozhpc.logs import LOG
 from photozhpc.printable import printable
-from photozhpc.store import CutoutStore
+from photozhpc.store import FluxTable, open_store
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import Survey
 from photozhpc.workers.dask_workers import PRELOAD, DaskWorkers
@@ -58,6 +58,8 @@ class RunSummary:
         wall_seconds: duration of this run; `startup_seconds` of it passed until every worker had
             the model.
         pdf_form: "quantiles" or "grid" if p(z) is in path/pdf, else None.
+        survey: of the store.
+        warnings: what the run noted of the store: see `store_note.noise_warning`.
     """
 
     path: Path
@@ -71,6 +73,8 @@ class RunSummary:
     wall_seconds: float
     startup_seconds: float
     pdf_form: str | None = None
+    survey: Survey | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def catalog_path(self) -> Path:
@@ -117,7 +121,7 @@ def run_inference(
     if not workers.is_local:  # other machines have other working folders
         store_path = location(store_path).absolute()
         checkpoint_path, out = checkpoint_path.absolute(), out.absolute()
-    store = CutoutStore.open(store_path)
+    store = open_store(store_path, survey)
     if workers.is_local and workers.device == "cpu":
         import_early(PRELOAD)
     if survey is not None and survey.name != store.survey.name:
@@ -138,7 +142,13 @@ def run_inference(
         with suppress(OSError):  # the workers report it
             code_cache()  # one for all workers
     model = ModelKey(
-        store.path, checkpoint_path, file_sha256(checkpoint_path), workers.device, compiled, pdf
+        store.path,
+        checkpoint_path,
+        file_sha256(checkpoint_path),
+        workers.device,
+        compiled,
+        pdf,
+        store.survey if isinstance(store, FluxTable) else None,
     )
     about = {
         "photozhpc": __version__,
@@ -192,6 +202,8 @@ def run_inference(
         wall_seconds=time.monotonic() - started,
         startup_seconds=bar.started_at - started,
         pdf_form=pdf,
+        survey=store.survey,
+        warnings=warnings_of(read_run(out).about),
     )
 
 
@@ -259,7 +271,9 @@ def _make(
             client.wait_for_workers(1)
         if run.model.compiled:
             bar.note("infer: compiling the model, unless this machine has compiled it before")
-        load_model(client, run)
+        if warning := load_model(client, run):
+            bar.note(f"infer: {run.store.path}: {warning}")
+            run.about["warnings"] = [warning]
         unique.result()
         run = replace(run, provenance=run.folder.begin(run.about))
         port = client.scheduler_info()["services"].get("dashboard")

@@ -36,6 +36,7 @@ from photozhpc.files.disk import disk_error, remove_stale_partials, write_durabl
 from photozhpc.files.lock import locked
 from photozhpc.files.objects import AnyPath
 from photozhpc.store import ShardKey
+from photozhpc.survey import Survey
 
 if TYPE_CHECKING:
     from photozhpc.model.pdf import PdfForm
@@ -102,6 +103,7 @@ class ModelKey:
         device: passed to `Engine`.
         compiled: whether full batches run through compiled code.
         pdf: the form in which p(z) is written beside the catalogue; None: p(z) is not written.
+        table_survey: says what the columns of a photometric catalogue are, if `store_path` is one.
     """
 
     store_path: AnyPath
@@ -110,6 +112,7 @@ class ModelKey:
     device: str
     compiled: bool
     pdf: "PdfForm | None" = None
+    table_survey: Survey | None = None
 
 
 @dataclass(frozen=True)

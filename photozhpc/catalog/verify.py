@@ -23,12 +23,14 @@ from photozhpc.catalog.pdf import read_pdf_part
 from photozhpc.catalog.run_folder import Part, RunFolder, plan_parts
 from photozhpc.errors import CatalogError, one_line
 from photozhpc.files.disk import read_fault
-from photozhpc.store import CutoutStore
+from photozhpc.store import CutoutStore, FluxTable
 
 _FINGERPRINT = "store_fingerprint"
 
 
-def verify_catalog(out: str | Path, store: CutoutStore | None = None) -> tuple[int, list[str]]:
+def verify_catalog(
+    out: str | Path, store: CutoutStore | FluxTable | None = None
+) -> tuple[int, list[str]]:
     """Compare every part with its note; return the number of rows and the list of problems.
 
     Args:

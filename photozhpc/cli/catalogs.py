@@ -30,7 +30,11 @@ DEFAULT_TILES = 4
     ),
 )
 @click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
-@click.option("--store", type=Location(), help="Store made by 'extract'; may be on s3://.")
+@click.option(
+    "--store",
+    type=Location(),
+    help="Store made by 'extract', may be on s3://; or a table of fluxes.",
+)
 @click.option("--checkpoint", type=LOCAL, help="Model file; default: the bundled model.")
 @click.option("--out", type=LOCAL, help="Folder; default: out/SURVEY.")
 @click.option("--truth", multiple=True, type=Location(), help="Table(s) of known redshifts.")
@@ -104,7 +108,7 @@ def infer(
     if truth:
         from photozhpc.evaluation.truth import read_truth
 
-        read_truth(truth)  # report a fault in it before the run
+        read_truth(truth, loaded_survey.source_columns)  # report a fault in it before the run
     summary = run_inference(
         store,
         checkpoint,
@@ -162,14 +166,22 @@ def _own_sky(
     help="Table with source_id and z_true or z_spec, a quoted glob of such tables, or a store "
     "whose labels are the truth; may be repeated.",
 )
+@click.option("--survey", type=SURVEY, help="Whose source_columns the truth has, if others.")
 @click.option("--out", type=LOCAL, help="Folder; default: CATALOG/evaluation.")
 @JSON
-def evaluate(catalog: Path, truth: tuple[AnyPath, ...], out: Path | None, as_json: bool) -> None:
+def evaluate(
+    catalog: Path,
+    truth: tuple[AnyPath, ...],
+    survey: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
     from photozhpc.evaluation.evaluate import evaluate
     from photozhpc.evaluation.tables import evaluation_table, write_evaluation
 
-    evaluation = evaluate(catalog, truth)
+    columns = None if survey is None else load_survey(survey).source_columns
+    evaluation = evaluate(catalog, truth, columns=columns)
     files = write_evaluation(evaluation, out)
     if as_json:
         click.echo(files[0].read_text(), nl=False)
@@ -254,23 +266,25 @@ def figures(
     type=Location(),
     help="For a catalogue: also check that it has every source of this store once.",
 )
+@click.option("--survey", type=SURVEY, help="If --store is a table of fluxes: its columns.")
 @JSON
-def verify(path: AnyPath, store_path: AnyPath | None, as_json: bool) -> None:
+def verify(path: AnyPath, store_path: AnyPath | None, survey: str | None, as_json: bool) -> None:
     """Check every file of a store, or of a catalogue (the --out of infer), and name each problem.
 
     It compares the files with the sizes and SHA-256 that were recorded when they were written.
     """
-    from photozhpc.store import CutoutStore
+    from photozhpc.store import CutoutStore, open_store
 
     n_sources: int | None
     if not is_remote(path) and (path / "run.json").is_file():
         from photozhpc.catalog.verify import verify_catalog
 
-        store = None if store_path is None else CutoutStore.open(store_path)
-        n_sources, problems = verify_catalog(path, store)
+        columns = None if survey is None else load_survey(survey)
+        made_from = None if store_path is None else open_store(store_path, columns)
+        n_sources, problems = verify_catalog(path, made_from)
         kind, verdict = "catalogue", f"{n_sources} sources"
-        if store is not None:
-            verdict += f", those of {store.path}, each once"
+        if made_from is not None:
+            verdict += f", those of {made_from.path}, each once"
         advice = "delete the parts named above and run the same 'photozhpc infer' again"
     elif store_path is not None:
         raise PhotozError(f"{path}: no run of 'photozhpc infer' is there to compare with --store")

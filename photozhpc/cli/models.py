@@ -6,21 +6,29 @@ from pathlib import Path
 import click
 
 from photozhpc.cli.group import JSON, LOCAL, Examples, echo, main
-from photozhpc.cli.parameters import RECIPE
+from photozhpc.cli.parameters import RECIPE, SURVEY
 
 
 @main.command(
     "train", cls=Examples, example="photozhpc train --config recipe.yaml --store S --out run"
 )
 @click.option("--config", required=True, type=RECIPE, help="Recipe name or YAML file.")
-@click.option("--store", type=LOCAL, help="Store; default: the config's.")
+@click.option(
+    "--store", type=LOCAL, help="Store, or table of fluxes with --survey; default: the config's."
+)
+@click.option("--survey", type=SURVEY, help="For a table of fluxes: what its columns are.")
 @click.option("--out", type=LOCAL, help="Folder; default: the config's.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run, if there is one.")
 @JSON
 def train_command(
-    config: str, store: Path | None, out: Path | None, resume: bool, as_json: bool
+    config: str,
+    store: Path | None,
+    survey: str | None,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
 ) -> None:
-    """Train on a store; under torchrun, in several processes.
+    """Train on a store or a table of fluxes; under torchrun, in several processes.
 
     On SIGTERM or SIGUSR1 it saves its state and exits with code 75; --resume continues.
     """
@@ -34,6 +42,8 @@ def train_command(
     settings = read_config(TrainConfig, config, "recipe")
     if store is not None:
         settings = replace(settings, store=str(store))
+    if survey is not None:
+        settings = replace(settings, survey=survey)
     if out is not None:
         settings = replace(settings, out=str(out))
     if not settings.store:
@@ -49,20 +59,26 @@ def train_command(
     example="photozhpc calibrate --checkpoint m.safetensors --store cal.zarr --out c.safetensors",
 )
 @click.option("--checkpoint", required=True, type=LOCAL, help="Model with density heads.")
-@click.option("--store", required=True, type=LOCAL, help="Store with labels.")
+@click.option("--store", required=True, type=LOCAL, help="Store, or table of fluxes, with labels.")
+@click.option(
+    "--survey", type=SURVEY, help="For a table: what its columns are; default: as in training."
+)
 @click.option("--out", required=True, type=LOCAL, help="Model file to write.")
 @click.option(
     "--compact", is_flag=True, help="Store the encoder's weights in float16: half the size."
 )
 @JSON
 def calibrate_command(
-    checkpoint: Path, store: Path, out: Path, compact: bool, as_json: bool
+    checkpoint: Path, store: Path, survey: str | None, out: Path, compact: bool, as_json: bool
 ) -> None:
-    """Recalibrate a model's intervals on the labels of a store."""
+    """Recalibrate a model's intervals on the labels of a store or a table of fluxes."""
+    from photozhpc.model import load_checkpoint
     from photozhpc.model.calibrate import calibrate
-    from photozhpc.store import CutoutStore
+    from photozhpc.store import open_store
+    from photozhpc.survey import load_survey
 
-    opened = CutoutStore.open(store)
+    its_survey = load_checkpoint(checkpoint).survey if survey is None else load_survey(survey)
+    opened = open_store(store, its_survey)
     opened.check_complete()
     _echo_model(calibrate(checkpoint, opened, out, compact), as_json)
 

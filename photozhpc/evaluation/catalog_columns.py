@@ -17,14 +17,19 @@ QUANTILES = sorted(INTERVAL_LEVELS, key=INTERVAL_LEVELS.__getitem__)
 LEVEL_Q = np.array([INTERVAL_LEVELS[name] for name in QUANTILES])
 _APERTURE_ARCSEC = 0.4
 _FLUX = re.compile(r"aper(\d+)_(.+)_flux")
+_TOTAL_FLUX = re.compile(r"kron_(.+)_flux")
 
 
 @dataclass(frozen=True)
 class BandColumns:
-    """Columns of a band: the aperture nearest to 0.4 arcsec, and the total flux, if any."""
+    """Columns of a band: the aperture nearest to 0.4 arcsec, and the total flux, if any.
+
+    Attributes:
+        radius_arcsec: of the aperture; None: there are only total fluxes, and `flux` is one.
+    """
 
     band: str
-    radius_arcsec: float
+    radius_arcsec: float | None
     flux: str
     flux_err: str | None
     total: str | None
@@ -36,21 +41,33 @@ class BandColumns:
     @property
     def magnitude_text(self) -> str:
         """The kind of magnitude, for a caption."""
-        return "Kron" if self.total else f"aperture of {self.radius_arcsec:g} arcsec radius"
+        if self.radius_arcsec is None or self.total:
+            return "Kron"
+        return f"aperture of {self.radius_arcsec:g} arcsec radius"
+
+    @property
+    def flux_text(self) -> str:
+        """The kind of flux, for a caption: "fluxes within 0.4 arcsec"."""
+        if self.radius_arcsec is None:
+            return "total fluxes"
+        return f"fluxes within {self.radius_arcsec:g} arcsec"
 
 
 def band_columns(names: Sequence[str]) -> list[BandColumns]:
     """Return the bands of a catalogue, in the order of its column names."""
-    radii: dict[str, dict[float, str]] = {}
+    radii: dict[str, dict[float | None, str]] = {}
     for name in names:
         if match := _FLUX.fullmatch(name):
             radii.setdefault(match[2], {})[int(match[1]) / 10] = name
+        elif match := _TOTAL_FLUX.fullmatch(name):
+            radii.setdefault(match[1], {})[None] = name
     bands = []
     for band, columns in radii.items():
-        radius = min(columns, key=lambda radius: abs(radius - _APERTURE_ARCSEC))
-        flux, total = columns[radius], f"kron_{band}_flux"
+        apertures = [radius for radius in columns if radius is not None]
+        radius = min(apertures, key=lambda r: abs(r - _APERTURE_ARCSEC), default=None)
+        flux, total = columns[radius], columns.get(None) if apertures else None
         error = f"{flux}_err" if f"{flux}_err" in names else None
-        bands.append(BandColumns(band, radius, flux, error, total if total in names else None))
+        bands.append(BandColumns(band, radius, flux, error, total))
     return bands
 
 

@@ -20,6 +20,7 @@ from photozhpc.metrics import (
     normalised_residual,
     sample_statistics,
 )
+from photozhpc.survey import SourceColumns
 
 MIN_IN_BIN = 20
 N_RESAMPLES = 200  # enough for a standard error (Efron & Tibshirani 1993, section 6.4)
@@ -104,12 +105,13 @@ def evaluate(
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
     incomplete_ok: bool = False,
+    columns: SourceColumns | None = None,
 ) -> Evaluation:
     """Compare a catalogue with truth tables.
 
     Args:
         catalog: as `read_catalog` takes it.
-        truth: as `read_truth` takes them.
+        truth, columns: as `read_truth` takes them.
         n_resamples, seed: of the bootstrap.
         incomplete_ok: accept a run that has not finished, and use its parts.
 
@@ -120,7 +122,7 @@ def evaluate(
             or is of other sources.
     """
     tables = tuple(truth_tables(truth))
-    reference = read_truth(tables)
+    reference = read_truth(tables, columns)
     if not len(reference.source_id_N):
         raise SourceListError(
             f"{tables[0]}: the truth has no galaxy with a redshift above 0; pass another table"

@@ -33,16 +33,23 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
         CatalogError, StoreError: the catalogue or the store is damaged.
         RunError: the disk is full.
     """
+    columns = None if run.survey is None else run.survey.source_columns
     if truth:
-        redshifts, reference = read_truth(truth), tables_text(truth)
+        redshifts, reference = read_truth(truth, columns), tables_text(truth)
     else:
-        redshifts, reference = store_labels(run.store_path), LABELS
+        redshifts, reference = store_labels(run.store_path, run.survey), LABELS
     matched = match(run.path, redshifts).matched if len(redshifts.source_id_N) else None
     document = _document(run) | {"notes": list(redshifts.notes)}
+    counts = run.counts
     lines = [
-        f"rows       {run.counts.rows} ({run.counts.flagged} flagged, "
-        f"{run.counts.without_photoz} of them without a redshift)"
+        f"rows       {counts.rows} ({counts.flagged} flagged, "
+        f"{counts.without_photoz} of them without a redshift)"
     ]
+    if counts.sharp_defects or counts.other_noise:
+        lines.append(
+            f"images     {counts.sharp_defects} with a cosmic ray or another sharp defect, "
+            f"{counts.other_noise} with noise unlike that of all training"
+        )
     if run.n_rows_new:
         lines.append(
             f"speed      {run.sources_per_second:.0f} sources/s: {run.n_rows_new} in "
@@ -71,6 +78,7 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
             f"{metrics.n} sources with {reference}",
             f"figure     {path}",
         ]
+    lines += [f"warning: {warning}" for warning in run.warnings]
     lines += [f"note: {note}" for note in redshifts.notes]
     write_durably(run.path / "summary.json", json.dumps(document, indent=2).encode())
     return "\n".join(lines)
@@ -81,6 +89,9 @@ def _document(run: RunSummary) -> dict[str, Any]:
         "rows": run.counts.rows,
         "flagged_rows": run.counts.flagged,
         "rows_without_photoz": run.counts.without_photoz,
+        "rows_with_sharp_defect": run.counts.sharp_defects,
+        "rows_with_other_noise": run.counts.other_noise,
+        "warnings": list(run.warnings),
         "new_rows": run.n_rows_new,
         "wall_seconds": round(run.wall_seconds, 3),
         "startup_seconds": round(run.startup_seconds, 3),

@@ -8,16 +8,22 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import SourceListError, did_you_mean, first_few, one_line
 from photozhpc.files.objects import AnyPath, expand_glob, location
+from photozhpc.sources.identifiers import ids_of_text
 from photozhpc.sources.redshifts import Remarks, is_placeholder, usable_redshifts
 from photozhpc.sources.sky_units import to_redshifts
 from photozhpc.sources.table_file import as_floats, read_columns
-from photozhpc.store import CutoutStore
+from photozhpc.store import open_store
+from photozhpc.survey import SourceColumns, Survey, names_of
 
 # The first that a table has counts; galaxy_id and redshift are OpenUniverse2024's.
 _Z_NAMES = {"z_true": "true", "z_spec": "spectroscopic", "redshift": "true"}
 _ID_NAMES = ("source_id", "galaxy_id")
 # NumPy's kinds that a column may have; of all others "iuf".
-_KINDS = {**dict.fromkeys(_ID_NAMES, "iu"), **dict.fromkeys(_Z_NAMES, "iufOSU"), "is_star": "biufO"}
+_KINDS = {
+    **dict.fromkeys(_ID_NAMES, "iuOSU"),
+    **dict.fromkeys(_Z_NAMES, "iufOSU"),
+    "is_star": "biufO",
+}
 _MAGNITUDE_PREFIX = "mag_"
 
 
@@ -44,20 +50,21 @@ def truth_tables(paths: Sequence[str | AnyPath]) -> list[AnyPath]:
     return [file for path in paths for file in expand_glob(location(path))]
 
 
-def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
+def read_truth(paths: Sequence[str | AnyPath], columns: SourceColumns | None = None) -> Truth:
     """Read the galaxies with a redshift from truth tables, in any format of a source list.
 
     Args:
         paths: tables, or globs of them, with source_id and z_true (or z_spec), or with galaxy_id
             and redshift, and optionally is_star (not 0: left out) and mag_{band}; or stores, whose
             labels are used. `usable_redshifts` decides what is a redshift.
+        columns: what else a table may call its source_id and z_spec.
 
     Raises:
         SourceListError: a table is missing, damaged, or has no source_id or no z_true (or z_spec);
             or a source_id appears twice.
     """
     remarks = Remarks()
-    tables = [_read_one(path, remarks) for path in truth_tables(paths)]
+    tables = [_read_one(path, remarks, columns) for path in truth_tables(paths)]
     bands = set.intersection(*(set(table.magnitudes) for table in tables))
     kinds = {table.z_kind for table in tables}
     truth = Truth(
@@ -77,13 +84,16 @@ def read_truth(paths: Sequence[str | AnyPath]) -> Truth:
     return _rows(truth, np.flatnonzero(np.isfinite(truth.z_ref_N)))
 
 
-def store_labels(store_path: str | AnyPath) -> Truth:
-    """Return the spectroscopic redshifts in a store.
+def store_labels(store_path: str | AnyPath, survey: Survey | None = None) -> Truth:
+    """Return the spectroscopic redshifts in a store, or in a photometric catalogue.
+
+    Args:
+        survey: says what the columns of the catalogue are.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError, SourceListError: it is damaged.
     """
-    store = CutoutStore.open(store_path)
+    store = open_store(store_path, survey)
     ids, labels = [np.empty(0, np.int64)], [np.empty(0)]
     for key in store.shards():
         sources = store.read_sources(key)
@@ -113,12 +123,19 @@ def _rows(truth: Truth, row_N: NDArray[np.intp]) -> Truth:
     )
 
 
-def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
+def _read_one(path: AnyPath, remarks: Remarks, own: SourceColumns | None) -> Truth:
     """Read every row of a table, in its order; z_ref is NaN where there is no redshift."""
     if path.is_dir():
         return store_labels(path)
-    table = read_columns(path, "truth table", _is_truth_column)
+    own_names = {} if own is None else {"source_id": own.source_id, "z_spec": own.z_spec}
+    known = {name.lower() for names in own_names.values() for name in names_of(names)}
+    table = read_columns(
+        path, "truth table", lambda name: _is_truth_column(name) or name.lower() in known
+    )
     table_name = {name: table.find(name) for name in (*_ID_NAMES, "is_star", *_Z_NAMES)}
+    for name, names in own_names.items():
+        found = [column for column in map(table.find, names_of(names)) if column is not None]
+        table_name[name] = table_name[name] or next(iter(found), None)
     columns = {name: table.columns[own] for name, own in table_name.items() if own is not None}
     columns |= {
         name: values for name, values in table.columns.items() if name.startswith(_MAGNITUDE_PREFIX)
@@ -129,8 +146,10 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
     z_name = next((name for name in _Z_NAMES if name in columns), "z_true")
     for name in (id_name, z_name):
         if name not in columns:
+            remedy = "; --survey says what other names mean" if own is None else ""
             raise SourceListError(
                 f"{path}: the truth table has no column '{name}'{did_you_mean(name, table.names)}"
+                f"{remedy}"
             )
     for name, column in columns.items():
         if column.ndim != 1 or column.dtype.kind not in _KINDS.get(name, "iuf"):
@@ -141,6 +160,8 @@ def _read_one(path: AnyPath, remarks: Remarks) -> Truth:
     for name in columns:
         table.find(name)  # raises if two columns have this name
     id_N = columns[id_name]
+    if id_N.dtype.kind in "OSU":  # as in a photometric catalogue
+        id_N = ids_of_text(id_N, f"{path}: column '{id_name}'")
     if len(id_N) and id_N.max() > np.iinfo(np.int64).max:
         raise SourceListError(
             f"{path}: column '{id_name}' contains {id_N.max()}, more than an int64 can hold; "

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from photozhpc.catalog.notes import RunNotes
+from photozhpc.catalog.part_file import read_footer
 from photozhpc.catalog.pdf import PdfPart, pdf_parts, pdf_path, read_noted_pdf_part
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, catalog_parts, read_part
 from photozhpc.errors import CatalogError, ConfigError
@@ -25,14 +26,15 @@ from photozhpc.model.redshift_grid import redshift_grid
 SUFFIX = ".hdf5"  # qp and RAIL know the format by it
 _CHUNK_ROWS = 4096
 _ANCIL = (*("source_id", "ra", "dec", "photoz"), *INTERVAL_LEVELS, *("photoz_ood", "photoz_flags"))
+_FURTHER = ("star_probability",)  # older catalogues have none
 
 
 def export_qp(catalog: str | Path, out: str | Path) -> Exported:
     """Write the p(z) of a catalogue as a qp ensemble, with one part in memory at a time.
 
-    The ancillary table has the columns `source_id` to `photoz_flags` (NaN for null) and `zmode`,
-    the redshift of the highest density on the grid, which RAIL needs. It leaves out sources
-    without a redshift: the rows are those of the catalogue where photoz is not null.
+    The ancillary table has the columns `source_id` to `star_probability` (NaN for null) and
+    `zmode`, the redshift of the highest density on the grid, which RAIL needs. It leaves out
+    sources without a redshift: the rows are those of the catalogue where photoz is not null.
 
     Args:
         catalog: the --out folder of `photozhpc infer --pdf`.
@@ -124,8 +126,10 @@ def _columns(
 
 def _chunks(parts: list[Path], run_notes: RunNotes) -> Iterator[tuple[PdfPart, dict[str, NDArray]]]:
     """Yield p(z) and ancillary columns of rows with a redshift, at most _CHUNK_ROWS at a time."""
+    has = read_footer(parts[0])[0].names
+    names = [*_ANCIL, *(name for name in _FURTHER if name in has)]
     for path in parts:
-        table = read_part(path, _ANCIL, run_notes, verify=True)
+        table = read_part(path, names, run_notes, verify=True)
         pdf = read_noted_pdf_part(pdf_path(path), run_notes)
         if not np.array_equal(pdf.source_id_N, table["source_id"].to_numpy()):
             raise CatalogError(
@@ -140,7 +144,7 @@ def _chunks(parts: list[Path], run_notes: RunNotes) -> Iterator[tuple[PdfPart, d
         for start in range(0, len(rows), _CHUNK_ROWS):
             chunk = rows[start : start + _CHUNK_ROWS]
             ancil = table.take(pa.array(chunk))
-            yield pdf.take(chunk), {name: ancil[name].to_numpy() for name in _ANCIL}
+            yield pdf.take(chunk), {name: ancil[name].to_numpy() for name in names}
 
 
 def _shapes(

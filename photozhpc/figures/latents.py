@@ -13,8 +13,10 @@ from photozhpc.files.objects import AnyPath
 from photozhpc.model.augment import centre_crop
 from photozhpc.model.checkpoint import load_checkpoint
 from photozhpc.model.engine import Engine, usable
+from photozhpc.model.photometry import check_measured
+from photozhpc.model.pita import Fluxes
 from photozhpc.sources.read import Sources
-from photozhpc.store import CutoutStore
+from photozhpc.store import CutoutStore, Measurements
 from photozhpc.survey import Survey, ab_magnitude
 
 MAX_IMAGES = 2000  # sources whose image is kept for the figure: 30 MB
@@ -80,7 +82,9 @@ def read_latents(
     checkpoint = load_checkpoint(checkpoint_path)
     store = CutoutStore.open(store_path)
     checkpoint.check_store(store.survey, store.cutout_size)
-    engine = Engine(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    check_measured(checkpoint.pita.config.fluxes, store)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    engine = Engine(checkpoint, device, survey=store.survey)
     rng = np.random.default_rng(seed)
     total = len(store)
     if not total:
@@ -91,14 +95,14 @@ def read_latents(
     extinction_r_C = np.array([band.extinction_r for band in store.survey.bands])
     columns: list[tuple[NDArray, ...]] = []
     images: list[NDArray[np.float32]] = []
-    for rows, sources, flux_BCR, cutout_BCSS in _read_blocks(store, chosen_N):
+    for rows, sources, measured, cutout_BCSS in _read_blocks(store, chosen_N):
         usable_B = usable(cutout_BCSS, engine.side_pix)
         gain_BC = 10 ** (0.4 * sources.ebv_N[:, None] * extinction_r_C)
         block = (
             sources.source_id_N,
-            *_forward(engine, cutout_BCSS, sources.ebv_N),
+            *_forward(engine, cutout_BCSS, sources.ebv_N, measured),
             sources.z_spec_N,
-            (flux_BCR * gain_BC[:, :, None]).astype(np.float32),
+            (measured.flux_NCR * gain_BC[:, :, None]).astype(np.float32),
             pictured_N[rows],
         )
         columns.append(tuple(column[usable_B] for column in block))
@@ -148,8 +152,8 @@ def feature_aperture(survey: Survey) -> int:
 
 def _read_blocks(
     store: CutoutStore, chosen_N: NDArray[np.int64]
-) -> Iterator[tuple[slice, Sources, NDArray[np.float32], NDArray[np.float32]]]:
-    """Yield (rows of chosen_N, their sources, flux_BCR, cutout_BCSS), a block at a time.
+) -> Iterator[tuple[slice, Sources, Measurements, NDArray[np.float32]]]:
+    """Yield (rows of chosen_N, their sources, photometry, cutout_BCSS), a block at a time.
 
     Args:
         chosen_N: indices of sources in the whole store, sorted.
@@ -159,28 +163,36 @@ def _read_blocks(
         edges = [*range(start, start + length, _BLOCK_LEN), start + length]
         cut = np.searchsorted(chosen_N, edges)
         if cut[0] < cut[-1]:
-            sources, flux_NCR = store.read_sources(key), store.read_measurements(key).flux_NCR
+            sources, measured = store.read_sources(key), store.read_measurements(key)
         for edge, first, last in zip(edges, cut[:-1], cut[1:], strict=False):
             if first < last:
                 row_B = chosen_N[first:last] - start
                 begin = edge - start
                 block_NCSS = store.read_cutouts(key, slice(begin, begin + _BLOCK_LEN))
                 cutout_BCSS = block_NCSS[row_B - begin]
-                yield slice(first, last), sources[row_B], flux_NCR[row_B], cutout_BCSS
+                yield slice(first, last), sources[row_B], measured.take(row_B), cutout_BCSS
         start += length
 
 
 @torch.inference_mode()
 def _forward(
-    engine: Engine, cutout_BCSS: NDArray[np.float32], ebv_B: NDArray[np.float32]
+    engine: Engine,
+    cutout_BCSS: NDArray[np.float32],
+    ebv_B: NDArray[np.float32],
+    measured: Measurements,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return latent_BD and z_phot_B, computed as inference does."""
     forward, device = engine.forward, engine.device
-    feature_BF, linear_BCHW = forward.encode(
-        torch.from_numpy(cutout_BCSS).to(device), torch.from_numpy(ebv_B).to(device)
-    )
+    ebv = torch.from_numpy(ebv_B).to(device)
+    feature_BF, linear_BCHW = forward.encode(torch.from_numpy(cutout_BCSS).to(device), ebv)
+    fluxes = None
+    if engine.fluxes is not None:
+        flux_BCR, err_BCR = (torch.from_numpy(v).to(device) for v in engine.fluxes(measured))
+        fluxes = Fluxes(flux_BCR, err_BCR, ebv)
     latent_BD, _ = forward.model.latent(feature_BF, linear_BCHW)
-    estimate, _ = forward.model.estimate_from(feature_BF, linear_BCHW, forward.reports_median)
+    estimate, _ = forward.model.estimate_from(
+        feature_BF, linear_BCHW, forward.point_estimate, fluxes
+    )
     return latent_BD.cpu().numpy(), estimate.z_phot_B.cpu().numpy()
 
 

@@ -98,7 +98,15 @@ def about_checkpoint(path: Path) -> dict[str, Any]:
         model, survey, training = header["model"], header["survey"], header["training"]
         config = training.get("config") or {}
         epoch = training.get("last_epoch") or {}
-        validation = training.get("refit_validation") or training.get("validation") or {}
+        validation: dict[str, Any] = next(
+            (
+                training[key]
+                for key in ("refit_validation", "validation", "cross_validation")
+                if training.get(key)
+            ),
+            {},
+        )
+        expert = model.get("expert") or {}  # of method "photometry"
         with open(path, "rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         return {
@@ -110,12 +118,14 @@ def about_checkpoint(path: Path) -> dict[str, Any]:
             "pixel_scale_arcsec": survey["pixel_scale_arcsec"],
             "encoder": model.get("encoder"),
             "crop_pix": model.get("crop"),
-            "redshift_heads": model.get("redshift_heads", model.get("networks")),
-            "density_bins": model.get("density_bins", 0),
+            "redshift_heads": model.get(
+                "redshift_heads", model.get("networks", expert.get("networks"))
+            ),
+            "density_bins": model.get("density_bins", expert.get("bins", 0)),
             "parameters": sum(math.prod(about["shape"]) for about in tensors.values()),
             "dtypes": sorted({about["dtype"] for about in tensors.values()}),
             "method": config.get("method"),
-            "epochs": epoch.get("epoch", config.get("epochs")),
+            "epochs": None if expert else epoch.get("epoch", config.get("epochs")),
             "validation": {key: validation[key] for key in ("nmad", "n") if key in validation},
             "trained_on_store_sha256": training.get("store_sha256"),
             "calibration": training.get("calibration"),

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from photozhpc.config import from_mapping, to_mapping
 from photozhpc.errors import CheckpointError, ConfigError, one_line
 from photozhpc.files.disk import disk_errors, read_fault, write_durably
+from photozhpc.model.photometry import FluxInput, PhotometryConfig, PhotometryModel, TakesFluxes
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.pita import PITA, PITAConfig
 from photozhpc.model.torch_file import misfit
@@ -28,8 +29,14 @@ FORMAT = 1
 _HEADER = "photozhpc"
 _INITIALISERS = {"uniform_", "normal_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_"}
 _DIGEST = "sha256"  # of the header and the weights: detects a flipped bit
-_MODELS = {"pita": PITA, "photometry-mlp": PhotometryMLP}
-_CONFIGS = {"pita": PITAConfig, "photometry-mlp": PhotometryMLPConfig}
+Model = PITA | PhotometryModel | PhotometryMLP
+ModelConfig = PITAConfig | PhotometryConfig | PhotometryMLPConfig
+_MODELS = {"pita": PITA, "photometry": PhotometryModel, "photometry-mlp": PhotometryMLP}
+_CONFIGS = {
+    "pita": PITAConfig,
+    "photometry": PhotometryConfig,
+    "photometry-mlp": PhotometryMLPConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,13 @@ class Checkpoint:
     """
 
     path: Path
-    model: PITA | PhotometryMLP
+    model: Model
     survey: Survey
     training: dict[str, Any]
     sha256: str
 
     @property
-    def config(self) -> PITAConfig | PhotometryMLPConfig:
+    def config(self) -> ModelConfig:
         return self.model.config
 
     @property
@@ -59,12 +66,12 @@ class Checkpoint:
         """The model, as a PITA.
 
         Raises:
-            CheckpointError: it is a photometry-MLP.
+            CheckpointError: it is a model of fluxes.
         """
         if not isinstance(self.model, PITA):
             raise CheckpointError(
-                f"{self.path}: is a photometry-MLP, which has no images, latents or intervals; "
-                f"pass a model file of a method that uses images"
+                f"{self.path}: is a model of fluxes, without images and latents; pass a model file "
+                f"of a method that uses images"
             )
         return self.model
 
@@ -73,7 +80,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the bands or the pixel scale differ, or the cutouts are too small; for
-                a photometry-MLP: the bands differ, or the store has no fluxes in its aperture.
+                a model of fluxes: the bands differ, or the store lacks fluxes that it takes.
         """
         advice = (
             f"; use a checkpoint trained for survey '{store_survey.name}' "
@@ -85,6 +92,9 @@ class Checkpoint:
                 f"{' '.join(self.survey.band_names)}, but the store is of survey "
                 f"'{store_survey.name}' with bands {' '.join(store_survey.band_names)}{advice}"
             )
+        if isinstance(self.model, PhotometryModel):
+            self._check_fluxes(self.model.config, store_survey)
+            return
         if isinstance(self.model, PhotometryMLP):
             radius = self.model.config.aperture_radius_arcsec
             if radius not in store_survey.aperture_radii_arcsec:
@@ -94,12 +104,18 @@ class Checkpoint:
                     f"the survey's aperture_radii_arcsec and extract again"
                 )
             return
+        if not cutout_size:
+            raise CheckpointError(
+                f"{self.path.name} sees images, and a photometric catalogue has none; train a "
+                f"model of method 'photometry' on a catalogue with z_spec"
+            )
         ratio = store_survey.pixel_scale_arcsec / self.survey.pixel_scale_arcsec
         if abs(ratio - 1) > 0.02:
             raise CheckpointError(
                 f"{self.path.name} was trained on {self.survey.pixel_scale_arcsec} arcsec/px, "
                 f"but the store has {store_survey.pixel_scale_arcsec} arcsec/px{advice}"
             )
+        self._check_fluxes(self.model.config.fluxes, store_survey)
         crop = self.model.config.crop
         if cutout_size < crop:
             raise CheckpointError(
@@ -107,10 +123,16 @@ class Checkpoint:
                 f"{cutout_size} px; extract again with --size {crop} or more"
             )
 
+    def _check_fluxes(self, config: TakesFluxes, store_survey: Survey) -> None:
+        try:
+            FluxInput(config, store_survey)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path.name}: {error}") from None
+
 
 def save_checkpoint(
     path: str | Path,
-    model: PITA | PhotometryMLP,
+    model: Model,
     survey: Survey,
     training: dict[str, Any] | None = None,
     *,

@@ -33,7 +33,7 @@ from photozhpc.model.forward import Forward
 from photozhpc.model.pdf import PdfForm
 
 _MAX_SECONDS = 900  # a compilation that takes longer has failed
-_Compiled = Callable[[Tensor, Tensor], Sequence[Tensor]]
+_Compiled = Callable[..., Sequence[Tensor]]
 
 
 def compiled_forward(
@@ -136,7 +136,10 @@ def _compile(
     keep_torch_code()
     dtype = getattr(torch, precision.removeprefix("torch."))
     shape = (int(batch_size), model.config.n_bands, model.config.crop, model.config.crop)
-    example = (torch.zeros(shape, device=device), torch.zeros(shape[0], device=device))
+    shapes = [shape, shape[:1]]
+    if n_apertures := model.config.fluxes.n_apertures:
+        shapes += 2 * [(*shape[:2], n_apertures)]
+    example = tuple(torch.zeros(size, device=device) for size in shapes)
     forward = Forward(model, dtype, cast(PdfForm, pdf) if pdf else None)
     options = {"freezing": True} if device == "cpu" else {"max_autotune": True}
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:

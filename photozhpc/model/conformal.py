@@ -33,13 +33,16 @@ class Labels:
 
     Attributes:
         pit_N: cumulative probability at the true redshift, by the raw density.
-        brightness_N: `PITA.brightness`.
+        brightness_N: `PITA.brightness`, or another increasing function of brightness.
         weight_N: how many sources of the survey each represents, up to a factor.
     """
 
     pit_N: NDArray[np.float64]
     brightness_N: NDArray[np.float64]
     weight_N: NDArray[np.float64]
+
+    def take(self, rows_N: NDArray) -> "Labels":
+        return Labels(self.pit_N[rows_N], self.brightness_N[rows_N], self.weight_N[rows_N])
 
 
 @dataclass(frozen=True)

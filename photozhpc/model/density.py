@@ -20,47 +20,29 @@ N_KNOTS = 24  # brightnesses at which the calibration is tabulated
 # Probability that is spread evenly over all redshifts: a cumulative distribution that increases
 # everywhere can be inverted, also in its tails.
 FLOOR = 1e-3
+RISK_WIDTH = 0.15  # of `least_risk`, from which errors count as outliers
 
 
-class Uncertainty(nn.Module):
-    """Density heads, the calibration of their quantiles, and the distance to the training images.
+class Calibration(nn.Module):
+    """The calibration of a density's quantiles, and the distance to the training sources.
 
-    The heads do not train with the network: `calibrate.fit_uncertainty` fits them on the features
-    of the finished network. Until then every quantile and distance is NaN.
+    Until it is fitted every quantile and distance is NaN.
 
     Args:
-        n_input: length of `PITA.redshift_input`.
-        n_latent: length of the latent.
-        widths: of the hidden layers of a head.
-        n_heads: heads whose densities are averaged.
+        n_latent: length of the features in which the distance is measured.
         n_bins: bins of a density between z = 0 and z_max.
     """
 
-    mean_F: Tensor
-    std_F: Tensor
     knot_G: Tensor
     level_GQ: Tensor
     latent_mean_D: Tensor
     whitening_DD: Tensor
     usual_distance: Tensor
 
-    def __init__(
-        self,
-        n_input: int,
-        n_latent: int,
-        widths: tuple[int, ...],
-        n_heads: int,
-        n_bins: int,
-        z_max: float,
-    ) -> None:
+    def __init__(self, n_latent: int, n_bins: int, z_max: float) -> None:
         super().__init__()
         self.n_bins = n_bins
         self.log1p_max = math.log1p(z_max)
-        self.heads = nn.ModuleList(MLP(n_input, (*widths, n_bins)) for _ in range(n_heads))
-        # DDP and the joint optimiser must not wait for their gradients.
-        self.heads.requires_grad_(False)
-        self.register_buffer("mean_F", torch.zeros(n_input))
-        self.register_buffer("std_F", torch.ones(n_input))
         self.register_buffer("knot_G", torch.linspace(0, 1, N_KNOTS))
         self.register_buffer("level_GQ", torch.full((N_KNOTS, len(LEVEL_Q)), torch.nan))
         self.register_buffer("latent_mean_D", torch.zeros(n_latent))
@@ -70,12 +52,6 @@ class Uncertainty(nn.Module):
     @property
     def is_fitted(self) -> bool:
         return bool(self.usual_distance.isfinite())
-
-    def cdf(self, input_BF: Tensor) -> Tensor:
-        """Return cdf_BE at the K+1 edges of the bins, from 0 at z = 0 to 1 at z_max."""
-        scaled_BF = (input_BF - self.mean_F) / self.std_F
-        density_BK = torch.stack([head(scaled_BF).softmax(dim=1) for head in self.heads]).mean(0)
-        return cumulative(density_BK)
 
     def quantiles(self, cdf_BE: Tensor, brightness_B: Tensor) -> Tensor:
         """Return quantile_BQ: redshifts with the calibrated probabilities LEVEL_Q below them."""
@@ -88,21 +64,113 @@ class Uncertainty(nn.Module):
         half_B1 = torch.full_like(cdf_BE[:, :1], 0.5)
         return torch.expm1(inverse_cdf(cdf_BE, half_B1).squeeze(1) * self.log1p_max)
 
-    def pit(self, input_BF: Tensor, z_B: Tensor) -> Tensor:
-        """Return the raw density's cumulative probability (B,) at redshifts."""
-        return cdf_at(self.cdf(input_BF), self.position(z_B))
-
     def position(self, z_B: Tensor) -> Tensor:
         """Return the positions of redshifts along the bins: 0 at z = 0, 1 at z_max and beyond."""
         return (torch.log1p(z_B) / self.log1p_max).clamp(0, 1).float()
 
     def ood(self, latent_BD: Tensor) -> Tensor:
-        """Return ood_B: Mahalanobis distance to the training images, 1 = their 99th percentile.
+        """Return ood_B: Mahalanobis distance to the training sources, 1 = their 99th percentile.
 
         Lee et al. 2018 (arXiv 1807.03888), with one class.
         """
         distance_B = ((latent_BD - self.latent_mean_D) @ self.whitening_DD).norm(dim=1)
         return distance_B / self.usual_distance
+
+
+class Uncertainty(Calibration):
+    """Density heads with their calibration.
+
+    With redshift_task "density" the heads train with the network. Otherwise
+    `calibrate.fit_uncertainty` fits them on the features of the finished network.
+
+    Args:
+        n_input: length of `PITA.redshift_input`.
+        n_latent: length of the latent.
+        widths: of the hidden layers of a head.
+        n_heads: heads whose densities are averaged.
+        n_bins: bins of a density between z = 0 and z_max.
+    """
+
+    mean_F: Tensor
+    std_F: Tensor
+
+    def __init__(
+        self,
+        n_input: int,
+        n_latent: int,
+        widths: tuple[int, ...],
+        n_heads: int,
+        n_bins: int,
+        z_max: float,
+    ) -> None:
+        super().__init__(n_latent, n_bins, z_max)
+        self.heads = nn.ModuleList(MLP(n_input, (*widths, n_bins)) for _ in range(n_heads))
+        # DDP and the joint optimiser must not wait for their gradients.
+        self.heads.requires_grad_(False)
+        self.register_buffer("mean_F", torch.zeros(n_input))
+        self.register_buffer("std_F", torch.ones(n_input))
+
+    def logits(self, input_BF: Tensor, keep_BU: Tensor | None = None) -> Tensor:
+        """Return logit_BHK of the bins, of each head.
+
+        Args:
+            keep_BU: factors of the hidden units of all heads, for dropout; None: 1.
+        """
+        scaled_BF = (input_BF - self.mean_F) / self.std_F
+        if keep_BU is None:
+            return torch.stack([head(scaled_BF) for head in self.heads], dim=1)
+        keeps = keep_BU.chunk(len(self.heads), dim=1)
+        pairs = zip(self.heads, keeps, strict=True)
+        return torch.stack([_dropped(head, scaled_BF, keep) for head, keep in pairs], dim=1)
+
+    def density(self, input_BF: Tensor) -> Tensor:
+        """Return density_BK, the probabilities of the bins, averaged over the heads."""
+        scaled_BF = (input_BF - self.mean_F) / self.std_F
+        return torch.stack([head(scaled_BF).softmax(dim=1) for head in self.heads]).mean(0)
+
+    def cdf(self, input_BF: Tensor) -> Tensor:
+        """Return cdf_BE at the K+1 edges of the bins, from 0 at z = 0 to 1 at z_max."""
+        return cumulative(self.density(input_BF))
+
+
+def _dropped(head: nn.Module, x_BF: Tensor, keep_BU: Tensor) -> Tensor:
+    """Return the output of an MLP whose hidden units are multiplied by factors."""
+    first = 0
+    for layer in head.children():
+        x_BF = layer(x_BF)
+        if isinstance(layer, nn.ReLU):
+            x_BF = x_BF * keep_BU[:, first : first + x_BF.shape[1]]
+            first += x_BF.shape[1]
+    return x_BF
+
+
+def least_risk(density_BK: Tensor, z_max: float) -> Tensor:
+    """Return the redshift (B,) of least expected loss 1 - 1 / (1 + (dz / RISK_WIDTH)^2).
+
+    dz = (z - z_phot) / (1 + z). Where a density has several peaks, it is in the most probable one,
+    while a median may lie between them. The loss is that of Tanaka et al. 2018 (arXiv 1704.05988).
+    """
+    n_bins, log1p_max = density_BK.shape[1], math.log1p(z_max)
+    position_K = (torch.arange(n_bins, device=density_BK.device) + 0.5) / n_bins
+    z_K = torch.expm1(position_K.double() * log1p_max)
+    dz_KG = (z_K[:, None] - z_K) / (1 + z_K[:, None])
+    loss_KG = 1 - 1 / (1 + (dz_KG / RISK_WIDTH).square())
+    risk_BG = density_BK.double() @ loss_KG
+    at_B1 = risk_BG.argmin(dim=1, keepdim=True).clamp(1, n_bins - 2)
+    left_B1, best_B1, right_B1 = (risk_BG.gather(1, at_B1 + step) for step in (-1, 0, 1))
+    # The vertex of the parabola through three points.
+    bend_B1 = (left_B1 - 2 * best_B1 + right_B1).clamp(min=1e-12)
+    shift_B1 = ((left_B1 - right_B1) / (2 * bend_B1)).clamp(-1, 1)
+    return torch.expm1((at_B1 + 0.5 + shift_B1).squeeze(1) / n_bins * log1p_max).float()
+
+
+def pooled(density_BK: Tensor, expert_BK: Tensor, share: Tensor | float) -> Tensor:
+    """Return the geometric mean of two densities with weights 1 - share and share, of sum 1.
+
+    A logarithmic opinion pool (Genest & Zidek 1986, Statistical Science 1, 114).
+    """
+    log_BK = (1 - share) * floored(density_BK).log() + share * floored(expert_BK).log()
+    return log_BK.softmax(dim=1)
 
 
 def floored(density_BK: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from photozhpc.model.density import Uncertainty, floored
+from photozhpc.model.conformal import Labels, level_table
+from photozhpc.model.density import LEVEL_Q, N_KNOTS, Calibration, Uncertainty, floored
 from photozhpc.model.mlp import MLP, MLPTraining, seeded, train_mlp
 
 TRAINING = MLPTraining(batch_size=512, lr=1e-3, weight_decay=1e-2)
@@ -20,6 +21,7 @@ PROPENSITY_EPOCHS = 10
 MAX_WEIGHT = 10.0  # of a label, relative to the average
 SHRINKAGE = 1e-4
 USUAL_QUANTILE = 0.99
+_MIN_KNOT_STEP = 1e-4  # a minimum, so that any table can be interpolated
 
 
 def fit_heads(
@@ -111,8 +113,8 @@ def selection_weights(
     return 1 / np.maximum(logit_N.sigmoid().double().numpy(), min_probability)
 
 
-def fit_distance(uncertainty: Uncertainty, latent_ND: NDArray[np.float32]) -> None:
-    """Set mean, covariance and usual distance of `Uncertainty.ood` from training images."""
+def fit_distance(calibration: Calibration, latent_ND: NDArray[np.float32]) -> None:
+    """Set mean, covariance and usual distance of `Calibration.ood` from training sources."""
     latent_ND = latent_ND.astype(np.float64)
     mean_D = latent_ND.mean(axis=0)
     covariance_DD = np.cov(latent_ND, rowvar=False)
@@ -121,6 +123,22 @@ def fit_distance(uncertainty: Uncertainty, latent_ND: NDArray[np.float32]) -> No
     covariance_DD = (1 - SHRINKAGE) * covariance_DD + SHRINKAGE * typical * np.eye(n_latent)
     whitening_DD = np.linalg.inv(np.linalg.cholesky(covariance_DD)).T
     distance_N = np.linalg.norm((latent_ND - mean_D) @ whitening_DD, axis=1)
-    uncertainty.latent_mean_D.copy_(torch.from_numpy(mean_D))
-    uncertainty.whitening_DD.copy_(torch.from_numpy(whitening_DD))
-    uncertainty.usual_distance.fill_(np.quantile(distance_N, USUAL_QUANTILE))
+    calibration.latent_mean_D.copy_(torch.from_numpy(mean_D))
+    calibration.whitening_DD.copy_(torch.from_numpy(whitening_DD))
+    calibration.usual_distance.fill_(np.quantile(distance_N, USUAL_QUANTILE))
+
+
+def set_levels(
+    calibration: Calibration, brightness_N: NDArray[np.float32], shape: Labels, conformal: Labels
+) -> None:
+    """Fit the table of calibrated levels, in place, to two sets of labels (see `level_table`).
+
+    Args:
+        brightness_N: of a fair sample of the survey: the knots follow it, not the labels.
+    """
+    level_G = (np.arange(N_KNOTS) + 0.5) / N_KNOTS
+    knot_G = np.quantile(brightness_N.astype(np.float64), level_G)
+    knot_G += _MIN_KNOT_STEP * np.arange(N_KNOTS)
+    level_GQ = level_table(shape, conformal, knot_G, LEVEL_Q)
+    calibration.knot_G.copy_(torch.from_numpy(knot_G))
+    calibration.level_GQ.copy_(torch.from_numpy(level_GQ))

@@ -3,7 +3,6 @@
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +16,14 @@ from photozhpc.model.compiled import compiled_forward
 from photozhpc.model.density import LEVEL_Q
 from photozhpc.model.forward import Forward
 from photozhpc.model.pdf import INTERVAL_INDEX, CalibratedPdf, PdfForm
+from photozhpc.model.photometry import FluxInput, PhotometryModel
+from photozhpc.model.photometry_engine import PhotometryEngine
 from photozhpc.model.photometry_mlp import PhotometryMLP
 from photozhpc.model.pita import PITA
+from photozhpc.model.prediction import Prediction
 from photozhpc.mosaic.cutouts import count_finite
+from photozhpc.store.loader import Block
+from photozhpc.store.schema import Measurements
 from photozhpc.survey import Survey
 
 MIN_FINITE_FRACTION = 0.5
@@ -27,21 +31,6 @@ GPU_BATCH_SIZE = 2048
 # On a CPU a batch's values between two layers should fit in the cache. Measured optima: 256 images
 # for the bundled model, 32 for ConvNeXt-Tiny on 64 px (20% faster than 256).
 CPU_BATCH_BYTES = 5.5e6
-
-
-class Prediction(NamedTuple):
-    """The results of inference for N cutouts; NaN where a cutout cannot be used.
-
-    Attributes:
-        z_phot_N: redshift.
-        quantile_NQ: calibrated quantiles at density.LEVEL_Q; NaN without density heads.
-        ood_N: distance to the training images in latent space, 1 = their 99th percentile; NaN
-            without density heads.
-    """
-
-    z_phot_N: NDArray[np.float32]
-    quantile_NQ: NDArray[np.float32]
-    ood_N: NDArray[np.float32]
 
 
 class Engine:
@@ -56,6 +45,7 @@ class Engine:
         compiled: use compiled code (model/compiled.py), which is made on first use; the last batch
             is padded to full size. Without a compiler, warn and run uncompiled.
         pdf: the form in which `predict_pdf` returns p(z); None: it returns none.
+        survey: of the store, which says where its fluxes are; default: the checkpoint's.
 
     Attributes:
         side_pix: side of the part of a cutout that the model sees.
@@ -75,6 +65,7 @@ class Engine:
         precision: torch.dtype | None = None,
         compiled: bool = False,
         pdf: PdfForm | None = None,
+        survey: Survey | None = None,
     ) -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(
@@ -84,11 +75,15 @@ class Engine:
         self.device = torch.device(device)
         self.batch_size = batch_size or default_batch_size(checkpoint.pita, self.device)
         self.precision = precision or native_precision(self.device)
-        self.side_pix = checkpoint.pita.config.crop
+        config = checkpoint.pita.config
+        self.side_pix = config.crop
+        self.fluxes: FluxInput | None = None
+        if config.fluxes.n_apertures:
+            self.fluxes = FluxInput(config.fluxes, survey or checkpoint.survey)
         if pdf is not None:
             _require_density(checkpoint)
         self.forward = Forward(checkpoint.pita, self.precision, pdf).eval().to(self.device)
-        self._full_batch: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = None
+        self._full_batch: Callable[..., Sequence[Tensor]] | None = None
         if compiled:
             self._full_batch = compiled_forward(
                 checkpoint, self.precision, self.batch_size, self.device, pdf
@@ -106,13 +101,19 @@ class Engine:
         return self._full_batch is not None
 
     def predict(
-        self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, flux_NCR: NDArray | None = None
+        self,
+        cutout_NCSS: NDArray[np.float32],
+        ebv_N: NDArray,
+        measured: Measurements | Block | None = None,
     ) -> Prediction:
         """Return what `predict_pdf` does, without p(z)."""
-        return self.predict_pdf(cutout_NCSS, ebv_N, flux_NCR)[0]
+        return self.predict_pdf(cutout_NCSS, ebv_N, measured)[0]
 
     def predict_pdf(
-        self, cutout_NCSS: NDArray[np.float32], ebv_N: NDArray, flux_NCR: NDArray | None = None
+        self,
+        cutout_NCSS: NDArray[np.float32],
+        ebv_N: NDArray,
+        measured: Measurements | Block | None = None,
     ) -> tuple[Prediction, NDArray[np.float32] | None]:
         """Return redshifts, quantiles, the score of unusual images, and p(z) if there is one.
 
@@ -122,11 +123,16 @@ class Engine:
         Args:
             cutout_NCSS: nJy per pixel, NaN where there is no pixel; S is side_pix or more.
             ebv_N: Galactic E(B-V), magnitudes.
-            flux_NCR: ignored; for PhotometryEngine.
+            measured: forced photometry; None: only for a model that takes none.
 
         Raises:
-            ValueError: the cutouts are smaller than side_pix.
+            ValueError: the cutouts are smaller than side_pix, or the photometry is missing.
         """
+        inputs: list[NDArray] = [cutout_NCSS, np.asarray(ebv_N, dtype=np.float32)]
+        if self.fluxes is not None:
+            if measured is None:
+                raise ValueError("the model takes fluxes too: pass 'measured'")
+            inputs += self.fluxes(measured)
         n = len(cutout_NCSS)
         unusable_N = ~usable(cutout_NCSS, self.side_pix)
         prediction = Prediction(
@@ -137,10 +143,9 @@ class Engine:
         pdf = self.pdf
         pdf_NP = None if pdf is None else np.empty((n, len(pdf.axis_P)), np.float32)
         columns = [*prediction] if pdf_NP is None else [*prediction, pdf_NP]
-        ebv_N = np.asarray(ebv_N, dtype=np.float32)
         batches = [slice(a, min(a + self.batch_size, n)) for a in range(0, n, self.batch_size)]
         # Start all batches before waiting for the first result.
-        estimates = [self._estimate(cutout_NCSS[rows], ebv_N[rows]) for rows in batches]
+        estimates = [self._estimate(*(values[rows] for values in inputs)) for rows in batches]
         for rows, estimate in zip(batches, estimates, strict=True):
             for column, values in zip(columns, estimate, strict=True):
                 column[rows] = values.cpu().numpy()
@@ -151,15 +156,14 @@ class Engine:
         return prediction, pdf_NP
 
     @torch.inference_mode()
-    def _estimate(self, cutout_BCSS: NDArray[np.float32], ebv_B: NDArray) -> Sequence[Tensor]:
-        cutout_BCSS, n = centre_crop(cutout_BCSS, self.side_pix), len(ebv_B)
+    def _estimate(self, cutout_BCSS: NDArray[np.float32], *others: NDArray) -> Sequence[Tensor]:
+        inputs, n = [centre_crop(cutout_BCSS, self.side_pix), *others], len(cutout_BCSS)
         missing = self.batch_size - n
         if self._full_batch is not None and missing:
-            cutout_BCSS = np.pad(cutout_BCSS, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            ebv_B = np.pad(ebv_B, (0, missing))
-        cutout, ebv = self._to_device(cutout_BCSS), self._to_device(ebv_B)
+            inputs = [np.pad(v, ((0, missing), *[(0, 0)] * (v.ndim - 1))) for v in inputs]
+        tensors = [self._to_device(values) for values in inputs]
         with self._computing:
-            estimate = (self._full_batch or self.forward)(cutout, ebv)
+            estimate = (self._full_batch or self.forward)(*tensors)
         return [values[:n] for values in estimate]
 
     def _to_device(self, values: NDArray) -> Tensor:
@@ -175,7 +179,7 @@ class Engine:
         return tensor
 
 
-class PhotometryEngine:
+class PhotometryMLPEngine:
     """A photometry-MLP, ready to turn the fluxes of a store into redshifts, on the CPU.
 
     Args:
@@ -195,26 +199,26 @@ class PhotometryEngine:
         self.aperture = survey.aperture_radii_arcsec.index(radius_arcsec)
         self.side_pix = 2 * math.ceil(radius_arcsec / survey.pixel_scale_arcsec) + 1
 
-    def predict(self, cutout_NCSS: NDArray, ebv_N: NDArray, flux_NCR: NDArray) -> Prediction:
+    def predict(self, cutout_NCSS: NDArray, ebv_N: NDArray, measured: Measurements) -> Prediction:
         """Return redshifts, NaN where a flux of the aperture is not finite; all else is NaN.
 
         Args:
             cutout_NCSS: ignored.
             ebv_N: Galactic E(B-V), magnitudes.
-            flux_NCR: nJy, in the store's apertures.
         """
-        n = len(flux_NCR)
+        flux_NC = measured.flux_NCR[:, :, self.aperture]
+        n = len(flux_NC)
         return Prediction(
-            self.model.predict(flux_NCR[:, :, self.aperture], ebv_N),
+            self.model.predict(flux_NC, ebv_N),
             np.full((n, len(LEVEL_Q)), np.nan, np.float32),
             np.full(n, np.nan, np.float32),
         )
 
     def predict_pdf(
-        self, cutout_NCSS: NDArray, ebv_N: NDArray, flux_NCR: NDArray
+        self, cutout_NCSS: NDArray, ebv_N: NDArray, measured: Measurements
     ) -> tuple[Prediction, None]:
         """Return what `predict` does, and None for p(z)."""
-        return self.predict(cutout_NCSS, ebv_N, flux_NCR), None
+        return self.predict(cutout_NCSS, ebv_N, measured), None
 
 
 def make_engine(
@@ -223,7 +227,7 @@ def make_engine(
     device: str = "cpu",
     compiled: bool = False,
     pdf: PdfForm | None = None,
-) -> Engine | PhotometryEngine:
+) -> Engine | PhotometryEngine | PhotometryMLPEngine:
     """Return the engine of a checkpoint that fits the store (`Checkpoint.check_store`).
 
     Raises:
@@ -237,16 +241,25 @@ def make_engine(
     if pdf is not None:
         _require_density(checkpoint)
     if isinstance(checkpoint.model, PhotometryMLP):
-        return PhotometryEngine(checkpoint.model, survey)
-    return Engine(checkpoint, device, compiled=compiled, pdf=pdf)
+        return PhotometryMLPEngine(checkpoint.model, survey)
+    if isinstance(checkpoint.model, PhotometryModel):
+        return PhotometryEngine(checkpoint.model, survey, pdf)
+    return Engine(checkpoint, device, compiled=compiled, pdf=pdf, survey=survey)
 
 
 def _require_density(checkpoint: Checkpoint) -> None:
+    if isinstance(checkpoint.model, PhotometryModel):
+        return
     model = checkpoint.model
     if not isinstance(model, PITA) or model.uncertainty is None or not model.uncertainty.is_fitted:
         raise CheckpointError(
             f"{checkpoint.path}: has no density heads, which p(z) needs; leave --pdf out, or train "
             f"with model.density_bins above 0"
+        )
+    if not model.uncertainty.level_GQ.isfinite().all():
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained on all labels, which left none to calibrate p(z); "
+            f"calibrate it first: photozhpc calibrate"
         )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from photozhpc.model.augment import calibrate, centre_crop, stretch
 from photozhpc.model.convnext import for_inference
 from photozhpc.model.pdf import CalibratedPdf, PdfForm
-from photozhpc.model.pita import PITA
+from photozhpc.model.pita import PITA, Fluxes
 
 
 class Forward(nn.Module):
@@ -25,15 +25,30 @@ class Forward(nn.Module):
         encoder = for_inference(model.encoder, model.config.crop, dtype)
         # Copied without its encoder, by far its largest part.
         self.model = copy.deepcopy(model, {id(model.encoder): encoder}).requires_grad_(False)
-        self.reports_median = model.reports_median
+        self.point_estimate = model.point_estimate
         self.pdf: CalibratedPdf | None = None
         if pdf is not None and model.uncertainty is not None:
             self.pdf = CalibratedPdf(model.uncertainty, pdf)
 
-    def forward(self, cutout_BCSS: Tensor, ebv_B: Tensor) -> tuple[Tensor, ...]:
-        """Return the fields of an `Estimate`, and p(z) if asked for; arguments as in `encode`."""
+    def forward(
+        self,
+        cutout_BCSS: Tensor,
+        ebv_B: Tensor,
+        flux_BCR: Tensor | None = None,
+        flux_err_BCR: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return the fields of an `Estimate`, and p(z) if asked for.
+
+        Args:
+            cutout_BCSS, ebv_B: as in `encode`.
+            flux_BCR, flux_err_BCR: as in `Fluxes`; None: the model takes none.
+        """
+        fluxes = None
+        if flux_BCR is not None and flux_err_BCR is not None:
+            fluxes = Fluxes(flux_BCR, flux_err_BCR, ebv_B)
+        feature_BF, linear_BCHW = self.encode(cutout_BCSS, ebv_B)
         estimate, pdf_BP = self.model.estimate_from(
-            *self.encode(cutout_BCSS, ebv_B), self.reports_median, self.pdf
+            feature_BF, linear_BCHW, self.point_estimate, fluxes, self.pdf
         )
         return tuple(estimate) if pdf_BP is None else (*estimate, pdf_BP)
 

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Sequential):
-    """Linear layers with ReLU between them (none after the last)."""
+    """Linear layers with ReLU, and dropout in training, between them (none after the last)."""
 
-    def __init__(self, n_in: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, n_in: int, widths: tuple[int, ...], dropout: float = 0.0) -> None:
         layers: list[nn.Module] = []
-        for width in widths:
-            layers += [nn.Linear(n_in, width), nn.ReLU(inplace=True)]
-            n_in = width
-        super().__init__(*layers[:-1])
+        for n_out in widths:
+            layers += [nn.Linear(n_in, n_out), nn.ReLU(inplace=True)]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            n_in = n_out
+        super().__init__(*layers[: -2 if dropout else -1])
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def train_mlp(
     loss: Callable[[Tensor, Tensor], Tensor],
     training: MLPTraining,
     check: Callable[[nn.Module], float] | None = None,
-) -> None:
+    stop_after: int | None = None,
+) -> int:
     """Train a network on features, in place.
 
     Args:
@@ -52,6 +55,10 @@ def train_mlp(
         loss: of the network's output for some rows of x_NF, and these rows.
         check: measures the network after every epoch; the weights with the lowest value are kept.
             None: the weights after the last epoch are kept.
+        stop_after: epochs after which to stop, on the schedule of training.epochs.
+
+    Returns:
+        The number of epochs after which the network had the weights that were kept.
     """
     generator = torch.Generator(x_NF.device).manual_seed(training.seed)
     optimiser = torch.optim.AdamW(
@@ -60,7 +67,9 @@ def train_mlp(
     steps = training.epochs * math.ceil(len(x_NF) / training.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, training.min_lr)
     best, best_state = math.inf, network.state_dict()
-    for _ in range(training.epochs):
+    kept = stop_after or training.epochs
+    for epoch in range(kept):
+        network.train()
         order_N = torch.randperm(len(x_NF), generator=generator, device=x_NF.device)
         for rows in order_N.split(training.batch_size):
             x_BF = x_NF[rows]
@@ -72,11 +81,13 @@ def train_mlp(
             loss(network(x_BF), rows).backward()
             optimiser.step()
             schedule.step()
+        network.eval()
         if check is not None and (value := check(network)) < best:
-            best = value
+            best, kept = value, epoch + 1
             best_state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     if check is not None:
         network.load_state_dict(best_state)
+    return kept
 
 
 @contextmanager

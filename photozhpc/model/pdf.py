@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
-from photozhpc.model.density import LEVEL_Q, Uncertainty, interpolate, inverse_cdf
+from photozhpc.model.density import LEVEL_Q, Calibration, interpolate, inverse_cdf
 from photozhpc.model.redshift_grid import grid_cells, redshift_grid
 
 PdfForm = Literal["quantiles", "grid"]
@@ -32,7 +32,7 @@ class CalibratedPdf(nn.Module):
     """From the heads' cumulative distribution to p(z) in one of the two forms.
 
     Args:
-        uncertainty: fitted.
+        calibration: fitted.
         form: "quantiles": redshifts below which PDF_LEVELS of the probability lie; "grid": the
             density at `redshift_grid`, averaged over the cell around each point.
 
@@ -48,25 +48,25 @@ class CalibratedPdf(nn.Module):
     share_E: Tensor
     width_P: Tensor
 
-    def __init__(self, uncertainty: Uncertainty, form: PdfForm) -> None:
+    def __init__(self, calibration: Calibration, form: PdfForm) -> None:
         super().__init__()
         self.form = form
-        self.log1p_max = uncertainty.log1p_max
-        self.z_max = round(math.expm1(uncertainty.log1p_max), 12)  # 4, not 3.9999999999999996
+        self.log1p_max = calibration.log1p_max
+        self.z_max = round(math.expm1(calibration.log1p_max), 12)  # 4, not 3.9999999999999996
         self.axis_P = np.array(PDF_LEVELS)
-        level_GP = levels_between(uncertainty.level_GQ.cpu().double().numpy())
+        level_GP = levels_between(calibration.level_GQ.cpu().double().numpy())
         if form == "grid":
             level_GP = np.pad(level_GP, ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1)))
             self.axis_P = redshift_grid(self.z_max)
             border_E = grid_cells(self.axis_P)
-            place_E = np.log1p(border_E) / uncertainty.log1p_max * uncertainty.n_bins
-            bin_E = np.clip(np.floor(place_E).astype(np.int64), 0, uncertainty.n_bins - 1)
+            place_E = np.log1p(border_E) / calibration.log1p_max * calibration.n_bins
+            bin_E = np.clip(np.floor(place_E).astype(np.int64), 0, calibration.n_bins - 1)
             self._register("calibrated_L", np.array([0, *PDF_LEVELS, 1]))
             self.register_buffer("bin_E", torch.from_numpy(bin_E))
             self._register("share_E", np.clip(place_E - bin_E, 0, 1))
             self._register("width_P", np.diff(border_E))
         self._register("level_GP", level_GP)
-        self._register("knot_G", uncertainty.knot_G.cpu().double().numpy())
+        self._register("knot_G", calibration.knot_G.cpu().double().numpy())
 
     def _register(self, name: str, values: NDArray[np.float64]) -> None:
         self.register_buffer(name, torch.from_numpy(values.astype(np.float32)))

@@ -1,10 +1,12 @@
 """PITA: Photo-z Inference with a Triple-task Algorithm (arXiv 2602.10207, section 3).
 
-One encoder, three tasks: a projection for the contrastive loss, colours, and the redshift.
+One encoder, three tasks: a projection for the contrastive loss, colours, and the redshift. Beyond
+the paper, the heads of the redshift may see the store's forced photometry, and a second expert,
+which sees nothing else, may be pooled with them.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,13 +14,52 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from photozhpc.model import timm_convnext
-from photozhpc.model.density import LEVEL_Q, Uncertainty
+from photozhpc.model.density import LEVEL_Q, Uncertainty, cumulative, least_risk, pooled
 from photozhpc.model.depthwise import quicken
+from photozhpc.model.flux_expert import FluxExpert, FluxExpertConfig
+from photozhpc.model.flux_features import FluxFeatures
 from photozhpc.model.mlp import MLP
 from photozhpc.model.pdf import CalibratedPdf
+from photozhpc.model.resnet import LaneNorm, ResNet
 
 MAX_WIDTH, MAX_LAYERS = 8192, 64  # larger values are typos, or from a damaged file
+MIN_CROP_CONVNEXT = 32  # smaller maps vanish in its four stages
+RESNET = "resnet"
 BRIGHTNESS_RADIUS_PIX = 7.0  # of the circle for the brightness on which the calibration depends
+
+
+@dataclass(frozen=True)
+class FluxesConfig:
+    """What PITA takes of the store's forced photometry; by default (the paper) nothing.
+
+    Attributes:
+        aperture_radii_arcsec: of the circles whose fluxes and errors it takes.
+        total: whether it takes Kron fluxes too.
+        seen_by_heads: the redshift heads see `FluxFeatures` of them as well as the latent.
+        expert_networks: networks of a second expert, a `FluxExpert`, whose density is pooled with
+            that of the heads; 0: none.
+        expert_mlp: widths of the hidden layers of each.
+    """
+
+    aperture_radii_arcsec: tuple[float, ...] = ()
+    total: bool = False
+    seen_by_heads: bool = False
+    expert_networks: int = 0
+    expert_mlp: tuple[int, ...] = (128, 128, 128)
+
+    def __post_init__(self) -> None:
+        if len(self.aperture_radii_arcsec) > MAX_LAYERS:
+            raise ValueError(f"fluxes.aperture_radii_arcsec must have at most {MAX_LAYERS} radii")
+        if (self.seen_by_heads or self.expert_networks) != bool(self.n_apertures):
+            raise ValueError(
+                "fluxes must be named (aperture_radii_arcsec or total) if and only if something "
+                "takes them (seen_by_heads or expert_networks)"
+            )
+
+    @property
+    def n_apertures(self) -> int:
+        """The number of fluxes a band; Kron counts as an aperture."""
+        return len(self.aperture_radii_arcsec) + self.total
 
 
 @dataclass(frozen=True)
@@ -27,14 +68,17 @@ class PITAConfig:
 
     Attributes:
         n_bands: channels of the images, C.
-        encoder: a ConvNeXt of timm.
-        encoder_out: width of a linear layer after the encoder's pooling (the paper keeps the
-            1000 outputs of the ImageNet head); 0: the pooled features themselves.
+        encoder: a ConvNeXt of timm, or "resnet" (model/resnet.py).
+        encoder_widths: channels of the stages of "resnet".
+        encoder_out: width of a linear layer after the encoder's last map (the paper keeps the
+            1000 outputs of the ImageNet head); 0: its features themselves.
         encoder_mlp, projection_mlp, redshift_mlp, colour_mlp: widths of the linear layers.
             The last is the output (D, P); for redshift and colours an output layer (1, M) follows.
         n_colours: M, what the colour loss compares: colours of neighbouring bands and a log10 flux.
         layer_scale: initial scale of every residual branch.
         drop_path: probability of skipping a residual branch in training.
+        dropout: share of the hidden units of the density heads that a joint training step sees
+            as zero.
         crop: side of the image that the network sees, pixels.
         stretch: "none": pixels in units of the noise; "asinh": asinh of that, which is linear
             in the noise and logarithmic in bright cores.
@@ -44,16 +88,21 @@ class PITAConfig:
         redshift_sees_apertures: the redshift heads see the colours of the aperture fluxes as well
             as the latent.
         redshift_scale: what the redshift head estimates: "z" (the paper) or "log1p", ln(1+z).
+        redshift_task: what the redshift heads of the joint training estimate: a "point" (the
+            paper), or the "density", and then there are no other heads.
         density_bins: bins of the redshift's density, equally wide in ln(1+z), which give the
             intervals; as many heads as redshift_heads, with the widths of redshift_mlp. 0 (the
             paper): no intervals and no score of unusual images.
         density_z_max: upper end of the last bin; labels beyond it count as at it.
         point_estimate: what is reported as the redshift: "heads", the mean of the redshift heads
-            (the paper), or "median", the median of the density.
+            (the paper), "median", the median of the density, or "least_risk", see
+            `density.least_risk`.
+        fluxes: what it takes of the store's forced photometry.
     """
 
     n_bands: int = 4
     encoder: str = "convnext_tiny"
+    encoder_widths: tuple[int, ...] = (24, 48, 96)
     encoder_out: int = 1000
     encoder_mlp: tuple[int, ...] = (512, 128)
     projection_mlp: tuple[int, ...] = (128, 64)
@@ -62,24 +111,46 @@ class PITAConfig:
     n_colours: int = 4
     layer_scale: float = 1e-6
     drop_path: float = 0.0
+    dropout: float = 0.0
     crop: int = 64
     stretch: Literal["none", "asinh"] = "none"
     aperture_radii_pix: tuple[float, ...] = ()
     redshift_heads: int = 1
     redshift_sees_apertures: bool = False
     redshift_scale: Literal["z", "log1p"] = "z"
+    redshift_task: Literal["point", "density"] = "point"
     density_bins: int = 0
     density_z_max: float = 4.0
-    point_estimate: Literal["heads", "median"] = "heads"
+    point_estimate: Literal["heads", "median", "least_risk"] = "heads"
+    fluxes: FluxesConfig = field(default_factory=FluxesConfig)
 
     def __post_init__(self) -> None:
-        if self.point_estimate == "median" and not self.density_bins:
-            raise ValueError("point_estimate 'median' needs density_bins above 0")
-        if not self.encoder.startswith("convnext") or not timm_convnext.is_model(self.encoder):
+        if self.point_estimate != "heads" and not self.density_bins:
+            raise ValueError(f"point_estimate '{self.point_estimate}' needs density_bins above 0")
+        if self.redshift_task == "density" and self.point_estimate == "heads":
+            raise ValueError(
+                "redshift_task 'density' needs point_estimate 'median' or 'least_risk'"
+            )
+        if self.fluxes.expert_networks and not self.density_bins:
+            raise ValueError("fluxes.expert_networks needs density_bins above 0")
+        min_crop = MIN_CROP_CONVNEXT
+        if self.encoder == RESNET:
+            min_crop = 2 ** len(self.encoder_widths)
+            if not 1 <= len(self.encoder_widths) <= 6 or not all(
+                0 < width <= MAX_WIDTH for width in self.encoder_widths
+            ):
+                raise ValueError(f"encoder_widths must be 1 to 6 widths from 1 to {MAX_WIDTH}")
+        elif not self.encoder.startswith("convnext") or not timm_convnext.is_model(self.encoder):
             names = ", ".join(timm_convnext.list_models("convnext_*")[:8])
-            raise ValueError(f"encoder must be a ConvNeXt of timm ({names}...), got {self.encoder}")
-        if self.crop < 32:
-            raise ValueError(f"crop must be at least 32, got {self.crop}")
+            raise ValueError(
+                f"encoder must be {RESNET} or a ConvNeXt of timm ({names}...), got {self.encoder}"
+            )
+        if self.crop < min_crop:
+            raise ValueError(f"crop must be at least {min_crop}, got {self.crop}")
+        if self.dropout and self.redshift_task == "point":
+            raise ValueError("dropout needs redshift_task 'density'")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.n_bands < 1:
             raise ValueError(f"n_bands must be at least 1, got {self.n_bands}")
         if not self.encoder_mlp or not self.projection_mlp:
@@ -112,13 +183,29 @@ class PITAOutput(NamedTuple):
 
     Attributes:
         projection_BP: of the latent, unit length.
+        z_phot_B: of the redshift heads; 0 with redshift_task "density".
         colour_BM: log10 flux ratios of neighbouring bands, then one log10 flux.
+        logit_BHK: of the bins, of each head; no bins with redshift_task "point".
     """
 
     latent_BD: Tensor
     projection_BP: Tensor
     z_phot_B: Tensor
     colour_BM: Tensor
+    logit_BHK: Tensor
+
+
+class Fluxes(NamedTuple):
+    """Forced photometry of B sources, as `FluxesConfig` asks for it.
+
+    Attributes:
+        flux_BCR, flux_err_BCR: nJy; not finite where not measured.
+        ebv_B: Galactic E(B-V), magnitudes.
+    """
+
+    flux_BCR: Tensor
+    flux_err_BCR: Tensor
+    ebv_B: Tensor
 
 
 class Estimate(NamedTuple):
@@ -147,19 +234,12 @@ class PITA(nn.Module):
     brightness_RHW: Tensor
     redshift_mean_F: Tensor
     redshift_std_F: Tensor
+    expert_share: Tensor
 
     def __init__(self, config: PITAConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = timm_convnext.create_model(
-            config.encoder,
-            pretrained=False,
-            in_chans=config.n_bands,
-            num_classes=config.encoder_out,
-            ls_init_value=config.layer_scale,
-            drop_path_rate=config.drop_path,
-        )
-        quicken(self.encoder)
+        self.encoder = _make_encoder(config)
         width = config.encoder_out or int(self.encoder.num_features)  # type: ignore[arg-type]
         n_latent = config.encoder_mlp[-1]
         n_signals = config.n_bands * len(config.aperture_radii_pix)
@@ -167,8 +247,13 @@ class PITA(nn.Module):
         self.aperture_skip = nn.Linear(n_signals, n_latent) if n_signals else None
         self.projection_mlp = MLP(n_latent, config.projection_mlp)
         n_redshift = n_latent + (n_signals if config.redshift_sees_apertures else 0)
+        self.flux_features: FluxFeatures | None = None
+        if config.fluxes.seen_by_heads:
+            self.flux_features = FluxFeatures(config.n_bands, config.fluxes.n_apertures)
+            n_redshift += self.flux_features.n_features
         self.redshift_mlp = nn.ModuleList(
-            MLP(n_redshift, (*config.redshift_mlp, 1)) for _ in range(config.redshift_heads)
+            MLP(n_redshift, (*config.redshift_mlp, 1))
+            for _ in range(config.redshift_heads if config.redshift_task == "point" else 0)
         )
         self.register_buffer("redshift_mean_F", torch.zeros(n_redshift))
         self.register_buffer("redshift_std_F", torch.ones(n_redshift))
@@ -194,37 +279,65 @@ class PITA(nn.Module):
                 persistent=False,
             )
 
-    def forward(self, image_BCHW: Tensor) -> PITAOutput:
+        self.expert: FluxExpert | None = None
+        if config.fluxes.expert_networks:
+            self.expert = FluxExpert(
+                FluxExpertConfig(
+                    n_bands=config.n_bands,
+                    n_apertures=config.fluxes.n_apertures,
+                    widths=config.fluxes.expert_mlp,
+                    networks=config.fluxes.expert_networks,
+                    bins=config.density_bins,
+                    z_max=config.density_z_max,
+                )
+            )
+            self.register_buffer("expert_share", torch.zeros(()))
+
+    def forward(
+        self, image_BCHW: Tensor, flux_BF: Tensor | None = None, keep_BU: Tensor | None = None
+    ) -> PITAOutput:
         """Return latents, projections, redshifts and colours of prepared images.
 
         Args:
             image_BCHW: from `augment.prepare` or a random view, H = W = config.crop.
+            flux_BF: features of the fluxes that the heads see; None: they see none.
+            keep_BU: as in `Uncertainty.logits`.
         """
         latent_BD, signal_BA = self.features(image_BCHW)
         with torch.autocast(image_BCHW.device.type, enabled=False):
+            input_BF = self.redshift_input(latent_BD, signal_BA, flux_BF)
+            z_phot_B, logit_BHK = latent_BD.new_zeros(len(latent_BD)), latent_BD[:, :0, None]
+            if self.config.redshift_task == "point":
+                z_phot_B = self.redshift(input_BF)
+            elif self.uncertainty is not None:
+                logit_BHK = self.uncertainty.logits(input_BF, keep_BU)
             return PITAOutput(
                 latent_BD=latent_BD,
                 projection_BP=self.project(latent_BD),
-                z_phot_B=self.redshift(self.redshift_input(latent_BD, signal_BA)),
+                z_phot_B=z_phot_B,
                 colour_BM=self.colour_mlp(latent_BD),
+                logit_BHK=logit_BHK,
             )
 
-    def estimate(self, image_BCHW: Tensor) -> Estimate:
+    def estimate(self, image_BCHW: Tensor, fluxes: Fluxes | None = None) -> Estimate:
         """Return redshifts, their quantiles and the score of unusual images."""
         feature_BF, linear_BCHW = self.encoder(image_BCHW), self.unstretch(image_BCHW)
-        return self.estimate_from(feature_BF, linear_BCHW, self.reports_median)[0]
+        return self.estimate_from(feature_BF, linear_BCHW, self.point_estimate, fluxes)[0]
 
     @property
-    def reports_median(self) -> bool:
-        """Whether the redshift is the median of the density instead of the mean of the heads."""
+    def point_estimate(self) -> Literal["heads", "median", "least_risk"]:
+        """What is reported as the redshift: the heads' until the density is fitted."""
+        if self.config.redshift_task == "density":
+            return self.config.point_estimate
         fitted = self.uncertainty is not None and self.uncertainty.is_fitted
-        return fitted and self.config.point_estimate == "median"
+        return self.config.point_estimate if fitted else "heads"
 
     def estimate_from(
         self,
         feature_BF: Tensor,
         linear_BCHW: Tensor,
-        reports_median: bool,
+        point_estimate: Literal["heads", "median", "least_risk"],
+        fluxes: Fluxes | None = None,
         pdf: CalibratedPdf | None = None,
     ) -> tuple[Estimate, Tensor | None]:
         """Return what `estimate` does, and p(z), from the encoder's output and unstretched images.
@@ -234,18 +347,51 @@ class PITA(nn.Module):
         """
         with torch.autocast(feature_BF.device.type, enabled=False):
             latent_BD, signal_BA = self.latent(feature_BF, linear_BCHW)
-            input_BF = self.redshift_input(latent_BD, signal_BA)
+            input_BF = self.redshift_input(latent_BD, signal_BA, self.flux_input(fluxes))
             if self.uncertainty is None:
                 nan_B = torch.full_like(latent_BD[:, 0], torch.nan)
                 nan_BQ = nan_B[:, None].expand(-1, len(LEVEL_Q))
                 return Estimate(self.redshift(input_BF), nan_BQ, nan_B), None
-            cdf_BE, brightness_B = self.uncertainty.cdf(input_BF), self.brightness(linear_BCHW)
+            density_BK = self.density(input_BF, self.expert_density(fluxes))
+            cdf_BE, brightness_B = cumulative(density_BK), self.brightness(linear_BCHW)
             estimate = Estimate(
-                self.uncertainty.median(cdf_BE) if reports_median else self.redshift(input_BF),
+                self.redshift(input_BF)
+                if point_estimate == "heads"
+                else self.point(density_BK, cdf_BE, point_estimate),
                 self.uncertainty.quantiles(cdf_BE, brightness_B),
                 self.uncertainty.ood(latent_BD),
             )
             return estimate, None if pdf is None else pdf(cdf_BE, brightness_B)
+
+    def density(self, input_BF: Tensor, expert_BK: Tensor | None = None) -> Tensor:
+        """Return density_BK, the probabilities of the bins, pooled with those of the expert."""
+        assert self.uncertainty is not None
+        density_BK = self.uncertainty.density(input_BF)
+        if expert_BK is None:
+            return density_BK
+        return pooled(density_BK, expert_BK, self.expert_share)
+
+    def point(
+        self,
+        density_BK: Tensor,
+        cdf_BE: Tensor,
+        point_estimate: Literal["heads", "median", "least_risk"],
+    ) -> Tensor:
+        """Return z_phot_B of a density."""
+        assert self.uncertainty is not None
+        if point_estimate == "median":
+            return self.uncertainty.median(cdf_BE)
+        return least_risk(density_BK, self.config.density_z_max)
+
+    def flux_input(self, fluxes: Fluxes | None) -> Tensor | None:
+        """Return flux_BF that the heads see; None: they see none."""
+        if self.flux_features is None or fluxes is None:
+            return None
+        return self.flux_features(*fluxes)
+
+    def expert_density(self, fluxes: Fluxes | None) -> Tensor | None:
+        """Return density_BK of the expert; None: there is none."""
+        return None if self.expert is None or fluxes is None else self.expert(*fluxes)
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """Return latent_BD of prepared images."""
@@ -271,13 +417,25 @@ class PITA(nn.Module):
         with torch.autocast(latent_BD.device.type, enabled=False):
             return F.normalize(self.projection_mlp(latent_BD), dim=1)
 
-    def redshift_input(self, latent_BD: Tensor, signal_BA: Tensor) -> Tensor:
-        """Return the input of the redshift heads: latents, and the colours of the apertures."""
-        if not self.config.redshift_sees_apertures:
-            return latent_BD
-        signal_BCR = signal_BA.unflatten(1, (self.config.n_bands, -1))
-        colour_BCR = torch.cat([signal_BCR[:, :-1] - signal_BCR[:, 1:], signal_BCR[:, -1:]], dim=1)
-        return torch.cat([latent_BD, colour_BCR.flatten(1)], dim=1)
+    def redshift_input(
+        self, latent_BD: Tensor, signal_BA: Tensor, flux_BF: Tensor | None = None
+    ) -> Tensor:
+        """Return the input of the redshift heads: latents, and what they see of the photometry.
+
+        Args:
+            signal_BA: of the image's own apertures.
+            flux_BF: from `flux_input`.
+        """
+        parts = [latent_BD]
+        if self.config.redshift_task == "density":  # heads that train jointly need a common scale
+            parts = [F.layer_norm(latent_BD, latent_BD.shape[1:])]
+        if self.config.redshift_sees_apertures:
+            signal_BCR = signal_BA.unflatten(1, (self.config.n_bands, -1))
+            ratio_BCR = signal_BCR[:, :-1] - signal_BCR[:, 1:]
+            parts.append(torch.cat([ratio_BCR, signal_BCR[:, -1:]], dim=1).flatten(1))
+        if flux_BF is not None:
+            parts.append(flux_BF)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def redshift(self, input_BF: Tensor) -> Tensor:
         """Return z_phot_B, the mean of the heads, from `redshift_input`."""
@@ -309,6 +467,12 @@ def _asinh_snr(linear_BCHW: Tensor, weight_RHW: Tensor) -> Tensor:
     flux_BCR = torch.einsum("bchw,rhw->bcr", linear_BCHW.float(), weight_RHW)
     noise_R = weight_RHW.square().sum(dim=(1, 2)).sqrt()
     return torch.asinh(flux_BCR / noise_R)
+
+
+def statistics(model: PITA) -> list[Tensor]:
+    """Return the running statistics of the encoder's batch norms; empty without any."""
+    norms = [module for module in model.modules() if isinstance(module, LaneNorm)]
+    return [values for norm in norms for values in (norm.running_mean, norm.running_var)]
 
 
 class KeyEncoder(nn.Module):
@@ -344,6 +508,8 @@ class KeyEncoder(nn.Module):
         keys, queries = map(list, zip(*trained, strict=True))
         torch._foreach_mul_(keys, m)
         torch._foreach_add_(keys, queries, alpha=1 - m)
+        for key, query in zip(statistics(self.model), statistics(model), strict=True):
+            key.lerp_(query, 1 - m)
 
     @torch.no_grad()
     def enqueue(self, key_BP: Tensor) -> None:
@@ -354,6 +520,21 @@ class KeyEncoder(nn.Module):
         slot_B = (self.pointer + torch.arange(len(key_BP), device=key_BP.device)) % n_queue
         self.queue_KP[slot_B] = key_BP
         self.pointer.copy_((self.pointer + len(key_BP)) % n_queue)
+
+
+def _make_encoder(config: PITAConfig) -> nn.Module:
+    if config.encoder == RESNET:
+        return ResNet(config.n_bands, config.encoder_widths, config.crop, config.encoder_out)
+    encoder = timm_convnext.create_model(
+        config.encoder,
+        pretrained=False,
+        in_chans=config.n_bands,
+        num_classes=config.encoder_out,
+        ls_init_value=config.layer_scale,
+        drop_path_rate=config.drop_path,
+    )
+    quicken(encoder)
+    return encoder
 
 
 def _soft_circles(radii_pix: tuple[float, ...], crop: int) -> Tensor:

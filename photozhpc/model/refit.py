@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from photozhpc.metrics import PointMetrics, point_metrics
-from photozhpc.model.encode import N_VIEWS, encode, view_inputs
+from photozhpc.model.encode import N_VIEWS, encode_block, view_inputs
 from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlps
 from photozhpc.model.pita import PITA
 from photozhpc.store.loader import Block
+from photozhpc.survey import Survey
 
 BATCH_SIZE = 512
 WEIGHT_DECAY = 1e-2
@@ -22,7 +23,13 @@ INPUT_DROPOUT = 0.1
 
 
 def refit_redshift_heads(
-    model: PITA, labels: Block, validation: Block, steps: int, huber_delta: float, seed: int
+    model: PITA,
+    labels: Block,
+    validation: Block,
+    survey: Survey,
+    steps: int,
+    huber_delta: float,
+    seed: int,
 ) -> dict[str, PointMetrics]:
     """Fit the redshift heads again, in place, each from its own seed, if that helps.
 
@@ -30,12 +37,15 @@ def refit_redshift_heads(
     images, and keeps the epoch with the best NMAD on the validation sample. The heads of the joint
     training stay if their NMAD is not worse.
 
+    Args:
+        survey: of the store.
+
     Returns:
         Metrics of the validation sample: "joint" before, "refitted" after.
     """
     model.eval()
-    input_NF = view_inputs(model, labels, seed)
-    check_NF = encode(model, validation.cutout_NCSS, validation.ebv_N).input_NF
+    input_NF = view_inputs(model, labels, survey, seed)
+    check_NF = encode_block(model, validation, survey).input_NF
 
     @torch.no_grad()
     def validate() -> PointMetrics:

@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from photozhpc import __version__
-from photozhpc.errors import CheckpointError, Preempted
+from photozhpc.errors import CheckpointError, ConfigError, Preempted
 from photozhpc.files.disk import disk_errors, remove_stale_partials
 from photozhpc.files.lock import locked
 from photozhpc.logs import LOG
 from photozhpc.model.calibrate import fit_uncertainty
 from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
+from photozhpc.model.photometry_fit import train_photometry
 from photozhpc.model.ranks import Ranks, joined_ranks
 from photozhpc.model.refit import refit_redshift_heads
+from photozhpc.model.store_note import KEY as NOTE_KEY
+from photozhpc.model.store_note import note_store, noted
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.model.train_log import TrainLog
 from photozhpc.model.train_photometry import train_photometry_mlp
 from photozhpc.model.trainer import Trainer
-from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store import FluxTable, open_store
 from photozhpc.store.loader import Block, read_labelled
+from photozhpc.survey import load_survey
 
 Check = Callable[[], None]
 
@@ -30,10 +34,11 @@ Check = Callable[[], None]
 def train(config: TrainConfig, resume: bool = False) -> Path:
     """Train as configured; return the path of the model file to use.
 
-    Writes into config.out: last.safetensors and best.safetensors (by validation NMAD; without a
-    redshift loss, the last) after every epoch; state.pt (to resume from); log.jsonl with one line
+    Writes into config.out: last.safetensors and best.safetensors (by validation NMAD, or the
+    likelihood of the validation labels where the joint training estimates densities; without
+    validation, the last) after every epoch; state.pt (to resume from); log.jsonl with one line
     of losses and metrics per epoch; tensorboard/; and in the end model.safetensors: the best with
-    its redshift heads refitted and its uncertainty fitted, as configured. For a photometry-MLP,
+    its redshift heads refitted and its uncertainty fitted, as configured. Without images,
     only model.safetensors is written.
 
     Under torchrun every rank calls it. Only one training at a time writes into the folder. On
@@ -44,15 +49,23 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         PhotozError: a fault in the store, the configuration, or the state to resume from; the
             folder is in use; the disk is full.
     """
-    store = CutoutStore.open(config.store)
+    store = open_store(config.store, load_survey(config.survey) if config.survey else None)
     store.check_complete()
     out = Path(config.out)
-    without_images = config.method == "photometry-mlp"
     with (
-        joined_ranks("cpu" if without_images else config.device) as ranks,
+        joined_ranks("cpu" if config.without_images else config.device) as ranks,
         _folder_held(out, ranks) as check,
     ):
-        if without_images:
+        if config.method == "photometry":
+            with ranks.together():
+                if ranks.is_first:
+                    train_photometry(config, store, resume, check)
+        elif isinstance(store, FluxTable):
+            raise ConfigError(
+                f"{store.path}: is a photometric catalogue, which only method 'photometry' can "
+                f"train on; method '{config.method}' needs a store"
+            )
+        elif config.without_images:
             with ranks.together():
                 if ranks.is_first:
                     train_photometry_mlp(config, store, resume, check)
@@ -90,8 +103,8 @@ def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
         if ranks.is_first:
             _check_unused(out, resume)
     validation = None
-    if config.redshift_weight > 0:
-        validation = read_labelled(trainer.store, "validation", config.seed, trainer.aperture)
+    if config.redshift_weight > 0 and config.labels == "train":
+        validation = read_labelled(trainer.store, "validation", config.seed)
     if state.exists():
         trainer.load_state(state)
         if trainer.epoch >= config.epochs and (out / "model.safetensors").exists():
@@ -187,11 +200,12 @@ def _train_epoch(run: _Run, stop: list[int]) -> bool:
 def _end_epoch(run: _Run) -> None:
     """Validate, write the log and the model files."""
     trainer = run.trainer
-    metrics = None if run.validation is None else trainer.validate(run.validation)
+    trainer.share_statistics()
+    found = None if run.validation is None else trainer.validate(run.validation)
     losses = trainer.mean_losses()
-    is_best = metrics is None or metrics.nmad < trainer.best_nmad
-    if metrics is not None and is_best:
-        trainer.best_nmad = metrics.nmad
+    is_best = found is None or found.score < trainer.best_score
+    if found is not None and is_best:
+        trainer.best_score = found.score
     record: dict[str, Any] = {
         "epoch": trainer.epoch,
         "step": trainer.step,
@@ -199,9 +213,13 @@ def _end_epoch(run: _Run) -> None:
         **{f"loss_{name}": value for name, value in losses.items()},
     }
     text = f"epoch {trainer.epoch}/{trainer.config.epochs}  loss {losses['total']:.4f}"
-    if metrics is not None:
+    if found is not None:
+        metrics = found.metrics
         record |= {f"validation_{name}": value for name, value in asdict(metrics).items()}
         text += f"  validation NMAD {metrics.nmad:.4f}  outliers {metrics.outlier_fraction:.3f}"
+        if found.nll is not None:
+            record["validation_nll"] = found.nll
+            text += f"  NLL {found.nll:.3f}"
     with trainer.ranks.together():
         if run.log is None:
             return
@@ -221,20 +239,33 @@ def _end_epoch(run: _Run) -> None:
 def _finish(run: _Run) -> None:
     """Refit the heads of the best epoch, fit its uncertainty, and write the model file."""
     trainer, validation = run.trainer, run.validation
-    config, store, aperture = trainer.config, trainer.store, trainer.aperture
+    config, store = trainer.config, trainer.store
     checkpoint = load_checkpoint(run.out / "best.safetensors")
     training = dict(checkpoint.training)
     model = checkpoint.pita.to(trainer.device)
     if validation is not None and config.refit_steps:
-        labels = read_labelled(store, "train", config.seed, aperture, config.label_fraction)
+        labels = read_labelled(store, "train", config.seed, config.label_fraction)
         metrics = refit_redshift_heads(
-            model, labels, validation, config.refit_steps, config.loss.huber_delta, config.seed
+            model,
+            labels,
+            validation,
+            store.survey,
+            config.refit_steps,
+            config.loss.huber_delta,
+            config.seed,
         )
         training["refit_validation"] = {name: asdict(m) for name, m in metrics.items()}
-    if validation is not None and config.model.density_bins:
+    if config.redshift_weight > 0 and config.model.density_bins:
         fit_uncertainty(
-            model, store, config.seed, aperture, config.density_steps, config.label_fraction
+            model,
+            store,
+            config.seed,
+            config.density_steps,
+            config.label_fraction,
+            config.expert_steps,
+            config.labels,
         )
+    training[NOTE_KEY] = noted(note_store(store, model.config.crop))
     path = run.out / "model.safetensors"
     save_checkpoint(path, model, store.survey, training, check=run.check)
 

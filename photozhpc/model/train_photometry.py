@@ -20,6 +20,8 @@ from photozhpc.model.photometry_mlp import (
     PhotometryMLPConfig,
     fit_mlps,
 )
+from photozhpc.model.store_note import KEY as NOTE_KEY
+from photozhpc.model.store_note import note_store, noted
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Split, in_split, typical_noise
@@ -44,7 +46,7 @@ def train_photometry_mlp(
         StoreError: too few labels.
     """
     path = Path(config.out) / "model.safetensors"
-    _check_unused(path, config, resume)
+    check_unused(path, config, resume)
     index = store.index()
     if not index.n_sources:
         raise StoreError(f"{store.path}: holds no sources; run 'photozhpc extract' first")
@@ -93,6 +95,7 @@ def train_photometry_mlp(
         "store_sha256": index.fingerprint,
         "labels": len(fit.z_spec_N),
         "validation": asdict(metrics),
+        NOTE_KEY: noted(note_store(store, 0)),
     }
     save_checkpoint(path, model, survey, training, check=check)
     LOG.info(
@@ -101,7 +104,13 @@ def train_photometry_mlp(
     )
 
 
-def _check_unused(path: Path, config: TrainConfig, resume: bool) -> None:
+def check_unused(path: Path, config: TrainConfig, resume: bool) -> None:
+    """Check that a training may write its model file.
+
+    Raises:
+        CheckpointError: there is one of another configuration, or without `resume`; or there is a
+            run of a method that uses images.
+    """
     other = "choose another 'out'"
     if path.with_name("state.pt").exists():
         raise CheckpointError(f"{config.out}: contains a run of another method; {other}")

@@ -8,6 +8,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from photozhpc.errors import CheckpointError, ConfigError, RunError
+from photozhpc.errors import CheckpointError, ConfigError, RunError, StoreError
 from photozhpc.files.code_cache import keep_torch_code
 from photozhpc.files.disk import read_fault, write_durably
 from photozhpc.metrics import PointMetrics, point_metrics
 from photozhpc.model.augment import calibrate, random_view, stretch
 from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
 from photozhpc.model.colours import colour_features
-from photozhpc.model.engine import Engine, native_precision
-from photozhpc.model.losses import colour_loss, contrastive_loss, redshift_loss
-from photozhpc.model.pita import PITA, KeyEncoder
+from photozhpc.model.density import cumulative
+from photozhpc.model.density_fit import log_density
+from photozhpc.model.encode import encode_block
+from photozhpc.model.engine import Engine, native_precision, usable
+from photozhpc.model.losses import colour_loss, contrastive_loss, density_loss, redshift_loss
+from photozhpc.model.photometry import FluxInput, check_measured
+from photozhpc.model.photometry_fit import read_sample
+from photozhpc.model.pita import PITA, KeyEncoder, statistics
 from photozhpc.model.ranks import Ranks
+from photozhpc.model.resnet import LaneNorm
+from photozhpc.model.teacher import Teacher
 from photozhpc.model.torch_file import load_torch_file
 from photozhpc.model.train_config import OptimiserConfig, TrainConfig
 from photozhpc.model.train_photometry import aperture_index
@@ -34,6 +42,23 @@ from photozhpc.store.loader import Block, Sampling, TrainingLoader, typical_nois
 from photozhpc.workers.memory import keep_freed_memory
 
 LOSSES = ("total", "contrastive", "colour", "redshift")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Results on a labelled sample.
+
+    Attributes:
+        nll: mean -ln of the density in ln(1+z), up to a constant; None: redshift_task "point".
+    """
+
+    metrics: PointMetrics
+    nll: float | None
+
+    @property
+    def score(self) -> float:
+        """What the best epoch has least of."""
+        return self.metrics.nmad if self.nll is None else self.nll
 
 
 class Trainer:
@@ -54,6 +79,7 @@ class Trainer:
             labelled_only=config.labelled_only,
             label_repeat=config.label_repeat,
             label_fraction=config.label_fraction,
+            labels=config.labels,
             lanes=config.lanes,
             shuffle_len=config.shuffle_len,
         )
@@ -64,12 +90,22 @@ class Trainer:
         self.model = PITA(config.model)
         self.model.noise_C.copy_(torch.from_numpy(noise_C))
         self.model.extinction_r_C.copy_(torch.from_numpy(self.extinction_r_C))
+        self.fluxes: FluxInput | None = None
+        if config.model.fluxes.n_apertures:
+            self.fluxes = FluxInput(config.model.fluxes, store.survey)
+            _fit_flux_features(self.model, store, config.seed)
+        self.teacher: Teacher | None = None
+        if config.teacher:
+            self.teacher = Teacher(config.teacher, config.model, store, self.device)
         if config.initial_checkpoint:
             _take_encoder(self.model, load_checkpoint(config.initial_checkpoint), store)
         self.keys = KeyEncoder(self.model, config.loss.queue_len, config.loss.momentum)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.keys.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._freeze_idle_heads()
+        for module in self.model.modules():
+            if isinstance(module, LaneNorm):
+                module.lane_batch = self.loader.lane_batch
         self.generators = [torch.Generator(self.device) for _ in self.loader.lanes]
         self.precision = {
             "auto": native_precision(self.device),
@@ -98,7 +134,7 @@ class Trainer:
         )
         self.step = 0
         self.loss_sums = torch.zeros(len(LOSSES), device=self.device)  # of this epoch so far
-        self.best_nmad = math.inf
+        self.best_score = math.inf
 
     @property
     def total_steps(self) -> int:
@@ -149,23 +185,31 @@ class Trainer:
         cutout_BCSS = torch.empty(shape, pin_memory=device.type == "cuda")
         batch = Block.join(lanes, cutout_BCSS.numpy())
         colour_BM = torch.from_numpy(
-            colour_features(batch.flux_NC, self.softening_C, batch.ebv_N, self.extinction_r_C)
+            colour_features(
+                batch.flux_NCR[:, :, self.aperture],
+                self.softening_C,
+                batch.ebv_N,
+                self.extinction_r_C,
+            )
         )
         z_spec_B = torch.from_numpy(batch.z_spec_N)
-        counts = [int(z_spec_B.isfinite().sum()), int(colour_BM.isfinite().all(dim=1).sum())]
+        taught_BK = None if self.teacher is None else self.teacher.densities(batch)
+        labelled_B = z_spec_B.isfinite()
+        if taught_BK is not None:
+            labelled_B |= taught_BK.isfinite().all(dim=1).cpu()
+        counts = [int(labelled_B.sum()), int(colour_BM.isfinite().all(dim=1).sum())]
         n_labels, n_colours = (total / self.ranks.world for total in self.ranks.sum(counts))
+        ebv_B = self._send(torch.from_numpy(batch.ebv_N))
         image_BCSS = calibrate(
-            self._send(cutout_BCSS),
-            self._send(torch.from_numpy(batch.ebv_N)),
-            self.model.extinction_r_C,
-            self.model.noise_C,
+            self._send(cutout_BCSS), ebv_B, self.model.extinction_r_C, self.model.noise_C
         )
+        seen = self._seen_by_heads(batch, ebv_B)
         if self.keys.training or not self.model.training:  # setting the mode visits all modules
             self.model.train()
             self.keys.eval()
         key_BP = None
         with self._autocast():
-            output = self.network(self._view(image_BCSS, 0))
+            output = self.network(self._view(image_BCSS, 0), *seen)
             if config.contrastive_weight > 0:
                 key_BP = self.keys(self._view(image_BCSS, 1))
         contrastive = colour = redshift = torch.zeros((), device=device)
@@ -175,7 +219,17 @@ class Trainer:
             )
         if config.colour_weight > 0:
             colour = colour_loss(output.colour_BM, self._send(colour_BM), n_colours)
-        if config.redshift_weight > 0:
+        if config.redshift_weight > 0 and config.model.redshift_task == "density":
+            log1p_max = math.log1p(config.model.density_z_max)
+            position_B = (torch.log1p(self._send(z_spec_B)) / log1p_max).clamp(0, 1)
+            redshift = density_loss(
+                output.logit_BHK,
+                position_B,
+                config.loss.smoothing / log1p_max,
+                n_labels,
+                taught_BK,
+            )
+        elif config.redshift_weight > 0:
             redshift = redshift_loss(
                 output.z_phot_B,
                 self._send(z_spec_B),
@@ -189,6 +243,22 @@ class Trainer:
             + config.redshift_weight * redshift
         )
         return torch.stack([total, contrastive, colour, redshift]), key_BP
+
+    def _seen_by_heads(self, batch: Block, ebv_B: Tensor) -> tuple[Tensor, ...]:
+        """Return the features of fluxes that the heads see, and the factors of their dropout."""
+        flux_BF = ebv_B.new_zeros(len(ebv_B), 0)
+        if self.fluxes is not None and self.model.flux_features is not None:
+            flux_BCR, err_BCR = (self._send(torch.from_numpy(v)) for v in self.fluxes(batch))
+            flux_BF = self.model.flux_features(flux_BCR, err_BCR, ebv_B)
+        dropout = self.config.model.dropout
+        if not dropout:
+            return (flux_BF,) if flux_BF.shape[1] else ()
+        draws = []
+        for generator, lane in zip(self.generators, self.loader.lanes, strict=True):
+            generator.manual_seed(_seed_of(self.config.seed, self.step, lane, 2))
+            shape = (self.loader.lane_batch, _n_hidden(self.config))
+            draws.append(torch.rand(shape, generator=generator, device=self.device))
+        return flux_BF, (torch.cat(draws) >= dropout) / (1 - dropout)
 
     def _send(self, values: Tensor) -> Tensor:
         """Return values on the device; a GPU copies pinned memory while it computes."""
@@ -222,12 +292,19 @@ class Trainer:
         view_BCHW = torch.zeros(*shape, config.model.crop, config.model.crop, device=self.device)
         view_BCHW = view_BCHW.contiguous(memory_format=torch.channels_last)
         networks: list[nn.Module] = [self.model.train()]
+        # Each has its own view: the gradients are taken after both passes.
+        features = self.model.flux_features
+        widths = [0 if features is None else features.n_features]
+        widths += [_n_hidden(config)] if config.model.dropout else []
+        seen = [view_BCHW.new_zeros(shape[0], width) for width in widths if any(widths)]
+        inputs: list[tuple[Tensor, ...]] = [(view_BCHW.clone(), *seen)]
         if config.contrastive_weight > 0:
             networks.append(self.keys.eval())
-        # Each has its own view: the gradients are taken after both passes.
-        views = tuple((view_BCHW.clone(),) for _ in networks)
+            inputs.append((view_BCHW.clone(),))
         with self._autocast():
-            torch.cuda.make_graphed_callables(tuple(networks), views, allow_unused_input=True)
+            torch.cuda.make_graphed_callables(
+                tuple(networks), tuple(inputs), allow_unused_input=True
+            )
         # torch 2.10 warns that gradients are recorded on one stream and summed on another.
         set_warn = "set_warn_on_accumulate_grad_stream_mismatch"
         getattr(torch.autograd.graph, set_warn, lambda _: None)(False)
@@ -247,6 +324,21 @@ class Trainer:
             (self.config.redshift_weight, self.model.redshift_mlp),
         ):
             head.requires_grad_(weight > 0)
+        if self.model.uncertainty is not None and self.config.model.redshift_task == "density":
+            self.model.uncertainty.heads.requires_grad_(self.config.redshift_weight > 0)
+
+    def share_statistics(self) -> None:
+        """Give all ranks the same running statistics: the mean, for each has seen its lanes alone.
+
+        They are linear in those of each step, so it does not matter how often this is done.
+        """
+        shared = [*statistics(self.model), *statistics(self.keys.model)]
+        if self.ranks.world == 1 or not shared:
+            return
+        sums = self.ranks.sum(torch.cat(shared).tolist())
+        mean = torch.tensor(sums, dtype=torch.float64) / self.ranks.world
+        for values, part in zip(shared, mean.split([len(v) for v in shared]), strict=True):
+            values.copy_(part)
 
     def mean_losses(self) -> dict[str, float]:
         """Return the means of LOSSES over ranks and the epoch so far.
@@ -268,14 +360,37 @@ class Trainer:
         """Return the model that inference should use."""
         return self.keys.model if self.config.average_weights else self.model
 
-    def validate(self, block: Block) -> PointMetrics:
-        """Return metrics of a whole labelled sample, measured as in inference."""
-        checkpoint = Checkpoint(Path(), self.result().eval(), self.store.survey, {}, "")
-        engine = Engine(checkpoint, str(self.device))
+    def validate(self, block: Block) -> Validation:
+        """Return the results on a whole labelled sample, as of inference."""
+        model = self.result().eval()
         share = block.take(slice(self.ranks.rank, None, self.ranks.world))
-        z_phot_N = engine.predict(share.cutout_NCSS, share.ebv_N).z_phot_N
-        pairs = self.ranks.gather_plain([share.z_spec_N.tolist(), z_phot_N.tolist()])
-        return point_metrics(*map(np.concatenate, zip(*pairs, strict=True)))
+        if self.config.model.redshift_task == "density":
+            columns = self._densities(model, share)
+        else:
+            checkpoint = Checkpoint(Path(), model, self.store.survey, {}, "")
+            engine = Engine(checkpoint, str(self.device))
+            z_phot_N = engine.predict(share.cutout_NCSS, share.ebv_N, share).z_phot_N
+            columns = [share.z_spec_N.tolist(), z_phot_N.tolist()]
+        pairs = self.ranks.gather_plain(columns)
+        z_spec_N, z_phot_N, *log_N = map(np.concatenate, zip(*pairs, strict=True))
+        nll = -float(np.mean(log_N[0])) if log_N else None
+        return Validation(point_metrics(z_spec_N, z_phot_N), nll)
+
+    @torch.no_grad()
+    def _densities(self, model: PITA, share: Block) -> list[list[float]]:
+        """Return labels, redshifts, and ln of the densities at the labels."""
+        uncertainty = model.uncertainty
+        assert uncertainty is not None
+        usable_N = usable(share.cutout_NCSS, model.config.crop)
+        share = share.take(usable_N)
+        if not len(share):
+            return [[], [], []]
+        input_NF = torch.from_numpy(encode_block(model, share, self.store.survey).input_NF)
+        density_NK = model.density(input_NF.to(self.device))
+        z_phot_N = model.point(density_NK, cumulative(density_NK), model.point_estimate)
+        position_N = uncertainty.position(torch.from_numpy(share.z_spec_N).to(self.device))
+        log_N = log_density(density_NK, position_N) + math.log(uncertainty.n_bins)
+        return [share.z_spec_N.tolist(), z_phot_N.tolist(), log_N.tolist()]
 
     def save_state(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         """Write everything that a resumed run needs (temporary name, fsync, rename).
@@ -289,18 +404,20 @@ class Trainer:
             RunError: the disk is full, or cannot be written.
         """
         self.mean_losses()  # raises, so that no state with NaN replaces a finite one
+        self.share_statistics()
         sums = self.ranks.gather_plain(self.loss_sums.tolist())
         if not self.ranks.is_first:
             return
         state = {
             "config": self.config.identity(),
             "store": self.index.fingerprint,
+            "teacher": self._teacher_sha256,
             "model": self.model.state_dict(),
             "keys": self.keys.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "loss_sums": sums,
-            "best_nmad": self.best_nmad,
+            "best_score": self.best_score,
         }
         # Not written by torch.save: on a full disk it only reports an unexpected file position.
         content = io.BytesIO()
@@ -327,12 +444,17 @@ class Trainer:
             raise CheckpointError(
                 f"{path}: belongs to a run on another store; choose another 'out'"
             )
+        if state.get("teacher", "") != self._teacher_sha256:
+            raise CheckpointError(
+                f"{path}: belongs to a run with another teacher than {self.config.teacher} is now; "
+                f"choose another 'out'"
+            )
         try:
             self.model.load_state_dict(state["model"])
             self.keys.load_state_dict(state["keys"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.loss_sums.copy_(self._own_loss_sums(state["loss_sums"]))
-            self.step, self.best_nmad = state["step"], float(state["best_nmad"])
+            self.step, self.best_score = state["step"], float(state["best_score"])
         except (
             ArithmeticError,
             AttributeError,
@@ -344,6 +466,10 @@ class Trainer:
             raise CheckpointError(damaged) from error
         if type(self.step) is not int or not 0 <= self.step <= self.total_steps:
             raise CheckpointError(damaged)
+
+    @property
+    def _teacher_sha256(self) -> str:
+        return "" if self.teacher is None else self.teacher.sha256
 
     def _own_loss_sums(self, loss_sums: list[Any]) -> Tensor:
         """Return this rank's sums of losses; if the number of ranks has changed, their mean."""
@@ -370,6 +496,29 @@ def _check_fit(config: TrainConfig, store: CutoutStore) -> int:
             f"with --size {min_size} or more"
         )
     return aperture
+
+
+def _n_hidden(config: TrainConfig) -> int:
+    """Return the number of hidden units of the redshift heads."""
+    return config.model.redshift_heads * sum(config.model.redshift_mlp)
+
+
+def _fit_flux_features(model: PITA, store: CutoutStore, seed: int) -> None:
+    """Set the scaling of the features that the heads see, in place, by a sample of the store.
+
+    Raises:
+        StoreError: fluxes that the model takes are missing.
+    """
+    check_measured(model.config.fluxes, store)
+    if model.flux_features is None:
+        return
+    model.flux_features.extinction_r_C.copy_(model.extinction_r_C)
+    sample = read_sample(store, model.config.fluxes, seed, label_fraction=0.0)
+    try:
+        model.flux_features.fit(*sample.tensors())
+    except ValueError as error:
+        names = " ".join(store.survey.band_names)
+        raise StoreError(f"{store.path}: {error} (bands {names}, numbered from 0)") from error
 
 
 def _take_encoder(model: PITA, initial: Checkpoint, store: CutoutStore) -> None:

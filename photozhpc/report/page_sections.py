@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc import __version__
+from photozhpc.catalog.notes import warnings_of
 from photozhpc.catalog.photoz_catalog import PhotozFlag
 from photozhpc.catalog.throughput import read_throughput
 from photozhpc.errors import StoreError
@@ -40,6 +41,8 @@ _MEANING = {
     PhotozFlag.MISSING_BAND: "a band holds no data where the network looks",
     PhotozFlag.BAD_PIXELS: "no data in the middle of the image, or in 5 % of it, in some band",
     PhotozFlag.NO_PHOTOZ: "too little data: no redshift was estimated",
+    PhotozFlag.SHARP_DEFECT: "a cosmic ray, a hot pixel or a dead band in the image",
+    PhotozFlag.OTHER_NOISE: "the noise of a band is lower or higher than in all training",
 }
 
 
@@ -189,8 +192,10 @@ def photometry(scan: CatalogScan, where: Sky) -> dict[str, Any]:
                 f"{band.n_detected:,}",
                 f"{band.depth_mag:.2f}" if np.isfinite(band.depth_mag) else "–",
                 peak,
-                f"{band.columns.radius_arcsec:g}",
-                "Kron" if band.columns.total else "aperture",
+                "total"
+                if band.columns.radius_arcsec is None
+                else f"{band.columns.radius_arcsec:g}",
+                "Kron" if band.columns.magnitude_text == "Kron" else "aperture",
             ]
         )
     if any(band.n_detected for band in scan.bands):
@@ -221,7 +226,7 @@ def _colour_plot(scan: CatalogScan, density: Density, against: str, kind: str) -
     middles = (density.y_edges[1:] + density.y_edges[:-1]) / 2
     low, middle, high = (middles[int(np.searchsorted(share, q))] for q in (0.16, 0.5, 0.84))
     caption = (
-        f"From the fluxes within {last.radius_arcsec:g} arcsec, of the sources with "
+        f"From the {last.flux_text}, of the sources with "
         f"{COLOUR_SN:g} times the error or more in both bands; as observed, without dereddening or "
         f"PSF matching."
     )
@@ -385,6 +390,7 @@ def summary(
         "survey": str(survey) if survey else source.folder.absolute().name,
         "facts": facts,
         "unfinished": _unfinished(source),
+        "warnings": warnings_of(source.provenance),
         "state": source.status.get("state", ""),
     }
 

@@ -80,6 +80,8 @@ def _store(provenance: dict[str, Any], folder: Path) -> tuple[CutoutStore | None
         # If the run's folder was moved, a store inside it has moved along.
         places = [location(path), folder / Path(path).name]
         place = next((place for place in places if (place / "zarr.json").is_file()), None)
+        if place is None and places[0].is_file():
+            return None, f"The catalogue was made from a table of fluxes, {path}, without images."
         if place is None:
             return None, f"The store {path} no longer exists."
         store = CutoutStore.open(place)

@@ -10,11 +10,17 @@ from numpy.typing import NDArray
 
 from photozhpc.files.disk import replacing
 from photozhpc.sky.population import Population
-from photozhpc.sky.sed import Floats
+from photozhpc.sky.spectra import Floats
 from photozhpc.survey import ab_magnitude
 
+# Lines that are taken for one another when a redshift rests on one of them (nm).
+CONFUSED_LINES_NM = np.array([372.8, 500.7, 656.3])
+LARGEST_WRONG_SHARE = 0.3
 
-def label_probability(sources: Population, bands: tuple[str, ...], label_fraction: float) -> Floats:
+
+def label_probability(
+    sources: Population, bands: tuple[str, ...], label_fraction: float, slope_per_mag: float = 0.7
+) -> Floats:
     """Return the probability that a source has a spectroscopic redshift; zero for stars.
 
     A logistic in reference magnitude, colour (first band - last band) and redshift: brighter,
@@ -28,7 +34,7 @@ def label_probability(sources: Population, bands: tuple[str, ...], label_fractio
     magnitude_N = ab_magnitude(sources.reference_njy_N)
     colour_N = np.clip(-2.5 * np.log10(flux_NC[:, 0] / flux_NC[:, -1]), -1.0, 5.0)
     score_N = (
-        -0.7 * (magnitude_N - 23.5)
+        -slope_per_mag * (magnitude_N - 23.5)
         - (0.4 * (colour_N - 1.5) if len(bands) > 1 else 0.0)
         - 0.5 * (sources.z_N - 1.0)
     )
@@ -48,6 +54,27 @@ def measured_redshifts(
     chosen_N = rng.random(len(sources)) < probability_N
     z_N = sources.z_N + 3e-4 * (1.0 + sources.z_N) * rng.standard_normal(len(sources))
     return np.where(chosen_N, np.maximum(z_N, 1e-3), np.nan)
+
+
+def confuse_redshifts(
+    rng: np.random.Generator, sources: Population, z_spec_N: Floats, share: float
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Replace some redshifts by wrong ones, and say which.
+
+    One line is taken for another: 1 + z changes by the ratio of their wavelengths. The share of
+    wrong redshifts is `share` at magnitude 22 and doubles with each magnitude. Of zCOSMOS-bright
+    (I < 22.5), 1% are wrong (Lilly et al. 2009, abstract); of real deep samples in the near
+    infrared, several per cent.
+    """
+    magnitude_N = ab_magnitude(sources.reference_njy_N)
+    share_N = np.minimum(share * 2.0 ** (magnitude_N - 22.0), LARGEST_WRONG_SHARE)
+    wrong_N = (rng.random(len(sources)) < share_N) & np.isfinite(z_spec_N)
+    true_N = rng.integers(0, 3, len(sources))
+    taken_N = (true_N + rng.integers(1, 3, len(sources))) % 3
+    ratio_N = CONFUSED_LINES_NM[true_N] / CONFUSED_LINES_NM[taken_N]
+    confused_N = (1.0 + z_spec_N) * ratio_N - 1.0
+    confused_N = np.where(confused_N > 0.01, confused_N, (1.0 + z_spec_N) / ratio_N - 1.0)
+    return np.where(wrong_N, confused_N, z_spec_N), wrong_N
 
 
 def write_catalogue(
@@ -77,8 +104,12 @@ def write_truth(
     ebv_N: Floats,
     sources: Population,
     bands: tuple[str, ...],
+    further: dict[str, NDArray],
 ) -> None:
-    """Write true positions and redshifts, and AB magnitudes before extinction. Atomic."""
+    """Write true positions and redshifts, AB magnitudes before extinction, and `further` columns.
+
+    Atomic.
+    """
     flux_NC = sources.flux_njy_NC
     columns: dict[str, NDArray] = {
         "source_id": source_id_N,
@@ -103,7 +134,7 @@ def write_truth(
         columns[f"mag_{band.lower()}"] = magnitude_N.astype(np.float32)
         share_N = sources.bulge_njy_NC[:, c] / np.maximum(flux_NC[:, c], 1e-12)
         columns[f"bulge_to_total_{band.lower()}"] = share_N.astype(np.float32)
-    _write(path, columns)
+    _write(path, columns | further)
 
 
 def _write(path: Path, columns: dict[str, Any]) -> None:

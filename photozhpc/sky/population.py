@@ -1,14 +1,20 @@
 """Draws the galaxies and stars on a piece of sky, before it is observed."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from astropy.cosmology import FlatLambdaCDM
 from numpy.typing import NDArray
 
-from photozhpc.sky.sed import N_TYPES, Floats, SedGrid, sed_grid, star_colours
+from photozhpc.sky.sed import SedGrid, sed_grid, star_colours
+from photozhpc.sky.sizes import half_light_kpc
 from photozhpc.sky.sky_config import SkyConfig
+from photozhpc.sky.spectra import N_TYPES, Floats
+from photozhpc.sky.structure import Structure, draw_structure
+from photozhpc.sky.variety import SpectralVariety
 from photozhpc.survey import flux_of_ab
 
 Z_MIN = 0.02
@@ -38,6 +44,10 @@ MF_QUIESCENT = np.array([
 ])  # fmt: skip
 SALPETER_TO_CHABRIER_DEX = -0.24
 
+# log specific star formation rate (1/yr) of the types 0, 1, ... (Speagle et al. 2014, see below)
+SSFR_OF_TYPE = (-11.0, -10.2, -9.4, -8.6, -7.8, -7.0)
+VARIETY_DEX = 0.3  # how much fainter in mass galaxies with unusual spectra can be seen
+
 
 @dataclass(frozen=True)
 class Population:
@@ -45,6 +55,7 @@ class Population:
 
     Radii are half-light radii along the major axis; a star has radii of zero and all of its
     flux in `bulge_njy_NC`. Position angles run from +x to +y. Stars have z = 0 and a NaN mass.
+    Part of the disk's flux is in the knots of its structure.
     """
 
     z_N: Floats
@@ -62,6 +73,7 @@ class Population:
     bulge_axis_ratio_N: Floats
     disk_axis_ratio_N: Floats
     angle_rad_N: Floats
+    structure: Structure
 
     def __len__(self) -> int:
         return len(self.z_N)
@@ -72,7 +84,17 @@ class Population:
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "Population":
         """Return the sources `index`, in that order."""
-        return Population(*(values_N[index] for values_N in vars(self).values()))
+        return _each(lambda values_N: values_N[index], self)
+
+
+def _each(function: Callable[..., Any], *parts: Any) -> Any:
+    """Apply a function to the arrays of populations, and of the dataclasses within them."""
+    kind = type(parts[0])
+    if is_dataclass(kind):
+        names = [field.name for field in fields(kind)]
+        values = [_each(function, *(getattr(part, name) for part in parts)) for name in names]
+        return kind(*values)
+    return function(*parts)
 
 
 @lru_cache(maxsize=1)
@@ -115,11 +137,12 @@ def _cells(
     z_Z, modulus_Z, volume_Z = z_Z[:-2], modulus_Z[:-2], volume_Z[:-2]
     flux_limit = flux_of_ab(config.render_limit_ab)
     types = (0.0, 1.0) if quiescent else (2.0, 3.0, 4.0)
+    various = config.ingredients.spectra == "cosmos"
     zero_Z = np.zeros_like(z_Z)
     brightest_Z = np.max(
         [grid.fluxes_njy(zero_Z + t, z_Z, zero_Z, zero_Z, modulus_Z)[:, -1] for t in types], axis=0
     )
-    lowest_Z = np.maximum(np.log10(flux_limit / brightest_Z), 6.0)
+    lowest_Z = np.maximum(np.log10(flux_limit / brightest_Z) - VARIETY_DEX * various, 6.0)
     steps_M = (np.arange(150) + 0.5) / 150
     width_Z = (12.3 - lowest_Z) / 150
     log_mass_ZM = lowest_Z[:, None] + (12.3 - lowest_Z[:, None]) * steps_M
@@ -136,15 +159,34 @@ class SkyPhysics:
     def __init__(self, bands: tuple[str, ...], config: SkyConfig):
         self.bands = bands
         self.config = config
-        self.grid = sed_grid((*bands, config.reference_band), config.z_max)
+        family = config.ingredients.spectra
+        self.grid = sed_grid((*bands, config.reference_band), config.z_max, family)
         self._cells = {q: _cells(config, self.grid, q) for q in (False, True)}
 
     def draw(self, rng: np.random.Generator, area_arcmin2: float) -> Population:
         """Draw the galaxies and stars brighter than the render limit on an area of sky."""
         parts = [self._galaxies(rng, area_arcmin2, quiescent) for quiescent in (False, True)]
         parts.append(self._stars(rng, area_arcmin2))
-        columns = zip(*(vars(part).values() for part in parts), strict=True)
-        return Population(*map(np.concatenate, columns))
+        return _each(lambda *arrays: np.concatenate(arrays), *parts)
+
+    def with_structure(self, rng: np.random.Generator, sources: Population) -> Population:
+        """Return the sources with clumps and spiral arms drawn in those that are catalogued."""
+        ingredients = self.config.ingredients
+        if not (ingredients.clumps or ingredients.spiral_arms):
+            return sources
+        table_z, _, kpc_Z, _, _ = cosmology(self.config.z_max)
+        disk_kpc_N = sources.disk_radius_arcsec_N * np.interp(sources.z_N, table_z, kpc_Z)
+        listed_N = sources.reference_njy_N > flux_of_ab(self.config.catalogue_limit_ab)
+        structure = draw_structure(
+            rng,
+            sources.log_mass_N,
+            sources.z_N,
+            np.maximum(disk_kpc_N, 0.1),
+            ~(sources.quiescent_N | sources.is_star_N) & listed_N,
+            self.grid.pivot_nm_C[:-1],
+            ingredients,
+        )
+        return replace(sources, structure=structure)
 
     def _galaxies(self, rng: np.random.Generator, area: float, quiescent: bool) -> Population:
         config = self.config
@@ -158,17 +200,27 @@ class SkyPhysics:
         modulus_N = np.interp(z_N, table_z, modulus_Z)
         age_N = np.interp(z_N, table_z, age_Z)
 
-        disk_type_N, bulge_type_N, a_v_N = _spectra(rng, log_mass_N, z_N, age_N, quiescent)
+        family = config.ingredients.spectra
+        disk_type_N, bulge_type_N, a_v_N = _spectra(
+            rng, log_mass_N, z_N, age_N, quiescent, family == "cosmos"
+        )
         bulge_q_N, disk_q_N, angle_N = _shapes(rng, n)
         if not quiescent:  # an edge-on disk is seen through more dust (Tuffs et al. 2004)
             a_v_N = a_v_N * (0.8 + 0.7 * np.log10(1.0 / disk_q_N))
         share_N = _bulge_share(rng, log_mass_N, quiescent)
-        bulge_NC = self.grid.fluxes_njy(bulge_type_N, z_N, 0.5 * a_v_N, log_mass_N, modulus_N)
-        disk_NC = self.grid.fluxes_njy(disk_type_N, z_N, a_v_N, log_mass_N, modulus_N)
+        variety = None
+        if family == "cosmos":
+            variety = SpectralVariety.draw(rng, n, config.ingredients)
+        bulge_NC, disk_NC = (
+            self.grid.fluxes_njy(type_N, z_N, dust * a_v_N, log_mass_N, modulus_N, variety)
+            for type_N, dust in ((bulge_type_N, 0.5), (disk_type_N, 1.0))
+        )
         bulge_NC *= share_N[:, None]
         disk_NC *= (1.0 - share_N)[:, None]
 
-        radius_kpc_N = _half_light_kpc(rng, log_mass_N, z_N, quiescent)
+        radius_kpc_N = half_light_kpc(
+            rng, log_mass_N, z_N, quiescent, config.ingredients.skewed_sizes
+        )
         radius_N = np.clip(radius_kpc_N / np.interp(z_N, table_z, kpc_Z), 0.02, 6.0)
         to_disk, to_bulge = (1.15, 0.85) if quiescent else (1.05, 0.40)
         reference_N = bulge_NC[:, -1] + disk_NC[:, -1]
@@ -188,6 +240,7 @@ class SkyPhysics:
             bulge_axis_ratio_N=bulge_q_N,
             disk_axis_ratio_N=disk_q_N,
             angle_rad_N=angle_N,
+            structure=Structure.none(n, len(self.bands)),
         )
         return drawn.take(reference_N > flux_of_ab(config.render_limit_ab))
 
@@ -223,11 +276,17 @@ class SkyPhysics:
             bulge_axis_ratio_N=np.ones(n),
             disk_axis_ratio_N=np.ones(n),
             angle_rad_N=zero_N,
+            structure=Structure.none(n, len(self.bands)),
         )
 
 
 def _spectra(
-    rng: np.random.Generator, log_mass_N: Floats, z_N: Floats, age_N: Floats, quiescent: bool
+    rng: np.random.Generator,
+    log_mass_N: Floats,
+    z_N: Floats,
+    age_N: Floats,
+    quiescent: bool,
+    cosmos: bool,
 ) -> tuple[Floats, Floats, Floats]:
     """Draw the types of disk and bulge, and A_V of the disk (magnitudes).
 
@@ -235,16 +294,18 @@ def _spectra(
     eq. 28, 0.3 dex of scatter) sets the type: 10^10 Msun at z = 0 is an Sbc, a starburst has
     10^-7.8 per year; dust follows the mass (Garn & Best 2010, eq. 3, from H-alpha to the stars
     with a factor 0.44 and Calzetti's curve). Quiescent: an E that is younger at higher redshift.
+    cosmos: the family has spectra beyond type 4, and its oldest ellipticals begin at 0.14.
     """
     n = len(z_N)
     if quiescent:
-        type_N = np.clip(0.12 * z_N + rng.normal(0.05, 0.12, n), 0.0, 1.0)
+        type_N = np.clip(0.12 * z_N + rng.normal(0.3 if cosmos else 0.05, 0.12, n), 0.0, 1.0)
         bulge_N = np.clip(type_N + rng.normal(-0.05, 0.05, n), 0.0, 1.0)
         return type_N, bulge_N, np.abs(rng.normal(0.0, 0.12, n))
     log_sfr_N = (0.84 - 0.026 * age_N) * log_mass_N - (6.51 - 0.11 * age_N)
     log_ssfr_N = log_sfr_N - log_mass_N + rng.normal(0.0, 0.3, n)
-    type_N = np.interp(log_ssfr_N, [-11.0, -10.2, -9.4, -8.6, -7.8], np.arange(N_TYPES))
-    type_N = np.clip(type_N + rng.normal(0.0, 0.25, n), 0.3, 4.0)
+    types = N_TYPES + cosmos
+    type_N = np.interp(log_ssfr_N, SSFR_OF_TYPE[:types], np.arange(types))
+    type_N = np.clip(type_N + rng.normal(0.0, 0.25, n), 0.3, types - 1.0)
     x_N = np.clip(log_mass_N - 10.0, -2.0, 1.5)
     a_halpha_N = np.maximum(0.91 + 0.77 * x_N + 0.11 * x_N**2 - 0.09 * x_N**3, 0.1)
     a_v_N = 0.535 * a_halpha_N * 10.0 ** rng.normal(0.0, 0.22, n)
@@ -260,24 +321,6 @@ def _bulge_share(rng: np.random.Generator, log_mass_N: Floats, quiescent: bool) 
     median_N = 10.0 ** (log_median + slope * (log_mass_N - 10.0))
     share_N = median_N * 10.0 ** rng.normal(0.0, scatter, len(log_mass_N))
     return np.clip(share_N, 0.0, 1.0)
-
-
-def _half_light_kpc(
-    rng: np.random.Generator, log_mass_N: Floats, z_N: Floats, quiescent: bool
-) -> Floats:
-    """Draw half-light radii along the major axis, kpc: van der Wel et al. (2014), sect. 3.
-
-    8.9 kpc (1+z)^-0.75 m^0.22 for star-forming and 5.6 kpc (1+z)^-1.48 m^0.75 for quiescent
-    galaxies, m = M / 5e10; below 2e10 Msun the quiescent relation flattens, as in the paper.
-    """
-    x_N = log_mass_N - np.log10(5e10)
-    if quiescent:
-        pivot = np.log10(2e10 / 5e10)
-        slope_N = np.where(x_N > pivot, 0.75 * x_N, 0.75 * pivot + 0.15 * (x_N - pivot))
-        log_N = np.log10(5.6) - 1.48 * np.log10(1.0 + z_N) + slope_N
-        return 10.0 ** (log_N + rng.normal(0.0, 0.13, len(z_N)))
-    log_N = np.log10(8.9) - 0.75 * np.log10(1.0 + z_N) + 0.22 * x_N
-    return 10.0 ** (log_N + rng.normal(0.0, 0.18, len(z_N)))
 
 
 def _shapes(rng: np.random.Generator, n: int) -> tuple[Floats, Floats, Floats]:

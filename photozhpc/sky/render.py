@@ -7,21 +7,22 @@ it is evaluated once and multiplied by each band's PSF. Tested against GalSim's 
 from functools import lru_cache
 
 import galsim
-import numba
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from photozhpc.sky.population import BULGE_TRUNCATION, Floats, Population
+from photozhpc.sky.population import BULGE_TRUNCATION, Population
 from photozhpc.sky.psf import STORED_SIZE_PIX, band_psf, psf_transform
+from photozhpc.sky.spectra import Floats
+from photozhpc.sky.transforms import BULGE_STEP, N_K, add_knots, source_transform
 from photozhpc.sky.wings import add_wings, wing_kernel
 
 Floats32 = NDArray[np.float32]
 STAMP_SIZES = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
 DISK_EXTENT = 6.0  # half-light radii: 99.95% of an exponential's light
 DISK_SCALE = 1.6783469900166605  # half-light radius of an exponential / its scale length
-BULGE_STEP, N_K = 0.005, 8192  # table over the square root of k r
 PSF_EXTENT_PIX = 14
+NO_BLUR = np.zeros(3)
 # Accuracy by brightness: (least flux over pixel noise, fraction of the PSF's transform that is
 # neglected, how many of the four sets of folded frequencies are summed).
 LEVELS = ((0.0, 1e-5, 1), (100.0, 3e-6, 4), (3000.0, 1e-9, 4))
@@ -98,38 +99,71 @@ class Renderer:
         return np.array(STAMP_SIZES)[index_N]
 
     def stamp(
-        self, sources: Population, i: int, size: int, dy: float, dx: float, level: int = -1
+        self,
+        sources: Population,
+        i: int,
+        size: int,
+        dy: float,
+        dx: float,
+        level: int = -1,
+        blur_arcsec2_3: Floats = NO_BLUR,
     ) -> Floats32:
         """Return the image of source `i` (C x size x size, nJy per pixel).
 
         Its centre is at size // 2 + (dy, dx).
 
         level: index into LEVELS; the last is the most accurate.
+        blur_arcsec2_3: covariance (xx, xy, yy) of what is added to the PSF, see `psf.blur_field`.
         """
         psf_2CAyx, spans = self.psf_transforms(size)
         out_Cyx2 = np.empty((len(self.bands), size, size // 2 + 1, 2), np.float32)
-        _source_transform(
+        stamp_arcsec = size * self.pixel_scale_arcsec
+        disk_njy_C = sources.disk_njy_NC[i]
+        groups = [
+            (knots.place_NK3[i], knots.share_NC[i] * disk_njy_C, knots.size_N[i])
+            for knots in (sources.structure.clumps, sources.structure.arms)
+            if knots.place_NK3[i, :, 2].any()
+        ]
+        smooth_njy_C = disk_njy_C - sum(in_knots_C for _, in_knots_C, _ in groups)
+        disk_form = _quadratic_form(
+            sources.disk_radius_arcsec_N[i] / DISK_SCALE,
+            sources.disk_axis_ratio_N[i],
+            sources.angle_rad_N[i],
+            stamp_arcsec,
+        )
+        # An exponential of scale h has the variance 3 h^2 per axis.
+        blur_form = (blur_arcsec2_3 * (1.0, 2.0, 1.0) / 3.0) * (2.0 * np.pi / stamp_arcsec) ** 2
+        blur_form = blur_form.astype(np.float32)
+        source_transform(
             out_Cyx2,
             psf_2CAyx,
             spans[level],
             bulge_transform(),
             sources.bulge_njy_NC[i],
-            sources.disk_njy_NC[i],
+            smooth_njy_C,
             _quadratic_form(
                 sources.bulge_radius_arcsec_N[i],
                 sources.bulge_axis_ratio_N[i],
                 sources.angle_rad_N[i],
-                size * self.pixel_scale_arcsec,
+                stamp_arcsec,
             ),
-            _quadratic_form(
-                sources.disk_radius_arcsec_N[i] / DISK_SCALE,
-                sources.disk_axis_ratio_N[i],
-                sources.angle_rad_N[i],
-                size * self.pixel_scale_arcsec,
-            ),
+            disk_form,
+            blur_form,
             dy,
             dx,
         )
+        for place_K3, in_knots_C, knot_size in groups:
+            add_knots(
+                out_Cyx2,
+                psf_2CAyx,
+                spans[level],
+                in_knots_C,
+                _projected(sources, i, place_K3, self.pixel_scale_arcsec),
+                disk_form * np.float32(knot_size**2),
+                blur_form,
+                dy,
+                dx,
+            )
         out_Cyx = out_Cyx2.view(np.complex64)[..., 0]
         return scipy.fft.irfft2(out_Cyx, s=(size, size), workers=1, overwrite_x=True)
 
@@ -141,11 +175,15 @@ class Renderer:
         x_N: Floats,
         sky_sigma_njy_C: Floats,
         smallest_N: NDArray[np.int64],
+        blur_arcsec2_N3: Floats | None = None,
     ) -> None:
         """Add the sources to `image_CHW` (nJy per pixel) at pixel positions (y, x).
 
         smallest_N: least stamp side of each source, pixels.
+        blur_arcsec2_N3: what is added to the PSF at each source, see `psf.blur_field`.
         """
+        if blur_arcsec2_N3 is None:
+            blur_arcsec2_N3 = np.broadcast_to(NO_BLUR, (len(sources), 3))
         size_N = self.stamp_sizes(sources, sky_sigma_njy_C, smallest_N)
         contrast_N = (sources.flux_njy_NC / sky_sigma_njy_C).max(axis=1)
         level_N = np.searchsorted([start for start, _, _ in LEVELS], contrast_N, "right") - 1
@@ -158,7 +196,9 @@ class Renderer:
             c, d = max(left, 0), min(left + size, width)
             if a >= b or c >= d:
                 continue
-            stamp = self.stamp(sources, i, size, y_N[i] - y0, x_N[i] - x0, int(level_N[i]))
+            stamp = self.stamp(
+                sources, i, size, y_N[i] - y0, x_N[i] - x0, int(level_N[i]), blur_arcsec2_N3[i]
+            )
             image_CHW[:, a:b, c:d] += stamp[:, a - top : b - top, c - left : d - left]
         add_wings(image_CHW, self._wing_kernels, y_N, x_N, sources.flux_njy_NC, size_N)
 
@@ -176,68 +216,12 @@ def _quadratic_form(
     return np.array([scale * xx, scale * xy, scale * yy], np.float32)
 
 
-@numba.njit(cache=True, fastmath=True)
-def _source_transform(
-    out_Cyx2, psf_2CAyx, spans_CAy2, bulge_table, bulge_C, disk_C, bulge_form, disk_form, dy, dx
-):
-    """Fourier transform of a source in every band, real and imaginary parts in the last axis.
-
-    spans_CAy2: columns [start, stop) of each row where the PSF's transform is not negligible.
-    """
-    n_bands, size, half = out_Cyx2.shape[:3]
-    n_folds = spans_CAy2.shape[1]
-    out_Cyx2[...] = 0.0
-    bulge_x = np.ones(half, np.float32)
-    disk_x = np.empty(half, np.float32)
-    phase_x = np.empty((2, half), np.float32)
-    cos_x = np.empty(half, np.float32)
-    sin_x = np.empty(half, np.float32)
-    has_bulge = bulge_form[0] + bulge_form[2] > 0.0
-    bulge_xx, bulge_xy, bulge_yy = bulge_form[0], bulge_form[1], bulge_form[2]
-    disk_xx, disk_xy, disk_yy = disk_form[0], disk_form[1], disk_form[2]
-    per_step, last = np.float32(1.0 / BULGE_STEP), np.float32(N_K - 2)
-    per_y = -2.0 * np.pi * (0.5 + dy / size)
-    per_x = -2.0 * np.pi * (0.5 + dx / size)
-    for fold in range(n_folds):
-        shift_x = -size if fold % 2 == 1 else 0
-        for ix in range(half):
-            phase_x[0, ix] = np.cos(per_x * (ix + shift_x))
-            phase_x[1, ix] = np.sin(per_x * (ix + shift_x))
-        for iy in range(size):
-            start, stop = half, 0
-            for c in range(n_bands):
-                if spans_CAy2[c, fold, iy, 1] > spans_CAy2[c, fold, iy, 0]:
-                    start = min(start, spans_CAy2[c, fold, iy, 0])
-                    stop = max(stop, spans_CAy2[c, fold, iy, 1])
-            if start >= stop:
-                continue
-            fy = iy if iy < size // 2 else iy - size
-            if fold >= 2:
-                fy = fy - size if fy >= 0 else fy + size
-            fy32 = np.float32(fy)
-            phase_r, phase_i = np.float32(np.cos(per_y * fy)), np.float32(np.sin(per_y * fy))
-            # (k r)^2 = form_xx fx^2 + form_xy fx fy + form_yy fy^2, in single precision
-            for ix in range(start, stop):
-                fx = np.float32(ix + shift_x)
-                u = np.float32(1.0) + fx * (disk_xx * fx + disk_xy * fy32) + disk_yy * fy32 * fy32
-                disk_x[ix] = np.float32(1.0) / (u * np.sqrt(u))
-                cos_x[ix] = phase_r * phase_x[0, ix] - phase_i * phase_x[1, ix]
-                sin_x[ix] = phase_r * phase_x[1, ix] + phase_i * phase_x[0, ix]
-            if has_bulge:
-                for ix in range(start, stop):
-                    fx = np.float32(ix + shift_x)
-                    v = fx * (bulge_xx * fx + bulge_xy * fy32) + bulge_yy * fy32 * fy32
-                    at = np.sqrt(np.sqrt(max(v, np.float32(0.0)))) * per_step
-                    at = min(at, last)
-                    low = np.int32(at)
-                    rest = at - np.float32(low)
-                    here = bulge_table[low]
-                    bulge_x[ix] = here + rest * (bulge_table[low + 1] - here)
-            for c in range(n_bands):
-                flux_b, flux_d = np.float32(bulge_C[c]), np.float32(disk_C[c])
-                for ix in range(spans_CAy2[c, fold, iy, 0], spans_CAy2[c, fold, iy, 1]):
-                    value = flux_b * bulge_x[ix] + flux_d * disk_x[ix]
-                    real = psf_2CAyx[0, c, fold, iy, ix]
-                    imag = psf_2CAyx[1, c, fold, iy, ix]
-                    out_Cyx2[c, iy, ix, 0] += value * (real * cos_x[ix] - imag * sin_x[ix])
-                    out_Cyx2[c, iy, ix, 1] += value * (real * sin_x[ix] + imag * cos_x[ix])
+def _projected(sources: Population, i: int, place_K3: Floats, pixel_scale_arcsec: float) -> Floats:
+    """Return the knots of source `i` as (y, x, share), pixels from its centre on the sky."""
+    knots_K3 = place_K3[place_K3[:, 2] > 0.0]
+    radius_pix = sources.disk_radius_arcsec_N[i] / pixel_scale_arcsec
+    along_K, across_K = knots_K3[:, 0], knots_K3[:, 1] * sources.disk_axis_ratio_N[i]
+    cosine, sine = np.cos(sources.angle_rad_N[i]), np.sin(sources.angle_rad_N[i])
+    y_K = radius_pix * (along_K * sine + across_K * cosine)
+    x_K = radius_pix * (along_K * cosine - across_K * sine)
+    return np.stack([y_K, x_K, knots_K3[:, 2]], axis=1)

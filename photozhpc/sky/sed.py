@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from typing import Literal
 
 import galsim
 import galsim.roman
@@ -10,25 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import ConfigError, did_you_mean
+from photozhpc.sky.spectra import (
+    LINE_GROUPS,
+    LINE_HZ,
+    N_TYPES,
+    Floats,
+    calzetti_k,
+    cosmos_templates,
+    igm_transmission,
+    line_group,
+    rest_mean,
+    templates,
+)
+from photozhpc.sky.variety import SpectralVariety
 from photozhpc.survey import flux_of_ab
-
-Floats = NDArray[np.float64]
 
 GALSIM_NAME = {
     "F062": "R062", "F087": "Z087", "F106": "Y106", "F129": "J129",
     "F158": "H158", "F184": "F184", "F213": "K213", "F146": "W146",
 }  # fmt: skip
 
-# Coleman, Wu & Weedman (1980), extended by Bolzonella et al. (2000); shipped with GalSim.
-CWW_FILES = ("CWW_E_ext", "CWW_Sbc_ext", "CWW_Scd_ext", "CWW_Im_ext")
-N_TYPES = 5  # E, Sbc, Scd, Im, and a young starburst; a type is a number from 0 to 4
-
-# Rest wavelength (nm) and equivalent width (nm) of the starburst's lines, typical of sub-L*
-# star-forming galaxies at z ~ 1 to 2 (e.g. Reddy et al. 2018). Im has a third of these widths.
-LINES_NM = ((372.8, 6.0), (486.1, 2.5), (495.9, 3.5), (500.7, 10.5), (656.3, 12.0))
-
 A_V_GRID = np.linspace(0.0, 4.0, 21)
 DZ = 0.01
+NEBULAR_DUST = 1.0 / 0.44  # of the stars' A_V, Calzetti et al. (2000)
 
 
 def galsim_band_name(band: str) -> str:
@@ -51,106 +55,49 @@ def roman_bandpasses() -> dict[str, galsim.Bandpass]:
     return {name: bandpasses[galsim_name] for name, galsim_name in GALSIM_NAME.items()}
 
 
-def calzetti_k(wave_nm: Floats) -> Floats:
-    """Return the starburst attenuation curve k(lambda), Calzetti et al. (2000) eq. 4; R_V = 4.05.
-
-    Below 120 nm the curve is continued with the slope of its blue end.
-    """
-    um = np.clip(wave_nm, 120.0, 2200.0) / 1000.0
-    blue = 2.659 * (-2.156 + 1.509 / um - 0.198 / um**2 + 0.011 / um**3) + 4.05
-    red = 2.659 * (-1.857 + 1.040 / um) + 4.05
-    k = np.where(um < 0.63, blue, red)
-    return np.maximum(k + np.clip(120.0 - wave_nm, 0.0, None) * 0.03, 0.0)
-
-
-def igm_transmission(wave_obs_nm: Floats, z: float) -> Floats:
-    """Return the IGM's mean transmission, Madau (1995) eqs. 12, 15 and 16."""
-    tau = np.zeros_like(wave_obs_nm)
-    lines = ((121.567, 0.0036), (102.572, 0.0017), (97.254, 0.0012), (94.974, 0.00093))
-    for line_nm, strength in lines:
-        ratio = wave_obs_nm / line_nm
-        tau += np.where(ratio < 1.0 + z, strength * ratio**3.46, 0.0)
-    xc = wave_obs_nm / 91.2
-    xe = 1.0 + z
-    continuum = (
-        0.25 * xc**3 * (xe**0.46 - xc**0.46)
-        + 9.4 * xc**1.5 * (xe**0.18 - xc**0.18)
-        - 0.7 * xc**3 * (xc**-1.32 - xe**-1.32)
-        - 0.023 * (xe**1.68 - xc**1.68)
-    )
-    tau += np.where(xc < xe, np.maximum(continuum, 0.0), 0.0)
-    return np.exp(-tau)
-
-
-@lru_cache(maxsize=1)
-def templates() -> tuple[Floats, Floats]:
-    """Return rest-frame templates (wave_nm_L, fnu_TL), with a mean f_nu of 1 in rest-frame i.
-
-    Types 0 to 3 are the CWW spectra; type 4 is Im made bluer by a power law with emission lines.
-    """
-    wave_L = np.geomspace(20.0, 2600.0, 8000)
-    share = Path(galsim.meta_data.share_dir) / "SEDs"
-    flambda = []
-    for name in CWW_FILES:
-        sed = galsim.SED(str(share / f"{name}.sed"), wave_type="Ang", flux_type="flambda")
-        table = np.array([[w, sed(w) / w] for w in sed.wave_list])  # photons -> energy
-        inside = np.clip(wave_L, table[0, 0], table[-1, 0])
-        flux_L = np.exp(np.interp(np.log(inside), np.log(table[:, 0]), np.log(table[:, 1])))
-        flambda.append(flux_L * (wave_L / inside) ** -2.0)
-    young_L = flambda[3] * (wave_L / 550.0) ** -0.6
-    flambda[3] = flambda[3] + _lines(wave_L, flambda[3], 1.0 / 3.0)
-    flambda.append(young_L + _lines(wave_L, young_L, 1.0))
-    fnu_TL = np.array(flambda) * wave_L**2
-    return wave_L, fnu_TL / _rest_mean(wave_L, fnu_TL, "i")[:, None]
-
-
-def _lines(wave_L: Floats, continuum_L: Floats, scale: float) -> Floats:
-    """Return Gaussian lines of 0.4% width, with the widths of `LINES_NM` times `scale`."""
-    total_L = np.zeros_like(wave_L)
-    for line_nm, width_nm in LINES_NM:
-        sigma = 0.004 * line_nm
-        shape_L = np.exp(-0.5 * ((wave_L - line_nm) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
-        level = np.interp(line_nm, wave_L, continuum_L)
-        total_L += scale * width_nm * level * shape_L
-    return total_L
-
-
-def _rest_mean(wave_L: Floats, fnu_XL: Floats, letter: str) -> Floats:
-    """Return the photon-weighted mean f_nu through LSST g or i at z = 0 (close to SDSS)."""
-    bandpass = galsim.Bandpass(f"LSST_{letter}.dat", wave_type="nm")
-    inside = (wave_L > bandpass.blue_limit) & (wave_L < bandpass.red_limit)
-    weight_L = bandpass(wave_L[inside]) / wave_L[inside] * np.gradient(wave_L[inside])
-    return fnu_XL[..., inside] @ weight_L / weight_L.sum()
-
-
 @dataclass(frozen=True)
 class SedGrid:
     """Band fluxes over (type T, redshift Z, dust A, band C), for one solar mass.
 
     Attributes:
         bands: Roman filter names, in channel order.
+        type_T: types of the templates, increasing.
         z_Z: redshifts of the table, DZ apart from 0.
         log_fnu_TZAC: ln of the mean f_nu in a band; 1 is the rest-frame i flux without dust.
         rest_g_TA, rest_i_TA: rest-frame g and i fluxes with dust, for the mass-to-light ratio.
+        line_fnu_GZAC: mean f_nu in a band of a line group, for an f_nu of 1 in the ultraviolet.
+        uv_T: f_nu at 150 to 280 nm without dust; zero where stars do not form.
+        pivot_nm_C: mean wavelengths of the bands.
     """
 
     bands: tuple[str, ...]
+    type_T: Floats
     z_Z: Floats
     log_fnu_TZAC: Floats
     rest_g_TA: Floats
     rest_i_TA: Floats
+    line_fnu_GZAC: Floats
+    uv_T: Floats
+    pivot_nm_C: Floats
 
     def fluxes_njy(
-        self, type_N: Floats, z_N: Floats, a_v_N: Floats, log_mass_N: Floats, modulus_N: Floats
+        self,
+        type_N: Floats,
+        z_N: Floats,
+        a_v_N: Floats,
+        log_mass_N: Floats,
+        modulus_N: Floats,
+        variety: SpectralVariety | None = None,
     ) -> Floats:
         """Return band fluxes (nJy, N x C) of stellar populations of a given mass at a redshift.
 
         Mass to light: log M = 1.15 + 0.70 (g - i) - 0.4 M_i, Taylor et al. (2011) eq. 8.
         modulus_N: distance modulus, magnitudes.
         """
-        t_N = np.clip(type_N, 0.0, N_TYPES - 1.0)
-        t0_N = np.minimum(t_N.astype(int), N_TYPES - 2)
-        ft_N = t_N - t0_N
+        t_N = np.clip(type_N, self.type_T[0], self.type_T[-1])
+        t0_N = np.searchsorted(self.type_T, t_N, "right") - 1
+        t0_N = np.minimum(t0_N, len(self.type_T) - 2)
+        ft_N = (t_N - self.type_T[t0_N]) / (self.type_T[t0_N + 1] - self.type_T[t0_N])
         a_N = np.clip(a_v_N, 0.0, A_V_GRID[-1]) / (A_V_GRID[1] - A_V_GRID[0])
         a0_N = np.minimum(a_N.astype(int), len(A_V_GRID) - 2)
         fa_N = a_N - a0_N
@@ -172,23 +119,55 @@ class SedGrid:
                 i_N += weight_N * wa_N * self.rest_i_TA[t0_N + dt, a0_N + da]
         g_minus_i_N = -2.5 * np.log10(g_N / i_N)
         abs_i_N = (1.15 + 0.70 * g_minus_i_N - log_mass_N) / 0.4
+        if variety is not None:
+            abs_i_N += variety.mass_to_light_dex_N / 0.4
+            uv_N = (1.0 - ft_N) * self.uv_T[t0_N] + ft_N * self.uv_T[t0_N + 1]
+            fnu_NC += uv_N[:, None] * self._lines(variety.line_NG, z0_N, fz_N, a_v_N)
+            fnu_NC *= 10.0 ** (-0.4 * variety.magnitudes(self.pivot_nm_C, z_N, a_v_N))
         scale_N = flux_of_ab(abs_i_N + modulus_N) * (1.0 + z_N) / i_N
         return fnu_NC * scale_N[:, None]
 
+    def _lines(
+        self, line_NG: Floats, z0_N: NDArray[np.intp], fz_N: Floats, a_v_N: Floats
+    ) -> Floats:
+        """Return the lines' mean f_nu in the bands (N x C) for an ultraviolet f_nu of 1."""
+        dusty_N = np.clip(a_v_N * NEBULAR_DUST, 0.0, A_V_GRID[-1])
+        a0_N = np.rint(dusty_N / (A_V_GRID[1] - A_V_GRID[0])).astype(int)
+        fnu_NC = np.zeros((len(z0_N), len(self.bands)))
+        for g, line_ZAC in enumerate(self.line_fnu_GZAC):
+            here_NC, next_NC = line_ZAC[z0_N, a0_N], line_ZAC[z0_N + 1, a0_N]
+            fnu_NC += line_NG[:, g, None] * (here_NC + fz_N[:, None] * (next_NC - here_NC))
+        return fnu_NC
+
 
 @lru_cache(maxsize=4)
-def sed_grid(bands: tuple[str, ...], z_max: float) -> SedGrid:
-    """Tabulate the templates with dust and IGM through the bands; takes about half a second.
+def sed_grid(
+    bands: tuple[str, ...], z_max: float, family: Literal["cww", "cosmos"] = "cww"
+) -> SedGrid:
+    """Tabulate a family with dust and IGM through the bands; half a second (cww) or two (cosmos).
 
     Raises:
         ConfigError: GalSim's Roman module lacks a band.
     """
     wave_L, fnu_TL = templates()
+    type_T = np.arange(N_TYPES, dtype=float)
+    if family == "cosmos":
+        wave_L, fnu_TL, type_T = cosmos_templates()
+    forming_T = np.clip((type_T - 0.6) / 0.6, 0.0, 1.0)
+    uv_L = (wave_L > 150.0) & (wave_L < 280.0)
+    lines_GL = np.array(
+        [
+            hertz * line_group(wave_L, group)
+            for hertz, group in zip(LINE_HZ, LINE_GROUPS, strict=True)
+        ]
+    )
     dust_AL = 10.0 ** (-0.4 * A_V_GRID[:, None] * calzetti_k(wave_L) / 4.05)
     dusty_TAL = fnu_TL[:, None] * dust_AL
+    dusty_lines_GAL = lines_GL[:, None] * dust_AL
     obs = [_band_samples(band) for band in bands]
     z_Z = np.arange(0.0, z_max + 2 * DZ, DZ)
-    fnu_TZAC = np.empty((N_TYPES, len(z_Z), len(A_V_GRID), len(bands)))
+    fnu_TZAC = np.empty((len(type_T), len(z_Z), len(A_V_GRID), len(bands)))
+    line_fnu_GZAC = np.empty((len(LINE_GROUPS), *fnu_TZAC.shape[1:]))
     log_wave_L = np.log(wave_L)
     for iz, z in enumerate(z_Z):
         for ic, (wave_W, weight_W) in enumerate(obs):
@@ -196,14 +175,22 @@ def sed_grid(bands: tuple[str, ...], z_max: float) -> SedGrid:
             lo_W = at_W.astype(int)
             up_W = at_W - lo_W
             absorbed_W = weight_W * igm_transmission(wave_W, z)
-            fnu_TZAC[:, iz, :, ic] = dusty_TAL[..., lo_W] @ (absorbed_W * (1.0 - up_W))
-            fnu_TZAC[:, iz, :, ic] += dusty_TAL[..., lo_W + 1] @ (absorbed_W * up_W)
+            for out_XAC, table_XAL in (
+                (fnu_TZAC[:, iz], dusty_TAL),
+                (line_fnu_GZAC[:, iz], dusty_lines_GAL),
+            ):
+                out_XAC[..., ic] = table_XAL[..., lo_W] @ (absorbed_W * (1.0 - up_W))
+                out_XAC[..., ic] += table_XAL[..., lo_W + 1] @ (absorbed_W * up_W)
     return SedGrid(
         bands=bands,
+        type_T=type_T,
         z_Z=z_Z,
         log_fnu_TZAC=np.log(np.maximum(fnu_TZAC, 1e-300)),
-        rest_g_TA=_rest_mean(wave_L, dusty_TAL, "g"),
-        rest_i_TA=_rest_mean(wave_L, dusty_TAL, "i"),
+        rest_g_TA=rest_mean(wave_L, dusty_TAL, "g"),
+        rest_i_TA=rest_mean(wave_L, dusty_TAL, "i"),
+        line_fnu_GZAC=line_fnu_GZAC,
+        uv_T=forming_T * fnu_TL[:, uv_L].mean(axis=1),
+        pivot_nm_C=np.array([wave_W @ weight_W for wave_W, weight_W in obs]),
     )
 
 

@@ -2,11 +2,12 @@
 
 import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from photozhpc.config import to_mapping
 from photozhpc.errors import ConfigError, RunError
@@ -18,17 +19,28 @@ from photozhpc.files.disk import (
     write_durably,
 )
 from photozhpc.sky.catalogue import (
+    confuse_redshifts,
     label_probability,
     measured_redshifts,
     write_catalogue,
     write_truth,
 )
+from photozhpc.sky.defects import add_defects, draw_defects, strongest_defect
 from photozhpc.sky.l3_file import tile_wcs, write_mosaic
-from photozhpc.sky.observe import bad_pixels, coverage_map, observe, sky_sigma_njy
+from photozhpc.sky.observe import (
+    Plane,
+    bad_pixels,
+    coverage_map,
+    exposure_share,
+    observe,
+    sky_sigma_njy,
+)
 from photozhpc.sky.population import Population, SkyPhysics
+from photozhpc.sky.psf import blur_field
 from photozhpc.sky.render import Renderer
-from photozhpc.sky.sed import Floats, galsim_band_name
-from photozhpc.sky.sky_config import SkyConfig, load_sky_config
+from photozhpc.sky.sed import galsim_band_name
+from photozhpc.sky.sky_config import Ingredients, SkyConfig, load_sky_config
+from photozhpc.sky.spectra import Floats
 from photozhpc.survey import Survey, ab_magnitude
 from photozhpc.workers.pool import run_jobs
 
@@ -38,6 +50,9 @@ MARGIN_PIX = 40  # sources are also drawn this far outside a tile, so that light
 COLUMNS = 100  # tiles per row of a seed's grid
 MAX_TILES = 1 << 16
 CATALOGUED_STAMP, FAINT_STAMP = 96, 64
+# Random numbers of their own, so that switching an ingredient off leaves all else as it was.
+STREAMS = ("structure", "psf", "coverage", "defects", "labels")
+DEFECT_RADIUS_ARCSEC = 0.5
 
 
 def simulate_sky(
@@ -136,11 +151,18 @@ def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: Sky
     scale = survey.pixel_scale_arcsec
     size = config.tile_size_pix
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
+    ingredients = config.ingredients
+    streams = {
+        name: np.random.default_rng([seed, index, number])
+        for number, name in enumerate(STREAMS, start=1)
+    }
     renderer = _renderer(bands, scale)
     sigma_C = sky_sigma_njy(bands, config, renderer.noise_area_C)
 
     side_arcmin = (size + 2 * MARGIN_PIX) * scale / 60.0
-    sources = _physics(bands, config).draw(rng, side_arcmin**2)
+    physics = _physics(bands, config)
+    sources = physics.draw(rng, side_arcmin**2)
+    sources = physics.with_structure(streams["structure"], sources)
     y_N, x_N = _positions(rng, len(sources), size, config, scale)
     ebv_N = _extinction(rng, y_N, x_N, size, config)
     magnitude_N = ab_magnitude(sources.reference_njy_N)
@@ -154,27 +176,53 @@ def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: Sky
     image_CHW = np.zeros((len(bands), size, size), np.float32)
     smallest_N = np.where(magnitude_N < config.catalogue_limit_ab, CATALOGUED_STAMP, FAINT_STAMP)
     dimmed = _dimmed(sources, survey, ebv_N)
-    renderer.draw(image_CHW, dimmed, y_N, x_N, sigma_C, smallest_N)
+    blur_N3 = None
+    if ingredients.psf_blur_arcsec:
+        blur_N3 = blur_field(streams["psf"], y_N, x_N, size, ingredients.psf_blur_arcsec)
+    renderer.draw(image_CHW, dimmed, y_N, x_N, sigma_C, smallest_N, blur_N3)
 
     centre = tile_centre_deg(seed, index, size * scale)
     wcs = tile_wcs(*centre, size, scale)
     coverage_HW = coverage_map(rng, size, config.coverage_scatter)
+    coverages = _coverages(streams["coverage"], coverage_HW, len(bands), scale, ingredients)
+    area_arcmin2 = (size * scale / 60.0) ** 2
+    defects = {
+        band: draw_defects(streams["defects"], size, area_arcmin2, ingredients) for band in bands
+    }
     name = tile_id(seed, index)
     try:
         for c, band in enumerate(bands):
             bad_HW = bad_pixels(rng, size, config)
             observed = observe(
-                rng, image_CHW[c], band, float(sigma_C[c]), coverage_HW, bad_HW, config
+                rng, image_CHW[c], band, float(sigma_C[c]), next(coverages), bad_HW, config
             )
+            add_defects(observed.data_HW, observed.err_HW, defects[band])
             path = out / f"{name}_{band.lower()}_coadd.asdf"
             write_mosaic(path, observed, band, wcs, centre, scale, config.exposure_time_s)
         listed = sources.take(listed_N)
         y_K, x_K, ebv_K = y_N[listed_N], x_N[listed_N], ebv_N[listed_N]
         source_id_K = (np.int64(seed) << 32) + (np.int64(index) << 16) + np.arange(len(listed))
         ra_K, dec_K = (np.asarray(v, float).reshape(-1) for v in wcs(x_K, y_K))
-        write_truth(out / f"{name}_truth.parquet", source_id_K, ra_K, dec_K, ebv_K, listed, bands)
-        probability_K = label_probability(listed, bands, config.label_fraction)
+        probability_K = label_probability(
+            listed, bands, config.label_fraction, ingredients.label_slope_per_mag
+        )
         z_spec_K = measured_redshifts(rng, listed, probability_K)
+        z_spec_K, wrong_K = confuse_redshifts(
+            streams["labels"], listed, z_spec_K, ingredients.wrong_redshifts
+        )
+        further: dict[str, NDArray] = {}
+        if ingredients != Ingredients():
+            further = {
+                "clumps": listed.structure.clumps.count_N.astype(np.int8),
+                "spiral_arms": listed.structure.arms_N.astype(np.int8),
+                "z_spec_is_wrong": wrong_K,
+            }
+            for band in bands:
+                snr_K = strongest_defect(defects[band], y_K, x_K, DEFECT_RADIUS_ARCSEC / scale)
+                further[f"defect_snr_{band.lower()}"] = snr_K.astype(np.float32)
+        write_truth(
+            out / f"{name}_truth.parquet", source_id_K, ra_K, dec_K, ebv_K, listed, bands, further
+        )
         scatter_K = _astrometric_scatter_pix(dimmed.take(listed_N), sigma_C, renderer)
         shift_2K = rng.standard_normal((2, len(listed))) * scatter_K
         ra_K, dec_K = (
@@ -185,6 +233,26 @@ def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: Sky
         if is_full(error):
             raise disk_error(out / name, error) from error
         raise
+
+
+def _coverages(
+    rng: np.random.Generator,
+    coverage_HW: Plane,
+    n_bands: int,
+    pixel_scale_arcsec: float,
+    config: Ingredients,
+) -> Iterator[Plane]:
+    """Yield each band's relative exposure: of the tile, of the band, and of every pixel."""
+    tile_mag = rng.normal(0.0, config.depth_scatter_mag)
+    for _ in range(n_bands):
+        deeper_mag = tile_mag + rng.normal(0.0, 0.5 * config.depth_scatter_mag)
+        band_HW = coverage_HW
+        if config.exposures:
+            share_HW = exposure_share(rng, len(coverage_HW), pixel_scale_arcsec, config.exposures)
+            band_HW = band_HW * share_HW
+        if config.depth_scatter_mag:  # noise falls with the square root of the exposure
+            band_HW = band_HW * np.float32(10.0 ** (0.8 * deeper_mag))
+        yield band_HW
 
 
 def _positions(
@@ -240,7 +308,7 @@ def _write_manifest(out: Path, survey: Survey, config: SkyConfig, seed: int, til
         "physics_version": PHYSICS_VERSION,
         "extinction_r": {band.name: band.extinction_r for band in survey.bands},
         "pixel_scale_arcsec": survey.pixel_scale_arcsec,
-        "config": to_mapping(config),
+        "config": config.recorded(),
     }
     seeds: dict[str, int] = {}
     try:

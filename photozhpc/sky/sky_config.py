@@ -2,8 +2,72 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from photozhpc.config import read_config
+from photozhpc.config import read_config, to_mapping
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What real skies have and a simple one lacks; each is off by default.
+
+    All but the spectra have random numbers of their own: switching one off leaves the same
+    galaxies in the same places.
+
+    Attributes:
+        spectra: the spectra of galaxies: `cww` (five) or `cosmos` (31, and separate lines).
+        spectral_scatter: scatter of spectra about their family, in units of EAZY's template error.
+        mass_to_light_scatter_dex: scatter of masses at a given spectrum and luminosity.
+        line_strength: emission lines of `cosmos`, in units of the published strength.
+        line_scatter_dex: scatter of each group of lines.
+        dust_slope_scatter: standard deviation of the slope of the attenuation curve.
+        skewed_sizes: sizes from the percentiles of van der Wel et al. (2014), table 2.
+        clumps: share of light in clumps, in units of the published one.
+        spiral_arms: share of light in spiral arms, in units of the published one.
+        psf_blur_arcsec: largest blur that is added to the PSF; it varies over a tile.
+        drizzled_noise: noise is correlated as drizzling with full-size drops leaves it.
+        depth_scatter_mag: standard deviation of the depth from tile to tile, and half of it
+            from band to band.
+        exposures: exposures in a co-add, each with detector gaps; 0: a smooth exposure map.
+        cosmic_rays_arcmin2: cosmic rays that were not rejected, per band.
+        hot_pixels_arcmin2: hot pixels that were not masked, per band.
+        label_slope_per_mag: how fast the odds of a redshift fall with magnitude.
+        wrong_redshifts: share of wrong redshifts at magnitude 22; it doubles with each magnitude.
+    """
+
+    spectra: Literal["cww", "cosmos"] = "cww"
+    spectral_scatter: float = 0.0
+    mass_to_light_scatter_dex: float = 0.0
+    line_strength: float = 0.0
+    line_scatter_dex: float = 0.0
+    dust_slope_scatter: float = 0.0
+    skewed_sizes: bool = False
+    clumps: float = 0.0
+    spiral_arms: float = 0.0
+    psf_blur_arcsec: float = 0.0
+    drizzled_noise: bool = False
+    depth_scatter_mag: float = 0.0
+    exposures: int = 0
+    cosmic_rays_arcmin2: float = 0.0
+    hot_pixels_arcmin2: float = 0.0
+    label_slope_per_mag: float = 0.7
+    wrong_redshifts: float = 0.0
+
+    def __post_init__(self) -> None:
+        _within("spectral_scatter", self.spectral_scatter, 0.0, 5.0)
+        _within("mass_to_light_scatter_dex", self.mass_to_light_scatter_dex, 0.0, 0.5)
+        _within("line_strength", self.line_strength, 0.0, 5.0)
+        _within("line_scatter_dex", self.line_scatter_dex, 0.0, 1.0)
+        _within("dust_slope_scatter", self.dust_slope_scatter, 0.0, 1.0)
+        _within("clumps", self.clumps, 0.0, 2.0)
+        _within("spiral_arms", self.spiral_arms, 0.0, 2.0)
+        _within("psf_blur_arcsec", self.psf_blur_arcsec, 0.0, 0.2)
+        _within("depth_scatter_mag", self.depth_scatter_mag, 0.0, 1.0)
+        _within("exposures", self.exposures, 0, 1000)
+        _within("cosmic_rays_arcmin2", self.cosmic_rays_arcmin2, 0.0, 1e4)
+        _within("hot_pixels_arcmin2", self.hot_pixels_arcmin2, 0.0, 1e4)
+        _within("label_slope_per_mag", self.label_slope_per_mag, 0.0, 10.0)
+        _within("wrong_redshifts", self.wrong_redshifts, 0.0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -28,6 +92,7 @@ class SkyConfig:
         coverage_scatter: relative amplitude of the smooth exposure map.
         bad_pixel_fraction: isolated pixels set to NaN.
         border_pix: NaN border.
+        ingredients: what makes the sky more real; see `Ingredients`.
     """
 
     tile_size_pix: int = 2048
@@ -52,6 +117,7 @@ class SkyConfig:
     coverage_scatter: float = 0.1
     bad_pixel_fraction: float = 3e-4
     border_pix: int = 4
+    ingredients: Ingredients = field(default_factory=Ingredients)
 
     def __post_init__(self) -> None:
         _within("tile_size_pix", self.tile_size_pix, 128, 16384)
@@ -71,6 +137,13 @@ class SkyConfig:
         _within("border_pix", self.border_pix, 0, self.tile_size_pix // 4)
         for band, depth in self.depth_ab.items():
             _within(f"depth_ab[{band}]", depth, 15.0, 35.0)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what `sky.json` says of the configuration: ingredients only if there are any."""
+        mapping = to_mapping(self)
+        if self.ingredients == Ingredients():
+            del mapping["ingredients"]
+        return mapping
 
 
 def load_sky_config(name_or_path: str | Path = "sky/default") -> SkyConfig:

@@ -6,7 +6,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from photozhpc.sky.psf import STORED_SIZE_PIX, BandPsf
-from photozhpc.sky.sed import Floats
+from photozhpc.sky.spectra import Floats
 
 CELL_PIX = 16
 PAD_CELLS = STORED_SIZE_PIX // (2 * CELL_PIX)

@@ -24,13 +24,19 @@ _LIKE_AN_IDENTIFIER = re.compile(
 
 
 def read_identifiers(
-    table: TableFile, columns: SourceColumns, *, is_only_list: bool, list_name: str
+    table: TableFile,
+    columns: SourceColumns,
+    *,
+    is_only_list: bool,
+    list_name: str,
+    text: bool = False,
 ) -> tuple[NDArray[np.int64], str | None]:
     """Return the identifiers of the rows, and a note if the rows were numbered instead.
 
     Args:
         is_only_list: the rows of an only list without identifiers may be numbered from 0.
         list_name: distinguishes the numbers of this list (`columns.number`) from another's.
+        text: whether identifiers may be text, which `id_of_text` turns into integers.
 
     Raises:
         SourceListError: there are none, or they are not integers of 64 bits; or rows would be
@@ -63,6 +69,8 @@ def read_identifiers(
             f"{table.path}: column '{name}' is empty (masked, null or NaN) in {n_empty} rows; "
             "give every source an identifier"
         )
+    if text and id_N.dtype.kind in "OSU":
+        return ids_of_text(id_N, f"{table.path}: column '{name}'"), None
     if not np.issubdtype(id_N.dtype, np.integer):
         raise SourceListError(
             f"{table.path}: column '{name}' must hold integers, it holds {id_N.dtype} such as "
@@ -80,10 +88,43 @@ def read_identifiers(
     return id_N, None
 
 
+def ids_of_text(text_N: NDArray, where: str) -> NDArray[np.int64]:
+    """Return `id_of_text` of every row.
+
+    Args:
+        where: file and column, for errors.
+
+    Raises:
+        SourceListError: rows are empty.
+    """
+    texts = [_as_text(value) for value in text_N.tolist()]
+    if n_empty := texts.count(""):
+        raise SourceListError(
+            f"{where} is empty in {n_empty} rows; give every source an identifier"
+        )
+    return np.array([id_of_text(text) for text in texts], np.int64)
+
+
+def id_of_text(text: str) -> int:
+    """Return the identifier of 64 bits that stands for a text.
+
+    It is the number itself where the text is a whole number, and otherwise the first 63 bits of the
+    text's SHA-256: among 10 million texts, two have the same with a probability of 5e-6.
+    """
+    if re.fullmatch(r"[+-]?\d{1,18}", text):
+        return int(text)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _as_text(value: object) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return "" if text is None or text != text else str(text).strip()
+
+
 def missing_column(table: TableFile, name: str, remark: str = "") -> SourceListError:
     """Return the error for a source list without a column that it must have."""
     return SourceListError(
-        f"{table.path}: the source list has no column '{name}'{did_you_mean(name, table.names)}; "
+        f"{table.path}: the {table.what} has no column '{name}'{did_you_mean(name, table.names)}; "
         f"name it under source_columns in the survey's YAML file{remark and f' ({remark})'}"
     )
 

@@ -112,7 +112,7 @@ def read_source_lists(
             table, columns, is_only_list=len(files) == 1, list_name=list_name(path)
         )
         notes += [*table.notes, *([] if note is None else [note])]
-        parts.append(_sources_of(table, columns, id_N, z_spec_max, remarks, labels))
+        parts.append(sources_of(table, columns, id_N, z_spec_max, remarks, labels))
     if not parts:
         raise SourceListError("no source list was given; pass one with --sources FILE")
     joined = Sources(*map(np.concatenate, zip(*(vars(p).values() for p in parts), strict=True)))
@@ -136,7 +136,7 @@ def _check_unique(id_N: NDArray[np.int64], list_N: NDArray[np.int64], files: lis
     )
 
 
-def _sources_of(
+def sources_of(
     table: TableFile,
     columns: SourceColumns,
     id_N: NDArray[np.int64],
@@ -144,7 +144,11 @@ def _sources_of(
     remarks: Remarks,
     labels: dict[str, int],
 ) -> Sources:
-    """Return the sources of a list; add to `labels` the number of labels from each column."""
+    """Return the sources of a table, as `read_source_lists` does.
+
+    Args:
+        labels: with an entry for each of columns.z_spec; receives the number of its labels.
+    """
     ra_N, dec_N = _positions(table, columns, remarks)
     z_spec_N = np.full(len(id_N), np.nan)
     for name in names_of(columns.z_spec):
@@ -187,6 +191,9 @@ def _positions(
         SourceListError: a column is missing or has an unsupported unit or frame, or a position is
             not on the sky.
     """
+    if columns.ra is None or columns.dec is None:
+        n = len(next(iter(table.columns.values()), np.empty(0)))
+        return np.full(n, np.nan), np.full(n, np.nan)
     axes = [
         _angles(table, columns.ra, 360.0, partial(to_degrees, hours=True), remarks),
         _angles(table, columns.dec, 90.0, partial(to_degrees, hours=False), remarks),
@@ -201,7 +208,9 @@ def _angles(
 ) -> NDArray[np.float64]:
     column = table.find(name)
     if column is None:
-        raise missing_column(table, name)
+        is_catalogue = table.what == "photometric catalogue"
+        remark = "null: the catalogue has no positions" if is_catalogue else ""
+        raise missing_column(table, name, remark)
     frame, unit = table.frames.get(column, ""), table.units.get(column, "")
     values_N = table.columns[column]
     # FK5 J2000 agrees with ICRS to 0.03 arcsec, and is often just another word for it.

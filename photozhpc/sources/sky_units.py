@@ -1,4 +1,4 @@
-"""Converts columns by their stated units: positions to degrees, E(B-V) to magnitudes."""
+"""Converts columns by their stated units: positions to degrees, fluxes to nJy, and so on."""
 
 import re
 
@@ -11,6 +11,12 @@ _DEGREES = re.compile(
     r"(decimal[ _])?(deg(rees?)?|°)([ _]?[(\[,].*|_?(icrs|j2000|east|north))?", re.I
 )
 _MAGNITUDES = re.compile(r"mag(nitudes?|s)?", re.I)
+_AB = re.compile(r"mag ?\(?(AB|lupt?)\)?|AB ?mag|lupt(itudes?)?", re.I)
+_NANOMAGGY = re.compile(r"nmgy|nanomagg(y|ies)", re.I)
+_WORDS_OF_FLUX = {
+    **dict.fromkeys(("njy", "nanojansky"), "nJy"),
+    **dict.fromkeys(("ujy", "microjansky", "microjy", "µjy", "μjy"), "uJy"),
+}
 # Words that astropy's units lack, or take for a time.
 _WORDS = {
     **dict.fromkeys(("radian", "radians", "rads"), "rad"),
@@ -71,6 +77,29 @@ def to_redshifts(value_N: NDArray[np.float64], unit: str) -> NDArray[np.float64]
     if not _NO_UNIT.fullmatch(unit) and _factor(unit, "") != 1:
         raise ValueError(f"'{unit[:40]}' is not a unit of redshifts")
     return value_N
+
+
+def is_unstated(unit: str) -> bool:
+    """Return whether no unit is stated."""
+    return bool(_NO_UNIT.fullmatch(unit.strip()))
+
+
+def is_magnitudes(unit: str) -> bool:
+    """Return whether a unit is magnitudes, AB if anything, or is not stated."""
+    unit = unit.strip()
+    return is_unstated(unit) or bool(_MAGNITUDES.fullmatch(unit) or _AB.fullmatch(unit))
+
+
+def to_nanojansky(unit: str) -> float:
+    """Return one unit of flux density in nJy.
+
+    Raises:
+        ValueError: the unit is unknown or not one of a flux density per frequency.
+    """
+    unit = unit.strip()
+    if _NANOMAGGY.fullmatch(unit):
+        return 3630.7805477  # AB 22.5: the magnitudes' zero point of 3631 Jy, times 1e-9
+    return _factor(_WORDS_OF_FLUX.get(unit.lower(), unit), "nJy")
 
 
 def _factor(unit: str, to: str) -> float:

@@ -86,8 +86,33 @@ class TableFile(Columns):
         return matches[0] if matches else None
 
 
+def row_group_lengths(path: AnyPath) -> list[int] | None:
+    """Return the number of rows of each row group of a local Parquet file; None: it is no such.
+
+    Raises:
+        SourceListError: it is a damaged one.
+    """
+    if is_remote(path) or not path.is_file():
+        return None
+    with open(path, "rb") as stream:
+        if stream.read(4) != b"PAR1":
+            return None
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_counts(file.metadata)
+            groups = range(file.metadata.num_row_groups)
+            return [file.metadata.row_group(group).num_rows for group in groups]
+    except Exception as error:  # the reader lets any exception through if a file is damaged
+        raise SourceListError(
+            read_fault(path, error) or f"{path}: the table cannot be read ({one_line(error)})"
+        ) from error
+
+
 def read_columns(
-    path: AnyPath, what: str, wanted: Callable[[str], bool] = lambda name: True
+    path: AnyPath,
+    what: str,
+    wanted: Callable[[str], bool] = lambda name: True,
+    row_group: int | None = None,
 ) -> TableFile:
     """Return the wanted columns, and the names of all.
 
@@ -95,6 +120,7 @@ def read_columns(
 
     Args:
         what: kind of table, for errors: "source list".
+        row_group: of a Parquet file (see `row_group_lengths`), to read only its rows.
 
     Raises:
         SourceListError: the file is missing, damaged, in an unknown format, or holds several
@@ -108,7 +134,7 @@ def read_columns(
         raise SourceListError(f"{path}: the {what} is empty; copy or make it again")
     try:
         with unzipped(path) as plain:
-            return _read_plain(plain, path, what, wanted)
+            return _read_plain(plain, path, what, wanted, row_group)
     except SourceListError:
         raise
     except MosaicError as error:
@@ -131,7 +157,13 @@ def _read_fetched(path: ObjectPath, what: str, wanted: Callable[[str], bool]) ->
     return replace(read, path=path)
 
 
-def _read_plain(plain: Path, path: AnyPath, what: str, wanted: Callable[[str], bool]) -> TableFile:
+def _read_plain(
+    plain: Path,
+    path: AnyPath,
+    what: str,
+    wanted: Callable[[str], bool],
+    row_group: int | None = None,
+) -> TableFile:
     def is_needed(name: str) -> bool:
         return wanted(clean_name(name).removesuffix(_MASK))
 
@@ -141,7 +173,7 @@ def _read_plain(plain: Path, path: AnyPath, what: str, wanted: Callable[[str], b
     if packed is not None:
         raise SourceListError(f"{path}: is a {packed} file; unpack it, or compress it as .gz")
     if head.startswith(b"PAR1"):
-        table = _read_parquet(plain, is_needed)
+        table = _read_parquet(plain, is_needed, row_group)
     elif head.startswith(b"SIMPLE"):
         check_length(plain, path)
         table = _read_fits(plain, is_needed)
@@ -170,11 +202,17 @@ def _read_plain(plain: Path, path: AnyPath, what: str, wanted: Callable[[str], b
     return TableFile(**{**vars(table), "columns": columns}, path=path, what=what)
 
 
-def _read_parquet(path: Path, wanted: Callable[[str], bool]) -> Columns:
+def _read_parquet(
+    path: Path, wanted: Callable[[str], bool], row_group: int | None = None
+) -> Columns:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         schema = file.schema_arrow
         _check_counts(file.metadata)
-        table = file.read(columns=[name for name in schema.names if wanted(name)])
+        names = [name for name in schema.names if wanted(name)]
+        if row_group is None:
+            table = file.read(columns=names)
+        else:
+            table = file.read_row_group(row_group, columns=names)
     columns = {
         name: table.column(i).to_numpy(zero_copy_only=False)
         for i, name in enumerate(table.column_names)

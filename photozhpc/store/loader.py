@@ -16,7 +16,7 @@ from photozhpc.sources.read import Sources
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.schema import Measurements, ShardKey
 
-Split = Literal["train", "validation", "calibration", "test"]
+Split = Literal["train", "validation", "calibration", "test", "all"]
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,16 @@ class Block:
 
     Attributes:
         cutout_NCSS: nJy per pixel.
-        flux_NC, flux_err_NC: nJy in the feature aperture.
+        flux_NCR, flux_err_NCR, kron_flux_NC, kron_flux_err_NC: as in `Measurements`.
         z_spec_N: NaN = unlabelled.
     """
 
     source_id_N: NDArray[np.int64]
     cutout_NCSS: NDArray[np.float32]
-    flux_NC: NDArray[np.float32]
-    flux_err_NC: NDArray[np.float32]
+    flux_NCR: NDArray[np.float32]
+    flux_err_NCR: NDArray[np.float32]
+    kron_flux_NC: NDArray[np.float32]
+    kron_flux_err_NC: NDArray[np.float32]
     ebv_N: NDArray[np.float32]
     z_spec_N: NDArray[np.float32]
 
@@ -65,7 +67,7 @@ def label_split(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
     The assignment is a hash of the identifier, so it does not depend on which sources are read,
     or in which order: the four never overlap, in any run with this seed.
     """
-    u_N = _hash(source_id_N, seed)
+    u_N = hash_of(source_id_N, seed)
     return np.select(
         [u_N < 0.70, u_N < 0.80, u_N < 0.90], ["train", "validation", "calibration"], "test"
     )
@@ -74,17 +76,18 @@ def label_split(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
 def in_split(
     source_id_N: NDArray[np.int64], split: Split, seed: int, label_fraction: float = 1.0
 ) -> NDArray[np.bool_]:
-    """Return whether each source belongs to a split (see `label_split`).
+    """Return whether each source belongs to a split (see `label_split`), or to "all" of them.
 
     Args:
-        label_fraction: share of the training split to use.
+        label_fraction: share of the training split, or of all, to use.
     """
-    if split == "train":
-        return _hash(source_id_N, seed) < 0.70 * label_fraction
+    if split in ("train", "all"):
+        whole = 0.70 if split == "train" else 1.0
+        return hash_of(source_id_N, seed) < whole * label_fraction
     return label_split(source_id_N, seed) == split
 
 
-def _hash(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+def hash_of(source_id_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
     """Return a number in [0, 1) for each identifier (SplitMix64)."""
     with np.errstate(over="ignore"):
         h_N = source_id_N.astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
@@ -107,6 +110,7 @@ class Sampling:
             appear once. If labels are few, a batch would otherwise hold almost none.
         label_fraction: share of the training labels to use; those of a smaller share are a subset
             of those of a larger one.
+        labels: the split whose labels are for training.
         lanes: streams that an epoch is divided into, see TrainingLoader.
         shuffle_len: sources in the windows of all lanes (memory holds twice as many, over all
             ranks). An epoch that is not longer is read once and kept in memory.
@@ -118,6 +122,7 @@ class Sampling:
     labelled_only: bool = False
     label_repeat: int = 1
     label_fraction: float = 1.0
+    labels: Literal["train", "all"] = "train"
     lanes: int = 8
     shuffle_len: int = 8192
 
@@ -223,8 +228,10 @@ class TrainingLoader:
         return counts
 
     def _labelled(self, sources: Sources) -> NDArray[np.bool_]:
-        seed, fraction = self.sampling.seed, self.sampling.label_fraction
-        chosen_N = in_split(sources.source_id_N, "train", seed, fraction)
+        sampling = self.sampling
+        chosen_N = in_split(
+            sources.source_id_N, sampling.labels, sampling.seed, sampling.label_fraction
+        )
         return np.isfinite(sources.z_spec_N) & chosen_N
 
     def _rows(self, sources: Sources, measured: Measurements) -> NDArray[np.intp]:
@@ -250,13 +257,13 @@ class TrainingLoader:
         rows_N = self._rows(sources, measured)[part]
         span = slice(int(rows_N[0]), int(rows_N[-1]) + 1)
         cutout_NCSS = self.store.read_cutouts(key, span)[rows_N - rows_N[0]]
-        block = _block(sources, measured, cutout_NCSS, self.sampling.aperture, rows_N)
+        block = _block(sources, measured, cutout_NCSS, rows_N)
         block.z_spec_N[~self._labelled(sources)[rows_N]] = np.nan
         return block
 
 
 def read_labelled(
-    store: CutoutStore, split: Split, seed: int, aperture: int, label_fraction: float = 1.0
+    store: CutoutStore, split: Split, seed: int, label_fraction: float = 1.0
 ) -> Block:
     """Return every labelled source of one split, in the store's order.
 
@@ -273,7 +280,7 @@ def read_labelled(
         if len(rows_N):
             cutout_NCSS = store.read_cutouts(key)[rows_N]
             measured = store.read_measurements(key)
-            blocks.append(_block(sources, measured, cutout_NCSS, aperture, rows_N))
+            blocks.append(_block(sources, measured, cutout_NCSS, rows_N))
     if not blocks:
         raise StoreError(
             f"{store.path}: no source with a z_spec falls into the {split} split; label more "
@@ -323,18 +330,14 @@ def typical_noise(store: CutoutStore, aperture: int) -> tuple[NDArray, NDArray]:
 
 
 def _block(
-    sources: Sources,
-    measured: Measurements,
-    cutout_NCSS: NDArray,
-    aperture: int,
-    rows_N: NDArray[np.intp],
+    sources: Sources, measured: Measurements, cutout_NCSS: NDArray, rows_N: NDArray[np.intp]
 ) -> Block:
     """Return some rows of a shard as a block; `cutout_NCSS` holds only these rows."""
+    fluxes = ("flux_NCR", "flux_err_NCR", "kron_flux_NC", "kron_flux_err_NC")
     return Block(
         source_id_N=sources.source_id_N[rows_N],
         cutout_NCSS=cutout_NCSS,
-        flux_NC=measured.flux_NCR[rows_N][:, :, aperture],
-        flux_err_NC=measured.flux_err_NCR[rows_N][:, :, aperture],
+        **{name: getattr(measured, name)[rows_N] for name in fluxes},
         ebv_N=sources.ebv_N[rows_N],
         z_spec_N=sources.z_spec_N[rows_N],
     )

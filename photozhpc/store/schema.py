@@ -14,6 +14,7 @@ STORE/plan.json                     the tiles that an extraction is going to wri
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,11 @@ class Measurements:
     flags_NC: NDArray[np.uint16]
     kron_flux_NC: NDArray[np.float32] | None = None
     kron_flux_err_NC: NDArray[np.float32] | None = None
+
+    def take(self, rows_N: NDArray | slice) -> "Measurements":
+        """Return some rows."""
+        taken: dict[str, Any] = {k: None if v is None else v[rows_N] for k, v in vars(self).items()}
+        return Measurements(**taken)
 
 
 @dataclass(frozen=True)

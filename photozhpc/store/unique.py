@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from photozhpc.errors import StoreError
 from photozhpc.files.objects import is_remote
-from photozhpc.store import CutoutStore, ShardKey
+from photozhpc.store import CutoutStore, FluxTable, ShardKey
 
 _THREADS = 4
 
 
-def check_unique(store: CutoutStore) -> None:
+def check_unique(store: CutoutStore | FluxTable) -> None:
     """Check that no identifier appears twice, except in a store behind a URL.
 
     It takes half a millisecond per shard and 8 bytes per source. Damaged shards are skipped:
@@ -34,6 +34,12 @@ def check_unique(store: CutoutStore) -> None:
     id_N.sort()
     twice_N = id_N[1:] == id_N[:-1]
     if twice_N.any():
+        if isinstance(store, FluxTable):
+            raise StoreError(
+                f"{store.path}: the identifier {id_N[1:][twice_N][0]} appears twice, as do "
+                f"{np.count_nonzero(twice_N)} in all; remove the extra rows, or write "
+                "source_columns: {source_id: null} into the survey's YAML file to number the rows"
+            )
         raise StoreError(
             f"{store.path}: source_id {id_N[1:][twice_N][0]} appears twice in the store, as do "
             f"{np.count_nonzero(twice_N)} in all; run 'photozhpc verify' to see the tiles, and "
@@ -41,7 +47,7 @@ def check_unique(store: CutoutStore) -> None:
         )
 
 
-def _ids(store: CutoutStore, key: ShardKey) -> NDArray[np.int64]:
+def _ids(store: CutoutStore | FluxTable, key: ShardKey) -> NDArray[np.int64]:
     try:
         return store.read_source_ids(key)
     except StoreError:

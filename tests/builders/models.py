@@ -10,6 +10,7 @@ from scipy.stats import norm
 from builders.stores import SIZE
 from photozhpc.model import PITA, PITAConfig, load_checkpoint, save_checkpoint
 from photozhpc.model.density import LEVEL_Q
+from photozhpc.model.pita import FluxesConfig
 from photozhpc.survey import load_survey
 
 TINY = PITAConfig(
@@ -24,6 +25,21 @@ TINY = PITAConfig(
     stretch="asinh",
     aperture_radii_pix=(3.6, 7.3),
     redshift_scale="log1p",
+)
+
+
+# Pixels and fluxes: density heads that train with the encoder, and an expert.
+TINY_RESNET = replace(
+    TINY,
+    encoder="resnet",
+    encoder_widths=(8, 12),
+    crop=24,
+    dropout=0.2,
+    aperture_radii_pix=(),
+    redshift_task="density",
+    density_bins=32,
+    point_estimate="median",
+    fluxes=FluxesConfig((0.1, 0.4, 1.6), True, True, 2, (16,)),
 )
 
 

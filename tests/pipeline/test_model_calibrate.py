@@ -40,8 +40,9 @@ def untrained(store: CutoutStore) -> PITA:
 
 @pytest.fixture(scope="module")
 def fitted(small_store: CutoutStore) -> tuple[PITA, Roles]:
+    torch.set_num_threads(1)  # as in every test: the kernels that made the store set another number
     model = untrained(small_store)
-    return model, fit_uncertainty(model, small_store, SEED, APERTURE, steps=100)
+    return model, fit_uncertainty(model, small_store, SEED, steps=100)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_only_the_uncertainty_changes_and_the_seed_settles_it(
 ) -> None:
     model, again = fitted[0], untrained(small_store)
     before = {name: tensor.clone() for name, tensor in again.state_dict().items()}
-    fit_uncertainty(again, small_store, SEED, APERTURE, steps=100)
+    fit_uncertainty(again, small_store, SEED, steps=100)
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
         assert name.startswith("uncertainty.") or torch.equal(tensor, before[name])
@@ -165,7 +166,7 @@ def test_few_images_can_stand_for_a_survey(
 ) -> None:
     monkeypatch.setattr(calibrate_module, "MAX_IMAGES", 60)
     model = untrained(small_store)
-    roles = fit_uncertainty(model, small_store, SEED, APERTURE, steps=10)
+    roles = fit_uncertainty(model, small_store, SEED, steps=10)
     for name in ("fit_N", "shape_N", "conformal_N"):  # labels are used all the same
         np.testing.assert_array_equal(getattr(roles, name), getattr(fitted[1], name))
     assert not torch.equal(model.uncertainty.latent_mean_D, fitted[0].uncertainty.latent_mean_D)
@@ -176,7 +177,7 @@ def test_what_cannot_be_calibrated_is_refused(
 ) -> None:
     plain = PITA(replace(TINY, density_bins=0))
     with pytest.raises(CheckpointError, match="density_bins above 0"):
-        fit_uncertainty(plain, small_store, SEED, APERTURE, 1)
+        fit_uncertainty(plain, small_store, SEED, 1)
     for name, model in (("plain", plain), ("unfitted", untrained(small_store))):
         path = save_checkpoint(tmp_path / f"{name}.safetensors", model, SURVEY)
         with pytest.raises(CheckpointError, match=f"{name}.*no fitted density heads"):

@@ -20,7 +20,7 @@ from photozhpc.metrics import point_metrics
 from photozhpc.model import PITA, PITAConfig, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.calibrate import calibrate
 from photozhpc.model.colours import colour_features
-from photozhpc.model.engine import Engine, PhotometryEngine, make_engine
+from photozhpc.model.engine import Engine, PhotometryMLPEngine, make_engine
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
 from photozhpc.model.train import train
 from photozhpc.model.train_config import OptimiserConfig, TrainConfig
@@ -81,9 +81,9 @@ def test_it_learns_and_its_file_holds_the_metrics(
     assert model_file.name == "model.safetensors"
     assert checkpoint.training["store_sha256"] == small_store.fingerprint()
     assert checkpoint.training["config"]["method"] == "photometry-mlp"
-    assert len(read_labelled(small_store, "train", 0, 2)) == checkpoint.training["labels"]
-    check = read_labelled(small_store, "validation", SMALL.seed, 2)
-    z_phot = checkpoint.model.predict(check.flux_NC, check.ebv_N)
+    assert len(read_labelled(small_store, "train", 0)) == checkpoint.training["labels"]
+    check = read_labelled(small_store, "validation", SMALL.seed)
+    z_phot = checkpoint.model.predict(check.flux_NCR[:, :, 2], check.ebv_N)
     measured = point_metrics(check.z_spec_N, z_phot)
     assert checkpoint.training["validation"]["nmad"] == pytest.approx(measured.nmad)
     constant = np.full(len(check), np.median(check.z_spec_N))
@@ -168,11 +168,11 @@ def test_flags_are_of_the_square_round_the_aperture(
     """A pixel just outside the square is not seen, the one at the source is."""
     survey = small_store.survey
     engine = make_engine(load_checkpoint(model_file), survey)
-    assert isinstance(engine, PhotometryEngine)
+    assert isinstance(engine, PhotometryMLPEngine)
     half = int(np.ceil(0.4 / survey.pixel_scale_arcsec))
     assert engine.side_pix == 2 * half + 1
     shape = (3, len(survey.bands), len(survey.aperture_radii_arcsec))
-    cutout = np.ones((3, 4, 48, 48), np.float32)
+    cutout = np.random.default_rng(0).normal(size=(3, 4, 48, 48)).astype(np.float32)
     cutout[0, :, : 24 - half], cutout[0, :, 25 + half :] = np.nan, np.nan
     cutout[1, 2, 24, 24] = np.nan
     cutout[2, 0] = np.nan
@@ -231,11 +231,11 @@ def test_another_aperture_or_band_is_refused(
 def test_what_needs_images_says_so(
     small_store: CutoutStore, model_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="is a photometry-MLP"):
+    with pytest.raises(CheckpointError, match="is a model of fluxes"):
         calibrate(model_file, small_store, tmp_path / "c.safetensors")
-    with pytest.raises(CheckpointError, match="is a photometry-MLP"):
+    with pytest.raises(CheckpointError, match="is a model of fluxes"):
         read_latents(model_file, small_store.path, 10, 0)
-    with pytest.raises(CheckpointError, match="is a photometry-MLP"):
+    with pytest.raises(CheckpointError, match="is a model of fluxes"):
         Engine(load_checkpoint(model_file))
     tuned = TrainConfig(
         out=str(tmp_path / "run"),
@@ -245,7 +245,7 @@ def test_what_needs_images_says_so(
         model=PITAConfig(encoder="convnext_atto", crop=32),
         batch_size=16,
     )
-    with pytest.raises(CheckpointError, match="is a photometry-MLP"):
+    with pytest.raises(CheckpointError, match="is a model of fluxes"):
         train(tuned)
 
 

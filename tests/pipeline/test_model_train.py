@@ -87,8 +87,7 @@ def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_same_batches(
 
 def test_fewer_labels_are_a_subset_of_more(small_store: CutoutStore) -> None:
     few, many = (
-        set(read_labelled(small_store, "train", 1, 2, fraction).source_id_N)
-        for fraction in (0.3, 1.0)
+        set(read_labelled(small_store, "train", 1, fraction).source_id_N) for fraction in (0.3, 1.0)
     )
     assert few < many
     assert len(few) == pytest.approx(0.3 * len(many), abs=3 * np.sqrt(0.3 * len(many)))
@@ -100,7 +99,7 @@ def test_fewer_labels_are_a_subset_of_more(small_store: CutoutStore) -> None:
 
 def test_no_split_shares_a_source_with_another(small_store: CutoutStore) -> None:
     samples = [
-        set(read_labelled(small_store, split, 1, 2).source_id_N)
+        set(read_labelled(small_store, split, 1).source_id_N)
         for split in ("train", "validation", "calibration", "test")
     ]
     assert sum(map(len, samples)) == len(set.union(*samples))
@@ -141,10 +140,12 @@ def test_refitting_the_head_changes_it_alone_and_for_the_better(
     assert found["refitted"]["nmad"] < nmad
 
     labels, validation = (
-        read_labelled(small_store, split, config.seed, 2) for split in ("train", "validation")
+        read_labelled(small_store, split, config.seed) for split in ("train", "validation")
     )
     kept = {name: tensor.clone() for name, tensor in after.model.state_dict().items()}
-    again = refit_redshift_heads(after.pita, labels, validation, 1, 0.15, seed=1)
+    again = refit_redshift_heads(
+        after.pita, labels, validation, small_store.survey, 1, 0.15, seed=1
+    )
     assert again["refitted"].nmad > again["joint"].nmad == found["refitted"]["nmad"]
     for name, tensor in after.model.state_dict().items():
         assert torch.equal(tensor, kept[name])
@@ -162,8 +163,8 @@ def test_training_learns_and_its_checkpoint_reproduces_the_metrics(
     assert log[-1]["loss_redshift"] < log[0]["loss_redshift"]
     trainer = Trainer(config, small_store)
     trainer.keys.model.load_state_dict(load_checkpoint(best).model.state_dict())
-    validation = read_labelled(small_store, "validation", config.seed, trainer.aperture)
-    nmad = trainer.validate(validation).nmad
+    validation = read_labelled(small_store, "validation", config.seed)
+    nmad = trainer.validate(validation).metrics.nmad
     assert nmad == pytest.approx(min(record["validation_nmad"] for record in log), rel=1e-3)
 
 

@@ -17,7 +17,7 @@ from builders.paths import ROOT
 from photozhpc.cli import main
 from photozhpc.extract.extract import extract
 from photozhpc.store import CutoutStore
-from photozhpc.survey import Band, SourceColumns, Survey, load_survey
+from photozhpc.survey import Band, FluxColumns, SourceColumns, Survey, load_survey
 
 PAGE = (ROOT / "docs/own_survey.md").read_text()
 SIDE, STEP = 120, 90
@@ -77,11 +77,13 @@ def test_every_survey_file_of_the_page_loads(tmp_path: Path) -> None:
 
 def test_every_key_is_explained_and_no_other() -> None:
     keys = {field.name for cls in (Survey, Band) for field in dataclasses.fields(cls)}
-    keys |= {field.name for field in dataclasses.fields(SourceColumns)}
+    columns = (SourceColumns, FluxColumns)
+    keys |= {field.name for cls in columns for field in dataclasses.fields(cls)}
     explained = set(re.findall(r"`([a-z_]+)`", " ".join(re.findall(r"(?m)^\| `.*?\|", PAGE))))
     explained |= set(re.findall(r"`source_columns: ([a-z_]+)`", PAGE))
     assert explained == keys - {"bands", "source_columns"}
     special = {"layer", "image_extension", "bad_mask_bits", "zero_is_blank"}
+    special |= {"aperture_columns", "total_columns"}  # of catalogues: docs/table.md
     shown = set(yaml.safe_load(_blocks()[1]))
     assert shown == {f.name for f in dataclasses.fields(Survey)} - special
 

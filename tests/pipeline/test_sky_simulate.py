@@ -9,10 +9,11 @@ import pytest
 import roman_datamodels
 
 from photozhpc.errors import ConfigError, RunError
-from photozhpc.sky import SkyConfig, simulate_sky
+from photozhpc.sky import SkyConfig, load_sky_config, simulate_sky
 from photozhpc.sky.observe import electrons_per_njy, sky_sigma_njy
 from photozhpc.sky.render import Renderer
 from photozhpc.sky.simulate import tile_centre_deg
+from photozhpc.sky.sky_config import Ingredients
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
@@ -219,3 +220,88 @@ def test_other_bands_by_config(tmp_path):
     assert {p.name for p in tmp_path.glob("*.asdf")} == {
         f"{tile}_{name.lower()}_coadd.asdf" for name in names
     }
+
+
+REALISTIC = replace(
+    load_sky_config("sky/realistic"), tile_size_pix=512, density_scale=2.0, label_fraction=0.5
+)
+
+
+def simulated(out, **changes):
+    """Return the truth, the source list and the F062 plane of a realistic tile."""
+    ingredients = replace(REALISTIC.ingredients, **changes)
+    config = replace(REALISTIC, ingredients=ingredients)
+    (tile,) = simulate_sky(SURVEY, out, 1, 21, config, workers=1)
+    truth, cat = (
+        pq.read_table(out / f"{tile}_{kind}.parquet").to_pandas() for kind in ("truth", "cat")
+    )
+    return truth, cat, planes(out, tile, "f062")
+
+
+@pytest.fixture(scope="module")
+def realistic(tmp_path_factory):
+    out = tmp_path_factory.mktemp("realistic")
+
+    return out, *simulated(out, cosmic_rays_arcmin2=300.0, wrong_redshifts=0.2)
+
+
+def test_a_realistic_tile_says_what_is_wrong_with_it(realistic):
+    out, truth, cat, plane = realistic
+    assert json.loads((out / "sky.json").read_text())["sky"]["config"]["ingredients"]["clumps"] == 1
+    assert set(truth.spiral_arms) == {0, 2, 3}
+    assert truth.clumps.max() >= 2
+    assert not truth[truth.is_quiescent | truth.is_star][["clumps", "spiral_arms"]].any().any()
+    error = np.abs(cat.z_spec - truth.z_true) / (1 + truth.z_true)
+    labelled = cat.z_spec.notna()
+    assert truth.z_spec_is_wrong.sum() > 3
+    assert error[truth.z_spec_is_wrong].min() > 0.1
+    assert error[labelled & ~truth.z_spec_is_wrong].max() < 0.002
+    hit = truth[truth.defect_snr_f062 > 50]
+    assert 0 < len(hit) < len(truth) / 2
+    with roman_datamodels.open(out / "sim000021t0000_f062_coadd.asdf") as model:
+        model.validate()
+        x, y = model.meta.wcs.invert(hit.ra.to_numpy(), hit.dec.to_numpy())
+    noise = np.nanmedian(plane["err"])
+    for snr, yi, xi in zip(hit.defect_snr_f062, np.rint(y), np.rint(x), strict=True):
+        rows, columns = (slice(max(int(at) - 12, 0), int(at) + 13) for at in (yi, xi))
+        assert np.nanmax(plane["data"][rows, columns]) > 0.4 * snr * noise
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"clumps": 0.0, "spiral_arms": 0.0},
+        {"psf_blur_arcsec": 0.0},
+        {"drizzled_noise": False},
+        {"depth_scatter_mag": 0.0, "exposures": 0},
+        {"cosmic_rays_arcmin2": 0.0, "hot_pixels_arcmin2": 0.0},
+        {"wrong_redshifts": 0.0},
+    ],
+)
+def test_an_ingredient_that_is_off_leaves_the_galaxies_as_they_were(realistic, tmp_path, off):
+    _, truth, cat, plane = realistic
+    changes = {"cosmic_rays_arcmin2": 300.0, "wrong_redshifts": 0.2} | off
+    truth_off, cat_off, plane_off = simulated(tmp_path, **changes)
+    same = [name for name in truth if name not in ("clumps", "spiral_arms", "z_spec_is_wrong")]
+    same = [name for name in same if not name.startswith("defect_snr")]
+    assert truth_off[same].equals(truth[same])
+    assert cat_off[["source_id", "ra", "dec"]].equals(cat[["source_id", "ra", "dec"]])
+    assert cat_off.z_spec.notna().equals(cat.z_spec.notna())
+    if "wrong_redshifts" in off:
+        assert not cat_off.z_spec.equals(cat.z_spec)
+    else:
+        assert cat_off.z_spec.equals(cat.z_spec)
+        assert not np.array_equal(plane_off["data"], plane["data"], equal_nan=True)
+
+
+def test_depths_differ_from_tile_to_tile_and_band_to_band(tmp_path):
+    ingredients = Ingredients(depth_scatter_mag=0.5)
+    config = replace(CONFIG, tile_size_pix=128, ingredients=ingredients)
+    ids = simulate_sky(SURVEY, tmp_path, 3, 5, config, workers=1)
+    noise = [
+        [np.nanmedian(planes(tmp_path, tile, band)["err"]) for band in ("f062", "f158")]
+        for tile in ids
+    ]
+    mag_TC = 2.5 * np.log10(noise)
+    assert np.ptp(mag_TC, axis=0).min() > 0.1
+    assert np.std(mag_TC[:, 0] - mag_TC[:, 1]) > 0.02

@@ -47,7 +47,7 @@ def test_cutouts_without_any_pixel_do_no_harm(
     trainer = Trainer(one_epoch, small_store)
     lanes = next(trainer.batches())
     lanes[0].cutout_NCSS[:] = np.nan
-    lanes[1].flux_NC[:] = np.nan
+    lanes[1].flux_NCR[:] = np.nan
     losses = trainer.train_step(lanes)
     assert torch.isfinite(losses).all()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())

@@ -70,11 +70,11 @@ def test_columns_are_those_of_the_roman_source_catalogue():
     names = catalog_schema(SURVEY).names
     assert names[:5] == ["source_id", "ra", "dec", "tile_id", "photoz"]
     assert names[5:11] == [f"photoz_{side}{p}" for p in (68, 90, 99) for side in ("low", "high")]
-    assert names[11:13] == ["photoz_ood", "photoz_flags"]
-    assert names[13:15] == ["aper01_f062_flux", "aper01_f062_flux_err"]
+    assert names[11:14] == ["photoz_ood", "photoz_flags", "star_probability"]
+    assert names[14:16] == ["aper01_f062_flux", "aper01_f062_flux_err"]
     assert names[-4:-2] == ["aper16_f158_flux", "aper16_f158_flux_err"]
     assert names[-2:] == ["kron_f158_flux", "kron_f158_flux_err"]
-    assert len(names) == 13 + 2 * 4 * (5 + 1)
+    assert len(names) == 14 + 2 * 4 * (5 + 1)
     types = {field.name: str(field.type) for field in catalog_schema(SURVEY)}
     assert types["source_id"] == "int64"
     assert types["ra"] == types["dec"] == "double"

@@ -26,6 +26,8 @@ from photozhpc.model.density import (
     cumulative,
     interpolate,
     inverse_cdf,
+    least_risk,
+    pooled,
 )
 from photozhpc.model.density_fit import (
     fit_distance,
@@ -249,7 +251,9 @@ def synthetic() -> tuple[Uncertainty, dict[str, np.ndarray]]:
     x_new, z_new = draw(20_000, rng)
     with torch.no_grad():
         pit, pit_new = (
-            uncertainty.pit(torch.from_numpy(a), torch.from_numpy(b)).numpy().astype(np.float64)
+            cdf_at(uncertainty.cdf(torch.from_numpy(a)), uncertainty.position(torch.from_numpy(b)))
+            .numpy()
+            .astype(np.float64)
             for a, b in ((x, z), (x_new, z_new))
         )
     known = {"x": x, "pit": pit, "weight": weight, "shape": shape, "conformal": conformal}
@@ -328,3 +332,31 @@ def test_distances_are_mahalanobis_and_scaled_to_the_training_images() -> None:
     inverse = np.linalg.inv(np.cov(latent.astype(np.float64), rowvar=False))
     exact = np.sqrt(np.einsum("nd,de,ne->n", offset, inverse, offset))
     np.testing.assert_allclose(ood, exact / np.quantile(exact, 0.99), rtol=0.05)
+
+
+def test_a_pool_is_the_geometric_mean_with_weights() -> None:
+    one, other = random_density(5, 12, seed=0), random_density(5, 12, seed=1)
+    floor = [(1 - FLOOR) * d.double().numpy() + FLOOR / 12 for d in (one, other)]
+    product = floor[0] ** 0.7 * floor[1] ** 0.3
+    expected = product / product.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(pooled(one, other, 0.3), expected, rtol=1e-4)
+    np.testing.assert_allclose(pooled(one, other, 0.0), floor[0], rtol=1e-4)
+    np.testing.assert_allclose(pooled(one, other, torch.tensor(1.0)), floor[1], rtol=1e-4)
+
+
+def test_least_risk_is_in_the_most_probable_peak() -> None:
+    """Compared with a search over 4000 redshifts."""
+    z_max, n_bins = 4.0, 256
+    middle_K = np.expm1((np.arange(n_bins) + 0.5) / n_bins * np.log1p(z_max))
+    peaks_K = 0.6 * norm.pdf(middle_K, 0.5, 0.05) + 0.4 * norm.pdf(middle_K, 2.5, 0.1)
+    random_BK = np.random.default_rng(0).dirichlet(np.full(n_bins, 0.02), 6)
+    density_BK = np.vstack([peaks_K / peaks_K.sum(), random_BK])
+    found_B = least_risk(torch.from_numpy(density_BK).float(), z_max).numpy()
+    guess_G = np.expm1(np.linspace(0.003, 1, 4000) * np.log1p(z_max))
+    dz_KG = (middle_K[:, None] - guess_G) / (1 + middle_K[:, None])
+    risk_BG = density_BK @ (1 - 1 / (1 + (dz_KG / 0.15) ** 2))
+    least_B = risk_BG.min(axis=1)
+    dz_KB = (middle_K[:, None] - found_B) / (1 + middle_K[:, None])
+    risk_B = (density_BK.T * (1 - 1 / (1 + (dz_KB / 0.15) ** 2))).sum(axis=0)
+    np.testing.assert_allclose(risk_B, least_B, rtol=2e-3)
+    assert abs(found_B[0] - 0.5) < 0.05

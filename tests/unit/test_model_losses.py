@@ -1,13 +1,19 @@
 """Each loss against a loop written from its formula."""
 
 import math
+from statistics import NormalDist
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from photozhpc.model.losses import colour_loss, contrastive_loss, redshift_loss
+from photozhpc.model.losses import (
+    colour_loss,
+    contrastive_loss,
+    density_loss,
+    redshift_loss,
+)
 
 
 def _unit(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -81,3 +87,37 @@ def test_colour_loss_is_the_mean_square_over_measured_sources() -> None:
     assert predicted.grad is not None
     assert (predicted.grad[1] == 0).all()
     assert colour_loss(predicted, torch.full((3, 2), math.nan)).item() == 0.0
+
+
+def test_density_loss_is_the_cross_entropy_with_a_smoothed_label() -> None:
+    torch.manual_seed(0)
+    logit, sigma = torch.randn(4, 2, 10), 0.05
+    position = torch.tensor([0.31, math.nan, 0.0, 1.0])
+    total = 0.0
+    for b in (0, 2, 3):
+        mass = [
+            NormalDist(float(position[b]), sigma).cdf((k + 1) / 10)
+            - NormalDist(float(position[b]), sigma).cdf(k / 10)
+            for k in range(10)
+        ]
+        for h in range(2):
+            norm = sum(math.exp(x) for x in logit[b, h].tolist())
+            for k in range(10):
+                log_p = math.log(math.exp(float(logit[b, h, k])) / norm)
+                total -= mass[k] / sum(mass) * log_p / 2
+    assert density_loss(logit, position, sigma).item() == pytest.approx(total / 3, rel=1e-4)
+    assert density_loss(logit, position, sigma, 6).item() == pytest.approx(total / 6, rel=1e-4)
+    none = torch.full((4,), math.nan)
+    assert density_loss(logit.requires_grad_(), none, sigma).item() == 0
+
+
+def test_a_taught_density_stands_for_a_missing_label() -> None:
+    torch.manual_seed(0)
+    logit, taught = torch.randn(3, 2, 10), torch.rand(3, 10)
+    taught = taught / taught.sum(dim=1, keepdim=True)
+    taught[2, 4] = math.nan
+    position = torch.tensor([0.31, math.nan, math.nan])
+    label = density_loss(logit[:1], position[:1], 0.05)
+    other = -(taught[1] * logit[1].log_softmax(dim=1)).sum(dim=1).mean()
+    found = density_loss(logit, position, 0.05, taught_BK=taught)
+    assert found.item() == pytest.approx((label + other).item() / 2)

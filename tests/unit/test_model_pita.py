@@ -10,13 +10,31 @@ from builders import models as tiny
 from photozhpc.errors import CheckpointError, ConfigError
 from photozhpc.model import PITA, PITAConfig, load_checkpoint, save_checkpoint
 from photozhpc.model.augment import prepare
-from photozhpc.model.density import FLOOR, N_KNOTS
+from photozhpc.model.density import FLOOR, LEVEL_Q, N_KNOTS, least_risk, pooled
 from photozhpc.model.engine import Engine, usable
-from photozhpc.model.pita import BRIGHTNESS_RADIUS_PIX, KeyEncoder
+from photozhpc.model.pita import BRIGHTNESS_RADIUS_PIX, Fluxes, FluxesConfig, KeyEncoder
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
 TINY = replace(tiny.TINY, redshift_heads=2, redshift_sees_apertures=True)
+
+
+POOLED = replace(
+    TINY,
+    encoder="resnet",
+    encoder_widths=(4, 6),
+    crop=17,
+    redshift_sees_apertures=False,
+    aperture_radii_pix=(),
+    redshift_task="density",
+    density_bins=20,
+    point_estimate="least_risk",
+    fluxes=FluxesConfig((0.2, 0.4), True, True, 2, (8,)),
+)
+
+
+def fluxes_of(n: int) -> Fluxes:
+    return Fluxes(100 * torch.rand(n, 4, 3), torch.ones(n, 4, 3), torch.rand(n) / 10)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +58,7 @@ def test_the_defaults_are_the_papers_network() -> None:
 
 def test_output_shapes_and_unit_projections(model: PITA) -> None:
     out = model(torch.randn(5, 4, 32, 32))
-    assert [tuple(t.shape) for t in out] == [(5, 16), (5, 8), (5,), (5, 4)]
+    assert [tuple(t.shape) for t in out] == [(5, 16), (5, 8), (5,), (5, 4), (5, 0, 1)]
     torch.testing.assert_close(out.projection_BP.norm(dim=1), torch.ones(5))
     assert (out.z_phot_B > -1).all()
 
@@ -92,6 +110,44 @@ def test_the_estimate_is_each_step_in_numpy(stretch: str) -> None:
             expected = np.expm1(np.interp(level, cdf, np.log1p(edge)))
             assert quantile[row, q].item() == pytest.approx(expected, rel=1e-3, abs=1e-4)
     np.testing.assert_allclose(ood, np.linalg.norm(latent, axis=1) / 2, rtol=1e-5)
+
+
+def test_heads_that_see_fluxes_are_pooled_with_the_expert() -> None:
+    torch.manual_seed(4)
+    network = PITA(POOLED).eval()
+    network.expert_share.fill_(0.3)
+    network.uncertainty.level_GQ.copy_(torch.tensor(LEVEL_Q).expand(N_KNOTS, 6))
+    network.uncertainty.usual_distance.fill_(1.0)
+    image, fluxes = torch.randn(5, 4, 17, 17), fluxes_of(5)
+    with torch.inference_mode():
+        found = network.estimate(image, fluxes)
+        seen = network.flux_features(*fluxes)
+        logit_BHK = network(image, seen).logit_BHK
+        density = pooled(logit_BHK.softmax(dim=2).mean(dim=1), network.expert(*fluxes), 0.3)
+        torch.testing.assert_close(found.z_phot_B, least_risk(density, 4.0))
+        other = network.estimate(image, fluxes_of(5))
+    assert logit_BHK.shape == (5, 2, 20)
+    assert (found.z_phot_B != other.z_phot_B).all()
+    assert (found.quantile_BQ.diff(dim=1) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop": 3}, "crop must be at least 4"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"encoder": "resnet50"}, "encoder must be resnet or a ConvNeXt"),
+        ({"encoder": "convnext_atto"}, "crop must be at least 32"),
+        ({"encoder_widths": ()}, "encoder_widths"),
+        ({"point_estimate": "heads"}, "point_estimate 'median' or 'least_risk'"),
+        ({"density_bins": 0}, "density_bins above 0"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(POOLED, **change)
+    with pytest.raises(ValueError, match="if and only if"):
+        FluxesConfig((0.2,))
 
 
 def test_the_queue_takes_keys_after_the_loss_and_forgets_the_oldest(model: PITA) -> None:

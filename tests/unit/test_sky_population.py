@@ -1,5 +1,6 @@
 """The simulated galaxies: spectra against GalSim, counts, redshifts, sizes and labels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import galsim
@@ -7,17 +8,11 @@ import numpy as np
 import pytest
 
 from photozhpc.errors import ConfigError
-from photozhpc.sky.catalogue import label_probability
+from photozhpc.sky.catalogue import confuse_redshifts, label_probability
 from photozhpc.sky.population import SkyPhysics, mass_function
-from photozhpc.sky.sed import (
-    CWW_FILES,
-    igm_transmission,
-    roman_bandpasses,
-    sed_grid,
-    star_colours,
-    templates,
-)
-from photozhpc.sky.sky_config import SkyConfig, load_sky_config
+from photozhpc.sky.sed import roman_bandpasses, sed_grid, star_colours
+from photozhpc.sky.sky_config import Ingredients, SkyConfig, load_sky_config
+from photozhpc.sky.spectra import CWW_FILES, igm_transmission, templates
 from photozhpc.survey import load_survey
 
 BANDS = ("F062", "F087", "F129", "F158")
@@ -181,8 +176,46 @@ def test_config_names_the_field_and_its_value(field, value):
         SkyConfig(**{field: value})
 
 
+def test_faint_labels_are_as_rare_as_in_a_real_survey():
+    """CANDELS-COSMOS: 7% of the galaxies with redshifts are fainter than F160W = 24."""
+    config = load_sky_config("sky/realistic")
+    sources = SkyPhysics(BANDS, config).draw(np.random.default_rng(3), AREA_ARCMIN2)
+    sources = sources.take(magnitudes(sources) < 25.5)
+    probability_N = label_probability(
+        sources, BANDS, config.label_fraction, config.ingredients.label_slope_per_mag
+    )
+    assert probability_N.mean() == pytest.approx(config.label_fraction, abs=1e-3)
+    faint = probability_N[magnitudes(sources) > 24.0].sum() / probability_N.sum()
+    assert faint == pytest.approx(0.073, abs=0.02)
+
+
+def test_wrong_redshifts_are_lines_taken_for_others_and_rise_towards_the_faint_end(galaxies):
+    z_spec_N = np.where(np.arange(len(galaxies)) % 2, galaxies.z_N, np.nan)
+    z_N, wrong_N = confuse_redshifts(np.random.default_rng(0), galaxies, z_spec_N, 0.01)
+    assert np.array_equal(z_N[~wrong_N], z_spec_N[~wrong_N], equal_nan=True)
+    assert np.isfinite(z_spec_N[wrong_N]).all()
+    assert z_N[wrong_N].min() > 0.0
+    ratio_N = (1 + z_N[wrong_N]) / (1 + z_spec_N[wrong_N])
+    lines = np.array([372.8, 500.7, 656.3])
+    allowed = np.unique((lines[:, None] / lines)[~np.eye(3, dtype=bool)])
+    assert np.abs(ratio_N[:, None] - allowed).min(axis=1).max() < 1e-9
+    magnitude_N = magnitudes(galaxies)
+    for bright, faint, share in ((21.75, 22.25, 0.01), (23.75, 24.25, 0.04), (24.75, 25.25, 0.08)):
+        at = (magnitude_N > bright) & (magnitude_N < faint) & np.isfinite(z_spec_N)
+        expected = share * at.sum()
+        assert abs(wrong_N[at].sum() - expected) < 4 * np.sqrt(expected) + 1
+    assert not confuse_redshifts(np.random.default_rng(0), galaxies, z_spec_N, 0.0)[1].any()
+
+
 def test_the_default_file_is_the_default_config():
-    assert load_sky_config() == SkyConfig()
+    assert load_sky_config() == load_sky_config("sky/simple") == SkyConfig()
+
+
+def test_the_realistic_sky_has_every_ingredient():
+    ingredients = load_sky_config("sky/realistic").ingredients
+    off = vars(Ingredients())
+    assert [name for name, value in vars(ingredients).items() if value == off[name]] == []
+    assert replace(load_sky_config("sky/realistic"), ingredients=Ingredients()) == SkyConfig()
 
 
 def test_unknown_keys_are_refused(tmp_path):

@@ -134,7 +134,7 @@ class TrainingState(Target):
         self.trainer.load_state(self.folder / damage.name)
         weights = {k: v.numpy() for k, v in self.trainer.model.state_dict().items()}
         keys = {k: v.numpy() for k, v in self.trainer.keys.state_dict().items()}
-        return weights, keys, self.trainer.step, self.trainer.best_nmad
+        return weights, keys, self.trainer.step, self.trainer.best_score
 
     def judge(self, damage: Damage, found: Any) -> str:
         assert damage.sealed, "altered, and resumed from"

@@ -1,0 +1,190 @@
+"""A model of pixels and fluxes: trained, resumed, calibrated, run by workers, and refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from builders.catalogs import SMALL
+from builders.models import TINY_RESNET
+from builders.stores import make_store
+from builders.training import TINY
+from photozhpc.catalog import read_catalog
+from photozhpc.catalog.run import run_inference
+from photozhpc.errors import CheckpointError, ConfigError, StoreError
+from photozhpc.model import load_checkpoint
+from photozhpc.model.calibrate import calibrate
+from photozhpc.model.density import cumulative
+from photozhpc.model.density_fit import log_density
+from photozhpc.model.encode import encode_block
+from photozhpc.model.engine import Engine, make_engine
+from photozhpc.model.pooling import SHARES, fit_share
+from photozhpc.model.train import train
+from photozhpc.model.train_config import TrainConfig
+from photozhpc.model.trainer import Trainer
+from photozhpc.store import CutoutStore
+from photozhpc.store.loader import read_labelled
+
+
+@pytest.fixture
+def config(small_store: CutoutStore, tmp_path: Path) -> TrainConfig:
+    return replace(
+        TINY,
+        model=TINY_RESNET,
+        out=str(tmp_path / "run"),
+        store=str(small_store.path),
+        method="supervised",
+        batch_size=16,
+        density_steps=0,
+        expert_steps=20,
+    )
+
+
+def test_it_learns_and_both_experts_are_in_the_file(
+    small_store: CutoutStore, config: TrainConfig
+) -> None:
+    checkpoint = load_checkpoint(train(replace(config, epochs=10)))
+    log = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss_redshift"] < log[0]["loss_redshift"] - 0.1
+    assert min(record["validation_nll"] for record in log) < log[0]["validation_nll"] - 0.05
+    model = checkpoint.pita
+    assert model.uncertainty.is_fitted
+    assert model.expert_share.item() in SHARES.astype(np.float32)
+    block = read_labelled(small_store, "calibration", config.seed)
+    engine = Engine(checkpoint, survey=small_store.survey)
+    found = engine.predict(block.cutout_NCSS, block.ebv_N, block)
+    assert np.isfinite(found.z_phot_N).all()
+    assert (np.diff(found.quantile_NQ, axis=1) >= 0).all()
+    with pytest.raises(ValueError, match="takes fluxes too"):
+        engine.predict(block.cutout_NCSS, block.ebv_N)
+    encoded = encode_block(model, block, small_store.survey)  # what calibration sees
+    tensors = (torch.from_numpy(values) for values in (encoded.input_NF, encoded.expert_NK))
+    with torch.no_grad():
+        median = model.uncertainty.median(cumulative(model.density(*tensors)))
+    np.testing.assert_allclose(found.z_phot_N, median, rtol=2e-2, atol=2e-3)
+
+
+def test_the_share_is_the_likeliest_one(small_store: CutoutStore, config: TrainConfig) -> None:
+    model = load_checkpoint(train(replace(config, epochs=1))).pita
+    block = read_labelled(small_store, "validation", config.seed)
+    encoded = encode_block(model, block, small_store.survey)
+    fit_share(model, encoded.input_NF, encoded.expert_NK, block.z_spec_N)
+    position = model.uncertainty.position(torch.from_numpy(block.z_spec_N))
+
+    def likelihood(share: float) -> float:
+        model.expert_share.fill_(share)
+        tensors = (torch.from_numpy(v) for v in (encoded.input_NF, encoded.expert_NK))
+        with torch.no_grad():
+            return log_density(model.density(*tensors), position).mean().item()
+
+    best = model.expert_share.item()
+    assert likelihood(best) >= max(map(likelihood, SHARES)) - 1e-6
+
+
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(
+    small_store: CutoutStore, config: TrainConfig, tmp_path: Path
+) -> None:
+    whole = load_checkpoint(train(config))
+    broken = replace(config, out=str(tmp_path / "broken"))
+    trainer = Trainer(broken, small_store)
+    for lanes, _ in zip(trainer.batches(), range(2), strict=False):
+        trainer.loss_sums += trainer.train_step(lanes)
+    Path(broken.out).mkdir()
+    trainer.save_state(Path(broken.out) / "state.pt")
+    resumed = load_checkpoint(train(broken, resume=True))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_after_all_labels_another_store_calibrates_it(
+    small_store: CutoutStore, store: CutoutStore, config: TrainConfig, tmp_path: Path
+) -> None:
+    checkpoint = load_checkpoint(train(replace(config, labels="all", epochs=1)))
+    assert checkpoint.pita.expert_share.item() == 0.5
+    assert not checkpoint.pita.uncertainty.level_GQ.isfinite().any()
+    with pytest.raises(CheckpointError, match="calibrate it first"):
+        make_engine(checkpoint, small_store.survey, pdf="grid")
+    with pytest.raises(CheckpointError, match="every label"):
+        calibrate(checkpoint.path, small_store, tmp_path / "c.safetensors")
+    with pytest.raises(StoreError, match="has no Kron fluxes"):
+        calibrate(checkpoint.path, store, tmp_path / "c.safetensors")
+
+
+def test_a_store_without_a_column_that_it_takes_is_refused_in_one_line(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    without_kron = make_store(tmp_path / "store", {"a": 200})
+    with pytest.raises(StoreError, match="has no Kron fluxes, which the model takes") as error:
+        Trainer(config, without_kron)
+    assert "\n" not in str(error.value)
+    fluxes = replace(TINY_RESNET.fluxes, aperture_radii_arcsec=(0.3,))
+    with pytest.raises(CheckpointError, match=r"apertures of 0\.3 arcsec"):
+        Trainer(replace(config, model=replace(config.model, fluxes=fluxes)), without_kron)
+
+
+def test_workers_give_it_the_fluxes_of_the_store(
+    small_store: CutoutStore, config: TrainConfig, tmp_path: Path
+) -> None:
+    path = train(replace(config, epochs=1))
+    run_inference(small_store.path, path, tmp_path / "catalogue", **SMALL)
+    table = read_catalog(tmp_path / "catalogue")
+    engine = Engine(load_checkpoint(path), survey=small_store.survey)
+    expected = np.concatenate(
+        [
+            engine.predict(
+                small_store.read_cutouts(key),
+                small_store.read_sources(key).ebv_N,
+                small_store.read_measurements(key),
+            ).z_phot_N
+            for key in small_store.shards()
+        ]
+    )
+    assert np.isfinite(expected).sum() > 100
+    np.testing.assert_allclose(table["photoz"].to_numpy(), expected, rtol=2e-2, atol=2e-3)
+
+
+def test_a_student_learns_from_a_teacher_on_every_image(
+    small_store: CutoutStore, config: TrainConfig, tmp_path: Path
+) -> None:
+    teacher = train(replace(config, epochs=3))
+    taught = replace(
+        config,
+        out=str(tmp_path / "student"),
+        method="pita",
+        teacher=str(teacher),
+        loss=replace(config.loss, contrastive_weight=0.0, colour_weight=0.0),
+        epochs=2,
+    )
+    trainer = Trainer(taught, small_store)
+    block = read_labelled(small_store, "train", config.seed)
+    block.cutout_NCSS[0] = np.nan
+    densities = trainer.teacher.densities(block)
+    assert densities[0].isnan().all()
+    torch.testing.assert_close(densities[1:].sum(dim=1), torch.ones(len(block) - 1))
+    batch = next(iter(trainer.batches()))
+    few = trainer.losses(batch)[0][3].item()
+    trainer.teacher = None
+    assert trainer.losses(batch)[0][3].item() != pytest.approx(few, rel=1e-3)
+    train(taught)
+    log = (tmp_path / "student" / "log.jsonl").read_text().splitlines()
+    first, last = (json.loads(line) for line in log)
+    assert last["loss_redshift"] < first["loss_redshift"]
+    train(replace(config, out=str(tmp_path / "other"), epochs=1))
+    teacher.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="another teacher"):
+        train(taught, resume=True)
+
+
+def test_a_teacher_with_other_bins_is_refused(
+    small_store: CutoutStore, config: TrainConfig, tmp_path: Path
+) -> None:
+    teacher = train(replace(config, epochs=1))
+    model = replace(config.model, density_bins=16)
+    other = replace(config, out=str(tmp_path / "student"), model=model, method="pita")
+    with pytest.raises(ConfigError, match="density_bins 32"):
+        Trainer(replace(other, teacher=str(teacher)), small_store)
+    with pytest.raises(ValueError, match="a teacher needs method 'pita'"):
+        replace(config, teacher=str(teacher))
