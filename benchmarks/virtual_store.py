@@ -100,13 +100,14 @@ def virtual_part(model, part, *rest):
     """`predict_part` in a worker, with the virtual store and engine in their places."""
     predict._open_store = _open_store
     predict.load_engine = lambda _: FreeEngine()
+    predict._compare = lambda _: predict.Comparison(None, None, None)
     return predict.predict_part(model, part, *rest)
 
 
 _stores: dict[str, VirtualStore] = {}
 
 
-def _open_store(path: str) -> VirtualStore:
+def _open_store(path: str, survey: None) -> VirtualStore:
     if path not in _stores:
         _stores[path] = VirtualStore.open(path)
     return _stores[path]
