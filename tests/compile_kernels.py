@@ -7,8 +7,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from photozhpc.extract.detect import make_source_list
 from photozhpc.extract.extract import extract
+from photozhpc.model.store_note import psf_widths
+from photozhpc.mosaic.defects import find_defects
 from photozhpc.sky import load_sky_config, simulate_sky
 from photozhpc.survey import load_survey
 
@@ -21,6 +25,8 @@ def main() -> None:
         simulate_sky(survey, sky, 1, 0, config, workers=1)
         make_source_list(survey, sky, Path(name) / "detected.parquet", workers=1)
         extract(survey, sky, Path(name) / "store", workers=1)
+    image_NCSS = np.zeros((1, len(survey.bands), 32, 32), np.float32)
+    find_defects(image_NCSS, 32, psf_widths(survey))
 
 
 if __name__ == "__main__":
