@@ -111,8 +111,8 @@ def real_section() -> str:
 `python benchmarks/real_photoz.py DATA test`, on {result["processor"]}: CANDELS-COSMOS, four HST \
 bands, 3 864 galaxies to train on and 966 others, which no choice of the method has seen. Their \
 redshifts are mixed, and some 10% wrong. GPz's predictions are those of its authors; settings of \
-the other rivals are tuned by cross-validation, ours were chosen in five folds of the 3 864. Errors \
-are of a bootstrap.
+the other rivals are tuned by cross-validation, ours were chosen in five folds of the 3 864. \
+Errors are of a bootstrap.
 
 {rivals_table(result["test"])}
 
