@@ -163,7 +163,12 @@ def test_a_student_learns_from_a_teacher_on_every_image(
     block.cutout_NCSS[0] = np.nan
     densities = trainer.teacher.densities(block)
     assert densities[0].isnan().all()
-    torch.testing.assert_close(densities[1:].sum(dim=1), torch.ones(len(block) - 1))
+    ones = torch.ones(len(block) - 1)
+    torch.testing.assert_close(densities[1:].sum(dim=1), ones, rtol=1e-3, atol=0)
+    assert set(trainer.teacher.kept) == set(block.source_id_N.tolist())
+    fewer = block.take(slice(5, 60))
+    fewer.cutout_NCSS[:] = np.nan  # not looked at again
+    torch.testing.assert_close(trainer.teacher.densities(fewer), densities[5:60], rtol=0, atol=0)
     batch = next(iter(trainer.batches()))
     few = trainer.losses(batch)[0][3].item()
     trainer.teacher = None
