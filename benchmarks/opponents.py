@@ -16,7 +16,8 @@ aperture; the template fit: Kron fluxes), and predicts all galaxies of an unseen
 the photometry' is the density MLP on all true redshifts that --truth has of --store.
 
 --ours takes finished trainings, as folders or model files; NAME=FOLDER names one. Their labels and
-seeds are read from the model files. (A recipe with labels: all needs `photozhpc calibrate` first.)
+seeds are read from the model files. Of one with
+labels: all that is not calibrated, the densities as they are are compared (`two_stages.py`).
 
 Each (method, labels, seed) is kept in a file in --work, and not made again: the command continues
 where it was stopped, several can run side by side with different --methods or --seeds, and another
@@ -40,13 +41,16 @@ from side_by_side import processor
 from photozhpc import __version__
 from photozhpc.metrics import point_metrics
 from photozhpc.model import load_checkpoint
+from photozhpc.model.checkpoint import Checkpoint
 from photozhpc.model.colours import colour_features
-from photozhpc.model.engine import make_engine
+from photozhpc.model.encode import encode
+from photozhpc.model.engine import make_engine, usable
 from photozhpc.model.flux_expert import FluxExpert, FluxExpertConfig, fit_flux_expert
 from photozhpc.model.flux_features import FluxFeatures
 from photozhpc.model.photometry import FluxInput, PhotometryConfig, enough_bands
 from photozhpc.model.photometry_fit import N_FOLDS
 from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
+from photozhpc.model.pita import PITA
 from photozhpc.store import CutoutStore
 from photozhpc.store.loader import hash_of
 
@@ -103,6 +107,11 @@ class Photometry:
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return tuple(map(torch.from_numpy, (self.flux_NCR, self.err_NCR, self.ebv_N)))
+
+
+def calibrated(model: PITA) -> bool:
+    uncertainty = model.uncertainty
+    return uncertainty is not None and bool(uncertainty.level_GQ.isfinite().all())
 
 
 def features(fit: Photometry, *others: Photometry) -> list[NDArray[np.float32]]:
@@ -258,6 +267,8 @@ class Comparison:
         """Return what one of our models says of the galaxies; NaN where it says nothing."""
         checkpoint = load_checkpoint(model)
         started = time.process_time()
+        if isinstance(checkpoint.model, PITA) and not calibrated(checkpoint.model):
+            return self.densities(checkpoint, str(model))
         parts: dict[str, list[NDArray]] = {"id": [], "density": [], "z": [], "quantile": []}
         for store in self.tests:
             engine = make_engine(checkpoint, store.survey, pdf="grid")
@@ -284,6 +295,28 @@ class Comparison:
             time.process_time() - started,
             quantile_NQ[rows_M],
         )
+
+    def densities(self, checkpoint: Checkpoint, name: str) -> Result:
+        """Return the densities of a model that was trained on all labels, with their quantiles."""
+        model, started, parts = checkpoint.pita.eval(), time.process_time(), []
+        pick = FluxInput(model.config.fluxes, self.tests[0].survey)
+        for store in self.tests:
+            for key in store.shards():
+                sources, cutout_NCSS = store.read_sources(key), store.read_cutouts(key)
+                fluxes = pick(store.read_measurements(key))
+                encoded = encode(model, cutout_NCSS, sources.ebv_N, fluxes)
+                with torch.no_grad():
+                    expert = None if model.expert is None else torch.from_numpy(encoded.expert_NK)
+                    density_NK = model.density(torch.from_numpy(encoded.input_NF), expert).numpy()
+                density_NK[~usable(cutout_NCSS, model.config.crop)] = np.nan
+                parts.append((sources.source_id_N, density_NK))
+        id_N, density_NK = (np.concatenate(values) for values in zip(*parts, strict=True))
+        order_N = np.argsort(id_N)
+        density_MK = density_NK[order_N[np.searchsorted(id_N[order_N], self.new.source_id_N)]]
+        z_M = GRID.least_risk(density_MK)
+        z_M[np.isnan(density_MK[:, 0])] = np.nan
+        seconds = time.process_time() - started
+        return Result(density_MK, z_M, np.empty(0), {"model": name}, seconds)
 
     def add_ours(self, name: str, path: Path, numbers: list[int]) -> None:
         """Keep the result of a finished training, under the number of its labels and its seed."""
