@@ -27,7 +27,7 @@ from photozhpc.model.density import Uncertainty
 from photozhpc.model.density_fit import fit_heads
 from photozhpc.model.engine import Engine
 from photozhpc.model.photometry_mlp import MLPFitConfig, fit_mlp
-from photozhpc.model.pita import PITAConfig
+from photozhpc.model.pita_config import PITAConfig
 from photozhpc.store import CutoutStore
 from photozhpc.store.loader import label_split, typical_noise
 

@@ -10,7 +10,8 @@ from photozhpc.model.bundled_model import bundled_checkpoint
 
 if TYPE_CHECKING:
     from photozhpc.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from photozhpc.model.pita import PITA, PITAConfig, PITAOutput
+    from photozhpc.model.pita import PITA, PITAOutput
+    from photozhpc.model.pita_config import PITAConfig
 
 __all__ = [
     "PITA",
@@ -26,5 +27,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "pita" if name.startswith("PITA") else "checkpoint"
-    return getattr(import_module(f"photozhpc.model.{module}"), name)
+    modules = {"PITA": "pita", "PITAOutput": "pita", "PITAConfig": "pita_config"}
+    module = import_module(f"photozhpc.model.{modules.get(name, 'checkpoint')}")
+    return getattr(module, name)

@@ -21,7 +21,8 @@ from photozhpc.errors import CheckpointError, ConfigError, one_line
 from photozhpc.files.disk import disk_errors, read_fault, write_durably
 from photozhpc.model.photometry import FluxInput, PhotometryConfig, PhotometryModel, TakesFluxes
 from photozhpc.model.photometry_mlp import PhotometryMLP, PhotometryMLPConfig
-from photozhpc.model.pita import PITA, PITAConfig
+from photozhpc.model.pita import PITA
+from photozhpc.model.pita_config import PITAConfig
 from photozhpc.model.torch_file import misfit
 from photozhpc.survey import Survey
 

@@ -14,10 +14,10 @@ from photozhpc.model.checkpoint import load_checkpoint
 from photozhpc.model.encode import encode_block
 from photozhpc.model.engine import usable
 from photozhpc.model.photometry import check_measured
-from photozhpc.model.pita import PITA, PITAConfig
+from photozhpc.model.pita import PITA
+from photozhpc.model.pita_config import PITAConfig
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Block
-
 
 KEPT = 2_000_000  # densities, 512 bytes each with 256 bins
 

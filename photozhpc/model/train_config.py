@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from photozhpc.config import to_mapping
 from photozhpc.model.flux_expert import FluxExpertConfig
-from photozhpc.model.pita import PITAConfig
+from photozhpc.model.pita_config import PITAConfig
 from photozhpc.printable import printable
 
 # Settings that do not change what a run computes.

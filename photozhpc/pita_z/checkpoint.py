@@ -25,7 +25,8 @@ from torch import Tensor
 
 from photozhpc.errors import CheckpointError, one_line
 from photozhpc.files.disk import read_fault
-from photozhpc.model.pita import PITA, PITAConfig
+from photozhpc.model.pita import PITA
+from photozhpc.model.pita_config import PITAConfig
 from photozhpc.model.torch_file import load_torch_file, misfit
 from photozhpc.pita_z.units import njy_per_count
 from photozhpc.survey import Survey

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from builders.stores import SIZE
 from photozhpc.model import PITA, PITAConfig, load_checkpoint, save_checkpoint
 from photozhpc.model.density import LEVEL_Q
-from photozhpc.model.pita import FluxesConfig
+from photozhpc.model.pita_config import FluxesConfig
 from photozhpc.survey import load_survey
 
 TINY = PITAConfig(

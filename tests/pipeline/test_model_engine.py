@@ -13,7 +13,8 @@ from builders.models import TINY, noise_images, tiny_checkpoint
 from photozhpc.model import compiled as compiled_module
 from photozhpc.model import load_checkpoint
 from photozhpc.model.engine import Engine, default_batch_size
-from photozhpc.model.pita import PITA, PITAConfig
+from photozhpc.model.pita import PITA
+from photozhpc.model.pita_config import PITAConfig
 
 
 @pytest.fixture(scope="module")

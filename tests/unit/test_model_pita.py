@@ -12,7 +12,8 @@ from photozhpc.model import PITA, PITAConfig, load_checkpoint, save_checkpoint
 from photozhpc.model.augment import prepare
 from photozhpc.model.density import FLOOR, LEVEL_Q, N_KNOTS, least_risk, pooled
 from photozhpc.model.engine import Engine, usable
-from photozhpc.model.pita import BRIGHTNESS_RADIUS_PIX, Fluxes, FluxesConfig, KeyEncoder
+from photozhpc.model.pita import BRIGHTNESS_RADIUS_PIX, Fluxes, KeyEncoder
+from photozhpc.model.pita_config import FluxesConfig
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
