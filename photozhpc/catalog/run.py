@@ -35,8 +35,7 @@ from photozhpc.printable import printable
 from photozhpc.store import FluxTable, open_store
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import Survey
-from photozhpc.workers.dask_workers import PRELOAD, DaskWorkers
-from photozhpc.workers.local import import_early
+from photozhpc.workers.dask_workers import DaskWorkers
 
 if TYPE_CHECKING:
     from photozhpc.model.pdf import PdfForm
@@ -122,8 +121,7 @@ def run_inference(
         store_path = location(store_path).absolute()
         checkpoint_path, out = checkpoint_path.absolute(), out.absolute()
     store = open_store(store_path, survey)
-    if workers.is_local and workers.device == "cpu":
-        import_early(PRELOAD)
+    workers.import_early()
     if survey is not None and survey.name != store.survey.name:
         raise StoreError(
             f"{store.path}: was made for survey '{store.survey.name}', not '{survey.name}'; pass "

@@ -8,10 +8,14 @@ import distributed  # noqa: E402, F401
 import numpy as np  # noqa: E402
 
 import photozhpc.catalog.predict  # noqa: E402
-import photozhpc.model.engine  # noqa: E402, F401
+import photozhpc.model.engine  # noqa: E402
+import photozhpc.model.store_note  # noqa: E402, F401
 from photozhpc.mosaic.cutouts import count_finite  # noqa: E402
+from photozhpc.mosaic.defects import find_defects  # noqa: E402
 
-count_finite(np.zeros((1, 1, 1, 1), np.float32), 1)  # loads the compiled kernel
+# These load the compiled kernels.
+count_finite(np.zeros((1, 1, 1, 1), np.float32), 1)
+find_defects(np.zeros((1, 1, 16, 16), np.float32), 16, np.ones(1))
 
 gc.freeze()  # the workers share the memory of these objects as long as no collection touches them
 gc.enable()

@@ -103,7 +103,9 @@ def infer(
         check_format(to)  # before the run, which may take days
         check_target(out / EXPORT_NAMES[to], to)
     checkpoint = checkpoint or bundled_checkpoint(loaded_survey.name)
+    chosen = DaskWorkers.of(workers, device, load_site(site) if site else None, jobs, scheduler)
     if store is None:
+        chosen.import_early()
         store, truth = _own_sky(loaded_survey, out, truth, workers)
     if truth:
         from photozhpc.evaluation.truth import read_truth
@@ -114,7 +116,7 @@ def infer(
         checkpoint,
         out,
         loaded_survey,
-        DaskWorkers.of(workers, device, load_site(site) if site else None, jobs, scheduler),
+        chosen,
         compiled=compiled,
         pdf=pdf,
         command=shlex.join(["photozhpc", *map(printable, sys.argv[1:])]),

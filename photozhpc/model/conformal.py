@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import ndtr, ndtri
 
 # A quantile is measured among this many labels of similar brightness, or this share of all, or as
@@ -94,6 +93,8 @@ def fit_smooth_map(labels: Labels) -> SmoothMap:
         by_gain_N = weight_N * (mapped_N * stretched_N - 1)
         slope = [by_shift_N.sum(), by_shift_N @ t_N, by_gain_N.sum(), by_gain_N @ t_N]
         return float(value), np.array(slope) + prior * four
+
+    from scipy.optimize import minimize  # slow to import
 
     fitted = minimize(loss, np.zeros(4), jac=True, method="BFGS").x
     return SmoothMap(centre, scale, (fitted[0], fitted[1]), (fitted[2], fitted[3]))

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from photozhpc.model import timm_convnext
 from photozhpc.model.density import LEVEL_Q, Uncertainty, cumulative, least_risk, pooled
 from photozhpc.model.depthwise import quicken
 from photozhpc.model.flux_expert import FluxExpert, FluxExpertConfig
@@ -372,6 +371,8 @@ class KeyEncoder(nn.Module):
 def _make_encoder(config: PITAConfig) -> nn.Module:
     if config.encoder == RESNET:
         return ResNet(config.n_bands, config.encoder_widths, config.crop, config.encoder_out)
+    from photozhpc.model import timm_convnext  # slow to import
+
     encoder = timm_convnext.create_model(
         config.encoder,
         pretrained=False,

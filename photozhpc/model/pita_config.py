@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from photozhpc.model import timm_convnext
-
 MAX_WIDTH, MAX_LAYERS = 8192, 64  # larger values are typos, or from a damaged file
 MIN_CROP_CONVNEXT = 32  # smaller maps vanish in its four stages
 RESNET = "resnet"
@@ -123,11 +121,8 @@ class PITAConfig:
                 0 < width <= MAX_WIDTH for width in self.encoder_widths
             ):
                 raise ValueError(f"encoder_widths must be 1 to 6 widths from 1 to {MAX_WIDTH}")
-        elif not self.encoder.startswith("convnext") or not timm_convnext.is_model(self.encoder):
-            names = ", ".join(timm_convnext.list_models("convnext_*")[:8])
-            raise ValueError(
-                f"encoder must be {RESNET} or a ConvNeXt of timm ({names}...), got {self.encoder}"
-            )
+        else:
+            _check_convnext(self.encoder)
         if self.crop < min_crop:
             raise ValueError(f"crop must be at least {min_crop}, got {self.crop}")
         if self.dropout and self.redshift_task == "point":
@@ -159,3 +154,13 @@ class PITAConfig:
             raise ValueError(f"aperture_radii_pix must have at most {MAX_LAYERS} radii")
         if not 0 <= self.encoder_out <= MAX_WIDTH or self.crop > MAX_WIDTH:
             raise ValueError(f"encoder_out and crop must not exceed {MAX_WIDTH}")
+
+
+def _check_convnext(encoder: str) -> None:
+    from photozhpc.model import timm_convnext  # slow to import
+
+    if not encoder.startswith("convnext") or not timm_convnext.is_model(encoder):
+        names = ", ".join(timm_convnext.list_models("convnext_*")[:8])
+        raise ValueError(
+            f"encoder must be {RESNET} or a ConvNeXt of timm ({names}...), got {encoder}"
+        )

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
-from scipy.stats import norm
 
 MIN_SNR = 20.0  # of the sources that show the ratio, in the larger aperture of every band
 MIN_POINT_SOURCES = 10
@@ -123,13 +122,18 @@ def _probability(k_N: NDArray, error_N: NDArray, share: float) -> NDArray[np.flo
     error of k. Some stars are blended with a neighbour, lack a pixel or lie beside their position.
     """
     k_N = np.maximum(k_N, 0.0)  # a source sharper than a point is as likely a star as a point
-    gauss_N = norm.pdf(k_N, 0.0, error_N)
+    gauss_N = _normal(k_N, 0.0, error_N)
     galaxy_N = 2.0 * (
         k_N * (ndtr(k_N / error_N) - ndtr((k_N - 1.0) / error_N))
-        + error_N**2 * (gauss_N - norm.pdf(k_N, 1.0, error_N))
+        + error_N**2 * (gauss_N - _normal(k_N, 1.0, error_N))
     )
-    blended_N = norm.pdf(k_N, 0.0, np.hypot(error_N, BLEND_SCATTER))
+    blended_N = _normal(k_N, 0.0, np.hypot(error_N, BLEND_SCATTER))
     star_N = (1.0 - BLENDED) * gauss_N + BLENDED * blended_N
     odds_N = share * star_N / np.maximum((1.0 - share) * galaxy_N, 1e-300)
     p_N: NDArray[np.float64] = odds_N / (1.0 + odds_N)
     return p_N
+
+
+def _normal(x_N: NDArray, mean: float, sigma_N: NDArray) -> NDArray[np.float64]:
+    """Return the density of a normal distribution. (scipy.stats takes 0.6 s to import.)"""
+    return np.exp(-0.5 * ((x_N - mean) / sigma_N) ** 2) / (sigma_N * np.sqrt(2 * np.pi))

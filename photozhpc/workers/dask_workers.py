@@ -10,7 +10,13 @@ from dask.system import CPU_COUNT
 from distributed import Client
 
 from photozhpc.errors import ConfigError
-from photozhpc.workers.local import Device, device_list, local_client, worker_environments
+from photozhpc.workers.local import (
+    Device,
+    device_list,
+    import_early,
+    local_client,
+    worker_environments,
+)
 from photozhpc.workers.site import Site
 from photozhpc.workers.slurm import scheduler_client, slurm_client, workers_per_job
 
@@ -81,6 +87,11 @@ class DaskWorkers:
     @property
     def is_local(self) -> bool:
         return self.site is None and self.scheduler is None
+
+    def import_early(self) -> None:
+        """Begin to import what local workers need, while the caller prepares their work."""
+        if self.is_local and self.device == "cpu":
+            import_early(PRELOAD)
 
     @property
     def described(self) -> str:
