@@ -10,7 +10,7 @@ from typing import Any
 from distributed import Client, Future, KilledWorker, as_completed
 from distributed.scheduler import NoWorkerError
 
-from photozhpc.catalog.predict import check_fit, predict_part
+from photozhpc.catalog.predict import Comparison, check_fit, compare, predict_part
 from photozhpc.catalog.run_folder import ModelKey, Part, RunFolder
 from photozhpc.errors import CheckpointError, ConfigError, PhotozError, RunError, one_line
 from photozhpc.printable import printable
@@ -29,6 +29,7 @@ class CatalogRun:
     Attributes:
         about: what run.json and every part say of the run, beside its identity.
         provenance: the whole run.json, as every part has it.
+        comparison: from `load_model`; None: each part makes it.
     """
 
     store: CutoutStore | FluxTable
@@ -36,11 +37,12 @@ class CatalogRun:
     folder: RunFolder
     about: dict[str, Any]
     provenance: str = "{}"
+    comparison: Comparison | None = None
 
 
-def load_model(client: Client, run: CatalogRun) -> str | None:
-    """Load the model in every worker, check that it fits the store, and return its warning."""
-    warning: str | None = None
+def load_model(client: Client, run: CatalogRun) -> Comparison:
+    """Load the model in every worker, and compare the store with its training store in one."""
+    compared = client.submit(compare, run.model, key="compare")
     futures = [
         client.submit(
             check_fit,
@@ -51,13 +53,13 @@ def load_model(client: Client, run: CatalogRun) -> str | None:
         )
         for address in client.scheduler_info(n_workers=-1)["workers"]
     ]
-    for batch in _batches(client, as_completed(futures, loop=client.loop)):
+    for batch in _batches(client, as_completed([compared, *futures], loop=client.loop)):
         for future in batch:
             error = future.exception()
             if error is not None:
                 raise _fatal(error) or RunError(f"the model cannot be loaded: {reason_of(error)}")
-            warning = future.result()
-    return warning
+    comparison: Comparison = compared.result()
+    return comparison
 
 
 def stream_parts(
@@ -93,6 +95,7 @@ def stream_parts(
             [run.folder.part_path(part) for part in batch],
             [run.folder.part_identity(part) for part in batch],
             [run.provenance] * len(batch),
+            [run.comparison] * len(batch),
             # One name for all parts, because Dask never forgets a name.
             key=[("predict-part", part.index, n_tasks) for part in batch],
         )

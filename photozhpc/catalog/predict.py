@@ -48,7 +48,12 @@ _loading = threading.Lock()
 
 
 def predict_part(
-    model: ModelKey, part: Part, path: Path, identity: Mapping[str, Any], provenance: str = "{}"
+    model: ModelKey,
+    part: Part,
+    path: Path,
+    identity: Mapping[str, Any],
+    provenance: str = "{}",
+    comparison: "Comparison | None" = None,
 ) -> None:
     """Estimate the redshifts of all sources of a part's shards; write the part and its note.
 
@@ -56,6 +61,7 @@ def predict_part(
 
     Args:
         identity, provenance: written into the part; see `photoz_catalog.write_part`.
+        comparison: from `compare`; None: it is made here.
 
     Raises:
         StoreError: a shard is missing or damaged.
@@ -72,7 +78,8 @@ def predict_part(
             return note_part(path, part, note, time.monotonic() - started)
         except CatalogError:
             pass  # it is made again
-    table, pdf_table = _part_tables(store, part, load_engine(model), _compare(model))
+    comparison = comparison or compare(model)
+    table, pdf_table = _part_tables(store, part, load_engine(model), comparison)
     pdf = None
     if pdf_table is not None:
         pdf = write_pdf_part(pdf_table, pdf_path(path), identity, provenance)
@@ -82,16 +89,12 @@ def predict_part(
     LOG.debug("infer: %s: %d sources in %.2f s", path.name, part.n_rows, seconds)
 
 
-def check_fit(model: ModelKey) -> str | None:
+def check_fit(model: ModelKey) -> None:
     """Load the model and check that it fits the store; errors as `load_engine`.
 
     It does not return the model, because Dask would send it to the client.
-
-    Returns:
-        A warning: how the noise of the store differs from that of all training.
     """
     load_engine(model)
-    return _compare(model).warning
 
 
 @dataclass(frozen=True)
@@ -331,17 +334,12 @@ def load_engine(model: ModelKey) -> "AnyEngine":
         return _load_engine(model)
 
 
-def _compare(model: ModelKey) -> Comparison:
-    """Compare the store with the model's training store; each process does so once."""
-    engine = load_engine(model)
+def compare(model: ModelKey) -> Comparison:
+    """Compare the store with the model's training store; one worker does it for all."""
+    store, side = _open_store(model.store_path, model.table_survey), load_engine(model).side_pix
     with _loading:
-        return _compared(model, engine.side_pix)
-
-
-@lru_cache(maxsize=1)
-def _compared(model: ModelKey, side: int) -> Comparison:
-    store = _open_store(model.store_path, model.table_survey)
-    return compare_with_training(_load_checkpoint(model), store, min(side, store.cutout_size))
+        checkpoint = _load_checkpoint(model)
+    return compare_with_training(checkpoint, store, min(side, store.cutout_size))
 
 
 @lru_cache(maxsize=1)

@@ -269,11 +269,12 @@ def _make(
             client.wait_for_workers(1)
         if run.model.compiled:
             bar.note("infer: compiling the model, unless this machine has compiled it before")
-        if warning := load_model(client, run):
-            bar.note(f"infer: {run.store.path}: {warning}")
-            run.about["warnings"] = [warning]
+        comparison = load_model(client, run)
+        if comparison.warning:
+            bar.note(f"infer: {run.store.path}: {comparison.warning}")
+            run.about["warnings"] = [comparison.warning]
         unique.result()
-        run = replace(run, provenance=run.folder.begin(run.about))
+        run = replace(run, provenance=run.folder.begin(run.about), comparison=comparison)
         port = client.scheduler_info()["services"].get("dashboard")
         run.folder.log(
             "begun",
