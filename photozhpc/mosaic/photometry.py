@@ -32,6 +32,8 @@ _MAX_RADIUS_PIX = 1e9  # covers any image; column numbers stay integers
 _MIN_SKY_PIXELS = 10
 _SKY_CLIP_SIGMA = 3.0
 _SKY_CLIP_ROUNDS = 10
+# Annuli whose pixels are sorted together: so many that calls cost nothing, and that fit a cache.
+_SKY_BLOCK, _SKY_BLOCK_BYTES = 64, 1e6
 
 
 class PhotFlag(enum.IntFlag):
@@ -143,8 +145,17 @@ def local_sky(
     flags = np.empty(y.size, np.int32)
     order = visiting_order(y, x, *image.shape)
 
+    n_pixels = min(math.pi * ((r_out + 2) ** 2 - max(r_in - 2, 0) ** 2), float(image.size)) + 1
+    n_block = max(1, min(_SKY_BLOCK, int(_SKY_BLOCK_BYTES / (n_pixels * image.itemsize))))
+
     def chunk(start: int, stop: int) -> None:
-        _local_sky(image, mask, y, x, order, r_in, r_out, start, stop, sky, sky_err, flags)
+        value_BP = np.empty((n_block, int(n_pixels)), image.dtype)
+        count_B = np.empty(n_block, np.int64)
+        for first in range(start, stop, n_block):
+            rows = order[first : min(first + n_block, stop)]
+            _gather(image, mask, y, x, rows, r_in, r_out, value_BP, count_B, flags)
+            value_BP[: len(rows), : count_B[: len(rows)].max()].sort(axis=1)  # numpy's is SIMD
+            _clip(value_BP, count_B, rows, sky, sky_err, flags)
 
     run_chunks(chunk, y.size, 100 + 20 * r_out + 60 * (r_out**2 - r_in**2))
     return sky, sky_err, flags
@@ -375,113 +386,128 @@ def _sum_circle(image, err, mask, careful, yc, xc, radius, edges):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def _median_inplace(values, n):
-    """Median of values[:n], which is reordered (Hoare's quickselect)."""
-    k = n // 2
-    low, high = 0, n - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if k <= j:
-            high = j
-        elif k >= i:
-            low = i
-        else:
-            break
-    upper = values[k]
-    if n % 2:
-        return upper
-    lower = values[0]
-    for i in range(1, k):
-        lower = max(lower, values[i])
-    return 0.5 * (lower + upper)
+def _moments(values, pivot):
+    """Return the sums of the values less a pivot, and of their squares."""
+    total = square = 0.0
+    for value in values:
+        off = value - pivot
+        total += off
+        square += off * off
+    return total, square
+
+
+@numba.njit(nogil=True, cache=True)
+def _trimmed(start, stop, centre, square):
+    """Return the part of pixels start to stop whose distance from the centre is small enough.
+
+    Args:
+        square: of the distance that is too large.
+    """
+    while start < stop and (start - centre) ** 2 >= square:
+        start += 1
+    while start < stop and (stop - 1 - centre) ** 2 >= square:
+        stop -= 1
+    return start, stop
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def _std(values, n):
-    mean = 0.0
-    for i in range(n):
-        mean += values[i]
-    mean /= n
-    square = 0.0
-    for i in range(n):
-        square += (values[i] - mean) ** 2
-    return math.sqrt(square / n)
+def _finite_first(values, count):
+    """Move the finite ones of values[:count] to the front; return their number."""
+    n_finite = 0
+    for value in values[:count]:
+        n_finite += _finite(np.float64(value))
+    if n_finite < count:
+        kept = 0
+        for i in range(count):
+            if _finite(np.float64(values[i])):
+                values[kept] = values[i]
+                kept += 1
+    return n_finite
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def _local_sky(image, mask, y_N, x_N, order_N, r_in, r_out, start, stop, sky_N, sky_err_N, flags_N):
+def _gather(image, mask, y_N, x_N, rows_B, r_in, r_out, value_BP, count_B, flags_N):
+    """Copy the usable pixels of some annuli, count them, and set the flags.
+
+    A row of pixels ends with infinities.
+    """
     height, width = image.shape
-    side_y = int(min(float(height), 2 * r_out + 2))
-    side_x = int(min(float(width), 2 * r_out + 2))
-    values = np.empty(side_y * side_x)
-    for n in order_N[start:stop]:
+    for b in range(rows_B.size):
+        n, count, flags, value_P = rows_B[b], 0, 0, value_BP[b]
         yc, xc = y_N[n], x_N[n]
-        sky_N[n] = np.nan
-        sky_err_N[n] = np.nan
-        flags = 0
         if not (-0.5 <= yc < height - 0.5 and -0.5 <= xc < width - 0.5):
             flags = OFF_TILE
-        if not (_finite(yc) and _finite(xc)):
-            flags_N[n] = flags | SKY_NO_DATA
-            continue
-        if yc < r_out or xc < r_out or yc + r_out > height - 1 or xc + r_out > width - 1:
-            flags |= EDGE
-        i0, i1 = _first_last(yc, r_out, height)
-        count = 0
-        for i in range(i0, i1):
-            dy2 = (i - yc) ** 2
-            if dy2 > r_out * r_out:
-                continue
-            half = math.sqrt(r_out * r_out - dy2)
-            hole = math.sqrt(max(r_in * r_in - dy2, 0.0))
-            j0, j1 = _first_last(xc, half + 1.0, width)
-            hole_start, hole_stop = xc - hole + 1, xc + hole - 1
-            j = j0 - 1
-            while j < j1 - 1:
-                j += 1
-                if hole_start < j < hole_stop:
-                    j = max(j, min(int(hole_stop), j1 - 1))
-                d2 = dy2 + (j - xc) ** 2
-                if d2 < r_in * r_in or d2 >= r_out * r_out:
+        if _finite(yc) and _finite(xc):
+            if yc < r_out or xc < r_out or yc + r_out > height - 1 or xc + r_out > width - 1:
+                flags |= EDGE
+            i0, i1 = _first_last(yc, r_out, height)
+            for i in range(i0, i1):
+                dy2 = (i - yc) ** 2
+                if dy2 > r_out * r_out:
                     continue
-                if mask is not None and mask[i, j] != 0:
-                    flags |= MASKED
+                half = math.sqrt(r_out * r_out - dy2)
+                j0, j1 = _first_last(xc, half + 1.0, width)
+                j0, j1 = _trimmed(j0, j1, xc, r_out * r_out - dy2)
+                hole = math.sqrt(max(r_in * r_in - dy2, 0.0))
+                h0, h1 = _first_last(xc, hole + 1.0, width)
+                h0, h1 = _trimmed(max(h0, j0), min(h1, j1), xc, r_in * r_in - dy2)
+                h0, h1 = min(h0, j1), max(h1, j0)
+                h1 = max(h0, h1)
+                if mask is None:
+                    for j in range(j0, h0):
+                        value_P[count + j - j0] = image[i, j]
+                    count += max(h0 - j0, 0)
+                    for j in range(h1, j1):
+                        value_P[count + j - h1] = image[i, j]
+                    count += max(j1 - h1, 0)
                     continue
-                value = np.float64(image[i, j])
-                if not _finite(value):
-                    flags |= NON_FINITE
-                    continue
-                values[count] = value
-                count += 1
+                for j in range(j0, j1):
+                    if j < h0 or j >= h1:
+                        value_P[count] = image[i, j]
+                        masked = mask[i, j] != 0
+                        count += not masked
+                        flags |= MASKED * masked
+        count_B[b] = _finite_first(value_P, count)
+        value_P[count_B[b] :] = np.inf
+        flags_N[n] = flags | (NON_FINITE if count_B[b] < count else 0)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _clip(value_BP, count_B, rows_B, sky_N, sky_err_N, flags_N):
+    """Set the median of sorted pixels and its error, clipped at _SKY_CLIP_SIGMA."""
+    for b in range(rows_B.size):
+        n, count = rows_B[b], count_B[b]
         if count == 0:
-            flags_N[n] = flags | SKY_NO_DATA
+            sky_N[n] = sky_err_N[n] = np.nan
+            flags_N[n] |= SKY_NO_DATA
             continue
-        median = _median_inplace(values, count)
-        std = _std(values, count)
-        for _ in range(_SKY_CLIP_ROUNDS):
-            low, high = median - _SKY_CLIP_SIGMA * std, median + _SKY_CLIP_SIGMA * std
-            kept = 0
-            for i in range(count):
-                if low <= values[i] <= high:
-                    values[kept] = values[i]
-                    kept += 1
-            if kept == count:
+        value_P, first, end = value_BP[b], 0, count
+        pivot, removed = np.float64(value_P[count // 2]), 0.0
+        total, square = _moments(value_P[:count], pivot)
+        for turn in range(_SKY_CLIP_ROUNDS + 1):
+            count = end - first
+            median = 0.5 * (
+                np.float64(value_P[first + (count - 1) // 2]) + value_P[first + count // 2]
+            )
+            std = math.sqrt(max(square / count - (total / count) ** 2, 0.0))
+            if turn == _SKY_CLIP_ROUNDS:
                 break
-            count = kept
-            median = _median_inplace(values, count)
-            std = _std(values, count)
+            low, high = median - _SKY_CLIP_SIGMA * std, median + _SKY_CLIP_SIGMA * std
+            while value_P[first] < low or value_P[end - 1] > high:
+                if value_P[first] < low:
+                    off = value_P[first] - pivot
+                    first += 1
+                else:
+                    off = value_P[end - 1] - pivot
+                    end -= 1
+                total -= off
+                square -= off * off
+                removed += off * off
+            if end - first == count:
+                break
+            if removed > 1e6 * square:  # the sums have lost digits
+                total, square = _moments(value_P[first:end], pivot)
+                removed = 0.0
         if count < _MIN_SKY_PIXELS:
-            flags |= SKY_FEW_PIXELS
-        sky_N[n] = median
-        sky_err_N[n] = math.sqrt(0.5 * math.pi / count) * std
-        flags_N[n] = flags
+            flags_N[n] |= SKY_FEW_PIXELS
+        sky_N[n], sky_err_N[n] = median, math.sqrt(0.5 * math.pi / count) * std
