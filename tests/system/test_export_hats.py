@@ -315,6 +315,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(catalogue, tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
 
 
+@pytest.mark.drawn
 def test_infer_exports_what_it_made(small_store, tmp_path):
     """All formats at once, beside the catalogue; what is missing for one is said before the run."""
     words = ["infer", "--survey", "roman-sim", "--store", str(small_store.path), "--workers", "1"]

@@ -152,6 +152,7 @@ def contents(store: CutoutStore) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.drawn
 def test_the_chain_over_s3_gives_what_it_gives_on_a_disk(
     server: Server, mosaics: str, local_store: CutoutStore, tmp_path: Path
 ) -> None:

@@ -215,6 +215,7 @@ def test_the_page_is_one_file_of_moderate_size(page):
     assert page.count("<h1") == 1
 
 
+@pytest.mark.drawn
 def test_truth_is_found_without_being_named(copy, truth, small_store):
     told = facts(write_report(copy).read_text("utf-8"))  # the labels of the store
     assert "NMAD" in told
