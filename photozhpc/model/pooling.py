@@ -44,9 +44,11 @@ def fit_expert(
     if split == "all":
         n_folds = max(2, min(N_FOLDS, len(model.expert.networks)))
         fold_N = (hash_of(id_N, seed + 1) * n_folds).astype(np.int64)
+        stop_N = np.zeros(len(id_N), bool)
     else:
-        fold_N[in_split(id_N, "validation", seed)] = 0
-    rows_N = labelled_N & (in_split(id_N, split, seed, label_fraction) | (fold_N == 0))
+        stop_N = in_split(id_N, "validation", seed)
+        fold_N[stop_N] = 0
+    rows_N = labelled_N & (in_split(id_N, split, seed, label_fraction) | stop_N)
     device = model.noise_C.device
     model.expert.features.extinction_r_C.copy_(model.extinction_r_C)
     flux_NCR, err_NCR, ebv_N = (values.to(device) for values in sample.tensors(rows_N))

@@ -15,18 +15,21 @@ from builders.training import TINY
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.run import run_inference
 from photozhpc.errors import CheckpointError, ConfigError, StoreError
-from photozhpc.model import load_checkpoint
+from photozhpc.model import load_checkpoint, pooling
 from photozhpc.model.calibrate import calibrate
 from photozhpc.model.density import cumulative
 from photozhpc.model.density_fit import log_density
 from photozhpc.model.encode import encode_block
 from photozhpc.model.engine import Engine, make_engine
-from photozhpc.model.pooling import SHARES, fit_share
+from photozhpc.model.flux_expert import fit_flux_expert
+from photozhpc.model.photometry_fit import read_sample
+from photozhpc.model.pita import PITA
+from photozhpc.model.pooling import SHARES, fit_expert, fit_share
 from photozhpc.model.train import train
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.model.trainer import Trainer
 from photozhpc.store import CutoutStore
-from photozhpc.store.loader import read_labelled
+from photozhpc.store.loader import Split, in_split, read_labelled
 
 
 @pytest.fixture
@@ -111,6 +114,27 @@ def test_after_all_labels_another_store_calibrates_it(
         calibrate(checkpoint.path, small_store, tmp_path / "c.safetensors")
     with pytest.raises(StoreError, match="has no Kron fluxes"):
         calibrate(checkpoint.path, store, tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("split", ["train", "all"])
+def test_the_expert_sees_no_label_beyond_the_fraction(
+    split: Split, small_store: CutoutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = PITA(TINY_RESNET), {}
+
+    def fit(expert, flux_NCR, err_NCR, ebv_N, z_N, fold_N, **settings):
+        seen.update(flux=flux_NCR[:, 0, 0].tolist(), fold=fold_N.tolist())
+        return fit_flux_expert(expert, flux_NCR, err_NCR, ebv_N, z_N, fold_N, **settings)
+
+    monkeypatch.setattr(pooling, "fit_flux_expert", fit)
+    fit_expert(model, small_store, split, seed=1, label_fraction=0.4, steps=2)
+    sample = read_sample(small_store, model.config.fluxes, 1)
+    allowed_N = in_split(sample.source_id_N, split, 1, 0.4)
+    if split == "train":  # the validation split stops the networks
+        allowed_N |= in_split(sample.source_id_N, "validation", 1)
+    rows_N = allowed_N & sample.labelled_N
+    assert seen["flux"] == sample.flux_NCR[rows_N, 0, 0].tolist()
+    assert set(seen["fold"]) == ({-1, 0} if split == "train" else {0, 1})
 
 
 def test_a_store_without_a_column_that_it_takes_is_refused_in_one_line(
