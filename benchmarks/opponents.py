@@ -16,8 +16,8 @@ aperture; the template fit: Kron fluxes), and predicts all galaxies of an unseen
 the photometry' is the density MLP on all true redshifts that --truth has of --store.
 
 --ours takes finished trainings, as folders or model files; NAME=FOLDER names one. Their labels and
-seeds are read from the model files. Of one with
-labels: all that is not calibrated, the densities as they are are compared (`two_stages.py`).
+seeds are read from the model files. Of a training with labels: all that is not calibrated
+(`two_stages.py`) the densities are compared as they are.
 
 Each (method, labels, seed) is kept in a file in --work, and not made again: the command continues
 where it was stopped, several can run side by side with different --methods or --seeds, and another
@@ -285,8 +285,7 @@ class Comparison:
                 parts["z"].append(found.z_phot_N.astype(np.float64))
                 parts["quantile"].append(found.quantile_NQ)
         id_N, density_NK, z_N, quantile_NQ = map(np.concatenate, parts.values())
-        order_N = np.argsort(id_N)
-        rows_M = order_N[np.searchsorted(id_N[order_N], self.new.source_id_N)]
+        rows_M = self._rows(id_N)
         return Result(
             density_NK[rows_M],
             z_N[rows_M],
@@ -299,6 +298,8 @@ class Comparison:
     def densities(self, checkpoint: Checkpoint, name: str) -> Result:
         """Return the densities of a model that was trained on all labels, with their quantiles."""
         model, started, parts = checkpoint.pita.eval(), time.process_time(), []
+        if Grid(model.config.density_bins, model.config.density_z_max) != GRID:
+            raise SystemExit(f"{name}: has other bins than {GRID}; calibrate it first")
         pick = FluxInput(model.config.fluxes, self.tests[0].survey)
         for store in self.tests:
             for key in store.shards():
@@ -311,12 +312,16 @@ class Comparison:
                 density_NK[~usable(cutout_NCSS, model.config.crop)] = np.nan
                 parts.append((sources.source_id_N, density_NK))
         id_N, density_NK = (np.concatenate(values) for values in zip(*parts, strict=True))
-        order_N = np.argsort(id_N)
-        density_MK = density_NK[order_N[np.searchsorted(id_N[order_N], self.new.source_id_N)]]
+        density_MK = density_NK[self._rows(id_N)]
         z_M = GRID.least_risk(density_MK)
         z_M[np.isnan(density_MK[:, 0])] = np.nan
         seconds = time.process_time() - started
         return Result(density_MK, z_M, np.empty(0), {"model": name}, seconds)
+
+    def _rows(self, id_N: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Return where the unseen galaxies are among identifiers in any order."""
+        order_N = np.argsort(id_N)
+        return order_N[np.searchsorted(id_N[order_N], self.new.source_id_N)]
 
     def add_ours(self, name: str, path: Path, numbers: list[int]) -> None:
         """Keep the result of a finished training, under the number of its labels and its seed."""
