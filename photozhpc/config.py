@@ -19,7 +19,7 @@ T = TypeVar("T")
 Kind = typing.Literal["survey", "recipe", "site", "sky"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 _FOLDER = Path(__file__).parent / "configs"
-# Names begin below the first of the two: small/pita, but sky/default.
+# Names begin below the first of the two: small/pita, but sky/simple.
 _BUNDLED = {
     "survey": (_FOLDER / "surveys", "*.yaml"),
     "recipe": (_FOLDER / "train", "**/*.yaml"),

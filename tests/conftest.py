@@ -11,10 +11,11 @@ import pytest
 from builders.catalogs import SMALL, TILES
 from builders.draws import draw_third
 from builders.models import make_checkpoint
+from builders.skies import SIMPLE
 from builders.stores import make_store
 from photozhpc.catalog.run import run_inference
 from photozhpc.extract.extract import extract
-from photozhpc.sky import load_sky_config, simulate_sky
+from photozhpc.sky import simulate_sky
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
 
@@ -48,7 +49,7 @@ def one_thread() -> None:
 def small_sky(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of two tiles of 700 px, with denser labels than a real survey's."""
     out = tmp_path_factory.mktemp("sky")
-    config = replace(load_sky_config(), tile_size_pix=700, density_scale=3.0, label_fraction=0.6)
+    config = replace(SIMPLE, tile_size_pix=700, density_scale=3.0, label_fraction=0.6)
     simulate_sky(load_survey("roman-sim"), out, 2, 5, config, workers=1)
     return out
 

@@ -1,7 +1,6 @@
 """The density of redshift from forced fluxes alone: small networks, averaged."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,13 +95,12 @@ def fit_flux_expert(
     *,
     steps: int = 1000,
     seed: int = 0,
-    refit: bool = False,
 ) -> Tensor:
     """Fit the features and the networks, in place, to labelled sources on the expert's device.
 
     Network i is trained on all folds but one, i modulo the number of folds, until that one has the
-    highest density; with `refit`, then again from the start on all sources, for as many steps. On
-    3 864 real galaxies this is worse: outliers 13.7% instead of 13.0% (benchmarks/real_photoz.py).
+    highest density. Networks fitted again to all folds are worse: on 3 864 real galaxies they have
+    13.7% outliers instead of 13.0% (benchmarks/real_photoz.py).
 
     Args:
         fold_N: numbers of folds from 0, -1 for sources that are never held out; or bool: whether
@@ -126,58 +124,54 @@ def fit_flux_expert(
     position_N = expert.position(z_N)
     sigma = SMOOTHING_LOG1P / math.log1p(expert.config.z_max)
     target_NK = smoothed(position_N, expert.config.bins, sigma)
-    batch_size = TRAINING.batch_size
-
-    def fit(
-        network: nn.Module,
-        number: int,
-        rows_N: Tensor,
-        epochs: int,
-        check: Callable[[nn.Module], float] | None,
-        stop_after: int | None = None,
-    ) -> int:
-        input_MF, output_MK = x_NF[rows_N], target_NK[rows_N]
-        with seeded(seed + number):
-            for layer in network.children():
-                if isinstance(layer, nn.Linear):
-                    layer.reset_parameters()
-            return train_mlp(
-                network,
-                input_MF,
-                lambda logit_BK, rows: F.cross_entropy(logit_BK, output_MK[rows]),
-                replace(TRAINING, epochs=epochs, seed=seed + number),
-                check,
-                stop_after,
-            )
-
-    def epochs_of(n: int) -> int:
-        return max(MIN_EPOCHS, math.ceil(steps / math.ceil(n / batch_size)))
 
     expert.networks.requires_grad_(True)
     density_NK = torch.zeros_like(target_NK)
     counts = [sum(i % n_folds == k for i in range(len(expert.networks))) for k in range(n_folds)]
     for number, network in enumerate(expert.networks):
-        fold = number % n_folds
-        held_N = fold_N == fold
-        held_NF, held_position_N = x_NF[held_N], position_N[held_N]
-
-        @torch.no_grad()
-        def check(
-            network: nn.Module, held_NF: Tensor = held_NF, position_N: Tensor = held_position_N
-        ) -> float:
-            return -log_density(network(held_NF).softmax(dim=1), position_N).mean().item()
-
-        kept = ~held_N
-        n_kept = int(kept.sum())
-        epochs = epochs_of(n_kept)
-        best = fit(network, number, kept, epochs, check)
+        held_N = fold_N == number % n_folds
+        _fit_network(
+            network,
+            (x_NF[~held_N], target_NK[~held_N]),
+            (x_NF[held_N], position_N[held_N]),
+            steps,
+            seed + number,
+        )
         with torch.no_grad():
-            density_NK[held_N] += network(held_NF).softmax(dim=1) / counts[fold]
-        if refit:
-            everything = torch.ones_like(kept)
-            # As many steps, on a schedule of as many steps: an epoch of all sources is longer.
-            ratio = math.ceil(n_kept / batch_size) / math.ceil(len(x_NF) / batch_size)
-            epochs, best = (max(1, round(n * ratio)) for n in (epochs, best))
-            fit(network, number, everything, epochs, None, best)
+            density_NK[held_N] += network(x_NF[held_N]).softmax(dim=1) / counts[number % n_folds]
     expert.networks.requires_grad_(False)
     return density_NK[fold_N >= 0]
+
+
+def _fit_network(
+    network: nn.Module,
+    fitted: tuple[Tensor, Tensor],
+    held: tuple[Tensor, Tensor],
+    steps: int,
+    seed: int,
+) -> None:
+    """Fit a network from new weights; keep those that give held-out labels the highest density.
+
+    Args:
+        fitted: features and smoothed densities of labels.
+        held: features and positions (`FluxExpert.position`).
+    """
+    x_NF, target_NK = fitted
+    held_MF, position_M = held
+
+    @torch.no_grad()
+    def check(network: nn.Module) -> float:
+        return -log_density(network(held_MF).softmax(dim=1), position_M).mean().item()
+
+    epochs = max(MIN_EPOCHS, math.ceil(steps / math.ceil(len(x_NF) / TRAINING.batch_size)))
+    with seeded(seed):
+        for layer in network.children():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+        train_mlp(
+            network,
+            x_NF,
+            lambda logit_BK, rows: F.cross_entropy(logit_BK, target_NK[rows]),
+            replace(TRAINING, epochs=epochs, seed=seed),
+            check,
+        )

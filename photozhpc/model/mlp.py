@@ -46,8 +46,7 @@ def train_mlp(
     loss: Callable[[Tensor, Tensor], Tensor],
     training: MLPTraining,
     check: Callable[[nn.Module], float] | None = None,
-    stop_after: int | None = None,
-) -> int:
+) -> None:
     """Train a network on features, in place.
 
     Args:
@@ -55,10 +54,6 @@ def train_mlp(
         loss: of the network's output for some rows of x_NF, and these rows.
         check: measures the network after every epoch; the weights with the lowest value are kept.
             None: the weights after the last epoch are kept.
-        stop_after: epochs after which to stop, on the schedule of training.epochs.
-
-    Returns:
-        The number of epochs after which the network had the weights that were kept.
     """
     generator = torch.Generator(x_NF.device).manual_seed(training.seed)
     optimiser = torch.optim.AdamW(
@@ -67,8 +62,7 @@ def train_mlp(
     steps = training.epochs * math.ceil(len(x_NF) / training.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, training.min_lr)
     best, best_state = math.inf, network.state_dict()
-    kept = stop_after or training.epochs
-    for epoch in range(kept):
+    for _ in range(training.epochs):
         network.train()
         order_N = torch.randperm(len(x_NF), generator=generator, device=x_NF.device)
         for rows in order_N.split(training.batch_size):
@@ -83,11 +77,10 @@ def train_mlp(
             schedule.step()
         network.eval()
         if check is not None and (value := check(network)) < best:
-            best, kept = value, epoch + 1
+            best = value
             best_state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     if check is not None:
         network.load_state_dict(best_state)
-    return kept
 
 
 @contextmanager

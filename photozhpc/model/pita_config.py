@@ -26,7 +26,7 @@ class FluxesConfig:
     total: bool = False
     seen_by_heads: bool = False
     expert_networks: int = 0
-    expert_mlp: tuple[int, ...] = (128, 128, 128)
+    expert_mlp: tuple[int, ...] = (128,) * 5
 
     def __post_init__(self) -> None:
         if len(self.aperture_radii_arcsec) > MAX_LAYERS:

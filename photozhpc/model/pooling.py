@@ -26,8 +26,8 @@ def fit_expert(
 ) -> None:
     """Fit the expert to the labels of a split, in place, and give it half of the pool.
 
-    Labels of the validation split stop its networks and are otherwise unseen. With split "all"
-    cross-validation says when to stop, and the networks are fitted to every label.
+    Labels of the validation split stop its networks and are otherwise unseen. With split "all" each
+    network is stopped by a part of the labels that the others see.
 
     Args:
         model: with an expert.
@@ -62,7 +62,6 @@ def fit_expert(
             torch.from_numpy(fold_N[rows_N]).to(device),
             steps=steps,
             seed=seed,
-            refit=split == "all",
         )
     except ValueError as error:
         raise StoreError(f"{store.path}: {error}; the second expert cannot be fitted") from error

@@ -210,16 +210,14 @@ def _simulate_tile(survey: Survey, out: Path, seed: int, index: int, config: Sky
         z_spec_K, wrong_K = confuse_redshifts(
             streams["labels"], listed, z_spec_K, ingredients.wrong_redshifts
         )
-        further: dict[str, NDArray] = {}
-        if ingredients != Ingredients():
-            further = {
-                "clumps": listed.structure.clumps.count_N.astype(np.int8),
-                "spiral_arms": listed.structure.arms_N.astype(np.int8),
-                "z_spec_is_wrong": wrong_K,
-            }
-            for band in bands:
-                snr_K = strongest_defect(defects[band], y_K, x_K, DEFECT_RADIUS_ARCSEC / scale)
-                further[f"defect_snr_{band.lower()}"] = snr_K.astype(np.float32)
+        further: dict[str, NDArray] = {
+            "clumps": listed.structure.clumps.count_N.astype(np.int8),
+            "spiral_arms": listed.structure.arms_N.astype(np.int8),
+            "z_spec_is_wrong": wrong_K,
+        }
+        for band in bands:
+            snr_K = strongest_defect(defects[band], y_K, x_K, DEFECT_RADIUS_ARCSEC / scale)
+            further[f"defect_snr_{band.lower()}"] = snr_K.astype(np.float32)
         write_truth(
             out / f"{name}_truth.parquet", source_id_K, ra_K, dec_K, ebv_K, listed, bands, further
         )
@@ -308,7 +306,7 @@ def _write_manifest(out: Path, survey: Survey, config: SkyConfig, seed: int, til
         "physics_version": PHYSICS_VERSION,
         "extinction_r": {band.name: band.extinction_r for band in survey.bands},
         "pixel_scale_arcsec": survey.pixel_scale_arcsec,
-        "config": config.recorded(),
+        "config": to_mapping(config),
     }
     seeds: dict[str, int] = {}
     try:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from photozhpc.config import read_config, to_mapping
+from photozhpc.config import read_config
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,23 @@ class Ingredients:
         wrong_redshifts: share of wrong redshifts at magnitude 22; it doubles with each magnitude.
     """
 
-    spectra: Literal["cww", "cosmos"] = "cww"
-    spectral_scatter: float = 0.0
-    mass_to_light_scatter_dex: float = 0.0
-    line_strength: float = 0.0
-    line_scatter_dex: float = 0.0
-    dust_slope_scatter: float = 0.0
-    skewed_sizes: bool = False
-    clumps: float = 0.0
-    spiral_arms: float = 0.0
-    psf_blur_arcsec: float = 0.0
-    drizzled_noise: bool = False
-    depth_scatter_mag: float = 0.0
-    exposures: int = 0
-    cosmic_rays_arcmin2: float = 0.0
-    hot_pixels_arcmin2: float = 0.0
-    label_slope_per_mag: float = 0.7
-    wrong_redshifts: float = 0.0
+    spectra: Literal["cww", "cosmos"] = "cosmos"
+    spectral_scatter: float = 0.25
+    mass_to_light_scatter_dex: float = 0.1
+    line_strength: float = 1.0
+    line_scatter_dex: float = 0.25
+    dust_slope_scatter: float = 0.2
+    skewed_sizes: bool = True
+    clumps: float = 1.0
+    spiral_arms: float = 1.0
+    psf_blur_arcsec: float = 0.02
+    drizzled_noise: bool = True
+    depth_scatter_mag: float = 0.1
+    exposures: int = 8
+    cosmic_rays_arcmin2: float = 6.0
+    hot_pixels_arcmin2: float = 3.0
+    label_slope_per_mag: float = 1.6
+    wrong_redshifts: float = 0.01
 
     def __post_init__(self) -> None:
         _within("spectral_scatter", self.spectral_scatter, 0.0, 5.0)
@@ -138,15 +138,8 @@ class SkyConfig:
         for band, depth in self.depth_ab.items():
             _within(f"depth_ab[{band}]", depth, 15.0, 35.0)
 
-    def recorded(self) -> dict[str, Any]:
-        """Return what `sky.json` says of the configuration: ingredients only if there are any."""
-        mapping = to_mapping(self)
-        if self.ingredients == Ingredients():
-            del mapping["ingredients"]
-        return mapping
 
-
-def load_sky_config(name_or_path: str | Path = "sky/default") -> SkyConfig:
+def load_sky_config(name_or_path: str | Path = "sky/realistic") -> SkyConfig:
     """Read a sky of the package by its name, or your own by its path.
 
     Raises:

@@ -8,16 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 import roman_datamodels
 
+from builders.skies import SIMPLE, only
 from photozhpc.errors import ConfigError, RunError
-from photozhpc.sky import SkyConfig, load_sky_config, simulate_sky
+from photozhpc.sky import load_sky_config, simulate_sky
 from photozhpc.sky.observe import electrons_per_njy, sky_sigma_njy
 from photozhpc.sky.render import Renderer
 from photozhpc.sky.simulate import tile_centre_deg
-from photozhpc.sky.sky_config import Ingredients
 from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
-CONFIG = SkyConfig(tile_size_pix=512, density_scale=2.0, bad_pixel_fraction=1e-3)
+CONFIG = replace(SIMPLE, tile_size_pix=512, density_scale=2.0, bad_pixel_fraction=1e-3)
 MJY_SR_TO_NJY = (0.055 / 3600 * np.pi / 180) ** 2 * 1e15
 
 
@@ -295,7 +295,7 @@ def test_an_ingredient_that_is_off_leaves_the_galaxies_as_they_were(realistic, t
 
 
 def test_depths_differ_from_tile_to_tile_and_band_to_band(tmp_path):
-    ingredients = Ingredients(depth_scatter_mag=0.5)
+    ingredients = only(depth_scatter_mag=0.5)
     config = replace(CONFIG, tile_size_pix=128, ingredients=ingredients)
     ids = simulate_sky(SURVEY, tmp_path, 3, 5, config, workers=1)
     noise = [

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from builders.skies import SIMPLE
 from photozhpc.extract.extract import find_mosaics
 from photozhpc.mosaic.measure import forced_photometry, noise_weights
 from photozhpc.mosaic.photometry import PhotFlag, sum_circles
 from photozhpc.mosaic.tile import read_tile
-from photozhpc.sky import load_sky_config, simulate_sky
+from photozhpc.sky import simulate_sky
 from photozhpc.survey import load_survey
 
 SEXTRACTOR = shutil.which("source-extractor") or shutil.which("sex")
@@ -53,7 +54,7 @@ def sextractor(folder: Path, detection_HW, image_HW, err_HW) -> np.ndarray:
 
 def test_fluxes_are_sextractors(tmp_path: Path) -> None:
     survey = load_survey("roman-sim")
-    config = replace(load_sky_config(), tile_size_pix=1200)
+    config = replace(SIMPLE, tile_size_pix=1200)
     simulate_sky(survey, tmp_path / "sky", 1, 3, config, workers=1)
     (mosaics,) = find_mosaics(tmp_path / "sky", survey).values()
     tile = read_tile(mosaics, survey)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from builders.skies import only
 from photozhpc.sky.defects import add_defects, draw_defects, strongest_defect
 from photozhpc.sky.observe import DRIZZLE_RATIO, drizzled, exposure_share, observe
-from photozhpc.sky.sky_config import Ingredients, SkyConfig
+from photozhpc.sky.sky_config import SkyConfig
 
 SIZE = 512
 
@@ -41,7 +42,7 @@ def test_drizzled_noise_keeps_the_depth_and_err_is_that_of_a_pixel():
     none_HW = np.zeros((SIZE, SIZE), bool)
     observed = {}
     for on in (False, True):
-        config = SkyConfig(ingredients=Ingredients(drizzled_noise=on))
+        config = SkyConfig(ingredients=only(drizzled_noise=on))
         observed[on] = observe(
             np.random.default_rng(3), np.full((SIZE, SIZE), 0.0, np.float32), "F158", 2.0,
             np.ones((SIZE, SIZE), np.float32), none_HW, config,
@@ -66,7 +67,7 @@ def test_detector_gaps_leave_whole_exposures_out():
 
 
 def test_defects_are_as_many_and_as_strong_as_asked_for():
-    config = Ingredients(cosmic_rays_arcmin2=30.0, hot_pixels_arcmin2=20.0)
+    config = only(cosmic_rays_arcmin2=30.0, hot_pixels_arcmin2=20.0)
     counts = []
     for seed in range(30):
         hits_D3 = draw_defects(np.random.default_rng(seed), SIZE, 4.0, config)
@@ -74,7 +75,7 @@ def test_defects_are_as_many_and_as_strong_as_asked_for():
         assert hits_D3[:, 2].max() <= 500.0
     # tracks cross three native pixels on average; hot pixels are one
     assert np.mean(counts) == pytest.approx(4.0 * (30 * 3 + 20), rel=0.05)
-    assert draw_defects(np.random.default_rng(0), SIZE, 4.0, Ingredients()).shape == (0, 3)
+    assert draw_defects(np.random.default_rng(0), SIZE, 4.0, only()).shape == (0, 3)
 
 
 def test_a_defect_is_a_native_pixel_of_the_stated_strength():

@@ -7,6 +7,7 @@ import galsim
 import numpy as np
 import pytest
 
+from builders.skies import SIMPLE
 from photozhpc.errors import ConfigError
 from photozhpc.sky.catalogue import confuse_redshifts, label_probability
 from photozhpc.sky.population import SkyPhysics, mass_function
@@ -21,7 +22,7 @@ AREA_ARCMIN2 = 200.0
 
 @pytest.fixture(scope="module")
 def galaxies():
-    sources = SkyPhysics(BANDS, SkyConfig()).draw(np.random.default_rng(1), AREA_ARCMIN2)
+    sources = SkyPhysics(BANDS, SIMPLE).draw(np.random.default_rng(1), AREA_ARCMIN2)
     return sources.take(~sources.is_star_N)
 
 
@@ -208,14 +209,13 @@ def test_wrong_redshifts_are_lines_taken_for_others_and_rise_towards_the_faint_e
 
 
 def test_the_default_file_is_the_default_config():
-    assert load_sky_config() == load_sky_config("sky/simple") == SkyConfig()
+    assert load_sky_config() == load_sky_config("sky/realistic") == SkyConfig()
 
 
-def test_the_realistic_sky_has_every_ingredient():
-    ingredients = load_sky_config("sky/realistic").ingredients
-    off = vars(Ingredients())
-    assert [name for name, value in vars(ingredients).items() if value == off[name]] == []
-    assert replace(load_sky_config("sky/realistic"), ingredients=Ingredients()) == SkyConfig()
+def test_the_simple_sky_is_the_default_without_its_ingredients():
+    off = vars(SIMPLE.ingredients)
+    assert [name for name, value in vars(Ingredients()).items() if value == off[name]] == []
+    assert replace(SIMPLE, ingredients=Ingredients()) == SkyConfig()
 
 
 def test_unknown_keys_are_refused(tmp_path):

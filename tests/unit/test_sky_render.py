@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from builders.skies import SIMPLE
 from photozhpc.sky.observe import sky_sigma_njy
 from photozhpc.sky.population import BULGE_TRUNCATION, Population
 from photozhpc.sky.psf import blur_field, effective_psf
 from photozhpc.sky.render import LEVELS, STAMP_SIZES, Renderer
-from photozhpc.sky.sky_config import SkyConfig
 from photozhpc.sky.structure import Knots, Structure
 
 BANDS = ("F062", "F087", "F129", "F158")
@@ -25,7 +25,7 @@ def renderer():
 
 @pytest.fixture(scope="module")
 def sigma_C(renderer):
-    return sky_sigma_njy(BANDS, SkyConfig(), renderer.noise_area_C)
+    return sky_sigma_njy(BANDS, SIMPLE, renderer.noise_area_C)
 
 
 def one_source(mag_ab, bulge_share_C, bulge_radius, disk_radius, bulge_q, disk_q, angle):

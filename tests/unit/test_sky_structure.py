@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from builders.skies import only
 from photozhpc.sky.sizes import (
     QUIESCENT_3ZM,
     STAR_FORMING_3ZM,
@@ -10,7 +11,6 @@ from photozhpc.sky.sizes import (
     TABLE_Z,
     half_light_kpc,
 )
-from photozhpc.sky.sky_config import Ingredients
 from photozhpc.sky.structure import (
     ARM_RADII,
     LARGEST_SHARE,
@@ -20,7 +20,7 @@ from photozhpc.sky.structure import (
 )
 
 N = 20_000
-ON = Ingredients(clumps=1.0, spiral_arms=1.0)
+ON = only(clumps=1.0, spiral_arms=1.0)
 
 
 def drawn(log_mass, z, rest_nm=250.0, config=ON, seed=0, disk_kpc=3.0, forming=True):
@@ -111,12 +111,12 @@ def test_arms_are_logarithmic_spirals_of_uniform_cotangent():
 
 
 def test_what_is_off_or_does_not_form_stars_has_no_structure():
-    for structure in (drawn(10.5, 0.75, config=Ingredients()), drawn(10.5, 0.75, forming=False)):
+    for structure in (drawn(10.5, 0.75, config=only()), drawn(10.5, 0.75, forming=False)):
         assert not structure.clumps.place_NK3[..., 2].any()
         assert not structure.arms.place_NK3[..., 2].any()
         assert not structure.clumps.count_N.any()
         assert not structure.arms_N.any()
-    half = drawn(10.5, 0.75, config=Ingredients(clumps=0.5))
+    half = drawn(10.5, 0.75, config=only(clumps=0.5))
     whole = drawn(10.5, 0.75)
     below = whole.clumps.share_NC < LARGEST_SHARE
     assert half.clumps.share_NC[below] == pytest.approx(0.5 * whole.clumps.share_NC[below])

@@ -37,11 +37,12 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
 from side_by_side import about, finish  # noqa: E402
 
 from builders.catalogs import ALONE  # noqa: E402
+from builders.skies import SIMPLE  # noqa: E402
 from builders.training import TINY  # noqa: E402
 from photozhpc.catalog.run import run_inference  # noqa: E402
 from photozhpc.config import to_mapping  # noqa: E402
 from photozhpc.extract.extract import extract  # noqa: E402
-from photozhpc.sky import load_sky_config, simulate_sky  # noqa: E402
+from photozhpc.sky import simulate_sky  # noqa: E402
 from photozhpc.store import CutoutStore  # noqa: E402
 from photozhpc.survey import load_survey  # noqa: E402
 
@@ -226,7 +227,7 @@ def differences(site: Site, kind: str, run: Run) -> list[str]:
 
 
 def make_site(folder: Path) -> Site:
-    config = replace(load_sky_config(), tile_size_pix=700, density_scale=3.0, label_fraction=0.6)
+    config = replace(SIMPLE, tile_size_pix=700, density_scale=3.0, label_fraction=0.6)
     survey = load_survey("roman-sim")
     simulate_sky(survey, folder / "sky", 2, 5, config, workers=1)
     extract(survey, folder / "sky", folder / "store", size=48, shard_len=64, workers=1)
