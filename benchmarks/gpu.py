@@ -7,7 +7,7 @@ ceiling   images/s of the forward pass on tensors that are already on the device
 feed      images/s that one thread and all cores read and decode from the store
 disk      sources/s from store to catalogue, divided by the engine's rate on images in host memory,
           and what 300 million sources take at that rate
-training  images/s of a training of the bundled model
+training  images/s of a training of PITA
 train     images/s of a training step of the paper's PITA, beside pita-z's
 compiled  ceiling and disk again, with compiled code: last, because compiling takes minutes
 """
@@ -41,7 +41,7 @@ from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey
 
 HERE = Path(__file__).parent
-RECIPE = HERE.parent / "photozhpc/configs/train/bundled.yaml"
+RECIPE = HERE.parent / "photozhpc/configs/train/small/pita.yaml"
 SURVEY_SOURCES = 300_000_000
 ROUNDS, TRAINING_STEPS = 10, 30  # of which medians and rates are taken
 
@@ -125,8 +125,8 @@ def disk(n_sources: int, device: str, compiled: bool, path: Path, folder: Path) 
 
 
 def train_rate(device: str, store: CutoutStore, batches: list[int]) -> dict[str, Any]:
-    """Images per second of a training of the bundled model: the step alone, and from the store."""
-    recipe = from_mapping(TrainConfig, load_yaml(RECIPE), "bundled")
+    """Images per second of a training of PITA: the step alone, and from the store."""
+    recipe = from_mapping(TrainConfig, load_yaml(RECIPE), "small/pita")
     rates = {}
     for batch in batches:
         config = replace(recipe, store=str(store.path), device=device, batch_size=batch)

@@ -17,6 +17,7 @@ RESULTS = HERE / "results"
 FIGURES = HERE / "figures"
 # Of a tile, beside its shards: two for each column, the metadata of cutouts and tile, the manifest.
 SMALL_FILES = 2 * len(COLUMNS) + 3
+LIMIT = "limit of the photometry"  # as in opponents.py, which needs more than this report
 CARD = HERE.parent / "photozhpc" / "model" / "bundled" / "MODEL_CARD.md"
 
 
@@ -26,32 +27,6 @@ def table(header: list[str], rows: Iterable[list[object]], align: str) -> str:
     lines = [" | ".join(map(str, cells)) for cells in (header, *rows)]
     lines = [f"| {line} |" for line in lines]
     return "\n".join([lines[0], f"|{'|'.join(marks[a] for a in align)}|", *lines[1:]])
-
-
-def metrics_table(result: dict) -> str:
-    """A Markdown table: one row per cut, three numbers per method."""
-    methods = list(result["metrics"]["all"])
-    rows = [
-        [cut, next(iter(by_method.values()))["n"]]
-        + [
-            f"{m['bias']:+.4f} / {m['nmad']:.4f} / {100 * m['outlier_fraction']:.2f}%"
-            for m in by_method.values()
-        ]
-        for cut, by_method in result["metrics"].items()
-    ]
-    return table(["galaxies", "n", *methods], rows, "-" * (2 + len(methods)))
-
-
-def gain_lines(result: dict) -> str:
-    """How significant the difference between PITA and each MLP is."""
-    return "\n".join(
-        f"- against {name}: better in NMAD in {100 * gain['nmad']['better_in']:.1f}% of 500 "
-        f"bootstrap samples (by {gain['nmad']['mean']:.4f} +- {gain['nmad']['std']:.4f}), in the "
-        f"outlier fraction in {100 * gain['outlier_fraction']['better_in']:.1f}% (by "
-        f"{100 * gain['outlier_fraction']['mean']:.2f} +- "
-        f"{100 * gain['outlier_fraction']['std']:.2f} points)."
-        for name, gain in result["pita_gain_bootstrap"].items()
-    )
 
 
 def interval_table(evaluation: dict) -> str:
@@ -130,35 +105,63 @@ in which photozhpc's is smaller:
 
 
 def opponents_section() -> str:
-    """Stores without their pixels: mean over seeds, for each number of labels."""
+    """What a reader wants to know first: is it better, than what, by how much."""
     result = load("opponents")
     rows = []
     for labels, methods in result["by_labels"].items():
         for method, entry in sorted(methods.items(), key=lambda item: _mean(item[1], "nmad")):
             runs = entry["runs"]
-            cells = [labels, method, len(runs)]
+            name = f"**{method}**" if method == result["ours"] else method
+            cells = [labels, name, len(runs)]
             for key, digits in (("nmad", 4), ("outliers_percent", 2), ("crps", 4)):
                 values = [run[key] for run in runs]
                 spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
                 cells.append(f"{mean(values):.{digits}f}{spread}")
             rows.append(cells)
     header = ["labels", "method", "seeds", "NMAD", "outliers, %", "CRPS"]
-    text = f"""## Opponents without pixels
+    text = f"""## Is it better than a table of fluxes?
 
-`python benchmarks/opponents.py`, on {result["processor"]}: {result["galaxies"]} galaxies of an \
-unseen sky; {result["sources"]} sources in the stores of the training sky, of which \
-{result["labels"]} have a redshift. Mean and standard deviation over seeds of the labels. The \
-'limit of the photometry' has all {result["true_redshifts"]} true redshifts.
+{verdicts(result)}
+
+Opponents see the store's fluxes in all apertures and Kron, but no pixels; each is tuned by \
+cross-validation of its labels. Each method has the same labels, and predicts the same \
+{result["galaxies"]} galaxies of a simulated sky that nobody had seen. The training sky has \
+{result["sources"]} sources, {result["labels"]} of them with a redshift. \
+'{LIMIT}' is the density MLP with all {result["true_redshifts"]} true redshifts of that sky. Mean \
+and standard deviation over seeds of labels and networks.
 
 {table(header, rows, "rlrrrr")}"""
     if differences := paired_table(result["by_labels"]):
         text += f"""
 
-How much larger each is than {result["ours"]}'s with the same labels, on the same galaxies, with \
-the share of bootstrap samples in which {result["ours"]}'s is smaller:
+How much larger each is than {result["ours"]}'s with the same labels, on the same galaxies (error \
+from a paired bootstrap), with the share of bootstrap samples in which {result["ours"]}'s is \
+smaller:
 
 {differences}"""
-    return text
+    return f"{text}\n\n`python benchmarks/opponents.py`, on {result['processor']}."
+
+
+def verdicts(result: dict) -> str:
+    """A sentence for each number of labels: ours, and the best opponent in each measure."""
+    lines = []
+    for labels, methods in result["by_labels"].items():
+        others = {n: e for n, e in methods.items() if n not in (result["ours"], LIMIT)}
+        if result["ours"] not in methods or not others:
+            continue
+        clauses = []
+        for what, key, digits, unit in (
+            ("NMAD", "nmad", 4, ""),
+            ("outliers", "outliers_percent", 1, "%"),
+            ("CRPS", "crps", 3, ""),
+        ):
+            name = min(others, key=lambda n, key=key: _mean(others[n], key))
+            ours, best = _mean(methods[result["ours"]], key), _mean(others[name], key)
+            clauses.append(
+                f"{what} {ours:.{digits}f}{unit} (best opponent {best:.{digits}f}{unit}, {name})"
+            )
+        lines.append(f"- **{labels} labels**: {', '.join(clauses)}.")
+    return "\n".join(lines)
 
 
 def _mean(entry: dict, key: str) -> float:
@@ -535,27 +538,26 @@ def texts() -> dict[Path, str]:
     """Return every file that is written from the results, with its text."""
     written: dict[Path, str] = {}
     sections = ["# Results\n\nWritten by `python benchmarks/report.py` from `benchmarks/results/`."]
-    bundled = RESULTS / "bundled_model.json"
-    if bundled.exists():
-        result = json.loads(bundled.read_text())
-        block = (
-            f"bias / NMAD / outlier fraction, on {result['test_galaxies']} galaxies of an unseen "
-            f"sky; {result['training_sources']} training sources, {result['training_labels']} "
-            f"training labels.\n\n{metrics_table(result)}\n\nPITA:\n\n{gain_lines(result)}"
-        )
-        evaluation = json.loads((RESULTS / "bundled_evaluation.json").read_text())
-        block += f"\n\nIntervals (`photozhpc evaluate`):\n\n{interval_table(evaluation)}"
+    if (RESULTS / "opponents.json").exists():
+        sections.append(opponents_section())
+    evaluation = RESULTS / "bundled_evaluation.json"
+    if evaluation.exists():
+        block = interval_table(json.loads(evaluation.read_text()))
         sections.append(
-            "## The bundled model against photometry-MLPs\n\n"
-            "The commands are in the [model card](../photozhpc/model/bundled/MODEL_CARD.md).\n\n"
+            "## Are the bundled model's intervals right?\n\n"
+            "`photozhpc evaluate`; the commands are in the "
+            "[model card](../photozhpc/model/bundled/MODEL_CARD.md).\n\n"
             f"{block}\n\n"
             "![z-z](figures/bundled_zz.png) ![coverage](figures/bundled_coverage.png) "
             "![PIT](figures/bundled_pit.png)"
         )
-        written[CARD] = between_marks(CARD.read_text(), "metrics", block)
+        result = load("opponents")
+        methods = [m for m in result["by_labels"].values() if result["ours"] in m][-1]
+        first = {name: entry["runs"][0] for name, entry in methods.items()}
+        written[CARD] = between_marks(
+            CARD.read_text(), "metrics", f"{rivals_table(first)}\n\n{block}"
+        )
     sections += [science_section(path) for path in sorted(RESULTS.glob("science_*.json"))]
-    if (RESULTS / "opponents.json").exists():
-        sections.append(opponents_section())
     if (RESULTS / "real_photoz.json").exists():
         sections.append(real_section())
     gpu = f"## On a GPU\n\n`benchmarks/gpu.sh`: {load('gpu').get('note', '')}\n\n{gpu_table()}"
@@ -570,7 +572,7 @@ def texts() -> dict[Path, str]:
     written[guide] = text
     for path in sorted(RESULTS.glob("*.json")):
         program = f"bench_{path.stem.split('_')[0]}.py"
-        if path != bundled and (HERE / program).exists():
+        if (HERE / program).exists():
             command = f"`python benchmarks/{program} --save`"
             sections.append(f"## {path.stem}\n\n{command}\n\n{timing_section(path)}")
     written[HERE / "RESULTS.md"] = "\n\n".join(sections) + "\n"

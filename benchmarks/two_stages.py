@@ -3,7 +3,7 @@
     python benchmarks/two_stages.py --store STORE --work DIR [--labels 600 1800 6000 20000] \
         [--seeds 1 2 3] [--epochs 8]
 
-For each number of labels and seed: `pixels-and-fluxes` (DIR/first-LABELS-seedS), then `student`
+For each number of labels and seed: `pixels-and-fluxes` (DIR/first-LABELS-seedS), then `bundled`
 (DIR/student-LABELS-seedS), whose teacher it is and which sees all images of the store. Both take
 `labels: all` of a share of the labels, so nothing but these labels decides anything: not when to
 stop, not the expert's share, no calibration. A training that was stopped goes on.
@@ -74,7 +74,7 @@ def main() -> None:
                 shared | {"epochs": epochs_of(recipe, labels)},
             )
             trained(
-                "student",
+                "bundled",
                 options.work / f"student-{labels}-seed{seed}",
                 shared | {"teacher": str(first), "epochs": options.epochs},
             )
