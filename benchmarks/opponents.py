@@ -290,7 +290,7 @@ class Comparison:
             density_NK[rows_M],
             z_N[rows_M],
             np.empty(0),
-            {"model": str(model)},
+            {"model": str(model), "sha256": checkpoint.sha256},
             time.process_time() - started,
             quantile_NQ[rows_M],
         )
@@ -316,7 +316,8 @@ class Comparison:
         z_M = GRID.least_risk(density_MK)
         z_M[np.isnan(density_MK[:, 0])] = np.nan
         seconds = time.process_time() - started
-        return Result(density_MK, z_M, np.empty(0), {"model": name}, seconds)
+        settings = {"model": name, "sha256": checkpoint.sha256}
+        return Result(density_MK, z_M, np.empty(0), settings, seconds)
 
     def _rows(self, id_N: NDArray[np.int64]) -> NDArray[np.intp]:
         """Return where the unseen galaxies are among identifiers in any order."""

@@ -1,4 +1,4 @@
-"""Stores of noise, made without mosaics."""
+"""Stores of noise, made without mosaics; what an engine takes of a store."""
 
 from pathlib import Path
 
@@ -77,3 +77,15 @@ def fill(store: CutoutStore, tile_id: str, n: int, seed: int = 0) -> tuple[np.nd
             )
             writer.write_shard(cutout[rows], sources[rows], measured)
     return cutout, sources
+
+
+def engine_input(store: CutoutStore) -> tuple[np.ndarray, np.ndarray, Measurements]:
+    """Return cutouts, E(B-V) and measurements of all sources."""
+    keys = store.shards()
+    parts = [vars(store.read_measurements(key)) for key in keys]
+    measured = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return (
+        np.concatenate([store.read_cutouts(key) for key in keys]),
+        np.concatenate([store.read_sources(key).ebv_N for key in keys]),
+        Measurements(**measured),
+    )

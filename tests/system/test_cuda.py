@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from builders.stores import make_store
+from builders.stores import engine_input, make_store
 from builders.training import TINY, free_port, write_config
 from photozhpc.catalog import read_catalog, read_pdf
 from photozhpc.catalog.run import run_inference
@@ -26,7 +26,7 @@ from photozhpc.model.engine import Engine
 from photozhpc.model.ranks import Ranks
 from photozhpc.model.train import train
 from photozhpc.model.trainer import Trainer
-from photozhpc.store import CutoutStore
+from photozhpc.store import CutoutStore, Measurements
 from photozhpc.survey import load_survey
 from photozhpc.workers.dask_workers import DaskWorkers
 
@@ -55,10 +55,8 @@ def sky_store(small_sky: Path, tmp_path_factory: pytest.TempPathFactory) -> Cuto
 
 
 @pytest.fixture(scope="module")
-def images(sky_store: CutoutStore) -> tuple[np.ndarray, np.ndarray]:
-    keys = sky_store.shards()
-    cutout = np.concatenate([sky_store.read_cutouts(key) for key in keys])
-    return cutout, np.concatenate([sky_store.read_sources(key).ebv_N for key in keys])
+def images(sky_store: CutoutStore) -> tuple[np.ndarray, np.ndarray, Measurements]:
+    return engine_input(sky_store)
 
 
 def shifts(z_N: np.ndarray, reference_N: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from builders.paths import ROOT
+from builders.stores import engine_input
 from photozhpc.errors import CheckpointError
 from photozhpc.extract.extract import extract
 from photozhpc.metrics import point_metrics
@@ -21,24 +22,23 @@ from photozhpc.survey import load_survey
 
 SURVEY = load_survey("roman-sim")
 CARD = bundled_checkpoint("roman-sim").with_name("MODEL_CARD.md")
-RESULT = ROOT / "benchmarks" / "results" / "bundled_model.json"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
-def unseen(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cutouts, E(B-V) and true redshifts of the galaxies of two tiles of an unseen sky."""
+def unseen(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple, np.ndarray]:
+    """What an engine takes, and true redshifts, of the galaxies of two tiles of an unseen sky."""
     folder = tmp_path_factory.mktemp("unseen")
     simulate_sky(SURVEY, folder / "sky", 2, 77, workers=1)
     extract(SURVEY, folder / "sky", folder / "store", workers=1)
     store = CutoutStore.open(folder / "store")
     truth = pd.concat(map(pd.read_parquet, (folder / "sky").glob("*_truth.parquet")))
     truth = truth.set_index("source_id")
-    sources = [store.read_sources(key) for key in store.shards()]
-    cutout = np.concatenate([store.read_cutouts(key) for key in store.shards()])
-    rows = truth.loc[np.concatenate([s.source_id_N for s in sources])]
+    rows = truth.loc[np.concatenate([store.read_sources(k).source_id_N for k in store.shards()])]
     galaxy = ~rows["is_star"].to_numpy()
-    ebv = np.concatenate([s.ebv_N for s in sources])
-    return cutout[galaxy], ebv[galaxy], rows["z_true"].to_numpy()[galaxy]
+    cutout, ebv, measured = engine_input(store)
+    images = cutout[galaxy], ebv[galaxy], measured.take(galaxy)
+    return images, rows["z_true"].to_numpy()[galaxy]
 
 
 def test_it_is_small_and_for_the_roman_surveys_only() -> None:
@@ -53,27 +53,36 @@ def test_it_is_small_and_for_the_roman_surveys_only() -> None:
 
 
 def test_it_is_as_good_as_its_card_says(unseen) -> None:
-    cutout, ebv, z_true = unseen
-    measured = point_metrics(z_true, Engine(load_checkpoint(CARD.with_name(
-        "pita-roman-sim.safetensors"))).predict(cutout, ebv).z_phot_N)  # fmt: skip
-    stated = json.loads(RESULT.read_text())["metrics"]["all"]["PITA"]
-    n = measured.n
+    images, z_true = unseen
+    engine = Engine(load_checkpoint(bundled_checkpoint("roman-sim")))
+    measured = point_metrics(z_true, engine.predict(*images).z_phot_N)
+    stated = json.loads((RESULTS / "bundled_evaluation.json").read_text())["overall"]
+    n, outliers = measured.n, stated["outlier_fraction"]["value"]
     assert n > 300
-    spread = np.sqrt(stated["outlier_fraction"] * (1 - stated["outlier_fraction"]) / n)
-    assert abs(measured.outlier_fraction - stated["outlier_fraction"]) < 4 * spread
-    assert measured.nmad == pytest.approx(stated["nmad"], rel=0.35)
+    assert abs(measured.outlier_fraction - outliers) < 4 * np.sqrt(outliers * (1 - outliers) / n)
+    assert measured.nmad == pytest.approx(stated["nmad"]["value"], rel=0.35)
 
 
-def test_the_card_is_of_the_model_and_the_result() -> None:
-    result = json.loads(RESULT.read_text())
-    assert result["checkpoint_sha256"] == load_checkpoint(bundled_checkpoint("roman-sim")).sha256
-    assert f"{result['metrics']['all']['PITA']['nmad']:.4f}" in CARD.read_text()
-    for method, metrics in result["metrics"]["all"].items():
-        if method not in ("PITA", "MLP, all apertures, density"):  # the card names that exception
-            assert result["metrics"]["all"]["PITA"]["nmad"] < metrics["nmad"]
-            assert (
-                result["metrics"]["all"]["PITA"]["outlier_fraction"] < metrics["outlier_fraction"]
-            )
+def test_it_is_ahead_of_every_opponent_and_the_card_says_by_how_much() -> None:
+    result = json.loads((RESULTS / "opponents.json").read_text())
+    sha256 = load_checkpoint(bundled_checkpoint("roman-sim")).sha256
+    [(ours, methods)] = [
+        (run, methods)
+        for methods in result["by_labels"].values()
+        for run in methods.get(result["ours"], {"runs": []})["runs"]
+        if run["settings"]["sha256"] == sha256
+    ]
+    assert f"{ours['nmad']:.4f}" in CARD.read_text()
+    opponents = [
+        run
+        for name, entry in methods.items()
+        for run in entry["runs"]
+        if name != result["ours"] and run["seed"] == ours["seed"]
+    ]
+    assert len(opponents) >= 7
+    for run in opponents:
+        assert ours["nmad"] < run["nmad"]
+        assert ours["outliers_percent"] < run["outliers_percent"]
 
 
 @pytest.mark.timeout(300)
@@ -81,12 +90,12 @@ def test_the_card_is_of_the_model_and_the_result() -> None:
 def test_reduced_precision_does_not_move_the_redshifts(unseen, compiled: bool, request) -> None:
     if compiled:
         request.getfixturevalue("compiler")
-    cutout, ebv, z_true = unseen
+    images, z_true = unseen
     checkpoint = load_checkpoint(bundled_checkpoint("roman-sim"))
-    exact = Engine(checkpoint, precision=torch.float32).predict(cutout, ebv).z_phot_N
+    exact = Engine(checkpoint, precision=torch.float32).predict(*images).z_phot_N
     engine = Engine(checkpoint, precision=torch.bfloat16, compiled=compiled)
     assert engine.is_compiled == compiled
-    reduced = engine.predict(cutout, ebv).z_phot_N
+    reduced = engine.predict(*images).z_phot_N
     good = np.isfinite(exact)
     shift = (reduced - exact)[good] / (1 + exact[good])
     before, after = (point_metrics(z_true[good], z[good]) for z in (exact, reduced))
