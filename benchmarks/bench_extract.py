@@ -28,7 +28,7 @@ from astropy.wcs import WCS
 from side_by_side import about, alternate, finish, parser, ratio
 
 from photozhpc.config import from_mapping
-from photozhpc.extract.extract import extract
+from photozhpc.extraction.extract import extract
 from photozhpc.store import CutoutStore
 from photozhpc.survey import Survey
 

@@ -36,7 +36,7 @@ from photozhpc.catalog.predict import (
     photoz_flags,
     probability_of_stars,
 )
-from photozhpc.export.qp import ensemble_of
+from photozhpc.exports.qp import ensemble_of
 from photozhpc.logs import LOG
 from photozhpc.model import load_checkpoint
 from photozhpc.model.engine import Engine

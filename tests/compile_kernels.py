@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from photozhpc.extract.detect import make_source_list
-from photozhpc.extract.extract import extract
+from photozhpc.extraction.detect import make_source_list
+from photozhpc.extraction.extract import extract
 from photozhpc.model.store_note import psf_widths
 from photozhpc.mosaic.defects import find_defects
 from photozhpc.sky import load_sky_config, simulate_sky

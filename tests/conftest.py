@@ -14,7 +14,7 @@ from builders.models import make_checkpoint
 from builders.skies import SIMPLE
 from builders.stores import make_store
 from photozhpc.catalog.run import run_inference
-from photozhpc.extract.extract import extract
+from photozhpc.extraction.extract import extract
 from photozhpc.sky import simulate_sky
 from photozhpc.store import CutoutStore
 from photozhpc.survey import load_survey

@@ -7,19 +7,22 @@ from typing import Literal
 
 import click
 
-from photozhpc.cli.exports import EXPORT_NAMES, FORMATS, export_as, export_line
-from photozhpc.cli.group import JSON, LOCAL, Examples, Location, Progress, echo, main
+from photozhpc import api
+from photozhpc.cli.exports import FORMATS
+from photozhpc.cli.group import JSON, LOCAL, Examples, Location, echo, main, show
 from photozhpc.cli.parameters import DEVICE, SITE, SURVEY
 from photozhpc.errors import PhotozError
-from photozhpc.files.disk import read_json
 from photozhpc.files.objects import AnyPath, is_remote
-from photozhpc.logs import LOG
 from photozhpc.printable import printable
-from photozhpc.survey import Survey, load_survey
+from photozhpc.survey import load_survey
 
-# The sky that `photozhpc infer --survey roman-sim` makes; no bundled model was trained on its seed.
-DEFAULT_SEED = 2027
-DEFAULT_TILES = 4
+# Format -> name in the --out folder of `infer --export`.
+EXPORT_NAMES: dict[api.Format, str] = {
+    "hats": "hats",
+    "vo-parquet": "photoz.parquet",
+    "fits": "photoz.fits",
+    "qp": "photoz_qp.hdf5",
+}
 
 
 @main.command(
@@ -81,7 +84,7 @@ def infer(
     site: str | None,
     jobs: int,
     scheduler: str | None,
-    formats: tuple[str, ...],
+    formats: tuple[api.Format, ...],
     as_json: bool,
 ) -> None:
     """Stream a store through a model into a photo-z catalogue; run again to continue.
@@ -89,11 +92,7 @@ def infer(
     For survey roman-sim without --store, it first makes a small simulated sky and its store in
     the output folder.
     """
-    from photozhpc.catalog.run import run_inference
-    from photozhpc.export.export import check_format, check_target
-    from photozhpc.model import bundled_checkpoint
-    from photozhpc.workers.dask_workers import DaskWorkers
-    from photozhpc.workers.site import load_site
+    from photozhpc.exports.export import check_format, check_target
 
     if "qp" in formats and pdf is None:
         raise click.UsageError("--export qp needs --pdf quantiles or --pdf grid")
@@ -102,58 +101,30 @@ def infer(
     for to in formats:
         check_format(to)  # before the run, which may take days
         check_target(out / EXPORT_NAMES[to], to)
-    checkpoint = checkpoint or bundled_checkpoint(loaded_survey.name)
-    chosen = DaskWorkers.of(workers, device, load_site(site) if site else None, jobs, scheduler)
-    if store is None:
-        chosen.import_early()
-        store, truth = _own_sky(loaded_survey, out, truth, workers)
-    if truth:
-        from photozhpc.evaluation.truth import read_truth
-
-        read_truth(truth, loaded_survey.source_columns)  # report a fault in it before the run
-    summary = run_inference(
+    catalogue = api.infer(
+        loaded_survey,
         store,
         checkpoint,
         out,
-        loaded_survey,
-        chosen,
+        truth,
+        workers=workers,
+        device=device,
         compiled=compiled,
         pdf=pdf,
+        site=site,
+        jobs=jobs,
+        scheduler=scheduler,
         command=shlex.join(["photozhpc", *map(printable, sys.argv[1:])]),
     )
-    from photozhpc.evaluation.summary import summarise  # takes a second; the workers start first
-
-    text = summarise(summary, truth or None)
     if not as_json:
-        echo(text)
-    exports = {to: export_as(out, to, out / EXPORT_NAMES[to], workers=workers) for to in formats}
+        echo(catalogue.text)
+    exports = {to: api.export(out, to, out / EXPORT_NAMES[to], workers=workers) for to in formats}
     if as_json:
-        echo(read_json(out / "summary.json") | ({"exports": exports} if exports else {}))
+        facts = {to: exported.facts for to, exported in exports.items()}
+        echo(catalogue.facts | ({"exports": facts} if facts else {}))
         return
-    for facts in exports.values():
-        echo(export_line(facts))
-
-
-def _own_sky(
-    survey: Survey, out: Path, truth: tuple[AnyPath, ...], workers: int | None
-) -> tuple[Path, tuple[AnyPath, ...]]:
-    """Make the small sky of `photozhpc infer --survey roman-sim` and its store."""
-    if survey.name != "roman-sim":
-        raise PhotozError(
-            f"no store was given; make one with 'photozhpc extract --survey {survey.name} "
-            f"--mosaics DIR --store PATH' and pass --store PATH"
-        )
-    from photozhpc.extract.extract import extract
-    from photozhpc.sky import load_sky_config, simulate_sky
-
-    sky, store = out / "sky", out / "store"
-    LOG.info("no --store: simulating %d tiles of sky in %s", DEFAULT_TILES, sky)
-    simulate_sky(
-        survey, sky, DEFAULT_TILES, DEFAULT_SEED, load_sky_config(), workers, Progress("tiles")
-    )
-    LOG.info("extracting cutouts and photometry to %s", store)
-    extract(survey, sky, store, workers=workers, progress=Progress("sources"))
-    return store, truth or tuple(sorted(sky.glob("*_truth.parquet")))
+    for exported in exports.values():
+        echo(exported.text)
 
 
 @main.command(
@@ -179,19 +150,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Compare a catalogue with known redshifts: tables, figures and evaluation.json."""
-    from photozhpc.evaluation.evaluate import evaluate
-    from photozhpc.evaluation.tables import evaluation_table, write_evaluation
-
-    columns = None if survey is None else load_survey(survey).source_columns
-    evaluation = evaluate(catalog, truth, columns=columns)
-    files = write_evaluation(evaluation, out)
-    if as_json:
-        click.echo(files[0].read_text(), nl=False)
-        return
-    click.echo(
-        f"{evaluation_table(evaluation)}\n\nwritten to {files[0].parent}: "
-        f"{', '.join(path.name for path in files)}"
-    )
+    show(api.evaluate(catalog, truth, survey, out), as_json)
 
 
 @main.command(cls=Examples, example="photozhpc report out/roman-sim")
@@ -204,14 +163,13 @@ def evaluate(
     "or simulated sky, else the store's labels.",
 )
 @click.option("--out", type=LOCAL, help="File; default: OUT/report.html.")
-def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None) -> None:
+@JSON
+def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None, as_json: bool) -> None:
     """Make one self-contained HTML page about a catalogue, finished or not.
 
     OUT is the --out folder of infer, its catalog folder, or one part.
     """
-    from photozhpc.report.page import write_report
-
-    click.echo(f"report  {write_report(path, truth, out)}")
+    show(api.report(path, truth, out), as_json)
 
 
 @main.command(

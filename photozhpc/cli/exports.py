@@ -1,20 +1,14 @@
 """The command that writes a catalogue for other tools: export."""
 
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
 import click
 
-from photozhpc.cli.group import JSON, LOCAL, Examples, Progress, echo, main
+from photozhpc import api
+from photozhpc.cli.group import JSON, LOCAL, Examples, main, show
 
-# Format -> name in the --out folder of `photozhpc infer --export`.
-EXPORT_NAMES = {
-    "hats": "hats",
-    "vo-parquet": "photoz.parquet",
-    "fits": "photoz.fits",
-    "qp": "photoz_qp.hdf5",
-}
-FORMATS = tuple(EXPORT_NAMES)
+FORMATS = get_args(api.Format)
 
 
 @main.command(
@@ -37,35 +31,15 @@ FORMATS = tuple(EXPORT_NAMES)
 )
 @JSON
 def export(
-    catalog: Path, to: str, out: Path, columns: str, workers: int | None, as_json: bool
+    catalog: Path,
+    to: api.Format,
+    out: Path,
+    columns: Literal["roman", "rubin", "euclid"],
+    workers: int | None,
+    as_json: bool,
 ) -> None:
     """Write a catalogue for other tools: HATS for LSDB, FITS or VOParquet for TOPCAT, qp for RAIL.
 
     A complete new export replaces an older one at --out; nothing else is replaced.
     """
-    facts = export_as(catalog, to, out, columns, workers)
-    echo(facts if as_json else export_line(facts))
-
-
-def export_as(
-    catalog: Path, to: str, out: Path, columns: str = "roman", workers: int | None = None
-) -> dict[str, Any]:
-    """Export, and return the facts that --json prints."""
-    from photozhpc.export.export import export
-
-    exported = export(catalog, to, out, columns, workers, Progress("sources"))
-    return {
-        "format": to,
-        "path": str(out),
-        "sources": exported.rows,
-        "left_out": exported.left_out,
-        "why_left_out": exported.why if exported.left_out else None,
-    }
-
-
-def export_line(facts: dict[str, Any]) -> str:
-    """Return the facts of `export_as` as one line."""
-    line = f"{facts['sources']} sources in {facts['path']}"
-    if facts["left_out"]:
-        line += f"; {facts['left_out']} left out: they {facts['why_left_out']}"
-    return line
+    show(api.export(catalog, to, out, columns, workers), as_json)

@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from threading import RLock
 from types import FrameType
 from typing import IO, Any
 
@@ -25,10 +24,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from photozhpc import __version__
+from photozhpc.api import Result
 from photozhpc.errors import PhotozError, Preempted
 from photozhpc.files.disk import is_full
 from photozhpc.files.objects import AnyPath, location
-from photozhpc.logs import LOG, is_quiet, is_verbose, set_verbosity, verbosity_kept
+from photozhpc.logs import LOG, is_verbose, set_verbosity, verbosity_kept
 from photozhpc.printable import printable
 
 # With colorama installed, Numba writes an escape sequence at exit, whatever NO_COLOR says.
@@ -281,26 +281,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-class Progress:
-    """Progress: a bar on a terminal, about ten plain lines in a log."""
-
-    def __init__(self, unit: str) -> None:
-        from tqdm import tqdm
-
-        tqdm.set_lock(RLock())  # tqdm's own is for several processes, and starts one more
-        self._unit = unit
-        self._bar = tqdm(unit=f" {unit}", disable=is_quiet() or None, leave=False, total=0)
-        self._next = 0.1
-
-    def __call__(self, done: int, total: int) -> None:
-        if not self._bar.disable:
-            self._bar.total = total
-            self._bar.update(done - self._bar.n)
-            if done >= total:
-                self._bar.close()
-        elif total and done / total >= self._next:
-            LOG.info("  %d/%d %s", done, total, self._unit)
-            self._next = done / total + 0.1
+def show(result: Result, as_json: bool) -> None:
+    """Print what a stage has made."""
+    echo(result.facts if as_json else result.text)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from photozhpc.cli.group import LOCAL, Examples, Progress, main
+from photozhpc.cli.group import LOCAL, Examples, main
 from photozhpc.cli.parameters import SURVEY
 from photozhpc.logs import LOG
+from photozhpc.progress import Progress
 from photozhpc.survey import load_survey
 
 ZERO_POINT = click.option(

@@ -1,15 +1,15 @@
 """Commands on mosaics: simulate, detect, extract."""
 
-from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from photozhpc.cli.group import JSON, LOCAL, Examples, Location, Progress, echo, main
+from photozhpc import api
+from photozhpc.cli.group import JSON, LOCAL, Examples, Location, main, show
 from photozhpc.cli.parameters import SURVEY, WORKERS
 from photozhpc.files.objects import AnyPath
-from photozhpc.logs import LOG
-from photozhpc.survey import MAX_CUTOUT_PIX, load_survey
+from photozhpc.survey import MAX_CUTOUT_PIX
 
 MOSAICS = click.option(
     "--mosaics", required=True, help="Folder or glob of mosaics; s3://BUCKET/... and https:// too."
@@ -44,13 +44,7 @@ def simulate(
     as_json: bool,
 ) -> None:
     """Make a simulated Roman sky: L3 mosaics, source lists and truth tables."""
-    from photozhpc.sky import load_sky_config, simulate_sky
-
-    sky_config = load_sky_config(config) if config else load_sky_config()
-    progress = Progress("tiles")
-    simulate_sky(load_survey(survey), out, tiles, seed, sky_config, workers, progress)
-    facts = {"kind": "sky", "path": str(out), "tiles": tiles, "seed": seed}
-    echo(facts if as_json else f"{tiles} tiles written to {out}")
+    show(api.simulate(out, survey, tiles, seed, config, workers), as_json)
 
 
 @main.command(
@@ -84,21 +78,7 @@ def detect(
     as_json: bool,
 ) -> None:
     """Make a source list for extract from mosaics without a catalogue; run again to continue."""
-    from photozhpc.extract.detect import make_source_list
-
-    summary = make_source_list(
-        load_survey(survey), mosaics, out, threshold, min_area, workers, Progress("tiles")
-    )
-    for note in summary.notes:
-        LOG.info("note: %s", note)
-    if as_json:
-        echo({"kind": "source list", "path": str(out), **asdict(summary)})
-        return
-    echo(
-        f"{summary.sources} sources of {summary.tiles} tiles in {out}"
-        + ("; it existed already" if summary.present else "")
-        + (f"; {summary.repeats} repeats in overlaps left out" if summary.repeats else "")
-    )
+    show(api.detect(mosaics, out, survey, threshold, min_area, workers), as_json)
 
 
 @main.command(
@@ -131,37 +111,15 @@ def extract(
     mosaics: str,
     sources: tuple[AnyPath, ...],
     store: AnyPath,
-    ebv_map: str,
+    ebv_map: Literal["sfd", "sfd-hires", "none"],
     size: int | None,
     workers: int | None,
     share: str,
     as_json: bool,
 ) -> None:
     """Measure sources on mosaics and store their cutouts; run again to continue."""
-    from photozhpc.extract.extract import extract
-
-    summary = extract(
-        load_survey(survey),
-        mosaics,
-        store,
-        sources,
-        size,
-        workers=workers,
-        share=_share(share),
-        ebv_map=ebv_map,
-        progress=Progress("sources"),
-    )
-    for note in summary.notes:
-        LOG.info("note: %s", note)
-    if as_json:
-        echo({"kind": "store", "path": str(store), **asdict(summary)})
-        return
-    echo(
-        f"{summary.sources} sources of {summary.tiles} tiles in {store}, "
-        f"{summary.bytes_per_cutout:.0f} bytes per cutout"
-        + (f"; {summary.skipped_tiles} tiles existed already" if summary.skipped_tiles else "")
-        + (f"; {summary.off_tile} sources lie on no tile" if summary.off_tile else "")
-    )
+    of = _share(share)
+    show(api.extract(mosaics, store, survey, sources, size, ebv_map, workers, of), as_json)
 
 
 def _share(text: str) -> tuple[int, int]:

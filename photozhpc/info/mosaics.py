@@ -12,7 +12,7 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 
 from photozhpc.errors import MosaicError, PhotozError, one_line
-from photozhpc.extract.extract import MAX_SCALE_ERROR
+from photozhpc.extraction.extract import MAX_SCALE_ERROR
 from photozhpc.files.disk import read_fault
 from photozhpc.files.fits_length import check_length, unzipped
 from photozhpc.mosaic import grid

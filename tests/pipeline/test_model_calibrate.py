@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from builders import models as tiny
 from photozhpc.errors import CheckpointError, StoreError
-from photozhpc.extract.extract import extract
+from photozhpc.extraction.extract import extract
 from photozhpc.files.lock import locked
 from photozhpc.model import PITA, bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model import calibrate as calibrate_module

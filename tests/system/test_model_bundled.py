@@ -12,7 +12,7 @@ import torch
 from builders.paths import ROOT
 from builders.stores import engine_input
 from photozhpc.errors import CheckpointError
-from photozhpc.extract.extract import extract
+from photozhpc.extraction.extract import extract
 from photozhpc.metrics import point_metrics
 from photozhpc.model import bundled_checkpoint, load_checkpoint
 from photozhpc.model.engine import Engine

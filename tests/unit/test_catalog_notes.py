@@ -21,8 +21,8 @@ from photozhpc.catalog.verify import verify_catalog
 from photozhpc.errors import CatalogError
 from photozhpc.evaluation.match import match
 from photozhpc.evaluation.truth import Truth
-from photozhpc.export.export import export
-from photozhpc.report.catalog_scan import scan_catalog
+from photozhpc.exports.export import export
+from photozhpc.html_report.catalog_scan import scan_catalog
 from photozhpc.store import ShardKey
 from photozhpc.survey import load_survey
 

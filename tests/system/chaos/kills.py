@@ -41,7 +41,7 @@ from builders.skies import SIMPLE  # noqa: E402
 from builders.training import TINY  # noqa: E402
 from photozhpc.catalog.run import run_inference  # noqa: E402
 from photozhpc.config import to_mapping  # noqa: E402
-from photozhpc.extract.extract import extract  # noqa: E402
+from photozhpc.extraction.extract import extract  # noqa: E402
 from photozhpc.sky import simulate_sky  # noqa: E402
 from photozhpc.store import CutoutStore  # noqa: E402
 from photozhpc.survey import load_survey  # noqa: E402

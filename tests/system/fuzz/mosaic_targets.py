@@ -12,7 +12,7 @@ from harness import Damage, Target
 from mutate import mangle, mutate_fits, mutate_lines
 
 from builders.paths import DATA
-from photozhpc.extract.extract import wcs_text
+from photozhpc.extraction.extract import wcs_text
 from photozhpc.mosaic.footprint import read_footprint
 from photozhpc.mosaic.tile import Tile, read_tile
 from photozhpc.survey import load_survey

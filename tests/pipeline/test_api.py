@@ -1,0 +1,102 @@
+"""`import photozhpc`: the stages as functions, from mosaics to a report."""
+
+import inspect
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import photozhpc
+from builders.commands import run
+from builders.models import TINY_RESNET
+from builders.training import TINY
+from photozhpc import api
+from photozhpc.config import to_mapping
+from photozhpc.errors import ConfigError, PhotozError
+from photozhpc.files.objects import ObjectPath
+from photozhpc.model.train_config import TrainConfig
+
+STAGES = (
+    *("simulate", "detect", "extract", "train", "calibrate"),
+    *("infer", "evaluate", "report", "export"),
+)
+
+
+def recipe(out: Path) -> dict:
+    config: TrainConfig = replace(
+        TINY, out=str(out), method="supervised", model=TINY_RESNET, density_steps=0, epochs=1
+    )
+    return to_mapping(replace(config, expert_steps=40))
+
+
+def test_every_stage_is_there_and_says_what_it_takes() -> None:
+    for name in STAGES:
+        function = getattr(photozhpc, name)
+        assert callable(function)
+        assert f"photozhpc.{name}(" in function.__doc__  # an example
+        assert function.__annotations__["return"] is photozhpc.Result
+        assert all(
+            parameter.annotation is not inspect.Parameter.empty
+            for parameter in inspect.signature(function).parameters.values()
+        )
+    assert set(photozhpc.__all__) <= set(dir(photozhpc))
+    with pytest.raises(AttributeError, match="no attribute 'infr'"):
+        _ = photozhpc.infr  # type: ignore[attr-defined]
+
+
+def test_what_a_stage_makes_is_what_the_next_takes(small_sky, tmp_path) -> None:
+    listed = photozhpc.detect(small_sky, tmp_path / "found.parquet", "roman-sim", workers=1)
+    assert Path(listed).is_file()
+    assert listed.facts["sources"] > 100
+    store = photozhpc.extract(small_sky, tmp_path / "store", "roman-sim", size=48, workers=1)
+    assert str(store) == str(tmp_path / "store")
+    assert repr(store) == store.text
+    model = photozhpc.train(recipe(tmp_path / "run"), store)
+    assert model.facts["kind"] == "checkpoint"
+    other = photozhpc.calibrate(model, store, tmp_path / "calibrated.safetensors")
+    catalogue = photozhpc.infer(
+        "roman-sim", store, other, tmp_path / "out", workers=1, device="cpu", pdf="quantiles"
+    )
+    table = photozhpc.read_catalog(catalogue)
+    assert table.num_rows == store.facts["sources"] == catalogue.facts["rows"]
+    assert sum(len(part.source_id_N) for part in photozhpc.read_pdf(catalogue)) == table.num_rows
+    truth = f"{small_sky}/*_truth.parquet"
+    accuracy = photozhpc.evaluate(catalogue, truth)
+    assert np.isfinite(accuracy.facts["overall"]["nmad"]["value"])
+    page = photozhpc.report(catalogue, [truth])
+    assert Path(page).read_text().startswith("<!doctype html>")
+    fits = photozhpc.export(catalogue, "fits", tmp_path / "c.fits")
+    assert fits.facts["sources"] + fits.facts["left_out"] == table.num_rows
+
+    # The command finds all of it done, and says the same.
+    said = run("extract", "--survey", "roman-sim", "--mosaics", small_sky, "--store", store,
+               "--size", 48, "--workers", 1)  # fmt: skip
+    assert said.exit_code == 0
+    assert said.stdout.startswith(store.text.partition(",")[0])
+    assert run("export", catalogue, "--format", "fits", "--out", fits).stdout == f"{fits.text}\n"
+
+
+def test_a_url_where_a_folder_is_meant_is_refused(small_store) -> None:
+    with pytest.raises(ConfigError, match="s3://bucket/out: is a URL; pass a path on a disk"):
+        photozhpc.infer("roman-sim", small_store.path, out="s3://bucket/out")
+    with pytest.raises(PhotozError, match="no store was given"):
+        photozhpc.infer("roman-l3")
+
+
+def test_a_result_keeps_the_url_it_was_made_at() -> None:
+    made = api.Result(ObjectPath("s3://bucket/store"), {}, "")
+    assert api._locations([made, "a.csv"]) == (ObjectPath("s3://bucket/store"), Path("a.csv"))
+    assert os.fspath(made) == "s3://bucket/store"
+
+
+def test_importing_it_loads_no_heavy_package() -> None:
+    code = (
+        "import sys, photozhpc; dir(photozhpc); photozhpc.infer; photozhpc.load_survey\n"
+        "print([m for m in ('torch', 'zarr', 'dask', 'pandas', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
