@@ -33,15 +33,27 @@ CONFIGS: tuple[tuple[type, str, str], ...] = (
 )
 # The Python interface: heading -> names that users import.
 PYTHON: dict[str, tuple[str, ...]] = {
+    "Stages": (
+        "photozhpc.simulate",
+        "photozhpc.detect",
+        "photozhpc.extract",
+        "photozhpc.train",
+        "photozhpc.calibrate",
+        "photozhpc.infer",
+        "photozhpc.evaluate",
+        "photozhpc.report",
+        "photozhpc.export",
+        "photozhpc.Result",
+    ),
     "Catalogues": (
-        "photozhpc.catalog.read_catalog",
-        "photozhpc.catalog.read_pdf",
+        "photozhpc.read_catalog",
+        "photozhpc.read_pdf",
         "photozhpc.catalog.PdfPart",
         "photozhpc.catalog.PdfPart.cdf",
         "photozhpc.catalog.PdfPart.density",
     ),
     "Stores": (
-        "photozhpc.store.CutoutStore",
+        "photozhpc.CutoutStore",
         "photozhpc.store.CutoutStore.create",
         "photozhpc.store.CutoutStore.open",
         "photozhpc.store.CutoutStore.tiles",
@@ -75,11 +87,13 @@ PYTHON: dict[str, tuple[str, ...]] = {
         "photozhpc.metrics.crps",
     ),
     "Mosaics": (
-        "photozhpc.survey.load_survey",
+        "photozhpc.load_survey",
         "photozhpc.mosaic.tile.read_tile",
         "photozhpc.mosaic.tile.Tile",
         "photozhpc.mosaic.tile.Tile.sky_to_pixel",
         "photozhpc.mosaic.tile.Tile.pixel_to_sky",
+        "photozhpc.mosaic.measure.forced_photometry",
+        "photozhpc.mosaic.measure.Photometry",
         "photozhpc.mosaic.photometry.sum_circles",
         "photozhpc.mosaic.photometry.PhotFlag",
         "photozhpc.mosaic.cutouts.extract_cutouts",

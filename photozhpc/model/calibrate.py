@@ -80,7 +80,7 @@ def fit_uncertainty(
     seed: int,
     steps: int,
     label_fraction: float = 1.0,
-    expert_steps: int = 2000,
+    expert_steps: int = 1000,
     split: Literal["train", "all"] = "train",
 ) -> Roles:
     """Fit density heads, the expert, their calibration and the distance to the images, in place.

@@ -93,7 +93,7 @@ def fit_flux_expert(
     z_N: Tensor,
     fold_N: Tensor,
     *,
-    steps: int = 2000,
+    steps: int = 1000,
     seed: int = 0,
 ) -> Tensor:
     """Fit the features and the networks, in place, to labelled sources on the expert's device.

@@ -150,7 +150,7 @@ class TrainConfig:
     labels: Literal["train", "all"] = "train"
     refit_steps: int = 0
     density_steps: int = 2000
-    expert_steps: int = 2000
+    expert_steps: int = 1000
     feature_aperture_arcsec: float = 0.4
     average_weights: bool = True
     checkpoint_minutes: float = 10.0
