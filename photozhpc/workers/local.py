@@ -8,7 +8,6 @@ import runpy
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,6 +29,7 @@ from photozhpc.errors import ConfigError, RunError, one_line
 from photozhpc.files.disk import temporary_folder
 from photozhpc.logs import is_verbose
 from photozhpc.workers.memory import WORKER_ENVIRONMENT
+from photozhpc.workers.pool import program_hidden
 from photozhpc.workers.signals import signals_held_back
 from photozhpc.workers.unix_sockets import PROTOCOL, LocalScheduler, LocalWorker
 
@@ -138,7 +138,7 @@ def import_early(preload: Sequence[str]) -> None:
 
     That takes seconds, in which the caller can prepare the work. It is not for workers with CUDA.
     """
-    with _local_settings("forkserver"), _environment_kept(), _program_hidden():
+    with _local_settings("forkserver"), _environment_kept(), program_hidden():
         os.environ |= CONFIG["distributed.nanny.pre-spawn-environ"]
         with signals_held_back():
             _set_preload([*preload, "distributed"])
@@ -193,7 +193,7 @@ def local_client(
         name: {"cls": Nanny, "options": {**options, "env": {**settings, **environment}}}
         for name, environment in enumerate(environments)
     }
-    with _local_settings(method), quiet_logs(), _environment_kept(), _program_hidden():
+    with _local_settings(method), quiet_logs(), _environment_kept(), program_hidden():
         losses = LostWorkers(on_worker_lost)
         cluster: SpecCluster | None = None
         completed = False
@@ -333,22 +333,6 @@ def _environment_kept() -> Iterator[None]:
         for name in set(os.environ) - set(before):
             del os.environ[name]
         os.environ.update(before)
-
-
-@contextmanager
-def _program_hidden() -> Iterator[None]:
-    """Keep multiprocessing from running the main program again in every worker.
-
-    The tasks do not need it, and it may be a script without `if __name__ == "__main__"`, or come
-    from standard input.
-    """
-    program = sys.modules["__main__"]
-    spec, file = program.__spec__, getattr(program, "__file__", None)
-    program.__spec__ = program.__file__ = None
-    try:
-        yield
-    finally:
-        program.__spec__, program.__file__ = spec, file
 
 
 def _dask_level() -> int:

@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from photozhpc.errors import RunError
@@ -40,7 +42,7 @@ def run_jobs(
             finished(index, work(*job))
         return
     try:
-        with signals_held_back():
+        with signals_held_back(), program_hidden():
             context = multiprocessing.get_context("spawn")
             threads = max(1, cores // n_workers)
             pool = ProcessPoolExecutor(n_workers, context, _begin_worker, (threads,))
@@ -58,6 +60,22 @@ def run_jobs(
         for process in multiprocessing.active_children():
             process.kill()
         raise
+
+
+@contextmanager
+def program_hidden() -> Iterator[None]:
+    """Keep multiprocessing from running the main program again in every worker.
+
+    The jobs do not need it, and it may be a script without `if __name__ == "__main__"`, or come
+    from standard input.
+    """
+    program = sys.modules["__main__"]
+    spec, file = program.__spec__, getattr(program, "__file__", None)
+    program.__spec__ = program.__file__ = None
+    try:
+        yield
+    finally:
+        program.__spec__, program.__file__ = spec, file
 
 
 def _begin_worker(threads: int) -> None:

@@ -100,3 +100,18 @@ def test_importing_it_loads_no_heavy_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_script_needs_no_main_guard(tmp_path) -> None:
+    """Workers of the spawn method would run it again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import photozhpc\nprint('begins')\n"
+        "config = {'tile_size_pix': 128, 'density_scale': 2.0}\n"
+        "open('sky.yaml', 'w').write(str(config))\n"
+        "print(repr(photozhpc.simulate('sky', tiles=2, config='sky.yaml', workers=2)))\n"
+    )
+    command = [sys.executable, script.name]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "begins\n2 tiles written to sky\n"
