@@ -64,6 +64,8 @@ class PhotozFlag(enum.IntFlag):
         SHARP_DEFECT: light in one band that is not from the sky, like that of a cosmic ray or a
             hot pixel; or a dead band.
         OTHER_NOISE: the noise of a band is lower or higher than in all training.
+        UNUSUAL: photoz_ood is above 1, as for 1% of the training images.
+        IMPLAUSIBLE: photoz is negative, or outside its own 99% interval.
     """
 
     OFF_TILE = 1
@@ -72,6 +74,8 @@ class PhotozFlag(enum.IntFlag):
     NO_PHOTOZ = 8
     SHARP_DEFECT = 16
     OTHER_NOISE = 32
+    UNUSUAL = 64
+    IMPLAUSIBLE = 128
 
 
 def count_rows(table: pa.Table) -> Counts:

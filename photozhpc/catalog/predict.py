@@ -191,6 +191,20 @@ def photoz_flags(
     return flags_N
 
 
+def estimate_flags(
+    photoz_N: NDArray[np.float32], quantile_NQ: NDArray[np.float32], ood_N: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """Return the PhotozFlag bits UNUSUAL and IMPLAUSIBLE (N,); NaN is neither.
+
+    Args:
+        quantile_NQ: the ends of the intervals, widest first and last.
+    """
+    outside_N = (photoz_N < quantile_NQ[:, 0]) | (photoz_N > quantile_NQ[:, -1])
+    flags_N = np.where(ood_N > 1, int(PhotozFlag.UNUSUAL), 0).astype(np.int32)
+    flags_N[(photoz_N < 0) | outside_N] |= PhotozFlag.IMPLAUSIBLE
+    return flags_N
+
+
 def photometry_flags(measured: Measurements, photoz_N: NDArray[np.float32]) -> NDArray[np.int32]:
     """Return PhotozFlag bits (N,) of sources whose redshift is from fluxes alone.
 
@@ -242,6 +256,7 @@ def _part_tables(
             flags_N[rows] |= image_flags(cutout_BCSS, side, store.survey, comparison.limits_2C)
         else:
             flags_N[rows] = photometry_flags(block, photoz_N[rows])
+    flags_N |= estimate_flags(photoz_N, quantile_NQ, ood_N)
     pdf_table = None
     if pdf is not None:
         value_NP[~np.isfinite(photoz_N)] = np.nan

@@ -5,16 +5,21 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
+from photozhpc.catalog.doubts import doubts
 from photozhpc.catalog.footprint import FOOTPRINT_NAME, write_footprint
 from photozhpc.catalog.notes import PDF_FOLDER
-from photozhpc.catalog.photoz_catalog import catalog_parts
+from photozhpc.catalog.photoz_catalog import catalog_parts, read_catalog
 from photozhpc.catalog.run import RunSummary
+from photozhpc.evaluation.catalog_columns import floats
 from photozhpc.evaluation.match import match
 from photozhpc.evaluation.truth import read_truth, store_labels, tables_text
 from photozhpc.files.disk import write_durably
 from photozhpc.files.objects import AnyPath
 from photozhpc.metrics import point_metrics
 
+DOUBTED_PARTS = 16  # of a catalogue, whose redshifts are looked at
 LABELS = "z_spec labels of the store (the model may have been trained on them)"
 
 
@@ -78,7 +83,11 @@ def summarise(run: RunSummary, truth: Sequence[str | AnyPath] | None = None) -> 
             f"{metrics.n} sources with {reference}",
             f"figure     {path}",
         ]
-    lines += [f"warning: {warning}" for warning in run.warnings]
+    parts = catalog_parts(run.path)
+    some = parts[:: -(-len(parts) // DOUBTED_PARTS)]
+    photoz_N = np.concatenate([floats(read_catalog(part, ["photoz"]), "photoz") for part in some])
+    document["warnings"] = [*run.warnings, *doubts(counts.rows, counts.flagged, photoz_N)]
+    lines += [f"warning: {warning}" for warning in document["warnings"]]
     lines += [f"note: {note}" for note in redshifts.notes]
     write_durably(run.path / "summary.json", json.dumps(document, indent=2).encode())
     return "\n".join(lines)
@@ -91,7 +100,6 @@ def _document(run: RunSummary) -> dict[str, Any]:
         "rows_without_photoz": run.counts.without_photoz,
         "rows_with_sharp_defect": run.counts.sharp_defects,
         "rows_with_other_noise": run.counts.other_noise,
-        "warnings": list(run.warnings),
         "new_rows": run.n_rows_new,
         "wall_seconds": round(run.wall_seconds, 3),
         "startup_seconds": round(run.startup_seconds, 3),

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc import __version__
+from photozhpc.catalog.doubts import doubts
 from photozhpc.catalog.notes import warnings_of
 from photozhpc.catalog.photoz_catalog import PhotozFlag
 from photozhpc.catalog.throughput import read_throughput
 from photozhpc.errors import StoreError
+from photozhpc.evaluation.catalog_columns import floats
 from photozhpc.html_report import page_figures as draw
 from photozhpc.html_report.catalog_scan import (
     COLOUR_SN,
@@ -43,6 +45,8 @@ _MEANING = {
     PhotozFlag.NO_PHOTOZ: "too little data: no redshift was estimated",
     PhotozFlag.SHARP_DEFECT: "a cosmic ray, a hot pixel or a dead band in the image",
     PhotozFlag.OTHER_NOISE: "the noise of a band is lower or higher than in all training",
+    PhotozFlag.UNUSUAL: "photoz_ood is above 1, as for 1 % of the training images",
+    PhotozFlag.IMPLAUSIBLE: "photoz is negative, or outside its own 99 % interval",
 }
 
 
@@ -371,6 +375,7 @@ def summary(
     survey = source.provenance.get("survey")
     flagged = scan.n_rows - scan.flag_values.get(0, 0)
     area = where.area_arcmin2
+    sample_N = np.empty(0) if scan.sample is None else floats(scan.sample, "photoz")
     facts = [
         ("sources", f"{scan.n_rows:,}"),
         ("with a redshift", f"{scan.n_photoz:,}"),
@@ -390,7 +395,7 @@ def summary(
         "survey": str(survey) if survey else source.folder.absolute().name,
         "facts": facts,
         "unfinished": _unfinished(source),
-        "warnings": warnings_of(source.provenance),
+        "warnings": [*warnings_of(source.provenance), *doubts(scan.n_rows, flagged, sample_N)],
         "state": source.status.get("state", ""),
     }
 
