@@ -130,6 +130,7 @@ def extract(
     ebv_map: Literal["sfd", "sfd-hires", "none"] = "sfd",
     workers: int | None = None,
     share: tuple[int, int] = (0, 1),
+    allow_missing_bands: bool = False,
 ) -> Result:
     """Measure sources on mosaics and store their cutouts; called again, it continues.
 
@@ -141,6 +142,7 @@ def extract(
         size: side of the cutouts, pixels; default: the survey's.
         ebv_map: E(B-V) if the list has none.
         share: (i, n): the i-th of n equal shares of the tiles.
+        allow_missing_bands: leave bands empty that no tile has, instead of raising.
 
     Raises:
         PhotozError: a mosaic or list cannot be used; its message says what to do.
@@ -157,6 +159,7 @@ def extract(
         workers=workers,
         share=share,
         ebv_map=ebv_map,
+        allow_missing_bands=allow_missing_bands,
         progress=Progress("sources"),
     )
     _log_notes(summary.notes)

@@ -320,6 +320,16 @@ class Survey:
                 return parts.get("tile", ""), self.band(parts["band"]) if "band" in parts else None
         return None
 
+    def other_band(self, file_name: str) -> str | None:
+        """Return what stands for the band in a file name that fits but for its band, or None."""
+        if self.match_mosaic(file_name) or _first_match(file_name, self.skip_mosaics) is not None:
+            return None
+        for pattern in names_of(self.mosaic_pattern):
+            parts = _match(pattern, "(?P<band>[A-Za-z0-9-]+)", file_name)
+            if parts is not None and "band" in parts:
+                return parts["band"]
+        return None
+
     def match_source_list(self, file_name: str) -> tuple[int, str | None] | None:
         """Return (index of the pattern, tile) of a list's file name by `source_pattern`.
 

@@ -104,6 +104,9 @@ def detect(
 )
 @click.option("--size", type=click.IntRange(8, MAX_CUTOUT_PIX), help="Side of the cutouts, px.")
 @WORKERS
+@click.option(
+    "--allow-missing-bands", is_flag=True, help="Leave bands empty of which there is no mosaic."
+)
 @click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
 @JSON
 def extract(
@@ -114,12 +117,23 @@ def extract(
     ebv_map: Literal["sfd", "sfd-hires", "none"],
     size: int | None,
     workers: int | None,
+    allow_missing_bands: bool,
     share: str,
     as_json: bool,
 ) -> None:
     """Measure sources on mosaics and store their cutouts; run again to continue."""
-    of = _share(share)
-    show(api.extract(mosaics, store, survey, sources, size, ebv_map, workers, of), as_json)
+    made = api.extract(
+        mosaics,
+        store,
+        survey,
+        sources,
+        size,
+        ebv_map,
+        workers,
+        _share(share),
+        allow_missing_bands,
+    )
+    show(made, as_json)
 
 
 def _share(text: str) -> tuple[int, int]:

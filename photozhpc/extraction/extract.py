@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from photozhpc.errors import MosaicError, StoreError
+from photozhpc.extraction.preflight import check_bands, check_positions
 from photozhpc.files.disk import remove_stale_partials
 from photozhpc.files.objects import AnyPath, is_remote, list_files, location, version_of
 from photozhpc.logs import LOG
@@ -150,6 +151,7 @@ def extract(
     workers: int | None = None,
     share: tuple[int, int] = (0, 1),
     ebv_map: str = "sfd",
+    allow_missing_bands: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExtractSummary:
     """Measure every source of the lists and write the store; finished tiles are skipped.
@@ -161,6 +163,7 @@ def extract(
         workers: processes; default: one per core, at most one per tile.
         share: (i, n): extract only the i-th (from 0) of n equal shares of the tiles.
         ebv_map: source of E(B-V) where a list has none; see `dust.EBV_MAPS`.
+        allow_missing_bands: leave bands empty that no tile has, instead of raising.
         progress: called with (sources done, all sources).
 
     Raises:
@@ -170,11 +173,14 @@ def extract(
     store_path = local_path(store_path)
     notes: list[str] = []
     tile_mosaics = find_mosaics(mosaics, survey, notes)
+    if not allow_missing_bands:
+        check_bands(tile_mosaics, mosaics, survey)
     lists = list(source_lists) or find_source_lists(mosaics, survey, notes)
     joined = read_survey_lists(lists, survey)
     notes += joined.notes
     footprints = read_footprints(tile_mosaics, survey)
     tile_N = assign_tiles(joined.sources, list(footprints.values()))
+    notes += check_positions(joined.sources, tile_N, list(footprints.values()))
     kept_N = sources_to_measure(joined, lists, tile_N, list(tile_mosaics), survey, notes)
     sources, tile_N = joined.sources[kept_N], tile_N[kept_N]
     without_ebv_M = np.flatnonzero(np.isnan(sources.ebv_N))

@@ -29,18 +29,18 @@ def read_identifiers(
     *,
     is_only_list: bool,
     list_name: str,
-    text: bool = False,
 ) -> tuple[NDArray[np.int64], str | None]:
-    """Return the identifiers of the rows, and a note if the rows were numbered instead.
+    """Return the identifiers of the rows, and a note if they are not in the table as they are.
+
+    Text stands for an integer, see `id_of_text`; without a column the rows are numbered.
 
     Args:
         is_only_list: the rows of an only list without identifiers may be numbered from 0.
         list_name: distinguishes the numbers of this list (`columns.number`) from another's.
-        text: whether identifiers may be text, which `id_of_text` turns into integers.
 
     Raises:
-        SourceListError: there are none, or they are not integers of 64 bits; or rows would be
-            numbered although a column looks like their identifiers.
+        SourceListError: there are none, or they are numbers but not integers of 64 bits; or rows
+            would be numbered although a column looks like their identifiers.
     """
     n = len(next(iter(table.columns.values()), np.empty(0)))
     # A pipeline that does not number its sources may fill the column with zeros.
@@ -69,8 +69,14 @@ def read_identifiers(
             f"{table.path}: column '{name}' is empty (masked, null or NaN) in {n_empty} rows; "
             "give every source an identifier"
         )
-    if text and id_N.dtype.kind in "OSU":
-        return ids_of_text(id_N, f"{table.path}: column '{name}'"), None
+    if id_N.dtype.kind in "OSU" and name != columns.number:
+        number_N = ids_of_text(id_N, f"{table.path}: column '{name}'")
+        first = _as_text(id_N.tolist()[0]) if len(id_N) else ""
+        is_number = not len(id_N) or str(number_N[0]) == first
+        note = f"{table.path.name}: '{name}' is text; source_id is its hash ('{first}': "
+        return number_N, None if is_number else f"{note}{number_N[0]})"
+    if id_N.dtype.kind == "f" and _are_exact_integers(id_N):
+        id_N = id_N.astype(np.int64)
     if not np.issubdtype(id_N.dtype, np.integer):
         raise SourceListError(
             f"{table.path}: column '{name}' must hold integers, it holds {id_N.dtype} such as "
@@ -86,6 +92,12 @@ def read_identifiers(
     if name == columns.number:
         id_N = _with_list_name(table, column, id_N, list_name)
     return id_N, None
+
+
+def _are_exact_integers(value_N: NDArray[np.floating]) -> bool:
+    """Whether floats are whole, and so small that no other integer became the same float."""
+    limit = 2 ** (np.finfo(value_N.dtype).nmant + 1)
+    return bool(((value_N == np.rint(value_N)) & (np.abs(value_N) < limit)).all())
 
 
 def ids_of_text(text_N: NDArray, where: str) -> NDArray[np.int64]:

@@ -208,16 +208,17 @@ def _read(
     wanted = {name.lower() for value in vars(columns).values() for name in names_of(value)}
     wanted |= possible_names(survey)
     table = read_columns(path, _WHAT, lambda name: name.lower() in wanted, row_group)
-    id_N, note = read_identifiers(table, columns, is_only_list=True, list_name=path.stem, text=True)
-    if note is not None:
-        id_N = id_N + first_row
-        remarks.add(len(id_N), "rows have no identifiers and are numbered from 0")
-    elif (id_name := _first(table, columns)) and table.columns[id_name].dtype.kind in "OSU":
+    id_N, note = read_identifiers(table, columns, is_only_list=True, list_name=path.stem)
+    id_name = _first(table, columns)
+    if id_name is not None and table.columns[id_name].dtype.kind in "OSU":
         remarks.add(
             len(id_N),
             f"identifiers in '{id_name}' are text; source_id is a number made of each, and the "
             f"rows keep their order",
         )
+    elif note is not None:
+        id_N = id_N + first_row
+        remarks.add(len(id_N), "rows have no identifiers and are numbered from 0")
     labels = dict.fromkeys(names_of(columns.z_spec), 0)
     sources = sources_of(table, columns, id_N, survey.z_spec_max, remarks, labels)
     return _Shard(fill_ebv(sources, _EBV_MAP), read_fluxes(table, survey, remarks))

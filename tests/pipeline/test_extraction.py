@@ -111,7 +111,11 @@ def test_a_tile_without_one_band_is_measured_in_the_others(small_sky: Path, tmp_
     for path in small_sky.iterdir():
         if "t0000_" in path.name and "_f129_" not in path.name:
             shutil.copy(path, tmp_path)
-    summary = extract(SURVEY, tmp_path, tmp_path / "s", size=16, workers=1)
+    with pytest.raises(MosaicError, match="no tile has a mosaic of F129"):
+        extract(SURVEY, tmp_path, tmp_path / "s", size=16, workers=1)
+    summary = extract(
+        SURVEY, tmp_path, tmp_path / "s", size=16, workers=1, allow_missing_bands=True
+    )
     assert summary.notes == ("tile 'sim000005t0000': no mosaic of band F129",)
     store = CutoutStore.open(tmp_path / "s")
     key = next(key for key in store.shards() if key.tile_id != OFF_TILE_ID)

@@ -10,6 +10,7 @@ from astropy.io import fits
 from astropy.table import MaskedColumn, QTable, Table
 
 from photozhpc.errors import SourceListError
+from photozhpc.sources.identifiers import id_of_text
 from photozhpc.sources.read import Sources, read_source_lists, read_sources
 from photozhpc.survey import SourceColumns
 
@@ -72,11 +73,25 @@ def test_rows_without_identifiers_are_numbered_in_a_single_list_only(tmp_path: P
         read_sources([path, path], COLUMNS)
 
 
+def test_identifiers_may_be_whole_floats_or_text(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    table = _table()
+    table.replace_column("ID", [7.0, 3.0, 5.0])
+    table.write(path)
+    assert read_sources([path], COLUMNS).source_id_N.tolist() == [7, 3, 5]
+    table.replace_column("ID", ["J1000+02", "12", "b"])
+    table.write(path, overwrite=True)
+    lists = read_source_lists([path], COLUMNS)
+    assert lists.sources.source_id_N.tolist() == [id_of_text("J1000+02"), 12, id_of_text("b")]
+    [note] = [note for note in lists.notes if "is text" in note]
+    assert f"source_id is its hash ('J1000+02': {id_of_text('J1000+02')})" in note
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda t: t.remove_column("RA"), "no column 'ra'"),
-        (lambda t: t.replace_column("ID", ["a", "b", "c"]), "must hold integers"),
+        (lambda t: t.replace_column("ID", [1.5, 2.5, 3.5]), "must hold integers"),
         (lambda t: t.replace_column("DEC", ["north", "b", "c"]), "does not hold numbers"),
     ],
 )
@@ -219,7 +234,7 @@ def test_words_for_units_and_those_that_are_none(tmp_path: Path, unit: str, is_r
         ({"z_spec": [1e4, 2e4, 3e4] * u.km / u.s}, "'km / s' cannot be converted to a redshift"),
         ({"ebv": [1e4, 2e4, 3e4] * u.km / u.s}, "'km / s' cannot be converted to mag"),
         (
-            {"source_id": [1000.0, 2000.0, 3000.0]},
+            {"source_id": [1000.0, 2000.0, 2.0**60]},
             "must hold integers.* such as 1000",
         ),
         (
