@@ -44,6 +44,8 @@ PYTHON: dict[str, tuple[str, ...]] = {
         "photozhpc.report",
         "photozhpc.export",
         "photozhpc.Result",
+        "photozhpc.plot_pdf",
+        "photozhpc.plot_cutouts",
     ),
     "Catalogues": (
         "photozhpc.read_catalog",

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "photozhpc.api": "simulate detect extract train calibrate infer evaluate report export Result",
     "photozhpc.catalog": "read_catalog read_pdf",
+    "photozhpc.figures.single_sources": "plot_pdf plot_cutouts",
     "photozhpc.store": "CutoutStore",
     "photozhpc.survey": "load_survey",
 }

@@ -18,6 +18,7 @@ from photozhpc.catalog.photoz_catalog import PhotozFlag
 from photozhpc.catalog.throughput import read_throughput
 from photozhpc.errors import StoreError
 from photozhpc.evaluation.catalog_columns import floats
+from photozhpc.figures.composites import channels
 from photozhpc.html_report import page_figures as draw
 from photozhpc.html_report.catalog_scan import (
     COLOUR_SN,
@@ -29,7 +30,7 @@ from photozhpc.html_report.catalog_scan import (
     Density,
     rebin,
 )
-from photozhpc.html_report.cutout_gallery import Cutout, channels, make_gallery
+from photozhpc.html_report.cutout_gallery import Cutout, make_gallery
 from photozhpc.html_report.page_accuracy import Accuracy
 from photozhpc.html_report.page_source import PageSource
 from photozhpc.html_report.plot import Plot, with_minus

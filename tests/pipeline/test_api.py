@@ -16,7 +16,7 @@ from builders.models import TINY_RESNET
 from builders.training import TINY
 from photozhpc import api
 from photozhpc.config import to_mapping
-from photozhpc.errors import ConfigError, PhotozError
+from photozhpc.errors import CatalogError, ConfigError, PhotozError, StoreError
 from photozhpc.files.objects import ObjectPath
 from photozhpc.model.train_config import TrainConfig
 
@@ -71,6 +71,25 @@ def test_what_a_stage_makes_is_what_the_next_takes(small_sky, tmp_path) -> None:
     assert Path(page).read_text().startswith("<!doctype html>")
     fits = photozhpc.export(catalogue, "fits", tmp_path / "c.fits")
     assert fits.facts["sources"] + fits.facts["left_out"] == table.num_rows
+
+    ids = table.to_pandas().dropna(subset=["photoz"])["source_id"].tolist()[:7]
+    pictures = [
+        photozhpc.plot_pdf(catalogue, ids),
+        photozhpc.plot_pdf(catalogue, ids[0], z_max=2.0),
+        photozhpc.plot_cutouts(store, ids, catalogue),
+        photozhpc.plot_cutouts(photozhpc.CutoutStore.open(str(store)), ids[0]),
+    ]
+    for number, picture in enumerate(pictures):
+        assert picture._repr_png_().startswith(b"\x89PNG")
+        picture.save(tmp_path / f"{number}.png")
+        assert (tmp_path / f"{number}.png").stat().st_size > 5000
+    assert len(pictures[0].figure.axes) == 7
+    with pytest.raises(CatalogError, match="has no p\\(z\\) of source 7"):
+        photozhpc.plot_pdf(catalogue, [ids[0], 7])
+    with pytest.raises(StoreError, match="holds none of these sources"):
+        photozhpc.plot_cutouts(store, 7)
+    with pytest.raises(ConfigError, match="1 to 48 sources fit"):
+        photozhpc.plot_cutouts(store, [])
 
     # The command finds all of it done, and says the same.
     said = run("extract", "--survey", "roman-sim", "--mosaics", small_sky, "--store", store,
