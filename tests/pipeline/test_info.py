@@ -357,8 +357,8 @@ def test_all_others_load_as_the_same(tmp_path: Path) -> None:
         assert shown == load_config(name).config
         assert load_config(path).kind == "recipe"
     path = tmp_path / "sky.yaml"
-    path.write_text(run("config", "show", "sky/default").stdout)
-    assert load_sky_config(path) == load_sky_config()
+    path.write_text(run("config", "show", "sky/simple").stdout)
+    assert load_sky_config(path) == load_sky_config("sky/simple")
     assert load_config(path).kind == "sky"
 
 
