@@ -48,14 +48,14 @@ PYTHON: dict[str, tuple[str, ...]] = {
         "photozhpc.plot_cutouts",
     ),
     "Catalogues": (
-        "photozhpc.read_catalog",
-        "photozhpc.read_pdf",
+        "photozhpc.catalog.read_catalog",
+        "photozhpc.catalog.read_pdf",
         "photozhpc.catalog.PdfPart",
         "photozhpc.catalog.PdfPart.cdf",
         "photozhpc.catalog.PdfPart.density",
     ),
     "Stores": (
-        "photozhpc.CutoutStore",
+        "photozhpc.store.CutoutStore",
         "photozhpc.store.CutoutStore.create",
         "photozhpc.store.CutoutStore.open",
         "photozhpc.store.CutoutStore.tiles",
@@ -89,7 +89,7 @@ PYTHON: dict[str, tuple[str, ...]] = {
         "photozhpc.metrics.crps",
     ),
     "Mosaics": (
-        "photozhpc.load_survey",
+        "photozhpc.survey.load_survey",
         "photozhpc.mosaic.tile.read_tile",
         "photozhpc.mosaic.tile.Tile",
         "photozhpc.mosaic.tile.Tile.sky_to_pixel",

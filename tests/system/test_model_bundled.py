@@ -77,9 +77,9 @@ def test_it_is_ahead_of_every_opponent_and_the_card_says_by_how_much() -> None:
         run
         for name, entry in methods.items()
         for run in entry["runs"]
-        if name != result["ours"] and run["seed"] == ours["seed"]
+        if not name.startswith(result["ours"]) and run["seed"] == ours["seed"]
     ]
-    assert len(opponents) >= 7
+    assert len(opponents) >= 6
     for run in opponents:
         assert ours["nmad"] < run["nmad"]
         assert ours["outliers_percent"] < run["outliers_percent"]
