@@ -18,6 +18,7 @@ FIGURES = HERE / "figures"
 # Of a tile, beside its shards: two for each column, the metadata of cutouts and tile, the manifest.
 SMALL_FILES = 2 * len(COLUMNS) + 3
 LIMIT = "limit of the photometry"  # as in opponents.py, which needs more than this report
+FIRST = "ConvNeXt-Atto that was bundled first"
 CARD = HERE.parent / "photozhpc" / "model" / "bundled" / "MODEL_CARD.md"
 
 
@@ -337,7 +338,7 @@ def throughput_section() -> str:
 
     if inference := load("inference"):
         if use := inference.get("utilisation"):
-            what = "inference, disk to disk, bundled model"
+            what = f"inference, disk to disk, {FIRST}"
             against = "the engine on images in memory"
             row(what + ", compiled", against, "0.90", use["compiled"]["utilisation"], "inference")
             row(what + ", eager", against, "0.90", use["eager"]["utilisation"], "inference")
@@ -356,7 +357,7 @@ def throughput_section() -> str:
             row(what, "pita-z's scripts", "4.0", value, "inference")
         for name, threads in inference.get("forward", {}).items():
             if name.endswith("_threads"):
-                what = f"forward pass, bundled model, {name[0]} thread{'s' * (name[0] != '1')}"
+                what = f"forward pass, {FIRST}, {name[0]} thread{'s' * (name[0] != '1')}"
                 for kind in ("_compiled", ""):
                     value = threads[f"times_eager_float32{kind}"]
                     label = what + (", compiled" if kind else ", eager")
