@@ -107,7 +107,7 @@ def detect(
     target = _local(out)
     summary = make_source_list(
         _survey(survey),
-        str(_location(mosaics)),
+        _location(mosaics),  # not its text, which leaves out secrets
         target,
         threshold,
         min_area,
@@ -152,7 +152,7 @@ def extract(
     target = _location(store)
     summary = extract_store(
         _survey(survey),
-        str(_location(mosaics)),
+        _location(mosaics),  # not its text, which leaves out secrets
         target,
         _locations(sources),
         size,

@@ -32,6 +32,7 @@ from photozhpc.catalog.pdf import PdfPart
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
 from photozhpc.catalog.predict import (
     compare_with_training,
+    estimate_flags,
     image_flags,
     photoz_flags,
     probability_of_stars,
@@ -174,6 +175,7 @@ class PITAEstimator(CatEstimator):
                 flags_B = photoz_flags(cutout_BCSS, side, seen.flags_NC, prediction.z_phot_N)
                 survey, compared = self._store.survey, self._comparison
                 flags_B |= image_flags(cutout_BCSS, side, survey, compared.limits_2C)
+                flags_B |= estimate_flags(*prediction)
                 star_B = probability_of_stars(seen, survey, compared.point_sources)
                 assert pdf_BP is not None  # the engine was made with pdf="grid"
                 blocks.append((*prediction, pdf_BP, flags_B, star_B))

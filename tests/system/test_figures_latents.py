@@ -144,7 +144,8 @@ def test_the_redshifts_are_those_of_a_catalogue(small_store: CutoutStore) -> Non
     catalogue = {}
     for key in small_store.shards():
         sources = small_store.read_sources(key)
-        prediction = engine.predict(small_store.read_cutouts(key), sources.ebv_N)
+        measured = small_store.read_measurements(key)
+        prediction = engine.predict(small_store.read_cutouts(key), sources.ebv_N, measured)
         catalogue |= dict(zip(sources.source_id_N, prediction.z_phot_N, strict=True))
     expected_N = np.array([catalogue[source_id] for source_id in latents.source_id_N])
     assert np.median(np.abs(latents.z_phot_N - expected_N)) < 1e-3

@@ -23,6 +23,7 @@ from photozhpc.catalog.run import run_inference
 from photozhpc.cli import main
 from photozhpc.html_report.page import write_report
 from photozhpc.model import bundled_checkpoint
+from photozhpc.model.calibrate import calibrate
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -50,7 +51,8 @@ def report(small_store, small_sky, tmp_path_factory) -> Path:
             said = CliRunner().invoke(main, ["infer", "--survey", "roman-sim"])
             assert said.exit_code == 0, said.output
             return write_report("out/roman-sim").absolute()
-    model = bundled_checkpoint("roman-sim")
+    bundled = bundled_checkpoint("roman-sim")
+    model = calibrate(bundled, small_store, out.with_name("model.safetensors"))
     run_inference(small_store.path, model, out, **ALONE)
     return write_report(out, [f"{small_sky}/*_truth.parquet"])
 

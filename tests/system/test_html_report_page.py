@@ -28,6 +28,7 @@ from photozhpc.html_report.cutout_gallery import make_gallery
 from photozhpc.html_report.page import write_report
 from photozhpc.html_report.page_figures import redshift_bins, stacked_nz
 from photozhpc.model import bundled_checkpoint
+from photozhpc.model.calibrate import calibrate
 from photozhpc.store import CutoutStore
 
 TILE_ARCMIN = 700 * 0.055 / 60
@@ -36,9 +37,10 @@ N_TILES = 2
 
 @pytest.fixture(scope="module")
 def run(small_store, tmp_path_factory) -> Path:
-    """A run of several parts on the small sky, with the bundled model."""
+    """A run of several parts on the small sky, with the bundled model calibrated there."""
     out = tmp_path_factory.mktemp("run") / "out"
-    model = bundled_checkpoint("roman-sim")
+    bundled = bundled_checkpoint("roman-sim")
+    model = calibrate(bundled, small_store, out.with_name("model.safetensors"))
     run_inference(small_store.path, model, out, **ALONE, command="here")
     return out
 
