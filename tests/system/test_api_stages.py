@@ -75,6 +75,7 @@ def test_what_a_stage_makes_is_what_the_next_takes(small_sky, tmp_path) -> None:
     assert run("export", catalogue, "--format", "fits", "--out", fits).stdout == f"{fits.text}\n"
 
 
+@pytest.mark.drawn
 def test_a_script_needs_no_main_guard(tmp_path) -> None:
     """Workers of the spawn method would run it again."""
     script = tmp_path / "script.py"

@@ -172,6 +172,7 @@ def test_a_verdict_in_json_names_the_problem_and_fails(
     assert "1 problems" in done.stderr
 
 
+@pytest.mark.drawn
 def test_streams_that_are_closed_or_full(run_folder: Path, small_store: CutoutStore) -> None:
     """Of daemons, and of a full disk: nothing is written into another file, no traceback."""
     program = f"exec {sys.executable} -m photozhpc"
@@ -227,6 +228,7 @@ def test_colour_on_a_terminal_alone_and_not_with_no_color(tmp_path: Path) -> Non
     assert "\x1b[31m" in forced.stderr
 
 
+@pytest.mark.drawn
 def test_a_bar_on_a_terminal_is_gone_when_quiet(small_sky: Path, tmp_path: Path) -> None:
     text = on_a_terminal(*map(str, extract(small_sky, tmp_path / "a")))
     assert re.search(r"\d+/\d+ \[.* sources", text)
@@ -337,6 +339,7 @@ LEFT_OVER = {
 }
 
 
+@pytest.mark.drawn
 def test_what_a_notebook_or_site_left_in_the_environment_does_no_harm(
     run_folder: Path, small_sky: Path, tmp_path: Path
 ) -> None:

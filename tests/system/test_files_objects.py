@@ -415,6 +415,7 @@ def test_the_command_line_takes_urls(server: Server, mosaics: str, tmp_path: Pat
     assert "no store there" in refused(*infer, "s3://sky/none")
 
 
+@pytest.mark.drawn
 def test_a_missing_extra_and_a_missing_network(tmp_path: Path) -> None:
     """In processes of their own: without s3fs, without a server, and with an unknown profile."""
     program = "import sys; {}; from photozhpc.cli import main; main()"

@@ -126,7 +126,9 @@ def undisturbed(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -
     return whole.out
 
 
-@pytest.mark.parametrize("model", [TINY.model, TINY_RESNET], ids=lambda model: model.encoder)
+@pytest.mark.parametrize(
+    "model", drawn([TINY.model, TINY_RESNET], 1), ids=lambda model: model.encoder
+)
 def test_two_gloo_ranks_have_the_loss_curve_of_one_process(
     config: TrainConfig, model: PITAConfig, tmp_path: Path
 ) -> None:
@@ -282,6 +284,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     assert load_checkpoint(small_disk / "run" / "model.safetensors").sha256
 
 
+@pytest.mark.drawn
 @pytest.mark.timeout(240)  # three processes that import torch
 def test_killing_torchrun_ends_its_ranks(config: TrainConfig, tmp_path: Path) -> None:
     mine = replace(config, out=str(tmp_path / "run"), epochs=1000)

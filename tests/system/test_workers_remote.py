@@ -131,6 +131,7 @@ def deployment(tmp_path):
     running.stop()
 
 
+@pytest.mark.drawn
 @pytest.mark.timeout(140)
 def test_infer_with_a_scheduler_that_dies_and_with_a_new_one(
     deployment, inputs, undisturbed, tmp_path
