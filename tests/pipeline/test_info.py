@@ -23,7 +23,7 @@ from photozhpc.config import KINDS, bundled_configs, from_mapping, load_yaml
 from photozhpc.errors import PhotozError
 from photozhpc.info.configs import load_config
 from photozhpc.info.describe import about
-from photozhpc.model import bundled_checkpoint, load_checkpoint
+from photozhpc.model import bundled_checkpoint, load_checkpoint, save_checkpoint
 from photozhpc.model.train_config import TrainConfig
 from photozhpc.mosaic.tile import read_tile
 from photozhpc.sky import load_sky_config
@@ -68,7 +68,7 @@ def test_a_store(small_store: CutoutStore, tmp_path: Path) -> None:
     assert info(half)["tiles_missing"] == 1
 
 
-def test_a_checkpoint() -> None:
+def test_a_checkpoint(tmp_path: Path) -> None:
     path = bundled_checkpoint("roman-sim")
     found, known = info(path), load_checkpoint(path)
     assert found["sha256"] == known.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -77,7 +77,10 @@ def test_a_checkpoint() -> None:
     assert found["crop_pix"] == known.pita.config.crop
     assert found["density_bins"] == known.pita.config.density_bins
     assert found["calibration"] == known.training["calibration"]
-    assert found["validation"]["nmad"] == known.training["refit_validation"]["nmad"]
+    assert found["validation"] == {}  # all labels were for training
+    training = {**known.training, "refit_validation": {"nmad": 0.05, "outlier_fraction": 0.1}}
+    other = save_checkpoint(tmp_path / "m.safetensors", known.model, known.survey, training)
+    assert info(other)["validation"]["nmad"] == 0.05
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
