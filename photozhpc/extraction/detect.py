@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from photozhpc import __version__
 from photozhpc.errors import ConfigError, RunError, SourceListError
+from photozhpc.extraction.assign import depths_on_tiles
 from photozhpc.extraction.extract import (
     ALL_BANDS,
     check_pixel_scale,
-    depths_on_tiles,
     find_mosaics,
     mosaics_stamp,
 )

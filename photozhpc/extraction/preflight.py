@@ -1,11 +1,13 @@
 """Refuses what cannot give a useful store, before any work: bands and positions that do not fit."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from photozhpc.errors import MosaicError, SourceListError
+from photozhpc.extraction.assign import assign_tiles
 from photozhpc.files.objects import AnyPath, list_files, location
 from photozhpc.mosaic.footprint import Footprint
 from photozhpc.sources.read import Sources
@@ -72,23 +74,14 @@ def check_positions(
         (sources.dec_N % 360, sources.ra_N, "are RA and Dec swapped?"),
         (np.degrees(sources.ra_N), np.degrees(sources.dec_N), "are they in radians?"),
     ):
-        if _any_on(ra_N, dec_N, footprints):
+        known_N = np.isfinite(ra_N) & (np.abs(dec_N) <= 90)
+        tried = replace(sources[known_N], ra_N=ra_N[known_N], dec_N=dec_N[known_N])
+        if (assign_tiles(tried, footprints) >= 0).any():
             guess = f"; {what}"
     raise SourceListError(
         f"none of {len(sources)} sources is on a mosaic: their RA is {_range(sources.ra_N)} deg, "
         f"their Dec {_range(sources.dec_N)}; {_mosaics_range(footprints)}{guess}"
     )
-
-
-def _any_on(ra_N: NDArray, dec_N: NDArray, footprints: Sequence[Footprint]) -> bool:
-    usable_N = np.isfinite(ra_N) & np.isfinite(dec_N) & (np.abs(dec_N) <= 90)
-    for footprint in footprints:
-        y_M, x_M = footprint.sky_to_pixel(ra_N[usable_N], dec_N[usable_N])
-        height, width = footprint.shape_HW
-        with np.errstate(invalid="ignore"):
-            if ((y_M > -0.5) & (y_M < height - 0.5) & (x_M > -0.5) & (x_M < width - 0.5)).any():
-                return True
-    return False
 
 
 def _mosaics_range(footprints: Sequence[Footprint]) -> str:

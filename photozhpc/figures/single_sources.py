@@ -15,7 +15,7 @@ from photozhpc.catalog import read_catalog, read_pdf
 from photozhpc.errors import CatalogError, ConfigError
 from photozhpc.evaluation.figure_style import WIDE_INCH, Theme, drawn, figure_file, new_figure
 from photozhpc.figures.composites import channels, composites, read_sources_of
-from photozhpc.files.objects import PathLike
+from photozhpc.files.objects import PathLike, location
 from photozhpc.store import CutoutStore
 
 MAX_SOURCES = 48
@@ -108,7 +108,7 @@ def plot_cutouts(
         ConfigError: there are more than MAX_SOURCES.
     """
     ids = _ids(source_id)
-    opened = store if isinstance(store, CutoutStore) else CutoutStore.open(os.fspath(store))  # type: ignore[arg-type]
+    opened = store if isinstance(store, CutoutStore) else CutoutStore.open(location(store))
     images = composites(read_sources_of(opened, ids))
     estimates = {} if catalog is None else _estimates(catalog, ids)
     colours, _ = channels(opened.survey.band_names)
