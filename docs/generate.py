@@ -137,6 +137,9 @@ def config() -> str:
         "Every key of every YAML file, from the classes that read it. Keys marked **required** "
         "have no default. A key that is not in these tables, or a value of the wrong type, stops "
         "the run with a message that names it and the nearest valid key.\n",
+        "Any file may have the key `base`: the name of a bundled configuration, or the path of a "
+        "file relative to this one. Its keys apply where the file does not set them; lists are "
+        "replaced as a whole. `photozhpc config show FILE` shows what results.\n",
     ]
     for root, heading, where in CONFIGS:
         for cls in nested(root):

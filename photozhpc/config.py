@@ -1,6 +1,7 @@
 """Strict YAML -> frozen dataclasses: an unknown key or a wrong type stops the run and is named.
 
-A configuration comes with the package and has a name, or is the user's own YAML file.
+A configuration comes with the package and has a name, or is the user's own YAML file. Its key `base`
+names another one, whose keys it has where it does not set them itself.
 """
 
 import dataclasses
@@ -66,12 +67,42 @@ def read_config(cls: type[T], name_or_path: str | Path, kind: Kind) -> T:
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read one YAML mapping with the safe loader (no tags that construct objects).
+    """Read one YAML mapping, and that of its `base`, with the safe loader (which makes no objects).
+
+    The base is the name of a bundled configuration, or a path relative to the file. What the file
+    says replaces what the base says, key by key; lists are replaced as a whole.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or is not a mapping.
+        ConfigError: a file is missing, is not YAML, is not a mapping, or is its own base.
     """
-    path = Path(path)
+    return _load_yaml(Path(path), ())
+
+
+def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    document = _load_one(path)
+    if "base" not in document:
+        return document
+    base = document.pop("base")
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected a name or a path, got {_shown(base)}")
+    bundled = bundled_configs(*KINDS)
+    below = bundled[base] if base in bundled else path.parent / config_path(base, *KINDS)
+    above = (*above, path.resolve())
+    if below.resolve() in above:
+        raise ConfigError(f"{path}: base: '{base}' is based on this file")
+    return _merged(_load_yaml(below, above), document)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merged(typing.cast(Any, old), value) if both else value
+    return merged
+
+
+def _load_one(path: Path) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as stream:
             document = yaml.safe_load(stream)

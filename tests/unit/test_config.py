@@ -243,3 +243,35 @@ def test_a_regex_that_ends_is_taken(tmp_path, regex, tile) -> None:
     assert found is not None
     assert found[0] == tile
     assert survey.match_mosaic("a" * 200) is None
+
+
+def test_a_file_has_what_its_base_says_where_it_says_nothing(tmp_path) -> None:
+    (tmp_path / "first.yaml").write_text("a: 1\nb: {c: 2, d: [3, 4]}\n")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nb: {d: [5]}\ne: 6\n")
+    (tmp_path / "third.yaml").write_text(f"base: {tmp_path}/second.yaml\na: {{f: 7}}\n")
+    assert load_yaml(tmp_path / "second.yaml") == {"a": 1, "b": {"c": 2, "d": [5]}, "e": 6}
+    assert load_yaml(tmp_path / "third.yaml") == {"a": {"f": 7}, "b": {"c": 2, "d": [5]}, "e": 6}
+
+
+def test_a_bundled_configuration_is_a_base_by_its_name(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: roman-sim\ncutout_size: 64\n")
+    survey = load_survey(tmp_path / "mine.yaml")
+    assert survey.cutout_size == 64
+    assert survey.bands == load_survey("roman-sim").bands
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ("[1]", "base: expected a name or a path"),
+        ("mine.yaml", "is based on this file"),
+        ("other.yaml", "is based on this file"),
+        ("gone.yaml", "gone.yaml: no such config file"),
+        ("roman-sin", "did you mean 'roman-sim'"),
+    ],
+)
+def test_a_wrong_base_is_named(tmp_path, base: str, words: str) -> None:
+    (tmp_path / "mine.yaml").write_text(f"base: {base}\n")
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\n")
+    with pytest.raises(ConfigError, match=words):
+        load_yaml(tmp_path / "mine.yaml")
