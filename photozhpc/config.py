@@ -1,7 +1,7 @@
 """Strict YAML -> frozen dataclasses: an unknown key or a wrong type stops the run and is named.
 
-A configuration comes with the package and has a name, or is the user's own YAML file. Its key `base`
-names another one, whose keys it has where it does not set them itself.
+A configuration comes with the package and has a name, or is the user's own YAML file. Its key
+`base` names another one, whose keys it has where it does not set them itself.
 """
 
 import dataclasses

@@ -83,7 +83,7 @@ def random_view(
     crop: int,
     rotation: Literal["any", "quarter"],
     jitter_pix: int,
-    noise: float,
+    noise: float | Tensor,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
     """Return one random view of each calibrated image, crop x crop pixels.
@@ -92,7 +92,8 @@ def random_view(
         rotation: "any" angle, in one bilinear resampling together with flip, jitter and crop;
             or "quarter" turns, which copy pixels and so keep their noise as inference sees it.
         jitter_pix: the crop is off-centre by up to this many whole pixels on each axis.
-        noise: standard deviation of the Gaussian noise to add, in units of the survey's.
+        noise: standard deviation of the Gaussian noise to add, in units of the survey's; or noise_B
+            of each image.
         generators: on the image's device; each draws for an equal share of the images, in order.
 
     Raises:
@@ -105,6 +106,8 @@ def random_view(
     # Draw everything first, then process all images at once: on a GPU each launch costs time.
     n, device = len(image_BCSS) // len(generators), image_BCSS.device
     shape = (n, image_BCSS.shape[1], crop, crop)
+    noise_B = torch.as_tensor(noise, dtype=image_BCSS.dtype, device=device).expand(len(image_BCSS))
+    noisy = isinstance(noise, Tensor) or noise > 0
     flips, shifts, turns, noises = [], [], [], []
     for generator in generators:
         flips.append(torch.randint(0, 2, (n,), generator=generator, device=device))
@@ -115,7 +118,7 @@ def random_view(
             turns.append(torch.rand(n, generator=generator, device=device))
         else:
             turns.append(torch.randint(0, 4, (n,), generator=generator, device=device))
-        if noise > 0:
+        if noisy:
             noises.append(
                 torch.randn(shape, generator=generator, device=device, dtype=image_BCSS.dtype)
             )
@@ -135,7 +138,7 @@ def random_view(
     y_BHW = centre + cos_B * dy_HW + sin_B * dx_BHW + shift_B2[:, 0, None, None]
     x_BHW = centre - sin_B * dy_HW + cos_B * dx_BHW + shift_B2[:, 1, None, None]
     view_BCHW = sample(image_BCSS, y_BHW, x_BHW)
-    return view_BCHW + noise * torch.cat(noises) if noise > 0 else view_BCHW
+    return view_BCHW + noise_B[:, None, None, None] * torch.cat(noises) if noisy else view_BCHW
 
 
 def _copy(image_BCSS: Tensor, y_BHW: Tensor, x_BHW: Tensor) -> Tensor:

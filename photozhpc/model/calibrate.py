@@ -81,6 +81,7 @@ def fit_uncertainty(
     steps: int,
     label_fraction: float = 1.0,
     expert_steps: int = 1000,
+    dimming: float = 0.0,
     split: Literal["train", "all"] = "train",
 ) -> Roles:
     """Fit density heads, the expert, their calibration and the distance to the images, in place.
@@ -90,7 +91,7 @@ def fit_uncertainty(
         seed: of the label split, and of everything random here.
         label_fraction: as in `read_labelled`.
         steps: to train each density head; 0: they are trained.
-        expert_steps: to train each network of the expert, if there is one.
+        expert_steps, dimming: to train each network of the expert, if there is one.
         split: whose labels the model has seen. After "all" none is left to calibrate with.
 
     Raises:
@@ -104,7 +105,7 @@ def fit_uncertainty(
         )
     model.eval()
     if model.expert is not None:
-        fit_expert(model, store, split, seed, label_fraction, expert_steps)
+        fit_expert(model, store, split, seed, label_fraction, expert_steps, dimming)
     images = _read_images(model, store, seed)
     fit_distance(uncertainty, images.latent_ND[images.sampled_N])
     if split == "all":

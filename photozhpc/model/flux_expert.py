@@ -1,6 +1,7 @@
 """The density of redshift from forced fluxes alone: small networks, averaged."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from photozhpc.model.density_fit import SMOOTHING_LOG1P, log_density, smoothed
+from photozhpc.model.dimming import dimmed_fluxes, draw_factors
 from photozhpc.model.flux_features import FluxFeatures
 from photozhpc.model.mlp import MLP, MLPTraining, seeded, train_mlp
 
@@ -94,6 +96,7 @@ def fit_flux_expert(
     fold_N: Tensor,
     *,
     steps: int = 1000,
+    dimming: float = 0.0,
     seed: int = 0,
 ) -> Tensor:
     """Fit the features and the networks, in place, to labelled sources on the expert's device.
@@ -106,7 +109,8 @@ def fit_flux_expert(
         fold_N: numbers of folds from 0, -1 for sources that are never held out; or bool: whether
             a source is in the only fold.
         steps: of the schedule of a network, at least.
-        seed: of weights, order and dropout.
+        dimming: mean number of magnitudes, see `dimming`.
+        seed: of weights, order, dropout and dimming.
 
     Returns:
         density_MK of the sources that are in a fold, by networks that have not seen them: to
@@ -121,6 +125,13 @@ def fit_flux_expert(
         raise ValueError(f"{len(expert.networks)} networks are too few for {n_folds} folds")
     expert.features.fit(flux_NCR, flux_err_NCR, ebv_N)
     x_NF = expert.features(flux_NCR, flux_err_NCR, ebv_N)
+
+    def dimmed(rows: Tensor, generator: torch.Generator) -> Tensor:
+        factor_B = draw_factors(len(rows), dimming, generator)
+        err_BCR = flux_err_NCR[rows]
+        flux_BCR = dimmed_fluxes(flux_NCR[rows], err_BCR, factor_B, [generator])
+        return expert.features(flux_BCR, err_BCR, ebv_N[rows])
+
     position_N = expert.position(z_N)
     sigma = SMOOTHING_LOG1P / math.log1p(expert.config.z_max)
     target_NK = smoothed(position_N, expert.config.bins, sigma)
@@ -130,17 +141,27 @@ def fit_flux_expert(
     counts = [sum(i % n_folds == k for i in range(len(expert.networks))) for k in range(n_folds)]
     for number, network in enumerate(expert.networks):
         held_N = fold_N == number % n_folds
+        fitted_M = (~held_N).nonzero().squeeze(1)
         _fit_network(
             network,
-            (x_NF[~held_N], target_NK[~held_N]),
+            (x_NF[fitted_M], target_NK[fitted_M]),
             (x_NF[held_N], position_N[held_N]),
             steps,
             seed + number,
+            _of(fitted_M, dimmed) if dimming else None,
         )
         with torch.no_grad():
             density_NK[held_N] += network(x_NF[held_N]).softmax(dim=1) / counts[number % n_folds]
     expert.networks.requires_grad_(False)
     return density_NK[fold_N >= 0]
+
+
+View = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def _of(row_M: Tensor, view: View) -> View:
+    """Return the views of a sample of rows, which are numbered anew."""
+    return lambda rows, generator: view(row_M[rows], generator)
 
 
 def _fit_network(
@@ -149,12 +170,14 @@ def _fit_network(
     held: tuple[Tensor, Tensor],
     steps: int,
     seed: int,
+    view: View | None,
 ) -> None:
     """Fit a network from new weights; keep those that give held-out labels the highest density.
 
     Args:
         fitted: features and smoothed densities of labels.
         held: features and positions (`FluxExpert.position`).
+        view: of the fitted labels, see `train_mlp`.
     """
     x_NF, target_NK = fitted
     held_MF, position_M = held
@@ -174,4 +197,5 @@ def _fit_network(
             lambda logit_BK, rows: F.cross_entropy(logit_BK, target_NK[rows]),
             replace(TRAINING, epochs=epochs, seed=seed),
             check,
+            view,
         )

@@ -46,12 +46,14 @@ def train_mlp(
     loss: Callable[[Tensor, Tensor], Tensor],
     training: MLPTraining,
     check: Callable[[nn.Module], float] | None = None,
+    view: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> None:
     """Train a network on features, in place.
 
     Args:
         x_NF: scaled features, on the network's device.
         loss: of the network's output for some rows of x_NF, and these rows.
+        view: returns the features of some rows that a step sees, drawn anew; None: those of x_NF.
         check: measures the network after every epoch; the weights with the lowest value are kept.
             None: the weights after the last epoch are kept.
     """
@@ -66,7 +68,7 @@ def train_mlp(
         network.train()
         order_N = torch.randperm(len(x_NF), generator=generator, device=x_NF.device)
         for rows in order_N.split(training.batch_size):
-            x_BF = x_NF[rows]
+            x_BF = x_NF[rows] if view is None else view(rows, generator)
             if training.input_dropout:
                 u_BF = torch.rand(x_BF.shape, generator=generator, device=x_BF.device)
                 kept_BF = u_BF >= training.input_dropout

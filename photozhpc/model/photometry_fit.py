@@ -109,7 +109,8 @@ def train_photometry(
 ) -> None:
     """Fit the networks to all labels, and their calibration; write config.out/model.safetensors.
 
-    It uses the settings method, out, seed, label_fraction, density_steps and photometry. The
+    It uses the settings method, out, seed, label_fraction, density_steps, augment.dimming and
+    photometry. The
     apertures are all those of the store, with total (Kron) fluxes where it has them.
 
     Args:
@@ -134,7 +135,9 @@ def train_photometry(
     _require_labels(sample, store)
     for note in _notes(sample, model, survey):
         LOG.info(f"note: {note}")
-    report = fit_photometry(model, sample, store, config.density_steps, config.seed)
+    report = fit_photometry(
+        model, sample, store, config.density_steps, config.seed, config.augment.dimming
+    )
     training = {
         "photozhpc": __version__,
         "config": config.noted(),
@@ -173,6 +176,7 @@ def fit_photometry(
     store: CutoutStore | FluxTable,
     steps: int,
     seed: int,
+    dimming: float = 0.0,
 ) -> dict[str, Any]:
     """Fit a model and its calibration to a sample, in place.
 
@@ -197,6 +201,7 @@ def fit_photometry(
         torch.from_numpy(z_M),
         torch.from_numpy(fold_M),
         steps=steps,
+        dimming=dimming,
         seed=seed,
     )
     model.eval()

@@ -22,7 +22,13 @@ SHARES = np.linspace(0, 1, 41)
 
 
 def fit_expert(
-    model: PITA, store: CutoutStore, split: Split, seed: int, label_fraction: float, steps: int
+    model: PITA,
+    store: CutoutStore,
+    split: Split,
+    seed: int,
+    label_fraction: float,
+    steps: int,
+    dimming: float = 0.0,
 ) -> None:
     """Fit the expert to the labels of a split, in place, and give it half of the pool.
 
@@ -33,6 +39,7 @@ def fit_expert(
         model: with an expert.
         label_fraction: as in `in_split`.
         steps: of each network.
+        dimming: mean number of magnitudes, see `dimming`.
 
     Raises:
         StoreError: too few labels with fluxes.
@@ -61,6 +68,7 @@ def fit_expert(
             torch.from_numpy(sample.z_spec_N[rows_N]).to(device),
             torch.from_numpy(fold_N[rows_N]).to(device),
             steps=steps,
+            dimming=dimming,
             seed=seed,
         )
     except ValueError as error:

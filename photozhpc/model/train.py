@@ -263,6 +263,7 @@ def _finish(run: _Run) -> None:
             config.density_steps,
             config.label_fraction,
             config.expert_steps,
+            config.augment.dimming,
             config.labels,
         )
     training[NOTE_KEY] = noted(note_store(store, model.config.crop))

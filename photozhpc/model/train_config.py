@@ -24,11 +24,21 @@ class AugmentConfig:
         rotation: by any angle (the paper), or by quarter turns, which need no interpolation.
         jitter_pix: largest shift of the centre, pixels, in each direction.
         noise: standard deviation of added Gaussian noise, in units of each band's noise.
+        dimming: mean number of magnitudes by which a step makes images and fluxes fainter, see
+            `dimming`. It also applies to the networks on fluxes alone.
     """
 
     rotation: Literal["any", "quarter"] = "any"
     jitter_pix: int = 4
     noise: float = 1.0
+    dimming: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.jitter_pix < 0 or not 0 <= self.noise < 1e3 or not 0 <= self.dimming < 10:
+            raise ValueError(
+                f"augment: jitter_pix and noise must not be negative, and dimming must be 0 to 10 "
+                f"mag; got {self.jitter_pix}, {self.noise} and {self.dimming}"
+            )
 
 
 @dataclass(frozen=True)
@@ -191,11 +201,8 @@ class TrainConfig:
             raise ValueError(
                 f"loss.smoothing must be above 0 and below 1, got {self.loss.smoothing}"
             )
-        if self.loss.queue_len < 1 or self.augment.jitter_pix < 0:
-            raise ValueError(
-                f"loss.queue_len must be at least 1 and augment.jitter_pix not negative, got "
-                f"{self.loss.queue_len} and {self.augment.jitter_pix}"
-            )
+        if self.loss.queue_len < 1:
+            raise ValueError(f"loss.queue_len must be at least 1, got {self.loss.queue_len}")
         if self.method == "photometry" and self.photometry.networks < 2:
             raise ValueError(
                 "photometry.networks must be 2 or more: each is calibrated on labels that only the "

@@ -25,6 +25,7 @@ from photozhpc.model.checkpoint import Checkpoint, load_checkpoint
 from photozhpc.model.colours import colour_features
 from photozhpc.model.density import cumulative
 from photozhpc.model.density_fit import log_density
+from photozhpc.model.dimming import dimmed_fluxes, draw_factors, noise_to_add
 from photozhpc.model.encode import encode_block
 from photozhpc.model.engine import Engine, native_precision, usable
 from photozhpc.model.losses import colour_loss, contrastive_loss, density_loss, redshift_loss
@@ -42,6 +43,8 @@ from photozhpc.store.loader import Block, Sampling, TrainingLoader, typical_nois
 from photozhpc.workers.memory import keep_freed_memory
 
 LOSSES = ("total", "contrastive", "colour", "redshift")
+# What a step's random numbers are for; 0 and 1 are the views.
+_DROPOUT, _DIMMING, _FLUX_NOISE = 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -203,15 +206,18 @@ class Trainer:
         image_BCSS = calibrate(
             self._send(cutout_BCSS), ebv_B, self.model.extinction_r_C, self.model.noise_C
         )
-        seen = self._seen_by_heads(batch, ebv_B)
+        factor_B = self._draw_factors()
+        if factor_B is not None:
+            image_BCSS *= factor_B[:, None, None, None]
+        seen = self._seen_by_heads(batch, ebv_B, factor_B)
         if self.keys.training or not self.model.training:  # setting the mode visits all modules
             self.model.train()
             self.keys.eval()
         key_BP = None
         with self._autocast():
-            output = self.network(self._view(image_BCSS, 0), *seen)
+            output = self.network(self._view(image_BCSS, factor_B, 0), *seen)
             if config.contrastive_weight > 0:
-                key_BP = self.keys(self._view(image_BCSS, 1))
+                key_BP = self.keys(self._view(image_BCSS, factor_B, 1))
         contrastive = colour = redshift = torch.zeros((), device=device)
         if key_BP is not None:
             contrastive = contrastive_loss(
@@ -244,21 +250,38 @@ class Trainer:
         )
         return torch.stack([total, contrastive, colour, redshift]), key_BP
 
-    def _seen_by_heads(self, batch: Block, ebv_B: Tensor) -> tuple[Tensor, ...]:
+    def _draw_factors(self) -> Tensor | None:
+        """Return the factors by which this step dims its images, or None if it does not."""
+        mean_mag = self.config.augment.dimming
+        if not mean_mag:
+            return None
+        self._seed(_DIMMING)
+        n = self.loader.lane_batch
+        return torch.cat([draw_factors(n, mean_mag, each) for each in self.generators])
+
+    def _seen_by_heads(
+        self, batch: Block, ebv_B: Tensor, factor_B: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """Return the features of fluxes that the heads see, and the factors of their dropout."""
         flux_BF = ebv_B.new_zeros(len(ebv_B), 0)
         if self.fluxes is not None and self.model.flux_features is not None:
             flux_BCR, err_BCR = (self._send(torch.from_numpy(v)) for v in self.fluxes(batch))
+            if factor_B is not None:
+                self._seed(_FLUX_NOISE)
+                flux_BCR = dimmed_fluxes(flux_BCR, err_BCR, factor_B, self.generators)
             flux_BF = self.model.flux_features(flux_BCR, err_BCR, ebv_B)
         dropout = self.config.model.dropout
         if not dropout:
             return (flux_BF,) if flux_BF.shape[1] else ()
-        draws = []
-        for generator, lane in zip(self.generators, self.loader.lanes, strict=True):
-            generator.manual_seed(_seed_of(self.config.seed, self.step, lane, 2))
-            shape = (self.loader.lane_batch, _n_hidden(self.config))
-            draws.append(torch.rand(shape, generator=generator, device=self.device))
+        self._seed(_DROPOUT)
+        shape = (self.loader.lane_batch, _n_hidden(self.config))
+        draws = [torch.rand(shape, generator=each, device=self.device) for each in self.generators]
         return flux_BF, (torch.cat(draws) >= dropout) / (1 - dropout)
+
+    def _seed(self, purpose: int) -> None:
+        """Seed the random numbers of every lane in this step, for one purpose."""
+        for generator, lane in zip(self.generators, self.loader.lanes, strict=True):
+            generator.manual_seed(_seed_of(self.config.seed, self.step, lane, purpose))
 
     def _send(self, values: Tensor) -> Tensor:
         """Return values on the device; a GPU copies pinned memory while it computes."""
@@ -266,16 +289,19 @@ class Trainer:
             return values.to(self.device)
         return values.pin_memory().to(self.device, non_blocking=True)
 
-    def _view(self, image_BCSS: Tensor, number: int) -> Tensor:
-        """Return one random view of every image; each lane has its own random numbers."""
-        for generator, lane in zip(self.generators, self.loader.lanes, strict=True):
-            generator.manual_seed(_seed_of(self.config.seed, self.step, lane, number))
+    def _view(self, image_BCSS: Tensor, factor_B: Tensor | None, number: int) -> Tensor:
+        """Return a random view of every image, the first (0) or the second (1)."""
+        self._seed(number)
+        added = self.config.augment.noise
+        noise: float | Tensor = added
+        if factor_B is not None:
+            noise = torch.sqrt(noise_to_add(factor_B) ** 2 + added**2)
         view_BCHW = random_view(
             image_BCSS,
             self.config.model.crop,
             self.config.augment.rotation,
             self.config.augment.jitter_pix,
-            self.config.augment.noise,
+            noise,
             self.generators,
         )
         view_BCHW = stretch(view_BCHW, self.config.model.stretch)
