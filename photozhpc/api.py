@@ -245,7 +245,7 @@ def calibrate(
 
 
 def infer(
-    survey: str | Path | Survey,
+    survey: str | Path | Survey | None = None,
     store: PathLike | None = None,
     checkpoint: LocalPath | None = None,
     out: LocalPath | None = None,
@@ -269,6 +269,7 @@ def infer(
         table = photozhpc.read_catalog(catalogue)
 
     Args:
+        survey: name, YAML file or `Survey`; default: the store's own.
         checkpoint: model file; default: the bundled model.
         out: folder; default: out/SURVEY.
         truth: tables of known redshifts; default: the store's labels.
@@ -287,7 +288,7 @@ def infer(
     from photozhpc.workers.dask_workers import DaskWorkers
     from photozhpc.workers.site import load_site
 
-    loaded = _survey(survey)
+    loaded = survey_of(survey, store)
     folder = Path("out") / loaded.name if out is None else _local(out)
     model = bundled_checkpoint(loaded.name) if checkpoint is None else _local(checkpoint)
     chosen = DaskWorkers.of(workers, device, load_site(site) if site else None, jobs, scheduler)
@@ -398,6 +399,21 @@ def export(
     text = f"{written.rows} sources in {target}"
     text += f"; {written.left_out} left out: they {written.why}" if written.left_out else ""
     return Result(target, facts, text)
+
+
+def survey_of(survey: str | Path | Survey | None, store: PathLike | None) -> Survey:
+    """Return the survey, or if none is given that of the store.
+
+    Raises:
+        PhotozError: neither is given; the store cannot be opened or is a table.
+    """
+    if survey is not None:
+        return _survey(survey)
+    if store is None:
+        raise ConfigError("pass --survey, or a --store, which knows its own survey")
+    from photozhpc.store.flux_table import open_store
+
+    return open_store(_location(store)).survey
 
 
 def _survey(survey: str | Path | Survey) -> Survey:

@@ -32,7 +32,7 @@ EXPORT_NAMES: dict[api.Format, str] = {
         "  photozhpc infer --survey roman-l3 --store s.zarr --out dr1 --pdf quantiles --export hats"
     ),
 )
-@click.option("--survey", required=True, type=SURVEY, help="Survey name or YAML file.")
+@click.option("--survey", type=SURVEY, help="Survey name or YAML file; default: the store's.")
 @click.option(
     "--store",
     type=Location(),
@@ -72,7 +72,7 @@ EXPORT_NAMES: dict[api.Format, str] = {
 )
 @JSON
 def infer(
-    survey: str,
+    survey: str | None,
     store: AnyPath | None,
     checkpoint: Path | None,
     out: Path | None,
@@ -96,7 +96,7 @@ def infer(
 
     if "qp" in formats and pdf is None:
         raise click.UsageError("--export qp needs --pdf quantiles or --pdf grid")
-    loaded_survey = load_survey(survey)
+    loaded_survey = api.survey_of(survey, store)
     out = out or Path("out") / loaded_survey.name
     for to in formats:
         check_format(to)  # before the run, which may take days

@@ -41,6 +41,16 @@ def test_a_url_where_a_folder_is_meant_is_refused(small_store) -> None:
         photozhpc.infer("roman-l3")
 
 
+def test_infer_takes_the_survey_of_the_store_where_none_is_given(small_store, tmp_path) -> None:
+    assert api.survey_of(None, small_store.path).name == small_store.survey.name
+    assert api.survey_of("roman-l3", small_store.path).name == "roman-l3"
+    with pytest.raises(ConfigError, match="pass --survey, or a --store"):
+        photozhpc.infer()
+    (tmp_path / "fluxes.csv").write_text("id,flux\n1,2\n")
+    with pytest.raises(ConfigError, match="the survey must say which columns hold the fluxes"):
+        photozhpc.infer(store=tmp_path / "fluxes.csv")
+
+
 def test_a_result_keeps_the_url_it_was_made_at() -> None:
     made = api.Result(ObjectPath("s3://bucket/store"), {}, "")
     assert api._locations([made, "a.csv"]) == (ObjectPath("s3://bucket/store"), Path("a.csv"))
