@@ -188,7 +188,7 @@ def run(options: argparse.Namespace, test: Test, name: str, labels: int, seed: i
         return
     config = configured(options, name, labels, seed)
     started = time.process_time()
-    checkpoint = load_checkpoint(train(config, resume=True))
+    checkpoint = load_checkpoint(train(config))
     seconds = time.process_time() - started
     log = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
     model = checkpoint.pita

@@ -87,11 +87,11 @@ def train_images(
     if method == "self-supervised":
         pretraining = image_config(options.recipe, "self-supervised", options, 1.0, seed)
         if not finished(pretraining):
-            train(pretraining, resume=True)
+            train(pretraining)
         config = image_config(options.recipe, "fine-tuned", options, fraction, seed)
     else:
         config = image_config(options.recipe, method, options, fraction, seed)
-    return train(config, resume=True), config
+    return train(config), config
 
 
 def finished(config: TrainConfig) -> bool:

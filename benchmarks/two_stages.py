@@ -38,7 +38,7 @@ def trained(name: str, out: Path, changes: dict[str, Any]) -> Path:
         before = json.loads(seconds.read_text()) if seconds.exists() else 0.0
         started = time.process_time()
         try:
-            train(config, resume=True)
+            train(config)
         finally:
             if out.exists():
                 seconds.write_text(json.dumps(round(before + time.process_time() - started, 1)))

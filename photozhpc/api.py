@@ -175,21 +175,24 @@ def train(
     store: LocalPath | None = None,
     survey: str | Path | None = None,
     out: LocalPath | None = None,
-    resume: bool = False,
+    restart: bool = False,
 ) -> Result:
-    """Train a model on a store or a table of fluxes; under torchrun, in several processes.
+    """Train a model on a store or a table of fluxes; called again, it continues.
+
+    Under torchrun it trains in several processes.
 
         model = photozhpc.train("pixels-and-fluxes", store="store", out="run")
 
     Args:
         config: name or YAML file of a recipe, or a mapping of the same keys.
         store, survey, out: in place of the recipe's.
-        resume: continue an interrupted run, if there is one.
+        restart: delete the run that is in the folder, and begin anew.
 
     Raises:
         ConfigError: the recipe is wrong.
         StoreError: the store does not suit it.
-        Preempted: a signal stopped it; it can be resumed.
+        CheckpointError: another training has been in the folder.
+        Preempted: a signal stopped it; call it again.
     """
     from photozhpc.config import from_mapping, read_config
     from photozhpc.model.launch import Launch
@@ -209,7 +212,7 @@ def train(
     if not settings.store:
         name = "the recipe" if isinstance(config, Mapping) else config
         raise ConfigError(f"{name} names no store; pass --store PATH")
-    path = train_model(settings, resume)
+    path = train_model(settings, restart)
     # Of several ranks one speaks.
     return _model(path) if Launch.of(os.environ).rank == 0 else Result(path, {}, "")
 

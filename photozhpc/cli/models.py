@@ -1,5 +1,6 @@
 """Commands on models: train, calibrate."""
 
+import os
 from pathlib import Path
 
 import click
@@ -16,21 +17,27 @@ from photozhpc.cli.parameters import RECIPE, SURVEY
 )
 @click.option("--survey", type=SURVEY, help="For a table of fluxes: what its columns are.")
 @click.option("--out", type=LOCAL, help="Folder; default: the config's.")
-@click.option("--resume", is_flag=True, help="Continue an interrupted run, if there is one.")
+@click.option("--restart", is_flag=True, help="Delete the run that is in the folder; begin anew.")
+@click.option("--resume", is_flag=True, hidden=True)  # what it does anyway
 @JSON
 def train(
     config: str,
     store: Path | None,
     survey: str | None,
     out: Path | None,
+    restart: bool,
     resume: bool,
     as_json: bool,
 ) -> None:
-    """Train on a store or a table of fluxes; under torchrun, in several processes.
+    """Train on a store or a table of fluxes; run again to continue.
 
-    On SIGTERM or SIGUSR1 it saves its state and exits with code 75; --resume continues.
+    Under torchrun it trains in several processes. On Ctrl-C, SIGTERM or SIGUSR1 it saves its state
+    first; after the last two it exits with code 75.
     """
-    made = api.train(config, store, survey, out, resume)
+    if resume and restart:
+        raise click.UsageError("--resume and --restart contradict each other")
+    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # of a job that was stopped
+    made = api.train(config, store, survey, out, restart and not requeued)
     if made.facts:
         show(made, as_json)
 

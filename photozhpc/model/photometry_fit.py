@@ -28,7 +28,7 @@ from photozhpc.model.photometry import (
 from photozhpc.model.store_note import KEY as NOTE_KEY
 from photozhpc.model.store_note import note_store, noted
 from photozhpc.model.train_config import TrainConfig
-from photozhpc.model.train_photometry import check_unused
+from photozhpc.model.train_photometry import is_finished
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.flux_table import FluxTable
 from photozhpc.store.loader import hash_of
@@ -104,25 +104,24 @@ def read_sample(
 def train_photometry(
     config: TrainConfig,
     store: CutoutStore | FluxTable,
-    resume: bool,
     check: Callable[[], None],
 ) -> None:
     """Fit the networks to all labels, and their calibration; write config.out/model.safetensors.
 
     It uses the settings method, out, seed, label_fraction, density_steps, augment.dimming and
-    photometry. The
-    apertures are all those of the store, with total (Kron) fluxes where it has them.
+    photometry. The apertures are all those of the store, with total (Kron) fluxes where it has
+    them.
 
     Args:
-        resume: replace a model file of the same configuration, instead of raising.
         check: see `disk.replacing`.
 
     Raises:
-        CheckpointError: there is a model file, or a run of another method.
+        CheckpointError: there is a model file or a run of another training.
         StoreError: too few labels.
     """
     path = Path(config.out) / "model.safetensors"
-    check_unused(path, config, resume)
+    if is_finished(path, config, store):
+        return
     if isinstance(store, FluxTable):
         for note in store.notes():
             LOG.info(f"note: {note}")

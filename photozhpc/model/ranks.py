@@ -158,7 +158,7 @@ def _report_lost_ranks() -> Iterator[None]:
         LOG.debug("train: %s", one_line(error, 500))
         raise RunError(
             "another process of this training has ended or cannot be reached; its last messages "
-            "tell why; run the same command again with --resume"
+            "tell why; run the same command again"
         ) from error
 
 

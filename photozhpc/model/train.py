@@ -1,12 +1,15 @@
 """Training on a store: one process, or several that torchrun started (plain DDP)."""
 
+import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from photozhpc import __version__
 from photozhpc.errors import CheckpointError, ConfigError, Preempted
@@ -20,7 +23,7 @@ from photozhpc.model.ranks import Ranks, joined_ranks
 from photozhpc.model.refit import refit_redshift_heads
 from photozhpc.model.store_note import KEY as NOTE_KEY
 from photozhpc.model.store_note import note_store, noted
-from photozhpc.model.train_config import TrainConfig
+from photozhpc.model.train_config import OTHER_OUT, TrainConfig
 from photozhpc.model.train_log import TrainLog
 from photozhpc.model.train_photometry import train_photometry_mlp
 from photozhpc.model.trainer import Trainer
@@ -31,8 +34,11 @@ from photozhpc.survey import load_survey
 Check = Callable[[], None]
 
 
-def train(config: TrainConfig, resume: bool = False) -> Path:
+def train(config: TrainConfig, restart: bool = False) -> Path:
     """Train as configured; return the path of the model file to use.
+
+    A run that is in config.out already goes on where it stopped, or if it is finished stays as it
+    is. With `restart` it is deleted first.
 
     Writes into config.out: last.safetensors and best.safetensors (by validation NMAD, or the
     likelihood of the validation labels where the joint training estimates densities; without
@@ -42,10 +48,11 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     only model.safetensors is written.
 
     Under torchrun every rank calls it. Only one training at a time writes into the folder. On
-    SIGTERM or SIGUSR1 all ranks finish the step, save the state, and raise Preempted.
+    SIGTERM, SIGUSR1 or Ctrl-C all ranks finish the step, save the state, and raise.
 
     Raises:
-        Preempted: it was asked to stop, and saved its state.
+        Preempted: it was asked to stop by SIGTERM or SIGUSR1, and saved its state.
+        KeyboardInterrupt: the same after Ctrl-C.
         PhotozError: a fault in the store, the configuration, or the state to resume from; the
             folder is in use; the disk is full.
     """
@@ -56,10 +63,13 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         joined_ranks("cpu" if config.without_images else config.device) as ranks,
         _folder_held(out, ranks) as check,
     ):
+        with ranks.together():
+            if restart and ranks.is_first:
+                _delete_run(out)
         if config.method == "photometry":
             with ranks.together():
                 if ranks.is_first:
-                    train_photometry(config, store, resume, check)
+                    train_photometry(config, store, check)
         elif isinstance(store, FluxTable):
             raise ConfigError(
                 f"{store.path}: is a photometric catalogue, which only method 'photometry' can "
@@ -68,9 +78,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         elif config.without_images:
             with ranks.together():
                 if ranks.is_first:
-                    train_photometry_mlp(config, store, resume, check)
+                    train_photometry_mlp(config, store, check)
         else:
-            _train(Trainer(config, store, ranks), out, resume, check)
+            _train(Trainer(config, store, ranks), out, check)
     return out / "model.safetensors"
 
 
@@ -95,19 +105,21 @@ class _Run:
             self.trainer.save_state(self.out / "state.pt", self.check)
 
 
-def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
+def _train(trainer: Trainer, out: Path, check: Check) -> None:
     config, ranks = trainer.config, trainer.ranks
     state = out / "state.pt"
     LOG.debug(f"train: rank {ranks.rank} of {ranks.world}, {trainer.index.n_sources} sources")
     with ranks.together():
         if ranks.is_first:
-            _check_unused(out, resume)
+            _check_unused(out)
     validation = None
     if config.redshift_weight > 0 and config.labels == "train":
         validation = read_labelled(trainer.store, "validation", config.seed)
     if state.exists():
         trainer.load_state(state)
         if trainer.epoch >= config.epochs and (out / "model.safetensors").exists():
+            if ranks.is_first:
+                LOG.info(f"{out}: finished before; --restart trains anew")
             return  # a catalogue may already use that file
     log = None
     with ranks.together():
@@ -121,15 +133,13 @@ def _train(trainer: Trainer, out: Path, resume: bool, check: Check) -> None:
                 _end_epoch(run)
             run.save_state()
             if stopped and trainer.epoch < config.epochs:
-                raise Preempted(
-                    f"stopped at step {trainer.step} of {trainer.total_steps}; the state is in "
-                    f"{state}: continue with --resume"
-                )
+                at = f"at step {trainer.step} of {trainer.total_steps}"
+                _raise_stopped(stop, f"stopped {at}", state)
     if log is None:
         return
     log.close()
     if stop:
-        raise Preempted(f"stopped before the end; the state is in {state}: continue with --resume")
+        _raise_stopped(stop, "stopped before the end", state)
     # From here on a signal stops the process at once, like Ctrl-C: there is no new state to save.
     _finish(run)
 
@@ -160,16 +170,28 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _check_unused(out: Path, resume: bool) -> None:
-    has_state = (out / "state.pt").exists()
-    if has_state and not resume:
+def _raise_stopped(stop: list[int], what: str, state: Path) -> NoReturn:
+    if signal.SIGINT in stop:
+        LOG.info(f"{what}; the state is in {state}")
+        raise KeyboardInterrupt
+    raise Preempted(f"{what}; the state is in {state}: run the same command again to go on")
+
+
+def _delete_run(out: Path) -> None:
+    """Delete the files of an earlier run; the state first, so that a half of them is no run."""
+    files = ("state.pt", "model.safetensors", "best.safetensors", "last.safetensors", "log.jsonl")
+    with disk_errors(out):
+        for name in files:
+            (out / name).unlink(missing_ok=True)
+        if (out / "tensorboard").exists():
+            shutil.rmtree(out / "tensorboard")
+
+
+def _check_unused(out: Path) -> None:
+    if not (out / "state.pt").exists() and (out / "model.safetensors").exists():
         raise CheckpointError(
-            f"{out}: already contains a run; pass --resume or choose another 'out'"
-        )
-    if not has_state and (out / "model.safetensors").exists():
-        raise CheckpointError(
-            f"{out}: contains a model.safetensors, but no state.pt of the run that made it; choose "
-            f"another 'out', or move that file away"
+            f"{out}: contains a model.safetensors, but no state.pt of the run that made it; "
+            f"{OTHER_OUT}"
         )
 
 
@@ -273,12 +295,20 @@ def _finish(run: _Run) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGUSR1 instead of ending on them."""
+    """Collect SIGTERM, SIGUSR1 and the first Ctrl-C instead of ending on them."""
     received: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda signum, frame: received.append(signum))
-        for number in (signal.SIGTERM, signal.SIGUSR1)
-    }
+    numbers = [signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background jobs
+        numbers.append(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # only the main thread may set handlers
+
+    def collect(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and number in received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, collect) for number in numbers}
     try:
         yield received
     finally:

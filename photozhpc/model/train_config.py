@@ -11,6 +11,7 @@ from photozhpc.printable import printable
 
 # Settings that do not change what a run computes.
 _INCIDENTAL = {"out": "", "store": "", "survey": "", "checkpoint_minutes": 0.0, "device": "auto"}
+OTHER_OUT = "choose another 'out', or pass --restart to begin anew"
 Method = Literal[
     "pita", "supervised", "self-supervised", "fine-tuned", "photometry", "photometry-mlp"
 ]

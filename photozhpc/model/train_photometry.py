@@ -22,13 +22,14 @@ from photozhpc.model.photometry_mlp import (
 )
 from photozhpc.model.store_note import KEY as NOTE_KEY
 from photozhpc.model.store_note import note_store, noted
-from photozhpc.model.train_config import TrainConfig
+from photozhpc.model.train_config import OTHER_OUT, TrainConfig
 from photozhpc.store.cutout_store import CutoutStore
+from photozhpc.store.flux_table import FluxTable
 from photozhpc.store.loader import Split, in_split, typical_noise
 
 
 def train_photometry_mlp(
-    config: TrainConfig, store: CutoutStore, resume: bool, check: Callable[[], None]
+    config: TrainConfig, store: CutoutStore, check: Callable[[], None]
 ) -> None:
     """Fit the networks to the training labels; write config.out/model.safetensors.
 
@@ -37,7 +38,6 @@ def train_photometry_mlp(
     model.{redshift_mlp, redshift_heads, redshift_scale}.
 
     Args:
-        resume: replace a model file of the same configuration, instead of raising.
         check: see `disk.replacing`.
 
     Raises:
@@ -46,8 +46,9 @@ def train_photometry_mlp(
         StoreError: too few labels.
     """
     path = Path(config.out) / "model.safetensors"
-    check_unused(path, config, resume)
     index = store.index()
+    if is_finished(path, config, store):
+        return
     if not index.n_sources:
         raise StoreError(f"{store.path}: holds no sources; run 'photozhpc extract' first")
     aperture = aperture_index(config, store)
@@ -104,24 +105,27 @@ def train_photometry_mlp(
     )
 
 
-def check_unused(path: Path, config: TrainConfig, resume: bool) -> None:
-    """Check that a training may write its model file.
+def is_finished(path: Path, config: TrainConfig, store: CutoutStore | FluxTable) -> bool:
+    """Return whether this training has written its model file already.
 
     Raises:
-        CheckpointError: there is one of another configuration, or without `resume`; or there is a
-            run of a method that uses images.
+        CheckpointError: there is one of another configuration or store; or there is a run of a
+            method that uses images.
     """
-    other = "choose another 'out'"
     if path.with_name("state.pt").exists():
-        raise CheckpointError(f"{config.out}: contains a run of another method; {other}")
+        raise CheckpointError(f"{config.out}: contains a run of another method; {OTHER_OUT}")
     if not path.exists():
-        return
-    if not resume:
-        raise CheckpointError(f"{config.out}: already contains a run; pass --resume or {other}")
-    document = load_checkpoint(path).training.get("config")
+        return False
+    checkpoint = load_checkpoint(path)
+    document = checkpoint.training.get("config")
     made_by = from_mapping(TrainConfig, document or {"out": ""}, f"{path}: config")
     if made_by.identity() != config.identity():
-        raise CheckpointError(f"{path}: belongs to a run with another configuration; {other}")
+        raise CheckpointError(f"{path}: belongs to a run with another configuration; {OTHER_OUT}")
+    made_on = checkpoint.training.get("store_sha256"), checkpoint.survey
+    if made_on != (store.fingerprint(), store.survey):
+        raise CheckpointError(f"{path}: belongs to a run on another store; {OTHER_OUT}")
+    LOG.info(f"{path}: finished before; --restart trains anew")
+    return True
 
 
 def aperture_index(config: TrainConfig, store: CutoutStore) -> int:

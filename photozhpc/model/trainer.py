@@ -36,7 +36,7 @@ from photozhpc.model.ranks import Ranks
 from photozhpc.model.resnet import LaneNorm
 from photozhpc.model.teacher import Teacher
 from photozhpc.model.torch_file import load_torch_file
-from photozhpc.model.train_config import OptimiserConfig, TrainConfig
+from photozhpc.model.train_config import OTHER_OUT, OptimiserConfig, TrainConfig
 from photozhpc.model.train_photometry import aperture_index
 from photozhpc.store.cutout_store import CutoutStore
 from photozhpc.store.loader import Block, Sampling, TrainingLoader, typical_noise
@@ -456,7 +456,7 @@ class Trainer:
         Raises:
             CheckpointError: the file is damaged, or of another configuration or store.
         """
-        damaged = f"{path}: is damaged, so the run cannot resume; delete it to start again"
+        damaged = f"{path}: is damaged, so the run cannot go on; --restart begins anew"
         try:
             state = load_torch_file(path)
             config, store = state["config"], state["store"]
@@ -464,16 +464,14 @@ class Trainer:
             raise CheckpointError(read_fault(path, error) or damaged) from error
         if config != self.config.identity():
             raise CheckpointError(
-                f"{path}: belongs to a run with another configuration; choose another 'out'"
+                f"{path}: belongs to a run with another configuration; {OTHER_OUT}"
             )
         if store != self.index.fingerprint:
-            raise CheckpointError(
-                f"{path}: belongs to a run on another store; choose another 'out'"
-            )
+            raise CheckpointError(f"{path}: belongs to a run on another store; {OTHER_OUT}")
         if state.get("teacher", "") != self._teacher_sha256:
             raise CheckpointError(
                 f"{path}: belongs to a run with another teacher than {self.config.teacher} is now; "
-                f"choose another 'out'"
+                f"{OTHER_OUT}"
             )
         try:
             self.model.load_state_dict(state["model"])

@@ -126,17 +126,18 @@ def test_a_model_file_gives_the_same_predictions(
         load_checkpoint(tmp_path / "bad.safetensors")
 
 
-def test_a_repeated_run_is_refused_and_with_resume_the_same(
+def test_a_finished_run_stays_and_begins_anew_only_where_that_is_asked_for(
     small_store: CutoutStore, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(SMALL, out=str(model_file.parent), store=str(small_store.path))
-    with pytest.raises(CheckpointError, match="pass --resume"):
-        train(config)
-    before = load_checkpoint(model_file)
+    before, written = load_checkpoint(model_file), model_file.stat().st_mtime_ns
     monkeypatch.setenv("RANK", "1")  # left over: without WORLD_SIZE there is one process
-    with pytest.raises(CheckpointError, match="pass --resume"):
-        train(config)
-    again = load_checkpoint(train(config, resume=True))
+    train(config)
+    assert model_file.stat().st_mtime_ns == written
+    with pytest.raises(CheckpointError, match=r"another configuration.*--restart"):
+        train(replace(config, seed=5))
+    again = load_checkpoint(train(config, restart=True))
+    assert model_file.stat().st_mtime_ns > written
     assert again.training == before.training
     for name, tensor in before.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name

@@ -97,7 +97,7 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(
         trainer.loss_sums += trainer.train_step(lanes)
     Path(broken.out).mkdir()
     trainer.save_state(Path(broken.out) / "state.pt")
-    resumed = load_checkpoint(train(broken, resume=True))
+    resumed = load_checkpoint(train(broken))
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
@@ -204,7 +204,7 @@ def test_a_student_learns_from_a_teacher_on_every_image(
     train(replace(config, out=str(tmp_path / "other"), epochs=1))
     teacher.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="another teacher"):
-        train(taught, resume=True)
+        train(taught)
 
 
 def test_a_teacher_with_other_bins_is_refused(

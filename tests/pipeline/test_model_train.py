@@ -226,15 +226,13 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(
         trainer.loss_sums += trainer.train_step(lanes)
     Path(broken.out).mkdir()
     trainer.save_state(Path(broken.out) / "state.pt")
-    with pytest.raises(CheckpointError, match="pass --resume"):
-        train(broken)
-    train(broken, resume=True)
+    train(broken)
     states = [torch.load(Path(c.out) / "state.pt", weights_only=True) for c in (whole, broken)]
     for name in ("model", "keys"):
         for key, tensor in states[0][name].items():
             assert torch.equal(tensor, states[1][name][key]), key
     with pytest.raises(CheckpointError, match="another configuration"):
-        train(replace(broken, batch_size=16), resume=True)
+        train(replace(broken, batch_size=16))
     logs = [(Path(c.out) / "log.jsonl").read_text().splitlines() for c in (whole, broken)]
     assert len(logs[0]) == 2
     for one, other in zip(*(map(json.loads, lines) for lines in logs), strict=True):

@@ -160,7 +160,7 @@ def test_training_learns_and_is_resumed(small_store, tmp_path):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 75, said
-    resumed = load_checkpoint(train(stopped, resume=True))
+    resumed = load_checkpoint(train(stopped))
     # CUDA adds in an order of its own: the same run to a few digits, not to the last bit.
     block = small_store.read_cutouts(small_store.shards()[0])
     ebv_N = small_store.read_sources(small_store.shards()[0]).ebv_N

@@ -159,14 +159,17 @@ def test_two_gloo_ranks_have_the_loss_curve_of_one_process(
             torch.testing.assert_close(tensor, one["weights"][name], rtol=0.1, atol=1e-2)
 
 
-@pytest.mark.parametrize("number", drawn([signal.SIGKILL, signal.SIGUSR1, signal.SIGTERM], 1))
+_CODES = {signal.SIGKILL: -9, signal.SIGUSR1: 75, signal.SIGTERM: 75, signal.SIGINT: 130}
+
+
+@pytest.mark.parametrize("number", drawn(list(_CODES), 2))
 def test_a_run_stopped_anywhere_and_resumed_is_bit_identical(
     config: TrainConfig, undisturbed: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     # The state is saved after every step, so that it lies in the middle of an epoch.
     broken = replace(config, out=str(tmp_path / "run"), checkpoint_minutes=0.0)
     command = write_config(broken, tmp_path)
-    processes = start(command)
+    processes = start(command, heed_ctrl_c=True)
     state = Path(broken.out) / "state.pt"
     while not state.exists() and processes[0].poll() is None:
         time.sleep(0.01)
@@ -174,13 +177,13 @@ def test_a_run_stopped_anywhere_and_resumed_is_bit_identical(
     processes[0].send_signal(number)
     ((code, said),) = end(processes)
     if code != 0:  # it may have been over before the signal came
-        assert code == (-9 if number == signal.SIGKILL else 75), said
+        assert code == _CODES[number], said
         if number != signal.SIGKILL:
-            assert "continue with --resume" in said
+            assert "run the same command again" in said
             assert "Traceback" not in said
         reached = torch.load(state, weights_only=True)["step"]
         assert reached > 0
-    assert [code for code, _ in end(start([*command, "--resume"]))] == [0]
+    assert [code for code, _ in end(start(command))] == [0]
     assert_same_run(undisturbed, broken.out)
 
 
@@ -196,7 +199,7 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_can_go_on(
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGUSR1)
     assert [code for code, _ in end(processes)] == [75, 75]
-    assert [code for code, _ in end(start([*command, "--resume"]))] == [0]
+    assert [code for code, _ in end(start(command))] == [0]
     one, other = weights(undisturbed), weights(broken.out)
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], rtol=1e-2, atol=2e-3)
@@ -248,7 +251,7 @@ def test_a_signal_while_heads_are_refitted_stops_within_seconds(
     assert code == (130 if number == signal.SIGINT else 75), said
     assert time.monotonic() - sent < 20
     assert "Traceback" not in said
-    assert "run the same command again" in said or "--resume" in said
+    assert "run the same command again" in said
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert not (tmp_path / "run" / ".lock").exists()
 
@@ -280,7 +283,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
         train(mine)
     assert not list(small_disk.glob("run/.*"))
     ballast.unlink()
-    train(mine, resume=True)
+    train(mine)
     assert load_checkpoint(small_disk / "run" / "model.safetensors").sha256
 
 

@@ -74,18 +74,18 @@ def test_a_second_training_in_a_folder_is_told_who_is_there(
         locked_folder(tmp_path / "run"),
         pytest.raises(CheckpointError, match=r"writing there now \(photozhpc train, process \d+ "),
     ):
-        train(mine, resume=True)
+        train(mine)
     train(mine)
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     other = replace(mine, method="photometry-mlp")
     with pytest.raises(CheckpointError, match="another method"):
-        train(other, resume=True)
+        train(other)
     train(replace(other, out=str(tmp_path / "mlp")))
     with pytest.raises(CheckpointError, match=r"no state\.pt"):
-        train(replace(mine, out=str(tmp_path / "mlp")), resume=True)
+        train(replace(mine, out=str(tmp_path / "mlp")))
     with pytest.raises(CheckpointError, match="another configuration"):
-        train(replace(other, out=str(tmp_path / "mlp"), seed=5), resume=True)
-    train(replace(other, out=str(tmp_path / "mlp")), resume=True)
+        train(replace(other, out=str(tmp_path / "mlp"), seed=5))
+    train(replace(other, out=str(tmp_path / "mlp")))
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     assert not list(tmp_path.glob("*/.lock"))
 
@@ -151,7 +151,7 @@ def test_a_run_stopped_after_its_last_epoch_ends_with_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             train(whole)
     assert not Path("run/model.safetensors").exists()
-    train(whole, resume=True)
+    train(whole)
     files = [
         {path.name: path.read_bytes() for path in (tmp_path / name / "run").glob("*.*")}
         for name in ("whole", "broken")

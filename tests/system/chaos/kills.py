@@ -91,7 +91,7 @@ class Site:
     def command(self, kind: str) -> list[str]:
         photozhpc = [sys.executable, "-m", "photozhpc"]
         store, survey = str(self.store), ("--survey", "roman-sim")
-        train = ["train", "--config", str(self.recipe), "--resume"]
+        train = ["train", "--config", str(self.recipe)]
         if kind == "train":
             return [*photozhpc, *train]
         if kind == "train-2":
