@@ -17,7 +17,8 @@ from photozhpc.files.disk import disk_errors, remove_stale_partials
 from photozhpc.files.lock import locked
 from photozhpc.logs import LOG
 from photozhpc.model.calibrate import fit_uncertainty
-from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
+from photozhpc.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from photozhpc.model.engine import Engine
 from photozhpc.model.photometry_fit import train_photometry
 from photozhpc.model.ranks import Ranks, joined_ranks
 from photozhpc.model.refit import refit_redshift_heads
@@ -27,6 +28,7 @@ from photozhpc.model.train_config import OTHER_OUT, TrainConfig
 from photozhpc.model.train_log import TrainLog
 from photozhpc.model.train_photometry import train_photometry_mlp
 from photozhpc.model.trainer import Trainer
+from photozhpc.model.verdict import verdict
 from photozhpc.store import FluxTable, open_store
 from photozhpc.store.loader import Block, read_labelled
 from photozhpc.survey import load_survey
@@ -124,6 +126,7 @@ def _train(trainer: Trainer, out: Path, check: Check) -> None:
     log = None
     with ranks.together():
         if ranks.is_first:
+            _say_what_begins(trainer, validation)
             log = TrainLog(out, trainer.step, trainer.total_steps)
     run = _Run(trainer, out, check, validation, log)
     with _stop_signals() as stop:
@@ -142,6 +145,19 @@ def _train(trainer: Trainer, out: Path, check: Check) -> None:
         _raise_stopped(stop, "stopped before the end", state)
     # From here on a signal stops the process at once, like Ctrl-C: there is no new state to save.
     _finish(run)
+
+
+def _say_what_begins(trainer: Trainer, validation: Block | None) -> None:
+    config, world = trainer.config, trainer.ranks.world
+    batches = trainer.loader.steps_per_epoch
+    what = "labelled sources" if config.labelled_only else "sources"
+    text = f"{batches * config.batch_size} {what}, {config.epochs} epochs of {batches} steps"
+    if validation is not None:
+        text += f", {len(validation)} validation labels"
+    text += f", on {trainer.device.type}" + (f" in {world} processes" if world > 1 else "")
+    LOG.info(text + (f"; going on at step {trainer.step}" if trainer.step else ""))
+    if config.redshift_weight > 0 and not config.model.density_bins:
+        LOG.info("note: this recipe gives no intervals and no p(z); model.density_bins: 256 does")
 
 
 @contextmanager
@@ -288,6 +304,11 @@ def _finish(run: _Run) -> None:
             config.augment.dimming,
             config.labels,
         )
+    if validation is not None:
+        engine = Engine(Checkpoint(Path(), model, store.survey, {}, ""), str(trainer.device))
+        z_phot_N = engine.predict(validation.cutout_NCSS, validation.ebv_N, validation).z_phot_N
+        for line in verdict(validation.z_spec_N, z_phot_N, run.out / "log.jsonl"):
+            LOG.info(line)
     training[NOTE_KEY] = noted(note_store(store, model.config.crop))
     path = run.out / "model.safetensors"
     save_checkpoint(path, model, store.survey, training, check=run.check)

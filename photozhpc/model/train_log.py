@@ -9,9 +9,11 @@ from typing import Any
 from photozhpc.files.disk import disk_errors, write_durably
 from photozhpc.logs import LOG
 
+_SECONDS = 20
+
 
 class TrainLog:
-    """One record per epoch, and at most one progress line per minute in between.
+    """One record per epoch, and a progress line every 20 s in between.
 
     Args:
         out: folder for log.jsonl and tensorboard/.
@@ -38,9 +40,9 @@ class TrainLog:
                 )
 
     def progress(self, step: int, images: int) -> None:
-        """Count the images of a step; print a line every minute."""
+        """Count the images of a step; print a line every 20 s."""
         self._images += images
-        if time.monotonic() - self._last > 60:
+        if time.monotonic() - self._last > _SECONDS:
             self._print(f"step {step}/{self._total_steps}", step)
 
     def epoch(self, record: dict[str, Any], text: str) -> None:
