@@ -18,6 +18,8 @@ FIGURES = HERE / "figures"
 # Of a tile, beside its shards: two for each column, the metadata of cutouts and tile, the manifest.
 SMALL_FILES = 2 * len(COLUMNS) + 3
 LIMIT = "limit of the photometry"  # as in opponents.py, which needs more than this report
+LEVELS = (68, 90, 99)
+GOAL_POINTS = 3  # of the coverage in every bin
 FIRST = "ConvNeXt-Atto that was bundled first"
 CARD = HERE.parent / "photozhpc" / "model" / "bundled" / "MODEL_CARD.md"
 
@@ -41,6 +43,31 @@ def interval_table(evaluation: dict) -> str:
     levels = ["68%", "90%", "99%"]
     header = ["galaxies", "n", *levels, "KS of PIT", "CRPS", "CRPS, global Gaussian"]
     return table(header, rows, "-" * 8)
+
+
+def coverage_section() -> str:
+    result = load("coverage")
+    rows, beyond = [], []
+    for kind, bins in result["bins"].items():
+        for label, bin_ in bins.items():
+            cells = [
+                f"{bin_[f'inside_{level}']:.1f} ± {bin_[f'inside_{level}_err']:.1f}"
+                for level in LEVELS
+            ]
+            rows.append([kind, label, bin_["n"], *cells])
+            if any(abs(bin_[f"inside_{level}"] - level) > GOAL_POINTS for level in LEVELS):
+                beyond.append(f"{kind}: {label}")
+    n_bins, points = len(rows), f"{GOAL_POINTS} points"
+    text = (
+        f"In {n_bins - len(beyond)} of {n_bins} bins all three shares are within {points} of their "
+        f"level. The others: {'; '.join(beyond)}."
+    )
+    header = ["by", "bin", "n", *(f"{level}%" for level in LEVELS)]
+    return (
+        f"### For every kind of galaxy\n\n{text}\n\n{table(header, rows, 'llrrrr')}\n\n"
+        "`python benchmarks/coverage.py CATALOGUE --truth 'SKY/*_truth.parquet' --save`, of the "
+        "same catalogue; the errors are binomial, and bins have at least 300 galaxies."
+    )
 
 
 def with_error(measured: dict, digits: int, scale: float = 1) -> str:
@@ -589,6 +616,8 @@ def texts() -> dict[Path, str]:
         written[CARD] = between_marks(
             CARD.read_text(), "metrics", f"{rivals_table(first)}\n\n{block}"
         )
+        if (RESULTS / "coverage.json").exists():
+            sections.append(coverage_section())
     if (RESULTS / "learning_curve.json").exists():
         sections.append(convergence_section())
     sections += [science_section(path) for path in sorted(RESULTS.glob("science_*.json"))]
