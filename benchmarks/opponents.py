@@ -64,8 +64,13 @@ OURS = "photozhpc"
 METHODS = (DENSITY_MLP, *RIVALS, FOUR, TEMPLATES, STACK, LIMIT)
 LABELS = (600, 1800, 6000, 20000)
 FOUR_ARCSEC = 0.4
-STEPS = 2000  # of a network of the density MLP, at least; it stops at the best
-MLP_SETTINGS = [{"dropout": d, "widths": (w,) * 5} for d in (0.1, 0.3) for w in (128, 256)]
+# Steps: of the schedule of one network, at least; it stops at the best.
+MLP_SETTINGS = [
+    {"dropout": dropout, "widths": (width,) * 5, "steps": steps}
+    for dropout in (0.1, 0.3)
+    for width in (128, 256)
+    for steps in (2000, 8000)
+]
 FOUR_SETTINGS = [{"huber_delta": h, "weight_decay": w} for h in (0.05, 0.15) for w in (1e-4, 1e-2)]
 
 
@@ -132,12 +137,15 @@ def density_mlp(
     z = torch.from_numpy(z_N.astype(np.float32))
     trials = []
     for setting in settings:
+        shape = {name: value for name, value in setting.items() if name != "steps"}
         config = FluxExpertConfig(
-            *fit.flux_NCR.shape[1:], bins=GRID.n_bins, z_max=GRID.z_max, **setting
+            *fit.flux_NCR.shape[1:], bins=GRID.n_bins, z_max=GRID.z_max, **shape
         )
         expert = FluxExpert(config)
         expert.features.extinction_r_C.copy_(torch.from_numpy(fit.extinction_r_C))
-        labels = fit_flux_expert(expert, *fit.tensors(), z, fold_N, steps=STEPS, seed=seed)
+        labels = fit_flux_expert(
+            expert, *fit.tensors(), z, fold_N, steps=setting["steps"], seed=seed
+        )
 
         @torch.no_grad()
         def predict(expert: FluxExpert = expert) -> NDArray:
