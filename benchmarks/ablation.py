@@ -76,7 +76,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "both losses": UNLABELLED | {"loss": LOSSES},
     "student": STUDENT,
     "student, both losses": merged(STUDENT, {"loss": LOSSES}),
-    "3 x epochs": {},
+    "0.4 x epochs": {},
+    "2 x epochs": {},
     "no dimming": {"augment": {"dimming": 0.0}},
     "dimming by 0.25": {"augment": {"dimming": 0.25}},
     "dimming by 1": {"augment": {"dimming": 1.0}},
@@ -86,12 +87,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no dropout": {"model": {"dropout": 0.0}},
     "labels smoothed by 0.03": {"loss": {"smoothing": 0.03}},
 }
+EPOCHS = {"0.4 x epochs": 0.4, "2 x epochs": 2}
 N_RESAMPLES = 200
-
-
-def epochs_of(recipe: TrainConfig, labels: int) -> int:
-    """Epochs for so many labels: the recipe's for 5700, fewer steps but more epochs for few."""
-    return round(recipe.epochs * (5700 / labels) ** 0.47)
 
 
 def run_name(name: str, labels: int, seed: int) -> str:
@@ -105,7 +102,7 @@ def configured(options: argparse.Namespace, name: str, labels: int, seed: int) -
     recipe = from_mapping(TrainConfig, raw, str(path))
     store = CutoutStore.open(options.store)
     fraction = min(1.0, labels / len(read_labels(store, "train", seed)))
-    epochs = epochs_of(recipe, labels) * (3 if name == "3 x epochs" else 1)
+    epochs = round(recipe.epochs * EPOCHS.get(name, 1))
     raw = merged(raw, CHANGES[name])
     if name.startswith("student"):
         teacher = options.work / run_name(RECIPE, labels, seed) / "model.safetensors"

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import epochs_of
 
 from photozhpc.config import config_path, from_mapping, load_yaml
 from photozhpc.model.train import train
@@ -58,7 +57,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     store = CutoutStore.open(options.store)
-    recipe = from_mapping(TrainConfig, load_yaml(config_path("pixels-and-fluxes", "recipe")), "")
     for seed in options.seeds:
         n_labels = len(read_labels(store, "all", seed))
         for labels in options.labels:
@@ -71,7 +69,7 @@ def main() -> None:
             first = trained(
                 "pixels-and-fluxes",
                 options.work / f"first-{labels}-seed{seed}",
-                shared | {"epochs": epochs_of(recipe, labels)},
+                shared,
             )
             trained(
                 "bundled",
