@@ -46,7 +46,7 @@ def interval_table(evaluation: dict) -> str:
 
 
 def coverage_section() -> str:
-    result = load("coverage")
+    result = load("interval_coverage")
     rows, beyond = [], []
     for kind, bins in result["bins"].items():
         for label, bin_ in bins.items():
@@ -65,8 +65,8 @@ def coverage_section() -> str:
     header = ["by", "bin", "n", *(f"{level}%" for level in LEVELS)]
     return (
         f"### For every kind of galaxy\n\n{text}\n\n{table(header, rows, 'llrrrr')}\n\n"
-        "`python benchmarks/coverage.py CATALOGUE --truth 'SKY/*_truth.parquet' --save`, of the "
-        "same catalogue; the errors are binomial, and bins have at least 300 galaxies."
+        "`python benchmarks/interval_coverage.py CATALOGUE --truth 'SKY/*_truth.parquet' --save`, "
+        "of the same catalogue; the errors are binomial, and bins have at least 300 galaxies."
     )
 
 
@@ -616,7 +616,7 @@ def texts() -> dict[Path, str]:
         written[CARD] = between_marks(
             CARD.read_text(), "metrics", f"{rivals_table(first)}\n\n{block}"
         )
-        if (RESULTS / "coverage.json").exists():
+        if (RESULTS / "interval_coverage.json").exists():
             sections.append(coverage_section())
     if (RESULTS / "learning_curve.json").exists():
         sections.append(convergence_section())

@@ -18,7 +18,7 @@ from photozhpc.cli.parameters import RECIPE, SURVEY
 @click.option("--survey", type=SURVEY, help="For a table of fluxes: what its columns are.")
 @click.option("--out", type=LOCAL, help="Folder; default: the config's.")
 @click.option("--restart", is_flag=True, help="Delete the run that is in the folder; begin anew.")
-@click.option("--resume", is_flag=True, hidden=True)  # what it does anyway
+@click.option("--resume", is_flag=True, hidden=True, help="Continue, as it does anyway.")
 @JSON
 def train(
     config: str,

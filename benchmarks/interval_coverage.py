@@ -1,6 +1,6 @@
 """Are the intervals right for every kind of galaxy? Coverage of a catalogue in bins.
 
-    python benchmarks/coverage.py CATALOGUE --truth 'SKY/*_truth.parquet' [--save]
+    python benchmarks/interval_coverage.py CATALOGUE --truth 'SKY/*_truth.parquet' [--save]
 
 The bins are of what a user knows (the predicted redshift, the width of the interval) and of the
 truth (magnitude, size, colour, type, bulge, dust). Bins of fewer than MIN_GALAXIES are left out.
@@ -89,7 +89,7 @@ def main() -> None:
         return row
 
     result = {
-        **about("coverage", "numpy"),
+        **about("interval_coverage", "numpy"),
         "all": measured(np.ones(len(rows), bool)),
         "bins": {
             kind: {
