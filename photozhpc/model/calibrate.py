@@ -8,7 +8,7 @@ space.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from photozhpc.errors import CheckpointError, StoreError
+from photozhpc.files.code_cache import keep_torch_code
 from photozhpc.files.disk import disk_errors, remove_stale_partials
 from photozhpc.files.lock import is_held, locked
 from photozhpc.model.checkpoint import load_checkpoint, save_checkpoint
@@ -155,6 +156,8 @@ def calibrate(
         StoreError: too few labels.
         RunError: the disk is full, or cannot be written.
     """
+    with suppress(OSError):
+        keep_torch_code()  # as in `train`
     checkpoint = load_checkpoint(checkpoint_path)
     checkpoint.check_store(store.survey, store.cutout_size)
     if isinstance(checkpoint.model, PhotometryModel):

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from photozhpc import __version__
 from photozhpc.errors import CheckpointError, ConfigError, Preempted
+from photozhpc.files.code_cache import keep_torch_code
 from photozhpc.files.disk import disk_errors, remove_stale_partials
 from photozhpc.files.lock import locked
 from photozhpc.logs import LOG
@@ -58,6 +59,8 @@ def train(config: TrainConfig, restart: bool = False) -> Path:
         PhotozError: a fault in the store, the configuration, or the state to resume from; the
             folder is in use; the disk is full.
     """
+    with suppress(OSError):
+        keep_torch_code()  # optimisers import torch's compiler, which would make a folder in TMPDIR
     store = open_store(config.store, load_survey(config.survey) if config.survey else None)
     store.check_complete()
     out = Path(config.out)
