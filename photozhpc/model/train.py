@@ -30,7 +30,7 @@ from photozhpc.model.train_log import TrainLog
 from photozhpc.model.train_photometry import train_photometry_mlp
 from photozhpc.model.trainer import Trainer
 from photozhpc.model.verdict import verdict
-from photozhpc.store import FluxTable, open_store
+from photozhpc.store import CutoutStore, FluxTable, open_store
 from photozhpc.store.loader import Block, read_labelled
 from photozhpc.survey import load_survey
 
@@ -68,25 +68,33 @@ def train(config: TrainConfig, restart: bool = False) -> Path:
         joined_ranks("cpu" if config.without_images else config.device) as ranks,
         _folder_held(out, ranks) as check,
     ):
+        # Not before the configuration is known to suit the store.
+        trainer = None
+        if not config.without_images:
+            trainer = Trainer(config, _cutouts(config, store), ranks)
         with ranks.together():
             if restart and ranks.is_first:
                 _delete_run(out)
-        if config.method == "photometry":
+        if trainer is not None:
+            _train(trainer, out, check)
+        elif config.method == "photometry":
             with ranks.together():
                 if ranks.is_first:
                     train_photometry(config, store, check)
-        elif isinstance(store, FluxTable):
-            raise ConfigError(
-                f"{store.path}: is a photometric catalogue, which only method 'photometry' can "
-                f"train on; method '{config.method}' needs a store"
-            )
-        elif config.without_images:
+        else:
             with ranks.together():
                 if ranks.is_first:
-                    train_photometry_mlp(config, store, check)
-        else:
-            _train(Trainer(config, store, ranks), out, check)
+                    train_photometry_mlp(config, _cutouts(config, store), check)
     return out / "model.safetensors"
+
+
+def _cutouts(config: TrainConfig, store: CutoutStore | FluxTable) -> CutoutStore:
+    if isinstance(store, FluxTable):
+        raise ConfigError(
+            f"{store.path}: is a photometric catalogue, which only method 'photometry' can "
+            f"train on; method '{config.method}' needs a store"
+        )
+    return store
 
 
 @dataclass(frozen=True)

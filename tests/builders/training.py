@@ -12,7 +12,7 @@ from photozhpc.model.train_config import AugmentConfig, LossConfig, OptimiserCon
 TINY = TrainConfig(
     out="",
     model=TINY_MODEL,
-    augment=AugmentConfig(rotation="quarter", jitter_pix=1, noise=0.2),
+    augment=AugmentConfig(rotation="quarter", jitter_pix=1, noise=0.2, dimming=0.3),
     loss=LossConfig(queue_len=64),
     optimiser=OptimiserConfig(lr=2e-3, warmup_steps=2, clip_norm=1.0),
     batch_size=32,

@@ -231,8 +231,15 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(
     for name in ("model", "keys"):
         for key, tensor in states[0][name].items():
             assert torch.equal(tensor, states[1][name][key]), key
-    with pytest.raises(CheckpointError, match="another configuration"):
+    with pytest.raises(CheckpointError, match=r"another configuration.*--restart"):
         train(replace(broken, batch_size=16))
+    model_file = Path(broken.out) / "model.safetensors"
+    written = model_file.stat().st_mtime_ns
+    train(broken)
+    assert model_file.stat().st_mtime_ns == written
+    with pytest.raises(StoreError):  # a fault in the new configuration costs the old run nothing
+        train(replace(broken, batch_size=8192), restart=True)
+    assert model_file.stat().st_mtime_ns == written
     logs = [(Path(c.out) / "log.jsonl").read_text().splitlines() for c in (whole, broken)]
     assert len(logs[0]) == 2
     for one, other in zip(*(map(json.loads, lines) for lines in logs), strict=True):
