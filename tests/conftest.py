@@ -1,23 +1,23 @@
-"""Skies, stores and a catalogue, made once for all tests of a worker."""
+"""Skies, stores and a catalogue, made once for all tests of a worker.
+
+The fixtures import what they use: this file is read before any test is, by every process.
+"""
+
+from __future__ import annotations
 
 import os
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from builders.catalogs import SMALL, TILES
 from builders.draws import draw_third
-from builders.models import make_checkpoint
-from builders.skies import SIMPLE
-from builders.stores import make_store
-from photozhpc.catalog.run import run_inference
-from photozhpc.extraction.extract import extract
-from photozhpc.sky import simulate_sky
-from photozhpc.store import CutoutStore
-from photozhpc.survey import load_survey
+
+if TYPE_CHECKING:
+    from photozhpc.store import CutoutStore
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -48,6 +48,10 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def small_sky(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of two tiles of 700 px, with denser labels than a real survey's."""
+    from builders.skies import SIMPLE
+    from photozhpc.sky import simulate_sky
+    from photozhpc.survey import load_survey
+
     out = tmp_path_factory.mktemp("sky")
     config = replace(SIMPLE, tile_size_pix=700, density_scale=3.0, label_fraction=0.6)
     simulate_sky(load_survey("roman-sim"), out, 2, 5, config, workers=1)
@@ -57,6 +61,10 @@ def small_sky(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_store(small_sky: Path, tmp_path_factory: pytest.TempPathFactory) -> CutoutStore:
     """The store of `small_sky`: cutouts of 48 px in shards of 64."""
+    from photozhpc.extraction.extract import extract
+    from photozhpc.store import CutoutStore
+    from photozhpc.survey import load_survey
+
     path = tmp_path_factory.mktemp("stores") / "small"
     extract(load_survey("roman-sim"), small_sky, path, size=48, shard_len=64, workers=1)
     return CutoutStore.open(path)
@@ -65,6 +73,10 @@ def small_store(small_sky: Path, tmp_path_factory: pytest.TempPathFactory) -> Cu
 @pytest.fixture(scope="session")
 def unlabelled_store(small_sky: Path, tmp_path_factory: pytest.TempPathFactory) -> CutoutStore:
     """The store of `small_sky`, of a survey that knows no redshifts."""
+    from photozhpc.extraction.extract import extract
+    from photozhpc.store import CutoutStore
+    from photozhpc.survey import load_survey
+
     folder = tmp_path_factory.mktemp("unlabelled")
     survey = load_survey("roman-sim")
     survey = replace(survey, source_columns=replace(survey.source_columns, z_spec=None))
@@ -74,16 +86,24 @@ def unlabelled_store(small_sky: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> CutoutStore:
+    from builders.catalogs import TILES
+    from builders.stores import make_store
+
     return make_store(tmp_path_factory.mktemp("catalog") / "store", TILES)
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from builders.models import make_checkpoint
+
     return make_checkpoint(tmp_path_factory.mktemp("catalog") / "model.safetensors")
 
 
 @pytest.fixture(scope="session")
 def undisturbed(store, checkpoint, tmp_path_factory) -> Path:
+    from builders.catalogs import SMALL
+    from photozhpc.catalog.run import run_inference
+
     out = tmp_path_factory.mktemp("catalog") / "undisturbed"
     run_inference(store.path, checkpoint, out, **SMALL)
     return out

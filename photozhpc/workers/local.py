@@ -1,17 +1,13 @@
 """Dask on this machine: one worker process per device, out of reach of its other users."""
 
-import atexit
 import logging
-import multiprocessing
 import os
 import runpy
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from multiprocessing import forkserver
 from pathlib import Path
@@ -26,10 +22,14 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_mp_context
 
 from photozhpc.errors import ConfigError, RunError, one_line
-from photozhpc.files.disk import temporary_folder
 from photozhpc.logs import is_verbose
+from photozhpc.workers.fork_server import (
+    environment_kept,
+    private_scratch,
+    program_hidden,
+    set_preload,
+)
 from photozhpc.workers.memory import WORKER_ENVIRONMENT
-from photozhpc.workers.pool import program_hidden
 from photozhpc.workers.signals import signals_held_back
 from photozhpc.workers.unix_sockets import PROTOCOL, LocalScheduler, LocalWorker
 
@@ -71,8 +71,6 @@ CONFIG: dict[str, Any] = {
         "distributed.http.health",
     ],
 }
-# A socket's path has at most 107 bytes; the fork server of multiprocessing has the longest name.
-_MAX_SOCKET_FOLDER = 107 - len("/listener-01234567")
 
 
 def device_list(device: Device, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -138,7 +136,7 @@ def import_early(preload: Sequence[str]) -> None:
 
     That takes seconds, in which the caller can prepare the work. It is not for workers with CUDA.
     """
-    with _local_settings("forkserver"), _environment_kept(), program_hidden():
+    with _local_settings("forkserver"), environment_kept(), program_hidden():
         os.environ |= CONFIG["distributed.nanny.pre-spawn-environ"]
         with signals_held_back():
             _set_preload([*preload, "distributed"])
@@ -193,7 +191,7 @@ def local_client(
         name: {"cls": Nanny, "options": {**options, "env": {**settings, **environment}}}
         for name, environment in enumerate(environments)
     }
-    with _local_settings(method), quiet_logs(), _environment_kept(), program_hidden():
+    with _local_settings(method), quiet_logs(), environment_kept(), program_hidden():
         losses = LostWorkers(on_worker_lost)
         cluster: SpecCluster | None = None
         completed = False
@@ -220,31 +218,6 @@ def local_client(
                     cluster.close(timeout=20)
 
 
-@cache
-def private_scratch() -> Path:
-    """Return the folder of this process's sockets and scratch files, which is deleted at exit.
-
-    It belongs to the user alone. Dask's own, dask-scratch-space in TMPDIR, goes on Python's search
-    path and may belong to another user.
-
-    Raises:
-        RunError: it cannot be made.
-    """
-    for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
-        with suppress(OSError), ExitStack() as stack:
-            folder = stack.enter_context(temporary_folder("photozhpc-dask", Path(parent)))
-            if ":" in parent or len(os.fsencode(folder)) > _MAX_SOCKET_FOLDER:
-                continue
-            atexit.register(stack.pop_all().close)
-            # Files of multiprocessing in TMPDIR itself would stay there if this process is killed.
-            multiprocessing.current_process()._config.setdefault("tempdir", str(folder))  # type: ignore[attr-defined]
-            return folder
-    raise RunError(
-        "the sockets of worker processes need a folder with a short name, but none can be made in "
-        f"{tempfile.gettempdir()} or /tmp; set TMPDIR to a folder that you can write to"
-    )
-
-
 @contextmanager
 def _local_settings(method: str) -> Iterator[None]:
     """Use Dask's defaults and the settings here, and not the user's Dask files and DASK_*.
@@ -263,9 +236,8 @@ def _local_settings(method: str) -> Iterator[None]:
 
 
 def _set_preload(modules: list[str]) -> None:
-    """Set the modules that the fork server imports; a running one does not change."""
     get_mp_context()  # sets Dask's own list, on the first call only
-    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+    set_preload(modules)
 
 
 def kill_workers(cluster: SpecCluster) -> None:
@@ -317,22 +289,6 @@ class LostWorkers(SchedulerPlugin):
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         if self.report is not None:
             self.report(worker)
-
-
-@contextmanager
-def _environment_kept() -> Iterator[None]:
-    """Undo the changes to this process's environment that are meant for its workers.
-
-    They do not import from the working folder, which may belong to anybody.
-    """
-    before = dict(os.environ)
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update(before)
 
 
 def _dask_level() -> int:

@@ -2,14 +2,13 @@
 
 import multiprocessing
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from photozhpc.errors import RunError
+from photozhpc.workers.fork_server import environment_kept, program_hidden, set_preload
 from photozhpc.workers.signals import die_with_parent, signals_held_back
 
 Result = TypeVar("Result")
@@ -42,10 +41,11 @@ def run_jobs(
             finished(index, work(*job))
         return
     try:
-        with signals_held_back(), program_hidden():
-            context = multiprocessing.get_context("spawn")
-            threads = max(1, cores // n_workers)
-            pool = ProcessPoolExecutor(n_workers, context, _begin_worker, (threads,))
+        with signals_held_back(), environment_kept(), program_hidden():
+            set_preload([work.__module__])
+            context = multiprocessing.get_context("forkserver")
+            settings = (max(1, cores // n_workers), dict(os.environ))
+            pool = ProcessPoolExecutor(n_workers, context, _begin_worker, settings)
             futures = {pool.submit(work, *job): index for index, job in enumerate(jobs)}
         for future in as_completed(futures):
             finished(futures[future], future.result())
@@ -62,24 +62,9 @@ def run_jobs(
         raise
 
 
-@contextmanager
-def program_hidden() -> Iterator[None]:
-    """Keep multiprocessing from running the main program again in every worker.
-
-    The jobs do not need it, and it may be a script without `if __name__ == "__main__"`, or come
-    from standard input.
-    """
-    program = sys.modules["__main__"]
-    spec, file = program.__spec__, getattr(program, "__file__", None)
-    program.__spec__ = program.__file__ = None
-    try:
-        yield
-    finally:
-        program.__spec__, program.__file__ = spec, file
-
-
-def _begin_worker(threads: int) -> None:
+def _begin_worker(threads: int, environment: dict[str, str]) -> None:
     die_with_parent()
+    os.environ.update(environment)  # the process that forks the workers may be older
     import numba
 
     # NUMBA_NUM_THREADS may allow fewer.

@@ -20,11 +20,11 @@ from distributed.deploy.adaptive import Adaptive
 from distributed.security import Security
 
 from photozhpc.errors import ConfigError, RunError, one_line
+from photozhpc.workers.fork_server import private_scratch
 from photozhpc.workers.local import (
     CONFIG,
     LOOPBACK_HTTP,
     LostWorkers,
-    private_scratch,
     quiet_logs,
     scheduler_options,
 )

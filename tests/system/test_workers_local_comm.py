@@ -19,7 +19,8 @@ from distributed import Worker
 from builders.models import tiny_checkpoint
 from photozhpc.catalog import read_catalog
 from photozhpc.store import CutoutStore
-from photozhpc.workers.local import local_client, private_scratch
+from photozhpc.workers.fork_server import private_scratch
+from photozhpc.workers.local import local_client
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
