@@ -6,6 +6,9 @@ INSTALL := .ci/install
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCHVISION := $(shell sed -n 's/^torchvision==//p' constraints.txt)
 
+# Else every process of the tests would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: infer test test-all test-long docs kernels venv lint clean
 
 infer: .venv/installed

@@ -24,7 +24,8 @@ from photozhpc.workers.slurm import scheduler_client, slurm_client, workers_per_
 # keeps a core about as busy as the bundled model keeps a GPU.
 _TASKS_PER_CPU_WORKER = 2
 _MAX_TASKS_PER_GPU_WORKER = 8
-PRELOAD = ("photozhpc.catalog.worker",)
+# pyarrow imports pandas when it first converts anything.
+PRELOAD = ("photozhpc.catalog.worker", "pyarrow.pandas_compat")
 
 
 def tasks_per_worker(on_gpu: bool, n_cores: int) -> int:
