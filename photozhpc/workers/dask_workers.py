@@ -25,7 +25,7 @@ from photozhpc.workers.slurm import scheduler_client, slurm_client, workers_per_
 _TASKS_PER_CPU_WORKER = 2
 _MAX_TASKS_PER_GPU_WORKER = 8
 # pyarrow imports pandas when it first converts anything.
-PRELOAD = ("photozhpc.catalog.worker", "pyarrow.pandas_compat")
+PRELOAD = ("photozhpc.catalog.worker", "pandas", "pyarrow.pandas_compat")
 
 
 def tasks_per_worker(on_gpu: bool, n_cores: int) -> int:
