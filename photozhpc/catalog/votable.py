@@ -13,6 +13,8 @@ _NAMESPACE = "{http://www.ivoa.net/xml/VOTable/v1.3}"
 def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
     """Return the schema with a VOTable without data in its metadata: one FIELD per column.
 
+    Nested columns are left out, because a VOTable has none.
+
     Args:
         schema: each field has the metadata `ucd`, `description` and, if any, `unit`.
         about: the table's description.
@@ -25,6 +27,8 @@ def with_votable(schema: pa.Schema, about: str) -> pa.Schema:
     table = ElementTree.SubElement(resource, "TABLE", {"name": "photoz"})
     ElementTree.SubElement(table, "DESCRIPTION").text = about
     for field in schema:
+        if pa.types.is_struct(field.type):
+            continue
         metadata = {key.decode(): value.decode() for key, value in field.metadata.items()}
         attributes = {"name": field.name}
         if field.type == pa.string():

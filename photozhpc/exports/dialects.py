@@ -33,6 +33,8 @@ class Dialect:
             whether it is an error.
         flux_unit: as astropy writes it.
         njy: one nJy in that unit.
+        ensemble: name of a nested column of p(z) that always is a density, with the fields xvals
+            and yvals; "": none, p(z) stays in its form.
     """
 
     names: dict[str, str]
@@ -40,6 +42,7 @@ class Dialect:
     flux: Callable[[str, float | None, bool], str]
     flux_unit: str = "nJy"
     njy: float = 1.0
+    ensemble: str = ""
 
 
 def _rubin_flux(band: str, radius_arcsec: float | None, is_err: bool) -> str:
@@ -59,20 +62,21 @@ DIALECTS: dict[str, Dialect | None] = {
             "source_id": "objectId",
             "ra": "coord_ra",
             "dec": "coord_dec",
-            "photoz": "pita_z_median",
+            "photoz": "pita_z_best",
             "photoz_ood": "pita_z_ood",
             "photoz_flags": "pita_z_flags",
             "star_probability": "pita_z_star_probability",
         },
         interval=lambda side, percent: f"pita_z_err{percent}_{side}",
         flux=_rubin_flux,
+        ensemble="pita_ens_interp",
     ),
     "euclid": Dialect(
         names={
             "source_id": "object_id",
             "ra": "right_ascension",
             "dec": "declination",
-            "photoz": "phz_median",
+            "photoz": "phz_best",
             "photoz_ood": "phz_ood",
             "photoz_flags": "phz_flags",
             "star_probability": "phz_star_probability",

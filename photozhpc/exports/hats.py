@@ -40,10 +40,12 @@ from upath import UPath
 from photozhpc.catalog.footprint import FOOTPRINT_NAME, write_footprint
 from photozhpc.catalog.notes import RunNotes
 from photozhpc.catalog.part_file import read_footer
+from photozhpc.catalog.pdf import pdf_path
 from photozhpc.catalog.photoz_catalog import read_pieces
 from photozhpc.catalog.votable import table_description, with_votable
 from photozhpc.errors import CatalogError, RunError, one_line
 from photozhpc.exports.dialects import find_dialect, translate, translated, translated_schema
+from photozhpc.exports.nested_pdf import NestedPdf
 from photozhpc.exports.rows import CatalogRows, Exported
 from photozhpc.files.disk import disk_error, partial_path, sync_folder, sync_tree
 from photozhpc.workers.local import local_client
@@ -52,24 +54,33 @@ CATALOG_NAME = "photoz"
 ABOUT = "Photometric redshifts, by photozhpc"
 MARGIN_ARCSEC = 10.0
 PARTITION_LEN = 500_000  # rows, at most: some 120 MB in memory
-CHUNK_LEN = 250_000
+PARTITION_BYTES = 240 << 20  # of nested p(z), at most
+CHUNK_BYTES = 60 << 20
+LIST_LEN = 500_000  # rows of the parts of one task
 INDEX_MEMORY = "1GB"
+INDEX_LEN = 250_000  # rows at a time
 INDEX_PAGE_BYTES = 16 << 10  # as in hats-import: looking up one id reads few values
 _PARTITION = r"Norder=([0-9]+)/Dir=[0-9]+/Npix=([0-9]+)\.parquet$"  # the end of a path
 
 
 def export_hats(rows: CatalogRows, columns: str, out: Path, workers: int | None) -> Exported:
-    """Write a HATS collection.
+    """Write a HATS collection; with the p(z), if the catalogue has it, as a nested column.
 
     Args:
         columns: name of the dialect.
 
     Raises:
-        CatalogError: a part is damaged or already of HATS, or no source has a position.
+        CatalogError: a part is damaged or already of HATS, a file of p(z) is missing, or no source
+            has a position.
         RunError: `out` cannot be written.
     """
     if SPATIAL_INDEX_COLUMN in rows.schema.names:
         raise CatalogError(f"{rows.parts[0]}: is already a partition of a HATS catalogue")
+    for part in rows.parts if NestedPdf.has(rows.parts[0]) else ():
+        if not pdf_path(part).exists():
+            raise CatalogError(
+                f"{pdf_path(part)}: is missing; run the same 'photozhpc infer' again to make it"
+            )
     out = out.resolve()  # replace the target of a link, not the link
     # This compares the parts with their notes, too.
     n_placed = sum(len(_placed(piece)) for piece in rows.pieces(["ra", "dec"], verify=True))
@@ -126,15 +137,22 @@ class PartsReader(InputReader):
         waiting: list[pa.Table] = []
         parts = [Path(line) for line in Path(str(input_file)).read_text().splitlines()]
         run_notes = RunNotes.beside(parts[0])
+        dialect = find_dialect(self.columns)
+        nested = NestedPdf(parts[0], run_notes, dialect) if NestedPdf.has(parts[0]) else None
         for part in parts:
+            pdf, start = nested and nested.read(part), 0
             for piece in read_pieces(part, None, run_notes):  # export_hats has verified SHA-256
+                if nested and pdf:
+                    rows = np.arange(start, start := start + len(piece))
+                    column = nested.column(pdf.take(rows), piece["source_id"])
+                    piece = piece.append_column(nested.field, column)
                 table = _placed(piece)
                 ra_N, dec_N = (table.column(name).to_numpy() for name in ("ra", "dec"))
                 index_N = compute_spatial_index(np.mod(ra_N, 360), dec_N)
-                table = translate(table, find_dialect(self.columns)).replace_schema_metadata()
+                table = translate(table, dialect).replace_schema_metadata()
                 table = table.add_column(0, SPATIAL_INDEX_COLUMN, pa.array(index_N, pa.int64()))
                 waiting.append(table.select(read_columns) if read_columns else table)
-                if sum(map(len, waiting)) >= CHUNK_LEN:
+                if sum(table.nbytes for table in waiting) >= CHUNK_BYTES:
                     yield pa.concat_tables(waiting)
                     waiting = []
         if waiting:
@@ -152,7 +170,12 @@ def _write_collection(
     scratch = folder / "scratch"
     scratch.mkdir(parents=True)
     dialect = find_dialect(columns)
-    schema = _with_index(translated_schema(rows.schema, dialect))
+    schema, partition_len = rows.schema, PARTITION_LEN
+    if NestedPdf.has(rows.parts[0]):
+        nested = NestedPdf(rows.parts[0], rows.run_notes, dialect)
+        schema = schema.append(nested.field)
+        partition_len = min(partition_len, PARTITION_BYTES // nested.row_bytes)
+    schema = _with_index(translated_schema(schema, dialect))
     pq.write_metadata(schema, scratch / "schema.parquet")
     ra, dec, source_id = (
         translated(column, dialect) if dialect else column for column in ("ra", "dec", "source_id")
@@ -174,7 +197,7 @@ def _write_collection(
         input_file_list=lists,
         file_reader=PartsReader(columns),
         use_schema_file=scratch / "schema.parquet",
-        pixel_threshold=PARTITION_LEN,
+        pixel_threshold=partition_len,
         addl_hats_properties={
             "obs_description": ABOUT,
             "hats_col_healpix": SPATIAL_INDEX_COLUMN,
@@ -230,7 +253,7 @@ def _part_lists(parts: list[Path], scratch: Path) -> list[str | Path | UPath]:
     for part in parts:
         names.append(str(part.resolve()))
         n_rows += read_footer(part)[1]
-        if n_rows >= 2 * CHUNK_LEN or part is parts[-1]:
+        if n_rows >= LIST_LEN or part is parts[-1]:
             path = scratch / f"parts-{len(lists):06d}.txt"
             path.write_text("\n".join(names) + "\n")
             lists.append(path)
@@ -273,7 +296,7 @@ def _write_index(catalog: Path, folder: Path, column: str, scratch: Path) -> Non
         ) as writer,
     ):
         index = database.sql(query, params={"files": files, "partition": _PARTITION})
-        for batch in index.to_arrow_reader(CHUNK_LEN):
+        for batch in index.to_arrow_reader(INDEX_LEN):
             writer.write_batch(batch.cast(schema))
     n_rows = write_parquet_metadata(folder, order_by_healpix=False)
     about: dict[str, Any] = {

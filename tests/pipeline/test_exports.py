@@ -152,7 +152,7 @@ def test_topcat_reads_the_fits_table(catalogue, tmp_path):
             {
                 "source_id": "object_id",
                 "dec": "declination",
-                "photoz": "phz_median",
+                "photoz": "phz_best",
                 "photoz_low90": "phz_90_int1",
                 "photoz_high90": "phz_90_int2",
                 "aper16_f062_flux": "flux_f062_1p6arcsec_aper",

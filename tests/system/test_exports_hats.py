@@ -26,7 +26,7 @@ from hats.catalog.dataset.collection_properties import CollectionProperties
 from mocpy import MOC
 
 from builders.catalogs import N_PARTS, NOWHERE, PART_LEN, SURVEY, located_rows, write_catalogue
-from photozhpc.catalog import read_catalog
+from photozhpc.catalog import read_catalog, read_pdf
 from photozhpc.catalog.footprint import FOOTPRINT_NAME
 from photozhpc.catalog.photoz_catalog import catalog_schema
 from photozhpc.cli import main
@@ -56,7 +56,8 @@ def hats_folder(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out.parent.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hats, "PARTITION_LEN", 500)
-        patch.setattr(hats, "CHUNK_LEN", 300)
+        patch.setattr(hats, "CHUNK_BYTES", 60_000)
+        patch.setattr(hats, "INDEX_LEN", 300)
         done = export(catalogue, "hats", out)
     assert (done.rows, done.left_out) == (N_PARTS * PART_LEN - NOWHERE, NOWHERE)
     assert not list(out.parent.glob(".*.partial"))
@@ -159,7 +160,7 @@ def test_a_second_export_replaces_the_first_and_nothing_else_is_replaced(
     export(part, "hats", out, columns="rubin")
     read = lsdb.open_catalog(out)
     assert read.hc_structure.catalog_info.total_rows == PART_LEN
-    assert {"objectId", "coord_ra", "pita_z_median", "f158_ap0p4FluxErr"} <= set(read.columns)
+    assert {"objectId", "coord_ra", "pita_z_best", "f158_ap0p4FluxErr"} <= set(read.columns)
     assert [path.name for path in tmp_path.iterdir()] == ["hats"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "collection.properties").write_text("obs_collection=gaia\n")
@@ -350,10 +351,36 @@ def test_infer_exports_what_it_made(small_store, tmp_path):
     assert exports["qp"]["sources"] == with_z
     ids = sorted(table["source_id"].to_pylist())
     out = tmp_path / "out"
-    assert sorted(lsdb.open_catalog(out / "hats").compute()["source_id"]) == ids
+    opened = lsdb.open_catalog(out / "hats").compute()
+    assert sorted(opened["source_id"]) == ids
     assert sorted(Table.read(out / "photoz.fits")["source_id"]) == ids
     assert sorted(pd.read_parquet(out / "photoz.parquet")["source_id"]) == ids
-    assert qp.read(str(out / "photoz_qp.hdf5")).npdf == with_z
+    ensemble = qp.read(str(out / "photoz_qp.hdf5"))
+    assert ensemble.npdf == with_z
+
+    (pdf,) = read_pdf(out)
+    nested = opened.set_index("source_id")["photoz_quantiles"]
+    assert nested.nest.columns == ["level", "z"]
+    for i, z_P in zip(pdf.source_id_N, pdf.value_NP, strict=True):
+        if np.isnan(z_P).any():
+            assert pd.isna(nested[i])
+        else:
+            np.testing.assert_allclose(nested[i]["level"], pdf.axis_P)
+            np.testing.assert_array_equal(nested[i]["z"], z_P)
+
+    # As a reader of Rubin's object_photoz does it: arrays of p(z) for qp's interp.
+    done = export(out, "hats", tmp_path / "rubin", columns="rubin")
+    assert done.rows == len(table)
+    rubin = lsdb.open_catalog(tmp_path / "rubin").compute().set_index("objectId")
+    rubin = rubin.loc[ensemble.ancil["source_id"], "pita_ens_interp"]
+    assert rubin.nest.columns == ["xvals", "yvals"]
+    z_P = rubin.iloc[0]["xvals"].to_numpy()
+    yvals_NP = np.stack([row["yvals"] for row in rubin])
+    np.testing.assert_allclose(
+        qp.Ensemble(qp.interp, data={"xvals": z_P, "yvals": yvals_NP}).median(),
+        ensemble.median(),
+        rtol=1e-3,
+    )
 
 
 def test_the_memory_of_an_export_does_not_grow_with_the_rows(tmp_path):
