@@ -196,26 +196,35 @@ def report(path: Path, truth: tuple[AnyPath, ...], out: Path | None, as_json: bo
     "--scaling", type=LOCAL, help="JSON results of training runs with different numbers of labels."
 )
 @click.option("--out", required=True, type=LOCAL, help="Folder to write to.")
+@JSON
 def figures(
     checkpoints: tuple[Path, ...],
     store: Path | None,
     truth: tuple[AnyPath, ...],
     scaling: Path | None,
     out: Path,
+    as_json: bool,
 ) -> None:
     """Plot the latent space of models, or their accuracy against the number of labels."""
     if not checkpoints and scaling is None:
         raise click.UsageError("nothing to plot; pass --latents CHECKPOINT or --scaling FILE")
+    texts = []
     if checkpoints:
         from photozhpc.figures.latents_report import report_latents
 
         if store is None:
             raise click.UsageError("--latents needs --store PATH")
-        click.echo(report_latents(checkpoints, store, out, truth))
+        texts.append(report_latents(checkpoints, store, out, truth))
     if scaling is not None:
         from photozhpc.figures.scaling import report_scaling
 
-        click.echo(report_scaling(scaling, out))
+        texts.append(report_scaling(scaling, out))
+    if as_json:
+        kinds = {"latents": bool(checkpoints), "scaling": scaling is not None}
+        echo({"out": str(out), "figures": [kind for kind, made in kinds.items() if made]})
+    else:
+        for text in texts:
+            click.echo(text)
 
 
 @main.command(cls=Examples, example="photozhpc verify catalogue --store store.zarr")

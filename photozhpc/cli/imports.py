@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from photozhpc.cli.group import LOCAL, Examples, main
+from photozhpc.cli.group import JSON, LOCAL, Examples, echo, main
 from photozhpc.cli.parameters import SURVEY
 from photozhpc.logs import LOG
 from photozhpc.progress import Progress
@@ -34,8 +34,9 @@ ZERO_POINT = click.option(
     type=click.IntRange(32),
     help="Side of the image that the network sees, px.",
 )
+@JSON
 def import_checkpoint_command(
-    path: Path, survey: str, out: Path, zero_point: tuple[float, ...], crop: int
+    path: Path, survey: str, out: Path, zero_point: tuple[float, ...], crop: int, as_json: bool
 ) -> None:
     """Convert a Lightning checkpoint of pita-z to a model, without executing code in it."""
     from photozhpc.model import save_checkpoint
@@ -46,7 +47,9 @@ def import_checkpoint_command(
     for note in notes:
         LOG.info("note: %s", note)
     training = {"imported_from": path.name, "notes": list(notes)}
-    click.echo(f"model file: {save_checkpoint(out, model, loaded_survey, training)}")
+    written = save_checkpoint(out, model, loaded_survey, training)
+    facts = {"model": str(written), "notes": list(notes)}
+    echo(facts if as_json else f"model file: {written}")
 
 
 @main.command(
@@ -73,6 +76,7 @@ def import_checkpoint_command(
 @click.option(
     "--flux-band", help="Band of their flux feature; default: as its fluxes show, else the last."
 )
+@JSON
 def import_hdf5_command(
     path: Path,
     survey: str,
@@ -81,6 +85,7 @@ def import_hdf5_command(
     zero_point: tuple[float, ...],
     colours: str | None,
     flux_band: str | None,
+    as_json: bool,
 ) -> None:
     """Copy an HDF5 catalogue of pita-z into a store; run again to continue."""
     from photozhpc.pita_z.hdf5 import import_hdf5
@@ -98,4 +103,7 @@ def import_hdf5_command(
     )
     for note in summary.notes:
         LOG.info("note: %s", note)
-    click.echo(f"{summary.sources} sources in {store}, {summary.labelled} with a z_spec")
+    facts = {"store": str(store), "sources": summary.sources, "with_z_spec": summary.labelled}
+    facts["notes"] = list(summary.notes)
+    text = f"{summary.sources} sources in {store}, {summary.labelled} with a z_spec"
+    echo(facts if as_json else text)

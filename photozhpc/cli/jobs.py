@@ -1,5 +1,6 @@
 """Commands around long runs: submit, status, bench."""
 
+import glob
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,6 +8,16 @@ import click
 
 from photozhpc.cli.group import JSON, LOCAL, Examples, echo, main
 from photozhpc.cli.parameters import DEVICE, SITE
+from photozhpc.errors import PhotozError
+from photozhpc.files.objects import is_remote
+from photozhpc.survey import load_survey
+
+# What a stage reads.
+_INPUTS = {
+    "extract": ("mosaics", "sources"),
+    "train": ("store",),
+    "infer": ("store", "checkpoint", "truth"),
+}
 
 
 @main.command(
@@ -22,6 +33,7 @@ from photozhpc.cli.parameters import DEVICE, SITE
 @click.option("--after", multiple=True, help="Number of a job that must first finish successfully.")
 @click.option("--only-one", help="A name; only one job with this name runs at a time.")
 @click.option("--dry-run", is_flag=True, help="Print the job without submitting it.")
+@JSON
 def submit(
     stage: str,
     arguments: tuple[str, ...],
@@ -31,21 +43,62 @@ def submit(
     after: tuple[str, ...],
     only_one: str | None,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Submit a stage to Slurm, with the arguments after "--", and print the number of the job."""
+    """Submit a stage to Slurm, with the arguments after "--", and print the number of the job.
+
+    First it looks up what the arguments name: survey, recipe, site, and, without --after, the files
+    that the job will read.
+    """
     from photozhpc.workers.site import load_site, make_job
 
     job = make_job(
         load_site(site), stage, arguments, nodes=nodes, array=array, after=after, only_one=only_one
     )
-    try:  # report a typing error before the job waits in a queue
-        main.commands[stage].make_context(f"photozhpc {stage}", list(arguments))
+    try:  # report an error before the job waits in a queue
+        given = main.commands[stage].make_context(f"photozhpc {stage}", list(arguments)).params
     except click.exceptions.Exit:  # the arguments hold --help
         return
-    if dry_run:
-        click.echo(f"{job}\n\n# {job.script}\n{job.script.read_text()}", nl=False)
+    _look_up(stage, given, files=not after)
+    if not dry_run:
+        number = job.submit()
+        echo({"job": number} if as_json else number)
+    elif as_json:
+        echo({"command": str(job), "script": str(job.script)})
     else:
-        click.echo(job.submit())
+        click.echo(f"{job}\n\n# {job.script}\n{job.script.read_text()}", nl=False)
+
+
+def _look_up(stage: str, given: dict[str, Any], files: bool) -> None:
+    """Look up what the arguments of a stage name, as its job will.
+
+    Args:
+        files: also the files that it reads; an earlier job may still have to make them.
+
+    Raises:
+        PhotozError: something is wrong or missing.
+    """
+    from photozhpc.workers.site import load_site
+
+    if given.get("survey"):
+        load_survey(given["survey"])
+    if given.get("site"):
+        load_site(given["site"])
+    if stage == "train":
+        from photozhpc.config import read_config
+        from photozhpc.model.train_config import TrainConfig
+
+        recipe = read_config(TrainConfig, given["config"], "recipe")
+        given = given | {"store": given["store"] or recipe.store}
+        if not given["store"]:
+            raise PhotozError(f"{given['config']} names no store; pass --store PATH after '--'")
+    for name in _INPUTS[stage] if files else ():
+        value = given[name]
+        for path in value if isinstance(value, tuple) else [value] if value else []:
+            if not is_remote(path) and not Path(path).exists() and not glob.glob(str(path)):
+                raise PhotozError(
+                    f"--{name} {path}: is not there; pass --after JOB if a job will make it"
+                )
 
 
 @main.command(cls=Examples, example="photozhpc status catalogue")

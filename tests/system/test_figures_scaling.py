@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from matplotlib.image import imread
 
+from photozhpc.cli import main
 from photozhpc.errors import ConfigError
 from photozhpc.figures.scaling import (
     plot_learning_curves,
@@ -96,6 +98,9 @@ def test_a_report_writes_what_the_results_allow(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"runs": RUNS}))
     lines = report_scaling(results, tmp_path / "a")
+    words = ["figures", "--scaling", str(results), "--out", str(tmp_path / "b"), "--json"]
+    told = CliRunner().invoke(main, words)
+    assert json.loads(told.stdout) == {"out": str(tmp_path / "b"), "figures": ["scaling"]}
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
         "scaling.md",
         "scaling.pdf",

@@ -1,5 +1,6 @@
 """Catalogues in the layout that pita-z reads become stores that hold the same."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from photozhpc.cli import main
 from photozhpc.errors import StoreError
 from photozhpc.model.colours import colour_features
 from photozhpc.mosaic.photometry import PhotFlag, sum_circles
@@ -163,6 +166,16 @@ def test_without_fluxes_the_cutouts_are_measured(tmp_path: Path) -> None:
         assert measured.flags_NC[n, c] == np.bitwise_or.reduce(flags_R[0])
     assert measured.flags_NC[2, 1] & PhotFlag.NO_DATA
     assert measured.flags_NC[3, 0] == PhotFlag.NON_FINITE
+
+
+def test_the_command_answers_in_json(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.hdf5", catalogue())
+    words = ["import-hdf5", str(path), "--survey", "candels", "--store", str(tmp_path / "s")]
+    told = CliRunner().invoke(main, [*words, "--json"])
+    assert told.exit_code == 0, told.output
+    answer = json.loads(told.stdout)
+    n_labels = int(catalogue()["use_redshift_1"].sum())
+    assert (answer["sources"], answer["with_z_spec"]) == (N, n_labels)
 
 
 def test_a_stopped_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Sites and jobs: what would be submitted, and what is refused before it waits in a queue."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,33 @@ def test_a_dry_run_prints_all_and_a_typing_error_is_found(custom):
     wrong = CliRunner().invoke(main, [*begin, "--survey", "roman-sim", "--ouut", "o"])
     assert wrong.exit_code == 2
     assert "No such option" in wrong.output
+
+
+def test_what_the_arguments_name_is_looked_up_before_the_job_waits(custom, tmp_path):
+    begin = ["submit", "{}", "--site", str(custom), "--dry-run", "--json"]
+    store = tmp_path / "store"
+    wrong = {
+        "infer --survey roman-simm": "did you mean 'roman-sim'",
+        f"infer --store {store}": f"--store {store}: is not there; pass --after JOB if",
+        f"infer --checkpoint {store}": f"--checkpoint {store}: is not there",
+        "infer --survey roman-sim --site perlmuter": "did you mean 'perlmutter'",
+        "train --config photometri": "did you mean 'photometry'",
+        "train --config photometry": "photometry names no store; pass --store PATH",
+        f"train --config photometry --store {store}": "is not there",
+        f"extract --survey roman-l3 --mosaics {store}/* --store s": "is not there",
+    }
+    for words, message in wrong.items():
+        stage, *rest = words.split()
+        told = CliRunner().invoke(main, [*(word.format(stage) for word in begin), "--", *rest])
+        assert told.exit_code == 1, words
+        assert message in told.output, told.output
+    store.mkdir()
+    begin[1] = "infer"
+    for more in ([], ["--after", "12"]):  # an earlier job will make the store
+        told = CliRunner().invoke(main, [*begin, *more, "--", "--store", str(store)])
+        assert told.exit_code == 0, told.output
+        assert json.loads(told.stdout)["script"].endswith("infer.slurm")
+        shutil.rmtree(store, ignore_errors=True)
 
 
 def test_the_scripts_are_clean():
