@@ -131,6 +131,7 @@ def extract(
     workers: int | None = None,
     share: tuple[int, int] = (0, 1),
     allow_missing_bands: bool = False,
+    dry_run: bool = False,
 ) -> Result:
     """Measure sources on mosaics and store their cutouts; called again, it continues.
 
@@ -143,24 +144,38 @@ def extract(
         ebv_map: E(B-V) if the list has none.
         share: (i, n): the i-th of n equal shares of the tiles.
         allow_missing_bands: leave bands empty that no tile has, instead of raising.
+        dry_run: say what would be done, and write nothing.
 
     Raises:
         PhotozError: a mosaic or list cannot be used; its message says what to do.
     """
     from photozhpc.extraction.extract import extract as extract_store
+    from photozhpc.extraction.plan import plan_extraction
+    from photozhpc.store.cutout_store import local_path
 
-    target = _location(store)
+    target = local_path(_location(store))
+    loaded, where = _survey(survey), _location(mosaics)  # not its text, which leaves out secrets
+    lists = _locations(sources)
+    plan = plan_extraction(loaded, where, lists, ebv_map, allow_missing_bands)
+    lines = plan.lines()
+    if dry_run:
+        _log_notes(plan.notes)
+        facts = {"kind": "plan", "tiles": len(plan.tile_mosaics), "sources": len(plan.sources)}
+        return Result(target, facts | {"lines": lines, "notes": plan.notes}, "\n".join(lines))
+    for line in lines:
+        LOG.info("%s", line)
     summary = extract_store(
-        _survey(survey),
-        _location(mosaics),  # not its text, which leaves out secrets
+        loaded,
+        where,
         target,
-        _locations(sources),
+        lists,
         size,
         workers=workers,
         share=share,
         ebv_map=ebv_map,
         allow_missing_bands=allow_missing_bands,
         progress=Progress("sources"),
+        plan=plan,
     )
     _log_notes(summary.notes)
     text = f"{summary.sources} sources of {summary.tiles} tiles in {target}, "

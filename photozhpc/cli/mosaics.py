@@ -108,6 +108,7 @@ def detect(
     "--allow-missing-bands", is_flag=True, help="Leave bands empty of which there is no mosaic."
 )
 @click.option("--share", default="0/1", help="I/N: the I-th of N equal shares of the tiles.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 @JSON
 def extract(
     survey: str,
@@ -119,6 +120,7 @@ def extract(
     workers: int | None,
     allow_missing_bands: bool,
     share: str,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Measure sources on mosaics and store their cutouts; run again to continue."""
@@ -132,6 +134,7 @@ def extract(
         workers,
         _share(share),
         allow_missing_bands,
+        dry_run,
     )
     show(made, as_json)
 

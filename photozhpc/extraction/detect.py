@@ -17,12 +17,8 @@ from numpy.typing import NDArray
 from photozhpc import __version__
 from photozhpc.errors import ConfigError, RunError, SourceListError
 from photozhpc.extraction.assign import depths_on_tiles
-from photozhpc.extraction.extract import (
-    ALL_BANDS,
-    check_pixel_scale,
-    find_mosaics,
-    mosaics_stamp,
-)
+from photozhpc.extraction.extract import mosaics_stamp
+from photozhpc.extraction.mosaics import ALL_BANDS, check_pixel_scale, find_mosaics
 from photozhpc.files.disk import remove_stale_partials, write_durably
 from photozhpc.files.objects import AnyPath
 from photozhpc.mosaic.detect import REPEAT_PIX, detect_sources, first_sightings

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -13,36 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from photozhpc.errors import MosaicError, StoreError
-from photozhpc.extraction.assign import assign_tiles
-from photozhpc.extraction.preflight import check_bands, check_positions
+from photozhpc.errors import StoreError
+from photozhpc.extraction.mosaics import ALL_BANDS, OFF_TILE_ID, check_pixel_scale
+from photozhpc.extraction.plan import ExtractionPlan, plan_extraction
 from photozhpc.files.disk import remove_stale_partials
-from photozhpc.files.objects import AnyPath, is_remote, list_files, location, version_of
+from photozhpc.files.objects import AnyPath, version_of
 from photozhpc.logs import LOG
 from photozhpc.mosaic.cutouts import extract_cutouts
-from photozhpc.mosaic.duplicates import one_of_each
-from photozhpc.mosaic.fits_siblings import without_siblings
-from photozhpc.mosaic.footprint import read_footprints
 from photozhpc.mosaic.measure import Photometry, forced_photometry, noise_weights
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.tile import Tile, read_tile
 from photozhpc.sources.dust import describe_map, fill_ebv
-from photozhpc.sources.find import (
-    find_source_lists,
-    read_survey_lists,
-    sources_to_measure,
-)
 from photozhpc.sources.read import Sources
-from photozhpc.store.cutout_store import TILE_ID, CutoutStore, local_path
+from photozhpc.store.cutout_store import CutoutStore, local_path
 from photozhpc.store.rounding import round_pixels, rounding_step
 from photozhpc.store.schema import Measurements
-from photozhpc.survey import Survey, names_of
+from photozhpc.survey import Survey
 from photozhpc.workers.pool import run_jobs
 
-OFF_TILE_ID = "off-tile"
-ALL_BANDS = "*"
-# The network sees sizes in pixels: mosaics of another scale would give wrong redshifts.
-MAX_SCALE_ERROR = 0.02
 # In units of the pixel noise. With a higher sky, images differ from those of the training.
 MAX_SKY_SIGMA = 1.0
 
@@ -67,79 +54,6 @@ class ExtractSummary:
     notes: tuple[str, ...]
 
 
-def find_mosaics(
-    where: str | AnyPath, survey: Survey, notes: list[str] | None = None
-) -> dict[str, dict[str, AnyPath]]:
-    """Return {tile_id: {band: path}} of the survey's mosaics in a folder or behind a glob.
-
-    If the survey's pattern has no {band}, a tile is one file of all bands: {ALL_BANDS: path}.
-
-    File names are matched with the survey's `mosaic_pattern`, whatever their case; files of bands
-    that the survey does not use are ignored. Of several mosaics of one band of one tile the best
-    by the survey's `prefer_mosaics` is used.
-
-    Args:
-        notes: receives lines about files that were not used.
-
-    Raises:
-        MosaicError: nothing matches, or two files are the same band of the same tile and the
-            survey has no `prefer_mosaics`.
-    """
-    path = location(where)
-    notes = [] if notes is None else notes
-    try:
-        files = list_files(path, notes)
-    except ValueError as error:
-        raise MosaicError(f"{where}: neither a folder nor a glob ({error})") from error
-    claims: dict[str, dict[str, list[AnyPath]]] = {}
-    matches = {file: match for file in files if (match := survey.match_mosaic(file.name))}
-    mosaics = without_siblings(matches, survey)
-    others = sorted(set(matches) - set(mosaics), key=str)
-    if others:
-        notes.append(
-            f"{len(others)} files beside a mosaic are not mosaics (weights, masks, models ...), "
-            f"such as {others[0].name}"
-        )
-    for file in mosaics:
-        match = matches[file]
-        if is_remote(file):
-            file = file.with_size()
-        elif not file.is_file():
-            if file.is_symlink() and not file.exists():
-                raise MosaicError(f"{file}: a broken link; repair or remove it")
-            continue
-        tile_id = match[0] or "tile"
-        band = match[1].name if match[1] is not None else ALL_BANDS
-        claimed = claims.setdefault(tile_id, {}).setdefault(band, [])
-        if not is_remote(file) and any(os.path.samefile(file, str(path)) for path in claimed):
-            notes.append(f"{file} is {claimed[0]} under another name; it is read once")
-            continue
-        if claimed and not survey.prefer_mosaics:
-            raise MosaicError(
-                f"{claimed[0]} and {file} are both band {band} of tile '{tile_id}'; remove one, or "
-                f"set prefer_mosaics in the survey's YAML file"
-            )
-        claimed.append(file)
-    tile_mosaics = one_of_each(claims, survey, notes)
-    if OFF_TILE_ID in tile_mosaics:
-        raise MosaicError(f"{where}: the tile name '{OFF_TILE_ID}' is reserved; rename its mosaics")
-    for tile_id, bands in tile_mosaics.items():
-        if not TILE_ID.fullmatch(tile_id):
-            raise MosaicError(
-                f"{next(iter(bands.values()))}: the tile's name '{tile_id}' becomes a folder name; "
-                f"use letters, digits, . _ + -"
-            )
-    if not tile_mosaics:
-        if not files:
-            raise MosaicError(f"{where}: no such folder or files; give --mosaics DIR_OR_GLOB")
-        raise MosaicError(
-            f"{where}: none of {len(files)} file names matches survey '{survey.name}' "
-            f"({' or '.join(names_of(survey.mosaic_pattern))}, bands "
-            f"{' '.join(survey.band_names)}); choose another --survey, or correct mosaic_pattern"
-        )
-    return tile_mosaics
-
-
 def extract(
     survey: Survey,
     mosaics: str | AnyPath,
@@ -152,6 +66,7 @@ def extract(
     ebv_map: str = "sfd",
     allow_missing_bands: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    plan: ExtractionPlan | None = None,
 ) -> ExtractSummary:
     """Measure every source of the lists and write the store; finished tiles are skipped.
 
@@ -164,28 +79,14 @@ def extract(
         ebv_map: source of E(B-V) where a list has none; see `dust.EBV_MAPS`.
         allow_missing_bands: leave bands empty that no tile has, instead of raising.
         progress: called with (sources done, all sources).
+        plan: from `plan_extraction` with the same arguments; default: made here.
 
     Raises:
         PhotozError: the mosaics, the lists, or the store are faulty.
     """
-    map_text = describe_map(ebv_map)
-    store_path = local_path(store_path)
-    notes: list[str] = []
-    tile_mosaics = find_mosaics(mosaics, survey, notes)
-    if not allow_missing_bands:
-        check_bands(tile_mosaics, mosaics, survey)
-    lists = list(source_lists) or find_source_lists(mosaics, survey, notes)
-    joined = read_survey_lists(lists, survey)
-    notes += joined.notes
-    footprints = read_footprints(tile_mosaics, survey)
-    tile_N = assign_tiles(joined.sources, list(footprints.values()))
-    notes += check_positions(joined.sources, tile_N, list(footprints.values()))
-    kept_N = sources_to_measure(joined, lists, tile_N, list(tile_mosaics), survey, notes)
-    sources, tile_N = joined.sources[kept_N], tile_N[kept_N]
-    without_ebv_M = np.flatnonzero(np.isnan(sources.ebv_N))
-    fill_ebv(sources[without_ebv_M[:1]], ebv_map)  # fails here if the map cannot be read
-    if len(without_ebv_M):
-        notes.append(f"E(B-V) of {len(without_ebv_M)} sources whose list has none: {map_text}")
+    store_path = local_path(store_path)  # an error if it is in a bucket
+    plan = plan or plan_extraction(survey, mosaics, source_lists, ebv_map, allow_missing_bands)
+    notes, sources, tile_N = list(plan.notes), plan.sources, plan.tile_N
     store = CutoutStore.create(store_path, survey, size, shard_len)
 
     remove_stale_partials(store_path)
@@ -193,7 +94,7 @@ def extract(
 
     jobs: list[tuple[str, dict[str, AnyPath] | None, Sources]] = [
         (tile_id, bands, sources[np.flatnonzero(tile_N == index)])
-        for index, (tile_id, bands) in enumerate(tile_mosaics.items())
+        for index, (tile_id, bands) in enumerate(plan.tile_mosaics.items())
     ]
     off_tile = sources[np.flatnonzero(tile_N == -1)]
     if len(off_tile):
@@ -205,7 +106,9 @@ def extract(
     present = store.tiles()
     for tile_id, bands, _ in jobs:
         if tile_id in present:
-            _check_same_mosaics(store, tile_id, bands)
+            attributes = store.tile_attributes(tile_id)
+            _check_same_mosaics(store, tile_id, bands, attributes)
+            notes += attributes.get("notes", [])
     missing = [job for job in jobs if job[0] not in present]
 
     total = sum(len(job[2]) for job in jobs)
@@ -294,14 +197,17 @@ def _extract_tile(
                 flags_NC=photometry.flags_NC.astype(np.uint16),
             )
             writer.write_shard(cutout_NCSS, sources[rows], measured)
+        notes: list[str] = []
+        if tile is not None:
+            notes = [f"no mosaic of band {band}" for band in tile.missing_bands]
+            if skies:
+                notes += _note_sky(np.concatenate(skies), noise_weights(tile.err_CHW), store.survey)
+            notes = [f"tile '{tile_id}': {note}" for note in (*notes, *tile.notes)]
+        if notes:  # kept, to be shown when the command is run again
+            writer.attributes["notes"] = notes
     seconds = time.monotonic() - started
     LOG.debug("extract: tile %s: %d sources in %.2f s", tile_id, len(sources), seconds)
-    if tile is None:
-        return []
-    notes = [f"no mosaic of band {band}" for band in tile.missing_bands]
-    if skies:
-        notes += _note_sky(np.concatenate(skies), noise_weights(tile.err_CHW), store.survey)
-    return [f"tile '{tile_id}': {note}" for note in (*notes, *tile.notes)]
+    return notes
 
 
 def _note_sky(
@@ -320,16 +226,6 @@ def _note_sky(
         f"the cutouts hold a sky of {level_C[worst]:.1f} sigma per pixel in {band}; set "
         f"subtract_sky: true in the survey's YAML file to remove it"
     ]
-
-
-def check_pixel_scale(tile: Tile, survey: Survey) -> None:
-    ratio = tile.pixel_scale_arcsec / survey.pixel_scale_arcsec
-    if abs(ratio - 1) > MAX_SCALE_ERROR:
-        raise MosaicError(
-            f"tile '{tile.tile_id}' has {tile.pixel_scale_arcsec:.4g} arcsec per pixel, survey "
-            f"'{survey.name}' has {survey.pixel_scale_arcsec:.4g}; correct pixel_scale_arcsec, or "
-            f"resample the mosaics"
-        )
 
 
 def _measure(
@@ -365,8 +261,13 @@ def wcs_text(wcs: Any) -> dict[str, str] | None:
     return {"asdf": text}
 
 
-def _check_same_mosaics(store: CutoutStore, tile_id: str, bands: dict[str, AnyPath] | None) -> None:
-    if store.tile_attributes(tile_id).get("mosaics") != mosaics_stamp(bands):
+def _check_same_mosaics(
+    store: CutoutStore,
+    tile_id: str,
+    bands: dict[str, AnyPath] | None,
+    attributes: dict[str, Any],
+) -> None:
+    if attributes.get("mosaics") != mosaics_stamp(bands):
         raise StoreError(
             f"{store.path}: the mosaics of tile '{tile_id}' have changed since it was extracted; "
             f"choose another --store or delete that one"

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from photozhpc.evaluation.catalog_columns import floats
-from photozhpc.extraction.extract import OFF_TILE_ID
+from photozhpc.extraction.mosaics import OFF_TILE_ID
 from photozhpc.html_report.catalog_scan import read_batches
 from photozhpc.mosaic.grid import unit_vectors
 

@@ -12,7 +12,7 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 
 from photozhpc.errors import MosaicError, PhotozError, one_line
-from photozhpc.extraction.extract import MAX_SCALE_ERROR
+from photozhpc.extraction.mosaics import MAX_SCALE_ERROR
 from photozhpc.files.disk import read_fault
 from photozhpc.files.fits_length import check_length, unzipped
 from photozhpc.mosaic import grid
@@ -186,6 +186,7 @@ def _calibrated(
                     "roles": {plane.band: list(plane.roles) for plane in planes},
                     "has_errors": all(plane.one_error is None for plane in planes),
                     "njy_per_unit": {p.band: float(p.njy_per_unit) for p in planes},
+                    "calibrated_by": {p.band: p.calibrated_by for p in planes},
                     "notes": [note for plane in planes for note in plane.notes],
                 }
                 wcs, shape_HW = planes[0].wcs, planes[0].shape_HW

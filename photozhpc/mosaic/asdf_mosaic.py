@@ -206,16 +206,18 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
     height, width = (int(n) for n in data.shape)
     band = _band(path, meta, survey, band)
     wcs = _checked_wcs(path, meta)
+    origin: list[str] = []
     with naming(path):
         area_arcsec2 = pixel_area_arcsec2(wcs, (height, width))
         check_square(wcs, (height, width))
-        scale = njy_per_unit(unit or "MJy/sr", band, area_arcsec2)
+        scale = njy_per_unit(unit or "MJy/sr", band, area_arcsec2, origin=origin)
     if scale is None and is_count_rate(unit):
         # -999999, None or NaN mean 'unknown' (roman_datamodels).
         conversion = meta.get("photometry", {}).get("conversion_megajanskys")
         factor = number(getattr(conversion, "value", conversion))
         mjy_per_sr = njy_per_unit("MJy/sr", band, area_arcsec2)
         scale = mjy_per_sr * factor if mjy_per_sr is not None and factor is not None else None
+        origin = ["meta.photometry.conversion_megajanskys"]
     if scale is None:
         raise MosaicError(
             f"{path}: unit '{unit}' has no calibration (counts per second need a positive "
@@ -271,7 +273,18 @@ def _plane(path: AnyPath, tree: Mapping[str, Any], survey: Survey, band: Band | 
         return image, err, bad
 
     shape_HW = (height, width)
-    return BandPlane(path, band.name, shape_HW, wcs, scale, read_rows, notes, one_error, roles)
+    return BandPlane(
+        path,
+        band.name,
+        shape_HW,
+        wcs,
+        scale,
+        read_rows,
+        notes,
+        one_error,
+        roles,
+        "".join(origin),
+    )
 
 
 def _array(node: Any) -> tuple[Any, str | None]:

@@ -54,6 +54,7 @@ class BandPlane:
 
     Attributes:
         njy_per_unit: nJy per pixel of one unit of the file's image.
+        calibrated_by: what stated that.
         read_rows: (first, last + 1) -> image and 1-sigma error in the file's unit, and bad
             pixels; None for what the file does not have.
         notes: what a user should know: an estimated error, a skipped plane.
@@ -71,6 +72,7 @@ class BandPlane:
     notes: tuple[str, ...] = ()
     one_error: float | None = None
     roles: tuple[str, ...] = ()
+    calibrated_by: str = ""
 
 
 @contextlib.contextmanager

@@ -55,7 +55,11 @@ _WORD = re.compile(r"(?<![0-9])(?<![0-9]\.)(e-(?![0-9])|[A-Za-z]+)")  # not the 
 
 
 def njy_per_unit(
-    unit: str | None, band: Band, pixel_area_arcsec2: float, headers: Sequence[fits.Header] = ()
+    unit: str | None,
+    band: Band,
+    pixel_area_arcsec2: float,
+    headers: Sequence[fits.Header] = (),
+    origin: list[str] | None = None,
 ) -> float | None:
     """Return the nJy per pixel of one unit of the image; None where nothing states it.
 
@@ -69,12 +73,14 @@ def njy_per_unit(
     Args:
         unit: BUNIT or its equivalent.
         headers: of the image, and of the file; the first that has a keyword counts.
+        origin: receives what stated it, as in "MAGZERO 25".
 
     Raises:
         MosaicError: the survey has no zero point, and the unit is neither absolute nor counts,
             the zero points disagree or are not AB, or an exposure time is needed and missing; or
             the pixels are not on a linear scale.
     """
+    origin = [] if origin is None else origin
     stated = " ".join((unit or "").split())
     if _NOT_LINEAR.match(stated):
         raise MosaicError(
@@ -86,6 +92,7 @@ def njy_per_unit(
         # A nanomaggy depends on the system of magnitudes: unWISE's are Vega.
         why_not_ab = None if _is_flux(parsed) else _not_ab(headers, ("BUNIT", *_KEYS))
         if why_not_ab is None:
+            origin.append(f"unit {stated}")
             return absolute
         if band.zero_point_ab is None:
             raise MosaicError(
@@ -93,6 +100,7 @@ def njy_per_unit(
                 + _advice(band)
             )
     if band.zero_point_ab is not None:
+        origin.append(f"the survey's zero_point_ab {band.zero_point_ab:g}")
         return flux_of_ab(band.zero_point_ab)
     is_rate = not stated or is_count_rate(unit)
     if not is_rate and not _is_one(parsed, u.ct):
@@ -102,11 +110,13 @@ def njy_per_unit(
         )
     flam, plam, fnu = (_number_in(headers, key) for key in ("PHOTFLAM", "PHOTPLAM", "PHOTFNU"))
     if flam and plam:
+        origin.append("PHOTFLAM and PHOTPLAM")
         zero_point = -2.5 * math.log10(flam) - 5 * math.log10(plam) - 2.408
         return flux_of_ab(zero_point) / (1.0 if is_rate else _seconds(headers, band))
     if fnu:
+        origin.append("PHOTFNU")
         return fnu * 1e9 / (1.0 if is_rate else _seconds(headers, band))
-    return _from_header(headers, band)
+    return _from_header(headers, band, origin)
 
 
 def njy_of_noise(unit: str | None, power: float, pixel_area_arcsec2: float) -> float | None:
@@ -152,7 +162,7 @@ def _seconds(headers: Sequence[fits.Header], band: Band) -> float:
     return seconds
 
 
-def _from_header(headers: Sequence[fits.Header], band: Band) -> float | None:
+def _from_header(headers: Sequence[fits.Header], band: Band, origin: list[str]) -> float | None:
     """Return the nJy of a count by the zero points in the headers, which must agree and be AB."""
     low, high = _ZERO_POINT_RANGE
     stated = {key: _number_in(headers, key) for key in _KEYS}
@@ -181,6 +191,7 @@ def _from_header(headers: Sequence[fits.Header], band: Band) -> float | None:
             raise MosaicError(
                 f"its zero point ({shown}) may not be AB: {why_not_ab}; {_advice(band)}"
             )
+    origin.append(shown)
     return flux_of_ab(zero_point)
 
 

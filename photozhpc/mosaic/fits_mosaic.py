@@ -273,6 +273,7 @@ def _band_plane(
         return headers[0].get(key, headers[1].get(key))
 
     unit = lookup("BUNIT")
+    origin: list[str] = []
     with naming(path):
         if wcs is not None:
             check_frame(wcs)
@@ -281,7 +282,8 @@ def _band_plane(
             raise MosaicError(f"a pixel has {area_arcsec2} arcsec2; correct the WCS")
         if wcs is not None:
             check_square(wcs, image.shape)
-        scale = njy_per_unit(None if unit is None else str(unit), band, area_arcsec2, headers)
+        text = None if unit is None else str(unit)
+        scale = njy_per_unit(text, band, area_arcsec2, headers, origin)
     if scale is None:
         raise MosaicError(
             f"{path}: no zero point (BUNIT '{unit}', no PHOTFLAM with PHOTPLAM, no MAGZERO); "
@@ -336,5 +338,14 @@ def _band_plane(
     used_planes = [image, *noise_planes, *(mask for mask, _ in masks)]
     roles = tuple(r for r, plane in planes.items() if any(plane is used for used in used_planes))
     return BandPlane(
-        path, band.name, image.shape, wcs, scale, read_rows, tuple(notes), one_error, roles
+        path,
+        band.name,
+        image.shape,
+        wcs,
+        scale,
+        read_rows,
+        tuple(notes),
+        one_error,
+        roles,
+        "".join(origin),
     )

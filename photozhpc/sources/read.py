@@ -67,6 +67,8 @@ class JoinedLists:
     Attributes:
         list_N: index of each source's list.
         labels: number of labels from each column.
+        columns: {what it holds: its column} of the first list, for what the list has.
+        unused: the other columns of the first list.
         notes: lines about values that were ignored, converted, or numbered.
     """
 
@@ -74,6 +76,8 @@ class JoinedLists:
     list_N: NDArray[np.int64]
     labels: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    columns: dict[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 def read_sources(paths: Iterable[str | AnyPath], columns: SourceColumns) -> Sources:
@@ -105,9 +109,18 @@ def read_source_lists(
     remarks = Remarks()
     notes: list[str] = []
     labels = dict.fromkeys(names_of(columns.z_spec), 0)
-    parts = []
+    parts: list[Sources] = []
+    used: dict[str, str] = {}
+    unused: tuple[str, ...] = ()
     for path in files:
         table = read_columns(path, "source list", lambda name: name.lower() in column_names)
+        if not parts:
+            used = {
+                what: " + ".join(there)
+                for what, names in vars(columns).items()
+                if (there := [column for name in names_of(names) if (column := table.find(name))])
+            }
+            unused = tuple(name for name in table.names if name.lower() not in column_names)
         id_N, note = read_identifiers(
             table, columns, is_only_list=len(files) == 1, list_name=list_name(path)
         )
@@ -118,7 +131,7 @@ def read_source_lists(
     joined = Sources(*map(np.concatenate, zip(*(vars(p).values() for p in parts), strict=True)))
     list_N = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     _check_unique(joined.source_id_N, list_N, files)
-    return JoinedLists(joined, list_N, labels, (*notes, *remarks.lines()))
+    return JoinedLists(joined, list_N, labels, (*notes, *remarks.lines()), used, unused)
 
 
 def _check_unique(id_N: NDArray[np.int64], list_N: NDArray[np.int64], files: list[AnyPath]) -> None:

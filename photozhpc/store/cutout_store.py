@@ -360,6 +360,8 @@ class CutoutStore:
             writer = TileWriter(arrays, n_sources, self.shard_len)
             yield writer
             writer.finish()
+            if writer.attributes:
+                group.update_attributes(writer.attributes)
             crc32c, made_for = self.chunk_checksums(partial), (self.sha256, self.plan_sha256())
             manifest = make_manifest(partial, tile_id, n_sources, crc32c, *made_for)
             if self.has_tile(tile_id):

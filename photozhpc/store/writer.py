@@ -1,6 +1,6 @@
 """Writes the shards of one tile of a store, in order."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +64,14 @@ def create_arrays(
 
 
 class TileWriter:
-    """Takes the shards of one tile in order."""
+    """Takes the shards of one tile in order.
+
+    Attributes:
+        attributes: of the tile, in addition to those that were known when it was begun.
+    """
 
     def __init__(self, arrays: dict[str, "zarr.Array"], n_sources: int, shard_len: int) -> None:
+        self.attributes: dict[str, Any] = {}
         self._arrays = arrays
         self._n_sources = n_sources
         self._shard_len = shard_len

@@ -12,15 +12,11 @@ import pytest
 from astropy.io import fits
 
 from photozhpc.errors import MosaicError, SourceListError, StoreError
-from photozhpc.extraction.extract import (
-    OFF_TILE_ID,
-    extract,
-    find_mosaics,
-    find_source_lists,
-)
+from photozhpc.extraction.extract import extract
+from photozhpc.extraction.mosaics import OFF_TILE_ID, find_mosaics
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.tile import read_tile
-from photozhpc.sources.find import read_survey_lists, sources_to_measure
+from photozhpc.sources.find import find_source_lists, read_survey_lists, sources_to_measure
 from photozhpc.store import CutoutStore
 from photozhpc.store.rounding import round_pixels, rounding_step
 from photozhpc.survey import load_survey

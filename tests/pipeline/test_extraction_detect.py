@@ -19,7 +19,8 @@ from photozhpc.cli import main
 from photozhpc.errors import ConfigError, MosaicError, SourceListError
 from photozhpc.extraction import detect as extract_detect
 from photozhpc.extraction.detect import check_names, make_source_list, tile_number
-from photozhpc.extraction.extract import extract, find_mosaics
+from photozhpc.extraction.extract import extract
+from photozhpc.extraction.mosaics import find_mosaics
 from photozhpc.mosaic import detect
 from photozhpc.mosaic.detect import detect_sources, first_sightings
 from photozhpc.mosaic.tile import read_tile

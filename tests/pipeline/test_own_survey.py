@@ -94,12 +94,22 @@ def test_the_whole_one_does_what_the_page_says(
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(_blocks()[1])
     command = next(line for line in PAGE.splitlines() if "photozhpc extract" in line).split()[1:]
-    result = CliRunner().invoke(main, [*command, "--workers", "1"])
-    assert result.exit_code == 0, result.output
-    notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
-    assert notes == re.findall(r"(?m)^note: .*", PAGE)
+    plan = CliRunner().invoke(main, command)
+    command.remove("--dry-run")
+    assert plan.exit_code == 0, plan.output
+    assert not Path("mine.store").exists()
+    assert plan.stdout in PAGE
+    for time in ("first", "again"):  # the notes of finished tiles are kept
+        result = CliRunner().invoke(main, [*command, "--workers", "1"])
+        assert result.exit_code == 0, result.output
+        notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+        assert notes == re.findall(r"(?m)^note: .*", PAGE), time
+    assert all(line in result.stderr for line in plan.stdout.splitlines())
     store = CutoutStore.open("mine.store")
     assert store.tiles() == {"f1": 12, "f2": 12}
+    z_spec_N = np.concatenate([store.read_sources(key).z_spec_N for key in store.shards()])
+    n_labels = np.count_nonzero(np.isfinite(z_spec_N))
+    assert re.search(rf"labels +{n_labels}, z 0.5 to 1.5\n", plan.stdout)
     with_sky = replace(load_survey("mine.yaml"), subtract_sky=False)
     extract(with_sky, images, tmp_path / "with-sky.store", workers=1)
     sky = CutoutStore.open(tmp_path / "with-sky.store")

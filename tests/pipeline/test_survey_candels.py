@@ -17,7 +17,8 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from photozhpc.errors import SourceListError
-from photozhpc.extraction.extract import extract, find_mosaics
+from photozhpc.extraction.extract import extract
+from photozhpc.extraction.mosaics import find_mosaics
 from photozhpc.mosaic.tile import read_tile
 from photozhpc.sources.find import find_source_lists, read_survey_lists
 from photozhpc.store import CutoutStore

@@ -27,7 +27,8 @@ from photozhpc.catalog.photoz_catalog import (
 from photozhpc.errors import MosaicError
 from photozhpc.evaluation.evaluate import evaluate
 from photozhpc.extraction.assign import assign_tiles
-from photozhpc.extraction.extract import extract, find_mosaics
+from photozhpc.extraction.extract import extract
+from photozhpc.extraction.mosaics import find_mosaics
 from photozhpc.mosaic.footprint import read_footprint
 from photozhpc.mosaic.tile import read_tile
 from photozhpc.sources.find import find_source_lists, read_survey_lists

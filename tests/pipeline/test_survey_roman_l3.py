@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from photozhpc.errors import ConfigError, MosaicError, SourceListError
-from photozhpc.extraction.extract import extract, find_mosaics
+from photozhpc.extraction.extract import extract
+from photozhpc.extraction.mosaics import find_mosaics
 from photozhpc.mosaic.duplicates import exposure_time_s
 from photozhpc.sky.l3_file import tile_wcs, write_mosaic
 from photozhpc.sky.observe import Observed

@@ -34,7 +34,8 @@ from photozhpc.catalog import read_catalog
 from photozhpc.catalog.run import run_inference
 from photozhpc.cli import main
 from photozhpc.errors import MosaicError, SourceListError, StorageError, StoreError
-from photozhpc.extraction.extract import extract, find_mosaics
+from photozhpc.extraction.extract import extract
+from photozhpc.extraction.mosaics import find_mosaics
 from photozhpc.files import objects
 from photozhpc.files import requests as object_requests
 from photozhpc.files.objects import ObjectPath, list_objects, location, read_ranges

@@ -10,7 +10,7 @@ import pytest
 from astropy.io import fits
 
 from builders.skies import SIMPLE
-from photozhpc.extraction.extract import find_mosaics
+from photozhpc.extraction.mosaics import find_mosaics
 from photozhpc.mosaic.measure import forced_photometry, noise_weights
 from photozhpc.mosaic.photometry import PhotFlag, sum_circles
 from photozhpc.mosaic.tile import read_tile

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from photutils.aperture import EllipticalAperture, aperture_photometry
 
 from photozhpc.errors import StoreError
-from photozhpc.extraction.extract import find_mosaics
+from photozhpc.extraction.mosaics import find_mosaics
 from photozhpc.mosaic.ellipses import sum_ellipses
 from photozhpc.mosaic.kron import kron_apertures
 from photozhpc.mosaic.measure import forced_photometry, noise_weights

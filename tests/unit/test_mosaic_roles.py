@@ -9,7 +9,7 @@ from astropy.io import fits
 from builders.mosaics import ground_survey as survey
 from photozhpc.config import from_mapping
 from photozhpc.errors import ConfigError, MosaicError
-from photozhpc.extraction.extract import find_mosaics
+from photozhpc.extraction.mosaics import find_mosaics
 from photozhpc.mosaic.fits_siblings import sibling_paths, without_siblings
 from photozhpc.mosaic.tile import Tile, read_tile
 from photozhpc.survey import Survey

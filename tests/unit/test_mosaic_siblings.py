@@ -8,7 +8,7 @@ from astropy.io import fits
 
 from builders.mosaics import ground_survey
 from photozhpc.errors import MosaicError
-from photozhpc.extraction.extract import find_mosaics
+from photozhpc.extraction.mosaics import find_mosaics
 from photozhpc.mosaic.fits_siblings import sibling_paths, without_siblings
 from photozhpc.mosaic.tile import read_tile
 
