@@ -195,7 +195,8 @@ class PITAEstimator(CatEstimator):
         }
         part = PdfPart("grid", pdf.axis_P, pdf.z_max, data["source_id"], value_NP)
         ensemble = ensemble_of(part, ancil)
-        ensemble.ancil["zmode"][lost_N] = np.nan
+        for name in ("zmode", "zmean", "zmedian"):
+            ensemble.ancil[name][lost_N] = np.nan
         self._do_chunk_output(ensemble, start, end, first, data=data)
 
 

@@ -33,8 +33,8 @@ def export_qp(catalog: str | Path, out: str | Path) -> Exported:
     """Write the p(z) of a catalogue as a qp ensemble, with one part in memory at a time.
 
     The ancillary table has the columns `source_id` to `star_probability` (NaN for null) and
-    `zmode`, the redshift of the highest density on the grid, which RAIL needs. It leaves out
-    sources without a redshift: the rows are those of the catalogue where photoz is not null.
+    `zmode`, the redshift of the highest density on the grid, which RAIL needs, `zmean` and
+    `zmedian` of the same density. It leaves out sources without a redshift: the rows are those of the catalogue where photoz is not null.
 
     Args:
         catalog: the --out folder of `photozhpc infer --pdf`.
@@ -90,7 +90,7 @@ def ensemble_of(part: PdfPart, ancil: dict[str, NDArray] | None = None) -> Any:
     """Return the qp ensemble of rows that all have a p(z).
 
     Args:
-        ancil: columns of the ancillary table, in addition to zmode.
+        ancil: columns of the ancillary table, in addition to zmode, zmean and zmedian.
     """
     qp = import_qp()
     z_P, columns = _columns(part, ancil or {})
@@ -120,8 +120,14 @@ def _columns(
     z_P = part.axis_P if part.form == "grid" else redshift_grid(part.z_max)
     density_NP = part.density(z_P)
     density_NP /= np.asarray(np.trapezoid(density_NP, z_P, axis=1))[:, None]
-    zmode_N = z_P[density_NP.argmax(axis=1)]
-    return z_P, {"data": {"yvals": density_NP}, "ancil": {**ancil, "zmode": zmode_N}}
+    mass_NP = (density_NP[:, 1:] + density_NP[:, :-1]) / 2 * np.diff(z_P)
+    cdf_NP = np.pad(np.cumsum(mass_NP, axis=1), ((0, 0), (1, 0)))
+    points = {
+        "zmode": z_P[density_NP.argmax(axis=1)],
+        "zmean": np.trapezoid(density_NP * z_P, z_P, axis=1),
+        "zmedian": np.array([np.interp(0.5, cdf_P, z_P) for cdf_P in cdf_NP]),
+    }
+    return z_P, {"data": {"yvals": density_NP}, "ancil": {**ancil, **points}}
 
 
 def _chunks(parts: list[Path], run_notes: RunNotes) -> Iterator[tuple[PdfPart, dict[str, NDArray]]]:

@@ -86,6 +86,7 @@ def test_qp_says_what_the_catalogue_says(runs, form, tmp_path, monkeypatch):
     grid = ensemble.metadata["xvals"].ravel()
     np.testing.assert_allclose(np.trapezoid(ensemble.pdf(grid), grid, axis=1), 1, atol=1e-5)
     assert (np.diff(ensemble.cdf(fine[::50]), axis=1) >= -1e-9).all()
+    np.testing.assert_allclose(ensemble.ancil["zmedian"], ensemble.ppf(0.5).ravel(), atol=step / 2)
     low68 = ensemble.ppf(0.16).ravel()
     assert np.abs(low68 - ensemble.ancil["photoz_low68"]).max() < 2 * step
     for start, end, piece in qp.iterator(str(path), chunk_size=33):
@@ -100,6 +101,7 @@ def test_the_mean_of_qp_is_the_mean(runs, tmp_path):
     z = ensemble.metadata["xvals"].ravel()
     mean = np.trapezoid(z * ensemble.objdata["yvals"], z, axis=1)
     np.testing.assert_allclose(ensemble.mean().ravel(), mean, rtol=5e-3)
+    np.testing.assert_allclose(ensemble.ancil["zmean"], mean, rtol=1e-4)
 
 
 def test_rail_stacks_the_file(runs, tmp_path, monkeypatch):
