@@ -199,7 +199,7 @@ def train(
         model = photozhpc.train("pixels-and-fluxes", store="store", out="run")
 
     Args:
-        config: name or YAML file of a recipe, or a mapping of the same keys.
+        config: name or YAML file of a recipe, or a mapping of the same keys, `base` among them.
         store, survey, out: in place of the recipe's.
         restart: delete the run that is in the folder, and begin anew.
 
@@ -209,13 +209,13 @@ def train(
         CheckpointError: another training has been in the folder.
         Preempted: a signal stopped it; call it again.
     """
-    from photozhpc.config import from_mapping, read_config
+    from photozhpc.config import from_mapping, on_base, read_config
     from photozhpc.model.launch import Launch
     from photozhpc.model.train import train as train_model
     from photozhpc.model.train_config import TrainConfig
 
     if isinstance(config, Mapping):
-        settings = from_mapping(TrainConfig, config, "the recipe")
+        settings = from_mapping(TrainConfig, on_base(config, "the recipe"), "the recipe")
     else:
         settings = read_config(TrainConfig, config, "recipe")
     if store is not None:

@@ -9,6 +9,7 @@ import os
 import reprlib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,18 +79,34 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return _load_yaml(Path(path), ())
 
 
+def on_base(mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a mapping with the keys of its `base`, as `load_yaml` does.
+
+    Args:
+        where: what it is, for messages.
+
+    Raises:
+        ConfigError: as `load_yaml`.
+    """
+    return _on_base(dict(mapping), where, Path(), ())
+
+
 def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    document = _load_one(path)
+    return _on_base(_load_one(path), str(path), path.parent, (*above, path.resolve()))
+
+
+def _on_base(
+    document: dict[str, Any], where: str, folder: Path, above: tuple[Path, ...]
+) -> dict[str, Any]:
     if "base" not in document:
         return document
     base = document.pop("base")
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base: expected a name or a path, got {_shown(base)}")
+        raise ConfigError(f"{where}: base: expected a name or a path, got {_shown(base)}")
     bundled = bundled_configs(*KINDS)
-    below = bundled[base] if base in bundled else path.parent / config_path(base, *KINDS)
-    above = (*above, path.resolve())
+    below = bundled[base] if base in bundled else folder / config_path(base, *KINDS)
     if below.resolve() in above:
-        raise ConfigError(f"{path}: base: '{base}' is based on this file")
+        raise ConfigError(f"{where}: base: '{base}' is based on this file")
     return _merged(_load_yaml(below, above), document)
 
 

@@ -1,6 +1,7 @@
 """Progress of a stage: a bar on a terminal or in a notebook, about ten plain lines in a log."""
 
 import sys
+import warnings
 from threading import RLock
 
 from photozhpc.logs import LOG, is_quiet
@@ -15,7 +16,9 @@ class Progress:
 
     def __init__(self, unit: str) -> None:
         if "ipykernel" in sys.modules:
-            from tqdm.auto import tqdm
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # without ipywidgets a bar of text will do
+                from tqdm.auto import tqdm
         else:
             from tqdm import tqdm
 

@@ -34,7 +34,8 @@ def export_qp(catalog: str | Path, out: str | Path) -> Exported:
 
     The ancillary table has the columns `source_id` to `star_probability` (NaN for null) and
     `zmode`, the redshift of the highest density on the grid, which RAIL needs, `zmean` and
-    `zmedian` of the same density. It leaves out sources without a redshift: the rows are those of the catalogue where photoz is not null.
+    `zmedian` of the same density. It leaves out sources without a redshift: the rows are those of
+    the catalogue where photoz is not null.
 
     Args:
         catalog: the --out folder of `photozhpc infer --pdf`.

@@ -1,7 +1,7 @@
 """Strict configuration: every fault is named, with the nearest valid key."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from photozhpc.config import (
     config_path,
     from_mapping,
     load_yaml,
+    on_base,
     to_mapping,
 )
 from photozhpc.errors import ConfigError, PhotozError
@@ -251,6 +252,15 @@ def test_a_file_has_what_its_base_says_where_it_says_nothing(tmp_path) -> None:
     (tmp_path / "third.yaml").write_text(f"base: {tmp_path}/second.yaml\na: {{f: 7}}\n")
     assert load_yaml(tmp_path / "second.yaml") == {"a": 1, "b": {"c": 2, "d": [5]}, "e": 6}
     assert load_yaml(tmp_path / "third.yaml") == {"a": {"f": 7}, "b": {"c": 2, "d": [5]}, "e": 6}
+
+
+def test_a_mapping_in_python_has_a_base_too() -> None:
+    given = {"base": "roman-sim", "cutout_size": 64}
+    survey = from_mapping(Survey, on_base(given, "mine"), "mine")
+    assert survey == replace(load_survey("roman-sim"), cutout_size=64)
+    assert given["base"] == "roman-sim"
+    with pytest.raises(ConfigError, match="mine: base: expected a name or a path"):
+        on_base({"base": 1}, "mine")
 
 
 def test_a_bundled_configuration_is_a_base_by_its_name(tmp_path) -> None:
