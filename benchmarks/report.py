@@ -15,6 +15,7 @@ from sections.accuracy import (
     opponents_section,
     real_section,
     science_section,
+    why,
 )
 from sections.tables import HERE, RESULTS, load, rivals_table
 from sections.throughput import (
@@ -27,6 +28,7 @@ from sections.throughput import (
 )
 from sections.warning_flags import warnings_section
 
+README = HERE.parent / "README.md"
 CARD = HERE.parent / "photozhpc" / "model" / "bundled" / "MODEL_CARD.md"
 
 
@@ -70,6 +72,8 @@ def texts() -> dict[Path, str]:
     if (RESULTS / "defects.json").exists():
         sections.append(warnings_section())
     sections += [throughput_section(), gpu, faults_section()]
+    if load("opponents"):
+        written[README] = between_marks(README.read_text(), "why", why())
     guide = HERE.parent / "docs" / "performance.md"
     text = guide.read_text()
     tables = {"cost": cost_table(), "export": export_table(), "gpu": gpu_table()}

@@ -16,7 +16,7 @@ GOAL_POINTS = 3  # of the coverage in every bin
 FIRST = "ConvNeXt-Atto that was bundled first"
 
 
-def _mean(entry: dict, key: str) -> float:
+def mean_of(entry: dict, key: str) -> float:
     return mean(run[key] for run in entry["runs"])
 
 
@@ -120,7 +120,7 @@ def opponents_section() -> str:
     result = load("opponents")
     rows = []
     for labels, methods in result["by_labels"].items():
-        for method, entry in sorted(methods.items(), key=lambda item: _mean(item[1], "nmad")):
+        for method, entry in sorted(methods.items(), key=lambda item: mean_of(item[1], "nmad")):
             runs = entry["runs"]
             name = f"**{method}**" if method == result["ours"] else method
             cells = [labels, name, len(runs)]
@@ -155,16 +155,26 @@ smaller:
     return f"{text}\n\n`python benchmarks/opponents.py`, on {result['processor']}."
 
 
+def opponents_of(result: dict, methods: dict[str, dict]) -> dict[str, dict]:
+    return {
+        name: entry
+        for name, entry in methods.items()
+        if name != LIMIT and not name.startswith(result["ours"])
+    }
+
+
+def best_opponent(result: dict, methods: dict[str, dict], key: str) -> tuple[str, float]:
+    """Return the opponent with the lowest mean, and that."""
+    means = {name: mean_of(e, key) for name, e in opponents_of(result, methods).items()}
+    name = min(means, key=means.__getitem__)
+    return name, means[name]
+
+
 def verdicts(result: dict) -> str:
     """A sentence for each number of labels: ours, and the best opponent in each measure."""
     lines = []
     for labels, methods in result["by_labels"].items():
-        others = {
-            name: entry
-            for name, entry in methods.items()
-            if name != LIMIT and not name.startswith(result["ours"])
-        }
-        if result["ours"] not in methods or not others:
+        if result["ours"] not in methods or not opponents_of(result, methods):
             continue
         clauses = []
         for what, key, digits, unit in (
@@ -172,13 +182,28 @@ def verdicts(result: dict) -> str:
             ("outliers", "outliers_percent", 1, "%"),
             ("CRPS", "crps", 3, ""),
         ):
-            name = min(others, key=lambda n, key=key: _mean(others[n], key))
-            ours, best = _mean(methods[result["ours"]], key), _mean(others[name], key)
+            ours = mean_of(methods[result["ours"]], key)
+            name, best = best_opponent(result, methods, key)
             clauses.append(
                 f"{what} {ours:.{digits}f}{unit} (best opponent {best:.{digits}f}{unit}, {name})"
             )
         lines.append(f"- **{labels} labels**: {', '.join(clauses)}.")
     return "\n".join(lines)
+
+
+def why() -> str:
+    """The sentence of the README: what images add, with the most labels that all methods have."""
+    result = load("opponents")
+    labels, methods = [(n, m) for n, m in result["by_labels"].items() if result["ours"] in m][-1]
+    best, outliers = best_opponent(result, methods, "outliers_percent")
+    ours = mean_of(methods[result["ours"]], "outliers_percent")
+    n_opponents = len(opponents_of(result, methods))
+    return (
+        f"**Why**: images say more than a table of fluxes. With the same {labels} labels, "
+        f"{ours:.1f}% of unseen simulated\ngalaxies are outliers; with the best of {n_opponents} "
+        f"methods that see only fluxes ({best}), {outliers:.1f}%.\n[Results]"
+        "(benchmarks/RESULTS.md) has every comparison, also where photozhpc is not ahead."
+    )
 
 
 def convergence_section() -> str:
