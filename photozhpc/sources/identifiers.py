@@ -158,28 +158,34 @@ def _numbered(table: TableFile, n: int, candidates: tuple[str, ...]) -> str:
         candidates: the names that the survey gives the column of identifiers.
 
     Raises:
-        SourceListError: a column that looks like identifiers holds a different integer in each row.
+        SourceListError: a column that looks like identifiers holds a different integer or text in
+            each row.
     """
     unused = ""
     alike = [name for name in table.names if _LIKE_AN_IDENTIFIER.fullmatch(name)]
     if alike and candidates and n > 1:
         read = read_columns(table.path, table.what, set(alike).__contains__)
         for name in alike:
-            if _are_unique_integers(read.columns.get(name, np.empty(0))):
+            if _are_identifiers(read.columns.get(name, np.empty(0))):
                 raise SourceListError(
                     f"{table.path}: the source list has no column '{candidates[0]}', but '{name}' "
                     f"looks like its identifiers; write source_columns: {{source_id: {name}}} in "
                     "the survey's YAML file, or {source_id: null} to number the rows from 0"
                 )
-        unused = f" ('{alike[0]}' was not used: its rows do not hold different integers)"
+        unused = f" ('{alike[0]}' was not used: its rows do not hold different values)"
     lacks = f"there is no column '{candidates[0]}'" if candidates else "the survey names no column"
     return f"{table.path.name}: {lacks} of identifiers: the rows are numbered from 0{unused}"
 
 
-def _are_unique_integers(values_N: NDArray) -> bool:
+def _are_identifiers(values_N: NDArray) -> bool:
+    """Whether every row holds another integer, or another text."""
+    if values_N.ndim != 1:
+        return False
+    if values_N.dtype.kind in "OSU":
+        texts = set(map(_as_text, values_N.tolist()))
+        return "" not in texts and len(texts) == len(values_N)
     return (
-        values_N.ndim == 1
-        and values_N.dtype.kind in "iuf"
+        values_N.dtype.kind in "iuf"
         and bool((values_N == np.floor(values_N)).all())
         and len(np.unique(values_N)) == len(values_N)
     )

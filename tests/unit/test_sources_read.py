@@ -296,9 +296,19 @@ def test_rows_are_not_numbered_beside_identifiers_of_another_name(
     assert "the rows are numbered from 0" in notes[0]
 
 
+def test_rows_are_not_numbered_beside_names(tmp_path: Path) -> None:
+    path = _written(tmp_path / "list.csv", ID=["GAL-1", "GAL-2", "GAL-3"])
+    table = Table.read(path)
+    table.remove_column("source_id")
+    table.write(path, overwrite=True)
+    with pytest.raises(SourceListError, match=r"source_columns: \{source_id: ID\}"):
+        _read(path)
+    assert len(set(_read(path, source_id="ID")[0].source_id_N)) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
-    [("tile_id", [7, 7, 7]), ("name", ["a", "b", "c"]), ("valid", [1, 2, 3]),
+    [("tile_id", [7, 7, 7]), ("name", ["a", "b", "b"]), ("valid", [1, 2, 3]),
      ("centroid", [1, 2, 3]), ("num_exposures", [1, 2, 3]), ("id", [0.5, 1.5, 2.5])],
 )  # fmt: skip
 def test_rows_are_numbered_with_a_note_where_nothing_is_their_identifier(
