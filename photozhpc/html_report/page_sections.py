@@ -18,6 +18,7 @@ from photozhpc.catalog.photoz_catalog import PhotozFlag
 from photozhpc.catalog.throughput import read_throughput
 from photozhpc.errors import StoreError
 from photozhpc.evaluation.catalog_columns import floats
+from photozhpc.evaluation.evaluate import Estimate
 from photozhpc.figures.composites import channels
 from photozhpc.html_report import page_figures as draw
 from photozhpc.html_report.catalog_scan import (
@@ -35,10 +36,17 @@ from photozhpc.html_report.page_accuracy import Accuracy
 from photozhpc.html_report.page_source import PageSource
 from photozhpc.html_report.plot import Plot, with_minus
 from photozhpc.html_report.sky_fields import SkyMap, map_sky
-from photozhpc.html_report.sky_figures import Coverage, area_arcmin2, coverage_of, plot_sky
+from photozhpc.html_report.sky_figures import (
+    Coverage,
+    area_arcmin2,
+    coverage_of,
+    is_dense,
+    plot_sky,
+)
 from photozhpc.html_report.tile_outlines import MAX_OUTLINES, tile_outlines
 
 _DEG2 = 3600.0  # arcmin^2
+MIN_PARTS = 3  # of a plot of the pace
 _MEANING = {
     PhotozFlag.OFF_TILE: "on no mosaic of the survey",
     PhotozFlag.MISSING_BAND: "a band holds no data where the network looks",
@@ -112,6 +120,9 @@ def _sky_plot(
         else "the outlines of the tiles are unknown; bins without a source are blank"
     )
     caption = f"Equal-area bins of {bins} ({projection} projection), east to the left; {covered}."
+    title = "Density of sources"
+    if len(points_N2) and not is_dense(sky_map):
+        title, caption = "Positions of the sources", "East to the left."
     if len(coverage.outlines):
         caption += " Lines: the tiles."
     if len(points_N2):
@@ -124,7 +135,6 @@ def _sky_plot(
         f"{sky_map.n / area:.3g} per square arcminute, at most {filled.max(initial=0):.3g} in one "
         f"bin."
     )
-    title = "Density of sources"
     if name != "Sky":
         title += f", {name[0].lower()}{name[1:]}"
     return Plot(
@@ -331,7 +341,8 @@ def pace(source: PageSource) -> dict[str, Any]:
         f"part {part.get('part')}: {part.get('reason')}"
         for part in source.status.get("set_aside", [])[:20]
     ]
-    return {"why": "", "plots": [plot], "rows": rows, "failed": failed}
+    plots = [plot] if rate.n_parts >= MIN_PARTS else []  # one part is a rectangle
+    return {"why": "", "plots": plots, "rows": rows, "failed": failed}
 
 
 def _duration(seconds: float) -> str:
@@ -388,9 +399,9 @@ def summary(
     if accuracy.evaluation is not None:
         statistics = accuracy.evaluation.groups["overall"][0].statistics
         facts += [
-            ("NMAD", f"{statistics['nmad'].value:.4f}"),
-            ("bias", with_minus(f"{statistics['bias'].value:+.4f}")),
-            ("outliers", f"{100 * statistics['outlier_fraction'].value:.1f} %"),
+            ("NMAD", _with_error(statistics["nmad"], ".4f")),
+            ("bias", with_minus(_with_error(statistics["bias"], "+.4f"))),
+            ("outliers", f"{_with_error(statistics['outlier_fraction'], '.1f', 100)} %"),
         ]
     return {
         "survey": str(survey) if survey else source.folder.absolute().name,
@@ -399,6 +410,12 @@ def summary(
         "warnings": [*warnings_of(source.provenance), *doubts(scan.n_rows, flagged, sample_N)],
         "state": source.status.get("state", ""),
     }
+
+
+def _with_error(statistic: Estimate, form: str, scale: float = 1) -> str:
+    error = scale * statistic.error
+    shown = f" ± {error:{form.lstrip('+')}}" if np.isfinite(error) else ""
+    return f"{scale * statistic.value:{form}}{shown}"
 
 
 def _unfinished(source: PageSource) -> str:

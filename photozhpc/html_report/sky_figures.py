@@ -17,6 +17,7 @@ from photozhpc.html_report.sky_fields import SkyMap
 
 _N_FINE = 2000  # points along the map, to compute how much of a bin is covered
 _MIN_COVERED = 0.25
+_MIN_COUNT = 10  # sources per bin, on average: a scatter of a third
 _FEW_POINTS = 300
 _POLAR_DEG = 80.0
 _MARGIN = 0.03  # around a map, as a fraction of its longer side
@@ -86,6 +87,11 @@ def density_map(sky: SkyMap, coverage: Coverage) -> NDArray[np.float64]:
     return np.where(covered_YX, sky.counts_YX / area_YX, np.nan)
 
 
+def is_dense(sky: SkyMap) -> bool:
+    """Whether the bins show more than the scatter of the counts in them."""
+    return bool(sky.counts_YX[sky.counts_YX > 0].mean() >= _MIN_COUNT)
+
+
 def plot_sky(
     sky: SkyMap, coverage: Coverage, points_N2: NDArray[np.float64], theme: Theme
 ) -> Figure:
@@ -107,8 +113,10 @@ def plot_sky(
     place = [left / WIDE_INCH, _BOTTOM_INCH / total, wide / WIDE_INCH, tall / total]
     axes = WCSAxes(figure, place, wcs=sky.wcs, **frame)
     figure.add_axes(axes)
+    density = density_map(sky, coverage)
+    shows_density = is_dense(sky) or not len(points_N2)
     image = axes.imshow(
-        density_map(sky, coverage),
+        density if shows_density else np.full_like(density, np.nan),
         origin="lower",
         cmap=theme.density,
         interpolation="nearest",
@@ -136,6 +144,8 @@ def plot_sky(
     axes.set_xlim(-0.5 - margin, width - 0.5 + margin)
     axes.set_ylim(-0.5 - margin, height - 0.5 + margin)
     _label(axes, sky, theme)
+    if not shows_density:
+        return figure
     bar = figure.add_axes(((left + wide + 0.12) / WIDE_INCH, place[1], 0.13 / WIDE_INCH, place[3]))
     figure.colorbar(image, cax=bar, label="sources per arcmin$^2$")
     return figure
