@@ -11,7 +11,9 @@ Each returns a `Result`: a path that the next stage takes, with what there is to
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from photozhpc.errors import ConfigError, PhotozError
@@ -303,6 +305,7 @@ def infer(
     """
     from photozhpc.catalog.run import run_inference
     from photozhpc.model import bundled_checkpoint
+    from photozhpc.model.slow_imports import slow_imports
     from photozhpc.workers.dask_workers import DaskWorkers
     from photozhpc.workers.site import load_site
 
@@ -313,7 +316,7 @@ def infer(
     tables = _locations(truth)
     made: AnyPath
     if store is None:
-        chosen.import_early()
+        chosen.import_early(*slow_imports(model))
         made, tables = _own_sky(loaded, folder, tables, workers)
     else:
         made = _location(store)
@@ -323,10 +326,12 @@ def infer(
         read_truth(tables, loaded.source_columns)  # report a fault in it before the run
     if command is None:
         command = f"photozhpc.infer({loaded.name!r}, {str(made)!r}, {str(model)!r}, ...)"
+    # Its import takes a second or two, in which this process would wait for the workers.
+    Thread(target=import_module, args=["photozhpc.evaluation.summary"], daemon=True).start()
     summary = run_inference(
         made, model, folder, loaded, chosen, compiled=compiled, pdf=pdf, command=command
     )
-    from photozhpc.evaluation.summary import summarise  # takes a second; the workers start first
+    from photozhpc.evaluation.summary import summarise
 
     text = summarise(summary, tables or None)
     return Result(folder, read_json(folder / "summary.json"), text)

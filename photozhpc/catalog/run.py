@@ -31,6 +31,7 @@ from photozhpc.files.code_cache import code_cache
 from photozhpc.files.disk import remove_stale_partials, sync_folder
 from photozhpc.files.objects import AnyPath, location
 from photozhpc.logs import LOG
+from photozhpc.model.slow_imports import slow_imports
 from photozhpc.printable import printable
 from photozhpc.store import FluxTable, open_store
 from photozhpc.store.unique import check_unique
@@ -121,7 +122,7 @@ def run_inference(
         store_path = location(store_path).absolute()
         checkpoint_path, out = checkpoint_path.absolute(), out.absolute()
     store = open_store(store_path, survey)
-    workers.import_early()
+    workers.import_early(*slow_imports(checkpoint_path))
     if survey is not None and survey.name != store.survey.name:
         raise StoreError(
             f"{store.path}: was made for survey '{store.survey.name}', not '{survey.name}'; pass "

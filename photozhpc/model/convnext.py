@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from photozhpc.model.autocast import Autocast
 from photozhpc.model.timm_convnext import (
     GELU,
     ConvNeXt,
@@ -35,7 +36,7 @@ def for_inference(encoder: nn.Module, side_pix: int, dtype: torch.dtype) -> nn.M
     """
     if _is_plain(encoder):
         return InferenceConvNeXt(encoder, side_pix, dtype)
-    return _Autocast(encoder, dtype)
+    return Autocast(encoder, dtype)
 
 
 class InferenceConvNeXt(nn.Module):
@@ -129,21 +130,6 @@ class _Block(nn.Module):
         y_BHWC = F.layer_norm(y_BHWC, (n_channels,), eps=self.eps)
         y_BHWC = F.gelu(F.linear(y_BHWC, self.weight_in, self.bias_in))
         return x_BHWC + F.linear(y_BHWC, self.weight_out, self.bias_out)
-
-
-class _Autocast(nn.Module):
-    """An encoder that is not rearranged."""
-
-    def __init__(self, encoder: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.dtype = dtype
-
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
-        reduced = self.dtype != torch.float32
-        with torch.autocast(image_BCHW.device.type, dtype=self.dtype, enabled=reduced):
-            return self.encoder(image_BCHW).float()
 
 
 def _is_plain(encoder: Any) -> bool:

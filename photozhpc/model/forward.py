@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from photozhpc.model.augment import calibrate, centre_crop, stretch
-from photozhpc.model.convnext import for_inference
+from photozhpc.model.autocast import Autocast
 from photozhpc.model.pdf import CalibratedPdf, PdfForm
 from photozhpc.model.pita import PITA, Fluxes
+from photozhpc.model.pita_config import RESNET, PITAConfig
 
 
 class Forward(nn.Module):
@@ -22,7 +23,7 @@ class Forward(nn.Module):
 
     def __init__(self, model: PITA, dtype: torch.dtype, pdf: PdfForm | None = None) -> None:
         super().__init__()
-        encoder = for_inference(model.encoder, model.config.crop, dtype)
+        encoder = _for_inference(model.encoder, model.config, dtype)
         # Copied without its encoder, by far its largest part.
         self.model = copy.deepcopy(model, {id(model.encoder): encoder}).requires_grad_(False)
         self.point_estimate = model.point_estimate
@@ -63,3 +64,11 @@ class Forward(nn.Module):
         crop_BCHW = centre_crop(cutout_BCSS, config.crop)
         linear_BCHW = calibrate(crop_BCHW, ebv_B, model.extinction_r_C, model.noise_C)
         return model.encoder(stretch(linear_BCHW, config.stretch)), linear_BCHW
+
+
+def _for_inference(encoder: nn.Module, config: PITAConfig, dtype: torch.dtype) -> nn.Module:
+    if config.encoder == RESNET:
+        return Autocast(encoder, dtype)
+    from photozhpc.model.convnext import for_inference  # imports timm, which is slow
+
+    return for_inference(encoder, config.crop, dtype)

@@ -24,8 +24,7 @@ from photozhpc.workers.slurm import scheduler_client, slurm_client, workers_per_
 # keeps a core about as busy as the bundled model keeps a GPU.
 _TASKS_PER_CPU_WORKER = 2
 _MAX_TASKS_PER_GPU_WORKER = 8
-# pyarrow imports pandas when it first converts anything.
-PRELOAD = ("photozhpc.catalog.worker", "pandas", "pyarrow.pandas_compat")
+PRELOAD = ("photozhpc.catalog.worker",)
 
 
 def tasks_per_worker(on_gpu: bool, n_cores: int) -> int:
@@ -89,10 +88,14 @@ class DaskWorkers:
     def is_local(self) -> bool:
         return self.site is None and self.scheduler is None
 
-    def import_early(self) -> None:
-        """Begin to import what local workers need, while the caller prepares their work."""
+    def import_early(self, *modules: str) -> None:
+        """Begin to import what local workers need, while the caller prepares their work.
+
+        Args:
+            modules: that they need in addition.
+        """
         if self.is_local and self.device == "cpu":
-            import_early(PRELOAD)
+            import_early([*PRELOAD, *modules])
 
     @property
     def described(self) -> str:
