@@ -303,20 +303,24 @@ def infer(
     Raises:
         PhotozError: something given cannot be used, or the disk is full; what is finished is kept.
     """
-    from photozhpc.catalog.run import run_inference
-    from photozhpc.model import bundled_checkpoint
+    from photozhpc.model.bundled_model import bundled_checkpoint
     from photozhpc.model.slow_imports import slow_imports
-    from photozhpc.workers.dask_workers import DaskWorkers
-    from photozhpc.workers.site import load_site
+    from photozhpc.workers.devices import device_list
+    from photozhpc.workers.fork_server import PRELOAD, import_early
 
     loaded = survey_of(survey, store)
     folder = Path("out") / loaded.name if out is None else _local(out)
     model = bundled_checkpoint(loaded.name) if checkpoint is None else _local(checkpoint)
+    if site is None and scheduler is None and not device_list(device):
+        import_early([*PRELOAD, *slow_imports(model)])  # before this process imports Dask
+    from photozhpc.catalog.run import run_inference
+    from photozhpc.workers.dask_workers import DaskWorkers
+    from photozhpc.workers.site import load_site
+
     chosen = DaskWorkers.of(workers, device, load_site(site) if site else None, jobs, scheduler)
     tables = _locations(truth)
     made: AnyPath
     if store is None:
-        chosen.import_early(*slow_imports(model))
         made, tables = _own_sky(loaded, folder, tables, workers)
     else:
         made = _location(store)

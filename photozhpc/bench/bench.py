@@ -26,7 +26,7 @@ from photozhpc.store import CutoutStore, Measurements
 from photozhpc.store.cutout_store import local_path
 from photozhpc.survey import load_survey
 from photozhpc.workers.dask_workers import DaskWorkers, tasks_per_worker
-from photozhpc.workers.local import Device, device_list
+from photozhpc.workers.devices import Device, device_list
 from photozhpc.workers.memory import keep_freed_memory
 
 TILE_PIX = 2048

@@ -10,10 +10,9 @@ from dask.system import CPU_COUNT
 from distributed import Client
 
 from photozhpc.errors import ConfigError
+from photozhpc.workers.devices import Device, device_list
+from photozhpc.workers.fork_server import PRELOAD, import_early
 from photozhpc.workers.local import (
-    Device,
-    device_list,
-    import_early,
     local_client,
     worker_environments,
 )
@@ -24,7 +23,6 @@ from photozhpc.workers.slurm import scheduler_client, slurm_client, workers_per_
 # keeps a core about as busy as the bundled model keeps a GPU.
 _TASKS_PER_CPU_WORKER = 2
 _MAX_TASKS_PER_GPU_WORKER = 8
-PRELOAD = ("photozhpc.catalog.worker",)
 
 
 def tasks_per_worker(on_gpu: bool, n_cores: int) -> int:

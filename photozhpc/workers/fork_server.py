@@ -8,13 +8,32 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 
 from photozhpc.errors import RunError
 from photozhpc.files.disk import temporary_folder
+from photozhpc.workers.memory import WORKER_ENVIRONMENT
+from photozhpc.workers.signals import signals_held_back
 
 # A socket's path has at most 107 bytes; the fork server of multiprocessing has the longest name.
 _MAX_SOCKET_FOLDER = 107 - len("/listener-01234567")
+
+
+# What workers need on a CPU.
+PRELOAD = ("photozhpc.catalog.worker",)
+SERVER_ENVIRONMENT = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical", **WORKER_ENVIRONMENT}
+
+
+def import_early(preload: Sequence[str]) -> None:
+    """Begin to import `preload` in the process from which workers will be forked.
+
+    That takes seconds, in which the caller can prepare the work. It is not for workers with CUDA.
+    """
+    with environment_kept(), program_hidden(), signals_held_back():
+        os.environ |= SERVER_ENVIRONMENT
+        set_preload([*preload, "distributed"])
+        forkserver.ensure_running()
 
 
 def set_preload(modules: Sequence[str]) -> None:

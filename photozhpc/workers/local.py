@@ -2,16 +2,10 @@
 
 import logging
 import os
-import runpy
-import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
-from multiprocessing import forkserver
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
@@ -23,17 +17,16 @@ from distributed.utils import get_mp_context
 
 from photozhpc.errors import ConfigError, RunError, one_line
 from photozhpc.logs import is_verbose
+from photozhpc.workers.devices import Device, device_list
 from photozhpc.workers.fork_server import (
+    SERVER_ENVIRONMENT,
     environment_kept,
     private_scratch,
     program_hidden,
     set_preload,
 )
-from photozhpc.workers.memory import WORKER_ENVIRONMENT
 from photozhpc.workers.signals import signals_held_back
 from photozhpc.workers.unix_sockets import PROTOCOL, LocalScheduler, LocalWorker
-
-Device = Literal["auto", "cpu", "cuda"]
 
 # torch, timm and a model take 0.6 GB; the rest holds two blocks of cutouts.
 MIN_WORKER_BYTES = 2 << 30
@@ -48,10 +41,7 @@ _QUIET_LOGGERS = ("distributed", "distributed.client", "distributed.worker", "to
 CONFIG: dict[str, Any] = {
     # Dask's defaults leak OMP_NUM_THREADS=1 into this process, and a trim threshold that makes
     # glibc map and unmap every temporary array. `worker_environments` sets the threads.
-    "distributed.nanny.pre-spawn-environ": {
-        "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical",
-        **WORKER_ENVIRONMENT,
-    },
+    "distributed.nanny.pre-spawn-environ": SERVER_ENVIRONMENT,
     "distributed.worker.profile.enabled": False,
     "distributed.scheduler.no-workers-timeout": "120s",
     "distributed.diagnostics.nvml": False,
@@ -71,34 +61,6 @@ CONFIG: dict[str, Any] = {
         "distributed.http.health",
     ],
 }
-
-
-def device_list(device: Device, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the CUDA devices to use, as CUDA_VISIBLE_DEVICES names them; empty: use the CPU.
-
-    This loads neither torch nor CUDA: a process that has used CUDA holds memory on the device.
-
-    Raises:
-        ConfigError: `device` is unknown, or "cuda" without a CUDA device or a CUDA build of torch.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"unknown device '{device}'; use auto, cpu or cuda")
-    has_cuda = device != "cpu" and _torch_has_cuda()
-    if device == "cuda" and not has_cuda:
-        raise ConfigError("the installed torch is a CPU build; use --device cpu")
-    devices = visible_devices(environ) if has_cuda else []
-    if device == "cuda" and not devices:
-        raise ConfigError("no CUDA device was found on this machine; use --device cpu")
-    return devices
-
-
-def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the devices that CUDA would see, as CUDA_VISIBLE_DEVICES names them."""
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return _nvidia_devices()
-    devices = [name.strip() for name in visible.split(",") if name.strip()]
-    return devices[: devices.index("-1")] if "-1" in devices else devices  # as CUDA does
 
 
 def worker_environments(
@@ -129,18 +91,6 @@ def worker_environments(
         }
         for worker in range(workers)
     ]
-
-
-def import_early(preload: Sequence[str]) -> None:
-    """Begin to import `preload` in the process from which `local_client` will fork workers.
-
-    That takes seconds, in which the caller can prepare the work. It is not for workers with CUDA.
-    """
-    with _local_settings("forkserver"), environment_kept(), program_hidden():
-        os.environ |= CONFIG["distributed.nanny.pre-spawn-environ"]
-        with signals_held_back():
-            _set_preload([*preload, "distributed"])
-            forkserver.ensure_running()
 
 
 @contextmanager
@@ -307,21 +257,3 @@ def quiet_logs() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _torch_has_cuda() -> bool:
-    spec = find_spec("torch")
-    if spec is None or spec.origin is None:
-        return False
-    version = Path(spec.origin).with_name("version.py")
-    return version.is_file() and runpy.run_path(str(version)).get("cuda") is not None
-
-
-def _nvidia_devices() -> list[str]:
-    program = shutil.which("nvidia-smi")
-    if program is not None:
-        query = [program, "--query-gpu=index", "--format=csv,noheader"]
-        with suppress(OSError, subprocess.SubprocessError):
-            answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
-            return answer.stdout.split()
-    return sorted(path.name[len("nvidia") :] for path in Path("/dev").glob("nvidia[0-9]*"))

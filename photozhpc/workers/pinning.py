@@ -5,7 +5,8 @@ import os
 from distributed import Nanny
 from distributed.system import MEMORY_LIMIT
 
-from photozhpc.workers.local import visible_devices, worker_environments
+from photozhpc.workers.devices import visible_devices
+from photozhpc.workers.local import worker_environments
 
 WORKERS_VARIABLE = "PHOTOZHPC_WORKERS"
 

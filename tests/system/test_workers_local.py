@@ -9,14 +9,15 @@ import time
 import pytest
 
 from photozhpc.errors import ConfigError
-from photozhpc.workers import local
-from photozhpc.workers.local import device_list, local_client, worker_environments
+from photozhpc.workers import devices, local
+from photozhpc.workers.devices import device_list
+from photozhpc.workers.local import local_client, worker_environments
 
 GB = 1 << 30
 
 
 def test_no_cuda_devices_without_a_cuda_build_of_torch(monkeypatch):
-    monkeypatch.setattr(local, "_torch_has_cuda", lambda: False)
+    monkeypatch.setattr(devices, "_torch_has_cuda", lambda: False)
     assert device_list("auto", {"CUDA_VISIBLE_DEVICES": "0,1"}) == []
     with pytest.raises(ConfigError, match="CPU build; use --device cpu"):
         device_list("cuda", {"CUDA_VISIBLE_DEVICES": "0,1"})
@@ -34,7 +35,7 @@ def test_no_cuda_devices_without_a_cuda_build_of_torch(monkeypatch):
     ],
 )
 def test_devices_are_those_that_cuda_would_see(monkeypatch, visible, expected):
-    monkeypatch.setattr(local, "_torch_has_cuda", lambda: True)
+    monkeypatch.setattr(devices, "_torch_has_cuda", lambda: True)
     assert device_list("auto", {"CUDA_VISIBLE_DEVICES": visible}) == expected
     assert device_list("cpu", {"CUDA_VISIBLE_DEVICES": visible}) == []
     if not expected:
