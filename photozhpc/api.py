@@ -10,6 +10,7 @@ Each returns a `Result`: a path that the next stage takes, with what there is to
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -159,7 +160,7 @@ def extract(
     loaded, where = _survey(survey), _location(mosaics)  # not its text, which leaves out secrets
     lists = _locations(sources)
     plan = plan_extraction(loaded, where, lists, ebv_map, allow_missing_bands)
-    lines = plan.lines()
+    lines = plan.lines(check=dry_run)
     if dry_run:
         _log_notes(plan.notes)
         facts = {"kind": "plan", "tiles": len(plan.tile_mosaics), "sources": len(plan.sources)}
@@ -331,10 +332,12 @@ def infer(
     if command is None:
         command = f"photozhpc.infer({loaded.name!r}, {str(made)!r}, {str(model)!r}, ...)"
     # Its import takes a second or two, in which this process would wait for the workers.
-    Thread(target=import_module, args=["photozhpc.evaluation.summary"], daemon=True).start()
+    early = Thread(target=_import, args=["photozhpc.evaluation.summary"], daemon=True)
+    early.start()
     summary = run_inference(
         made, model, folder, loaded, chosen, compiled=compiled, pdf=pdf, command=command
     )
+    early.join()
     from photozhpc.evaluation.summary import summarise
 
     text = summarise(summary, tables or None)
@@ -461,6 +464,11 @@ def _location(where: PathLike) -> AnyPath:
 def _locations(where: PathLike | Iterable[PathLike]) -> tuple[AnyPath, ...]:
     given = where if isinstance(where, Iterable) and not isinstance(where, str) else [where]
     return tuple(map(_location, given))
+
+
+def _import(module: str) -> None:
+    with suppress(Exception):  # whoever imports it next says why
+        import_module(module)
 
 
 def _log_notes(notes: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import click
 from photozhpc.cli.group import JSON, LOCAL, Examples, echo, main
 from photozhpc.cli.parameters import DEVICE, SITE
 from photozhpc.errors import PhotozError
-from photozhpc.files.objects import is_remote
+from photozhpc.files.objects import is_remote, location
 from photozhpc.survey import load_survey
 
 # What a stage reads.
@@ -94,11 +94,13 @@ def _look_up(stage: str, given: dict[str, Any], files: bool) -> None:
             raise PhotozError(f"{given['config']} names no store; pass --store PATH after '--'")
     for name in _INPUTS[stage] if files else ():
         value = given[name]
-        for path in value if isinstance(value, tuple) else [value] if value else []:
-            if not is_remote(path) and not Path(path).exists() and not glob.glob(str(path)):
-                raise PhotozError(
-                    f"--{name} {path}: is not there; pass --after JOB if a job will make it"
-                )
+        for given_path in value if isinstance(value, tuple) else [value] if value else []:
+            path = location(given_path)
+            if is_remote(path) or path.exists() or glob.glob(str(path), recursive=True):
+                continue
+            raise PhotozError(
+                f"--{name} {path}: is not there; pass --after JOB if a job will make it"
+            )
 
 
 @main.command(cls=Examples, example="photozhpc status catalogue")

@@ -76,7 +76,7 @@ def export_hats(rows: CatalogRows, columns: str, out: Path, workers: int | None)
     """
     if SPATIAL_INDEX_COLUMN in rows.schema.names:
         raise CatalogError(f"{rows.parts[0]}: is already a partition of a HATS catalogue")
-    for part in rows.parts if NestedPdf.has(rows.parts[0]) else ():
+    for part in rows.parts if NestedPdf.has(rows.parts[0], rows.run_notes) else ():
         if not pdf_path(part).exists():
             raise CatalogError(
                 f"{pdf_path(part)}: is missing; run the same 'photozhpc infer' again to make it"
@@ -133,12 +133,14 @@ class PartsReader(InputReader):
         self.columns = columns
 
     def read(self, input_file: object, read_columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield tables of about CHUNK_LEN rows; sources without a position are left out."""
+        """Yield tables of about CHUNK_BYTES; sources without a position are left out."""
         waiting: list[pa.Table] = []
         parts = [Path(line) for line in Path(str(input_file)).read_text().splitlines()]
         run_notes = RunNotes.beside(parts[0])
         dialect = find_dialect(self.columns)
-        nested = NestedPdf(parts[0], run_notes, dialect) if NestedPdf.has(parts[0]) else None
+        nested = None
+        if read_columns is None and NestedPdf.has(parts[0], run_notes):
+            nested = NestedPdf(parts[0], run_notes, dialect)
         for part in parts:
             pdf, start = nested and nested.read(part), 0
             for piece in read_pieces(part, None, run_notes):  # export_hats has verified SHA-256
@@ -171,7 +173,7 @@ def _write_collection(
     scratch.mkdir(parents=True)
     dialect = find_dialect(columns)
     schema, partition_len = rows.schema, PARTITION_LEN
-    if NestedPdf.has(rows.parts[0]):
+    if NestedPdf.has(rows.parts[0], rows.run_notes):
         nested = NestedPdf(rows.parts[0], rows.run_notes, dialect)
         schema = schema.append(nested.field)
         partition_len = min(partition_len, PARTITION_BYTES // nested.row_bytes)

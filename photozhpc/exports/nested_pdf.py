@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from photozhpc.catalog.notes import RunNotes
+from photozhpc.catalog.notes import PART_FOLDER, RunNotes
 from photozhpc.catalog.pdf import (
     COLUMN_OF_FORM,
     PdfPart,
@@ -55,9 +55,12 @@ class NestedPdf:
         self.field = pa.field(name, pa.struct(lists), metadata=about)
 
     @staticmethod
-    def has(part: Path) -> bool:
+    def has(part: Path, run_notes: RunNotes) -> bool:
         """Return whether a catalogue has p(z), from one of its parts."""
-        return pdf_folder(part.parent).is_dir()
+        note = run_notes.note(part)
+        if note is not None:
+            return note.pdf is not None
+        return part.parent.name == PART_FOLDER and pdf_folder(part.parent).is_dir()
 
     def read(self, part: Path) -> PdfPart:
         """Read the p(z) of a part.

@@ -190,7 +190,7 @@ def _detect_tile(
 ) -> list[str]:
     """Search one tile, write its sources, and return notes on its mosaics."""
     tile = read_tile(bands.get(ALL_BANDS, bands), survey)
-    check_pixel_scale(tile, survey)
+    check_pixel_scale(tile.tile_id, tile.pixel_scale_arcsec, survey)
     detected = detect_sources(tile, survey, threshold, min_area_pix)
     if len(detected.y_N) >= 1 << _NUMBER_BITS:
         raise SourceListError(

@@ -152,7 +152,7 @@ def _extract_tile(
         step_C = np.zeros(len(store.survey.bands), dtype=np.float32)
     else:
         tile = read_tile(bands.get(ALL_BANDS, bands), store.survey)
-        check_pixel_scale(tile, store.survey)
+        check_pixel_scale(tile.tile_id, tile.pixel_scale_arcsec, store.survey)
         y_N, x_N = tile.sky_to_pixel(sources.ra_N, sources.dec_N)
         order_N = np.lexsort((x_N, y_N))  # neighbours in the shard are neighbours on the tile
         sources, y_N, x_N = sources[order_N], y_N[order_N], x_N[order_N]

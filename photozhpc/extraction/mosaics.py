@@ -6,7 +6,6 @@ from photozhpc.errors import MosaicError
 from photozhpc.files.objects import AnyPath, is_remote, list_files, location
 from photozhpc.mosaic.duplicates import one_of_each
 from photozhpc.mosaic.fits_siblings import without_siblings
-from photozhpc.mosaic.tile import Tile
 from photozhpc.store.cutout_store import TILE_ID
 from photozhpc.survey import Survey, names_of
 
@@ -89,11 +88,16 @@ def find_mosaics(
     return tile_mosaics
 
 
-def check_pixel_scale(tile: Tile, survey: Survey) -> None:
-    ratio = tile.pixel_scale_arcsec / survey.pixel_scale_arcsec
+def check_pixel_scale(tile_id: str, pixel_scale_arcsec: float, survey: Survey) -> None:
+    """Refuse a tile on another pixel scale than its survey's.
+
+    Raises:
+        MosaicError: with both.
+    """
+    ratio = pixel_scale_arcsec / survey.pixel_scale_arcsec
     if abs(ratio - 1) > MAX_SCALE_ERROR:
         raise MosaicError(
-            f"tile '{tile.tile_id}' has {tile.pixel_scale_arcsec:.4g} arcsec per pixel, survey "
+            f"tile '{tile_id}' has {pixel_scale_arcsec:.4g} arcsec per pixel, survey "
             f"'{survey.name}' has {survey.pixel_scale_arcsec:.4g}; correct pixel_scale_arcsec, or "
             f"resample the mosaics"
         )

@@ -1,5 +1,6 @@
 """What an extraction will do, known before any work: tiles, sources, columns, calibration."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from photozhpc.errors import PhotozError
 from photozhpc.extraction.assign import assign_tiles
-from photozhpc.extraction.mosaics import ALL_BANDS, find_mosaics
+from photozhpc.extraction.mosaics import ALL_BANDS, check_pixel_scale, find_mosaics
 from photozhpc.extraction.preflight import check_bands, check_positions
 from photozhpc.files.objects import AnyPath, is_remote, location
+from photozhpc.mosaic.band_image import BandPlane
 from photozhpc.mosaic.footprint import read_footprints
+from photozhpc.mosaic.grid import pixel_area_arcsec2
 from photozhpc.mosaic.tile import open_planes
 from photozhpc.sources.dust import describe_map, fill_ebv
 from photozhpc.sources.find import find_source_lists, read_survey_lists, sources_to_measure
@@ -45,17 +49,20 @@ class ExtractionPlan:
     n_without_ebv: int
     notes: tuple[str, ...]
 
-    def lines(self) -> list[str]:
+    def lines(self, check: bool) -> list[str]:
         """Return the plan as lines for people.
 
+        Args:
+            check: raise the error of a mosaic that cannot be used, instead of naming it.
+
         Raises:
-            MosaicError: a mosaic of the first tile cannot be read.
+            MosaicError: with `check`, a mosaic of the first tile cannot be used.
         """
         counts = Counter(band for bands in self.tile_mosaics.values() for band in bands)
         names = {ALL_BANDS: "of all bands"}
         mosaics = ", ".join(f"{n} {names.get(band, band)}" for band, n in counts.items())
         lines = [f"tiles     {len(self.tile_mosaics)}, mosaics: {mosaics}"]
-        lines += self._calibration()
+        lines += self._calibration(check)
         on_N = self.tile_N[self.tile_N >= 0]
         per_tile_T = np.bincount(on_N, minlength=len(self.tile_mosaics))
         lists = ", ".join(path.name for path in self.lists[:2])
@@ -77,20 +84,33 @@ class ExtractionPlan:
         lines.append(f"E(B-V)    {', '.join(origins)}")
         return lines
 
-    def _calibration(self) -> list[str]:
+    def _calibration(self, check: bool) -> list[str]:
         """Describe how the mosaics of the first tile are read; not those that take long to open."""
         tile_id, bands = next(iter(self.tile_mosaics.items()))
-        lines = []
+        lines = [f"  of tile '{tile_id}':"]
         for name, path in bands.items():
             if is_remote(path) or path.suffix == ".gz":
                 continue
             band = None if name == ALL_BANDS else self.survey.band(name)
-            with open_planes(path, self.survey, band) as planes:
-                for plane in planes:
-                    unit = f"1 is {plane.njy_per_unit:.6g} nJy ({plane.calibrated_by})"
-                    lines.append(f"  {plane.band:8s}{unit}; planes: {', '.join(plane.roles)}")
-        scale = f"{self.survey.pixel_scale_arcsec:g} arcsec per pixel"
-        return [f"  of tile '{tile_id}', {scale}:", *lines] if lines else []
+            try:
+                with warnings.catch_warnings(), np.errstate(all="ignore"):
+                    warnings.simplefilter("ignore")  # of astropy and asdf, about headers
+                    with open_planes(path, self.survey, band) as planes:
+                        lines += [self._plane(tile_id, plane) for plane in planes]
+            except PhotozError as error:
+                if check:
+                    raise
+                lines.append(f"  {name:8s}{error}")
+        return lines if len(lines) > 1 else []
+
+    def _plane(self, tile_id: str, plane: BandPlane) -> str:
+        scale_arcsec = self.survey.pixel_scale_arcsec
+        if plane.wcs is not None:
+            scale_arcsec = float(np.sqrt(pixel_area_arcsec2(plane.wcs, plane.shape_HW)))
+            check_pixel_scale(tile_id, scale_arcsec, self.survey)
+        unit = f"1 is {plane.njy_per_unit:.6g} nJy ({plane.calibrated_by})"
+        planes = ", ".join(plane.roles)
+        return f"  {plane.band:8s}{unit}; planes: {planes}; {scale_arcsec:.4g} arcsec per pixel"
 
 
 def plan_extraction(

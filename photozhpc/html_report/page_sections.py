@@ -341,7 +341,7 @@ def pace(source: PageSource) -> dict[str, Any]:
         f"part {part.get('part')}: {part.get('reason')}"
         for part in source.status.get("set_aside", [])[:20]
     ]
-    plots = [plot] if rate.n_parts >= MIN_PARTS else []  # one part is a rectangle
+    plots = [plot] if rate.n_parts >= MIN_PARTS else []  # fewer are a rectangle or two
     return {"why": "", "plots": plots, "rows": rows, "failed": failed}
 
 

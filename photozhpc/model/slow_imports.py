@@ -12,8 +12,8 @@ def slow_imports(path: Path) -> tuple[str, ...]:
     """Return the modules that the encoder of a model file needs; () if the file cannot be read."""
     try:
         with safe_open(path, framework="np") as file:
-            model = json.loads((file.metadata() or {})["photozhpc"])["model"]
-        has_timm = model.get("encoder", RESNET) != RESNET
+            header = json.loads((file.metadata() or {})["photozhpc"])
+        has_timm = header["kind"] == "pita" and header["model"].get("encoder") != RESNET
     except (OSError, SafetensorError, LookupError, ValueError, AttributeError, TypeError):
         return ()  # whoever loads it says what is wrong
     return ("photozhpc.model.convnext",) if has_timm else ()

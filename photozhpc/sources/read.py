@@ -115,11 +115,7 @@ def read_source_lists(
     for path in files:
         table = read_columns(path, "source list", lambda name: name.lower() in column_names)
         if not parts:
-            used = {
-                what: " + ".join(there)
-                for what, names in vars(columns).items()
-                if (there := [column for name in names_of(names) if (column := table.find(name))])
-            }
+            used = _columns_used(table, columns)
             unused = tuple(name for name in table.names if name.lower() not in column_names)
         id_N, note = read_identifiers(
             table, columns, is_only_list=len(files) == 1, list_name=list_name(path)
@@ -132,6 +128,20 @@ def read_source_lists(
     list_N = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     _check_unique(joined.source_id_N, list_N, files)
     return JoinedLists(joined, list_N, labels, (*notes, *remarks.lines()), used, unused)
+
+
+def _columns_used(table: TableFile, columns: SourceColumns) -> dict[str, str]:
+    """Return {what: column}; labels may come from several."""
+    used = {}
+    for what, names in vars(columns).items():
+        there = [column for name in names_of(names) if (column := table.find(name)) is not None]
+        if there:
+            used[what] = " + ".join(there if what == "z_spec" else there[:1])
+    if "source_id" in used:
+        used.pop("number", None)
+    if "ebv" in used:
+        used.pop("a_v", None)
+    return used
 
 
 def _check_unique(id_N: NDArray[np.int64], list_N: NDArray[np.int64], files: list[AnyPath]) -> None:

@@ -25,14 +25,23 @@ PRELOAD = ("photozhpc.catalog.worker",)
 SERVER_ENVIRONMENT = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical", **WORKER_ENVIRONMENT}
 
 
+_imported: frozenset[str] = frozenset()  # by the server that runs, for workers of Dask
+
+
 def import_early(preload: Sequence[str]) -> None:
-    """Begin to import `preload` in the process from which workers will be forked.
+    """Begin to import `preload` in the process from which workers of Dask will be forked.
 
     That takes seconds, in which the caller can prepare the work. It is not for workers with CUDA.
+    A server that was begun for something else, and has no processes left, is replaced.
     """
+    global _imported
+    wanted = frozenset([*preload, "distributed"])
     with environment_kept(), program_hidden(), signals_held_back():
+        if not wanted <= _imported and not multiprocessing.active_children():
+            forkserver._forkserver._stop()  # type: ignore[attr-defined]
+            _imported = wanted
         os.environ |= SERVER_ENVIRONMENT
-        set_preload([*preload, "distributed"])
+        set_preload(sorted(wanted))
         forkserver.ensure_running()
 
 

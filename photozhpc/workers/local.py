@@ -21,9 +21,9 @@ from photozhpc.workers.devices import Device, device_list
 from photozhpc.workers.fork_server import (
     SERVER_ENVIRONMENT,
     environment_kept,
+    import_early,
     private_scratch,
     program_hidden,
-    set_preload,
 )
 from photozhpc.workers.signals import signals_held_back
 from photozhpc.workers.unix_sockets import PROTOCOL, LocalScheduler, LocalWorker
@@ -147,7 +147,9 @@ def local_client(
         completed = False
         try:
             with signals_held_back():
-                _set_preload([*preload, "distributed"])
+                if method == "forkserver":
+                    get_mp_context()  # sets Dask's own list of imports, on the first call only
+                    import_early(preload)
                 cluster = _start(specs, losses)
             client = Client(cluster, set_as_default=False)
             try:
@@ -183,11 +185,6 @@ def _local_settings(method: str) -> Iterator[None]:
     }
     with dask.config.set(settings):
         yield
-
-
-def _set_preload(modules: list[str]) -> None:
-    get_mp_context()  # sets Dask's own list, on the first call only
-    set_preload(modules)
 
 
 def kill_workers(cluster: SpecCluster) -> None:

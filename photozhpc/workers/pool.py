@@ -64,7 +64,8 @@ def run_jobs(
 
 def _begin_worker(threads: int, environment: dict[str, str]) -> None:
     die_with_parent()
-    os.environ.update(environment)  # the process that forks the workers may be older
+    os.environ.clear()  # the process that forks the workers may be older
+    os.environ.update(environment)
     import numba
 
     # NUMBA_NUM_THREADS may allow fewer.

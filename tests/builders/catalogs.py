@@ -19,6 +19,10 @@ SMALL = {"workers": DaskWorkers.of(2, "cpu"), "rows_per_part": 64, "progress": F
 ALONE = {**SMALL, "workers": DaskWorkers.of(1, "cpu")}
 
 
+def part_stats(out: Path) -> dict[str, tuple[int, int]]:
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (out / "catalog").iterdir()}
+
+
 def poisoned(model, part, *rest):
     """Stands for `predict_part`: one part kills whatever worker tries it."""
     if part.index == 4:

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import duckdb
@@ -21,11 +19,10 @@ from scipy.stats import norm
 from builders.catalogs import ALONE as SMALL
 from builders.models import calibrated_checkpoint, tiny_checkpoint
 from builders.stores import SURVEY, make_store
-from photozhpc.catalog import dispatch, predict, read_catalog, read_pdf
+from photozhpc.catalog import read_catalog, read_pdf
 from photozhpc.catalog import run as run_module
 from photozhpc.catalog.pdf import make_pdf_table, read_pdf_part
 from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
-from photozhpc.catalog.predict import predict_part
 from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.cli import main
@@ -251,43 +248,6 @@ def test_files_of_p_of_z_that_are_missing_or_damaged_are_made_anew(
     summary = run_inference(store.path, checkpoint, finished, **SMALL, pdf="quantiles")
     assert summary.n_parts_resumed == len(names) - 1
     assert read_catalog(finished).equals(read_catalog(runs[None]))
-
-
-def killed_between(model, part, part_path, *rest):
-    """Stands for `predict_part`: its process dies once, after p(z) and before the catalogue."""
-    once = Path(part_path).parents[1] / "killed"
-
-    def write_part(table, path, *more):
-        if part.index == 1 and not once.exists():
-            once.touch()
-            assert (path.parents[1] / "pdf" / path.name).exists()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return write(table, path, *more)
-
-    write, predict.write_part = predict.write_part, write_part
-    try:
-        return predict_part(model, part, part_path, *rest)
-    finally:
-        predict.write_part = write
-
-
-def test_a_worker_that_dies_between_the_two_files_costs_nothing(
-    store, checkpoint, runs, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(dispatch, "predict_part", killed_between)
-    out = tmp_path / "out"
-    run_inference(store.path, checkpoint, out, **SMALL, pdf="grid")
-    assert (out / "killed").exists()
-    assert read_catalog(out).equals(read_catalog(runs[None]))
-    assert verify_catalog(out, store) == (sum(TILES.values()), [])
-    assert np.array_equal(whole(out)[1], whole(runs["grid"])[1], equal_nan=True)
-    assert {p.suffix for p in (out / "pdf").iterdir()} == {".parquet"}
-    # And a whole run that died there: p(z) without its part of the catalogue, nothing noted.
-    (out / "catalog/part-000000.parquet").unlink()
-    shutil.rmtree(out / "notes")
-    summary = run_inference(store.path, checkpoint, out, **SMALL, pdf="grid")
-    assert summary.n_rows_new == 64
-    assert verify_catalog(out, store)[1] == []
 
 
 def test_verify_tells_what_happened_to_p_of_z(store, runs, finished):

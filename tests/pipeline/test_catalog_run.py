@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from builders.catalogs import SMALL, TILES, late_first, poisoned
+from builders.catalogs import SMALL, TILES, late_first, part_stats
 from builders.disks import disk_of
 from builders.models import make_checkpoint
 from builders.paths import CONFIGS
@@ -43,10 +43,6 @@ from photozhpc.store import CutoutStore
 from photozhpc.store.unique import check_unique
 from photozhpc.survey import load_survey
 from photozhpc.workers.dask_workers import DaskWorkers
-
-
-def part_stats(out: Path) -> dict[str, tuple[int, int]]:
-    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (out / "catalog").iterdir()}
 
 
 def test_the_catalogue_equals_a_plain_loop_over_the_store(store, checkpoint, undisturbed):
@@ -256,13 +252,6 @@ def test_a_full_disk_stops_the_run_and_leaves_only_whole_parts(
     subprocess.run(grow, check=True)
     assert run_inference(store.path, checkpoint, out, **SMALL).n_parts_resumed == len(left)
     assert read_catalog(out).equals(read_catalog(undisturbed))
-
-
-def test_a_part_that_kills_its_workers_is_set_aside(store, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(dispatch, "predict_part", poisoned)
-    with pytest.raises(RunError, match=r"1 of 10 parts .*part-000004.*every worker .* died"):
-        run_inference(store.path, checkpoint, tmp_path / "out", **SMALL)
-    assert len(part_stats(tmp_path / "out")) == 9
 
 
 def test_rows_are_in_the_order_of_the_store_however_parts_finish(

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from builders.catalogs import SMALL, TILES, late_first, poisoned
+from builders.catalogs import SMALL, TILES, late_first
 from photozhpc import __version__
 from photozhpc.catalog import dispatch
 from photozhpc.catalog.notes import read_notes
@@ -21,7 +21,7 @@ from photozhpc.catalog.part_file import PROVENANCE_KEY
 from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.status import describe, status_of
 from photozhpc.cli import main
-from photozhpc.errors import PhotozError, RunError
+from photozhpc.errors import PhotozError
 
 ROWS = sum(TILES.values())
 
@@ -70,28 +70,6 @@ def test_while_it_runs_and_it_does_not_disturb(
     assert 0 < running[-1]["seconds_left"] < 600
     assert "left     0:0" in describe(running[-1])
     assert status_of(out)["state"] == "finished"
-
-
-def test_parts_set_aside_are_named_until_they_are_made(
-    store,
-    checkpoint,
-    tmp_path,
-):
-    out = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "predict_part", poisoned)
-        with pytest.raises(RunError):
-            run_inference(store.path, checkpoint, out, **SMALL)
-    found = status_of(out)
-    assert found["state"] == "stopped"
-    assert found["workers_lost"] >= 3
-    (part,) = found["set_aside"]
-    assert part["part"] == 4
-    assert part["shards"] == ["a/00004"]
-    assert "died" in part["reason"]
-    assert "failed   part 4, shards a/00004 to a/00004: every worker" in describe(found)
-    run_inference(store.path, checkpoint, out, **SMALL)
-    assert status_of(out)["set_aside"] == []
 
 
 def test_events_and_notes_name_shard_and_worker(finished):

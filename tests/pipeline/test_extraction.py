@@ -14,6 +14,7 @@ from astropy.io import fits
 from photozhpc.errors import MosaicError, SourceListError, StoreError
 from photozhpc.extraction.extract import extract
 from photozhpc.extraction.mosaics import OFF_TILE_ID, find_mosaics
+from photozhpc.extraction.plan import plan_extraction
 from photozhpc.mosaic.photometry import PhotFlag
 from photozhpc.mosaic.tile import read_tile
 from photozhpc.sources.find import find_source_lists, read_survey_lists, sources_to_measure
@@ -161,8 +162,16 @@ def test_mosaics_that_changed_or_lie_on_another_scale_are_refused(
     (sky / "sim000005t0001_f087_coadd.asdf").touch()
     with pytest.raises(StoreError, match="mosaics of tile 'sim000005t0001' have changed"):
         extract(SURVEY, sky, tmp_path / "s", size=16, workers=1)
-    with pytest.raises(MosaicError, match=r"0\.055 arcsec per pixel, survey 'roman-sim' has 0\.11"):
-        extract(replace(SURVEY, pixel_scale_arcsec=0.11), sky, tmp_path / "t", workers=1)
+    wrong, message = (
+        replace(SURVEY, pixel_scale_arcsec=0.11),
+        "0.055 arcsec per pixel, survey 'roman-sim' has 0.11",
+    )
+    with pytest.raises(MosaicError, match=message):
+        extract(wrong, sky, tmp_path / "t", workers=1)
+    plan = plan_extraction(wrong, sky)
+    with pytest.raises(MosaicError, match=message):
+        plan.lines(check=True)
+    assert sum(message in line for line in plan.lines(check=False)) == len(SURVEY.bands)
 
 
 def test_one_file_of_all_bands_is_a_tile(small_sky: Path, tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ def test_jobs_run_in_processes_that_no_stop_signal_reaches() -> None:
 
 
 def test_processes_have_the_environment_of_their_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    for value in ("first", "second"):  # what forks them may be as old as the first
-        monkeypatch.setenv("AWS_PROFILE", value)
+    for value in ("first", "second", None):  # what forks them may be as old as the first
+        monkeypatch.delenv("AWS_PROFILE", raising=False)
+        if value is not None:
+            monkeypatch.setenv("AWS_PROFILE", value)
         results: dict[int, str | None] = {}
         run_jobs(os.getenv, [("AWS_PROFILE",)] * 2, 2, "testing", results.__setitem__)
         assert results == {0: value, 1: value}

@@ -1,5 +1,7 @@
 """The local cluster: which devices, how many workers, and that a dead worker comes back."""
 
+import logging
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -11,7 +13,9 @@ import pytest
 from photozhpc.errors import ConfigError
 from photozhpc.workers import devices, local
 from photozhpc.workers.devices import device_list
+from photozhpc.workers.fork_server import PRELOAD
 from photozhpc.workers.local import local_client, worker_environments
+from photozhpc.workers.pool import run_jobs
 
 GB = 1 << 30
 
@@ -171,3 +175,20 @@ def test_workers_take_no_module_from_the_working_folder(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert not marker.exists(), marker.read_text()
+
+
+def modules_of_worker() -> tuple[bool, int]:
+    return "photozhpc.catalog.worker" in sys.modules, logging.getLogger("distributed").level
+
+
+def test_workers_have_their_imports_also_after_a_pool() -> None:
+    """The process that forks is one for all of multiprocessing, and does not change as it runs."""
+    run_jobs(os.getpid, [(), ()], 2, "testing", lambda index, pid: None)
+    with local_client(1, "cpu", preload=PRELOAD) as client:
+        imported, level = client.submit(modules_of_worker).result()
+    assert imported
+    assert level == logging.CRITICAL
+    server = multiprocessing.forkserver._forkserver._forkserver_pid
+    with local_client(1, "cpu", preload=PRELOAD) as client:
+        assert client.submit(modules_of_worker).result()[0]
+    assert multiprocessing.forkserver._forkserver._forkserver_pid == server  # the same again
