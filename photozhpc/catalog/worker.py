@@ -6,7 +6,6 @@ gc.disable()  # else it scans a million new objects again and again: a fifth of 
 
 import sys  # noqa: E402
 
-import distributed  # noqa: E402, F401
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 
@@ -24,6 +23,7 @@ sys.meta_path.insert(0, _NoPandas)
 pa.array(np.zeros(1))
 sys.meta_path.remove(_NoPandas)
 
+import photozhpc.workers.dask_import  # noqa: E402, I001
 import photozhpc.catalog.predict  # noqa: E402
 import photozhpc.model.engine  # noqa: E402
 import photozhpc.model.store_note  # noqa: E402, F401

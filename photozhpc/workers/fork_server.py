@@ -35,7 +35,7 @@ def import_early(preload: Sequence[str]) -> None:
     A server that was begun for something else, and has no processes left, is replaced.
     """
     global _imported
-    wanted = frozenset([*preload, "distributed"])
+    wanted = frozenset([*preload, "photozhpc.workers.dask_import"])
     with environment_kept(), program_hidden(), signals_held_back():
         if not wanted <= _imported and not multiprocessing.active_children():
             forkserver._forkserver._stop()  # type: ignore[attr-defined]
