@@ -5,9 +5,11 @@ The fixtures import what they use: this file is read before any test is, by ever
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +47,18 @@ def one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first process of a run of pytest-xdist makes for all of them."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with open(base / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / f"{name}.made").exists():
+            make(base / name)
+            (base / f"{name}.made").touch()
+    return base / name
+
+
 @pytest.fixture(scope="session")
 def small_sky(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of two tiles of 700 px, with denser labels than a real survey's."""
@@ -52,10 +66,11 @@ def small_sky(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from photozhpc.sky import simulate_sky
     from photozhpc.survey import load_survey
 
-    out = tmp_path_factory.mktemp("sky")
-    config = replace(SIMPLE, tile_size_pix=700, density_scale=3.0, label_fraction=0.6)
-    simulate_sky(load_survey("roman-sim"), out, 2, 5, config, workers=1)
-    return out
+    def make(out: Path) -> None:
+        config = replace(SIMPLE, tile_size_pix=700, density_scale=3.0, label_fraction=0.6)
+        simulate_sky(load_survey("roman-sim"), out, 2, 5, config, workers=1)
+
+    return made_once(tmp_path_factory, "small-sky", make)
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +80,10 @@ def small_store(small_sky: Path, tmp_path_factory: pytest.TempPathFactory) -> Cu
     from photozhpc.store import CutoutStore
     from photozhpc.survey import load_survey
 
-    path = tmp_path_factory.mktemp("stores") / "small"
-    extract(load_survey("roman-sim"), small_sky, path, size=48, shard_len=64, workers=1)
-    return CutoutStore.open(path)
+    def make(path: Path) -> None:
+        extract(load_survey("roman-sim"), small_sky, path, size=48, shard_len=64, workers=1)
+
+    return CutoutStore.open(made_once(tmp_path_factory, "small-store", make))
 
 
 @pytest.fixture(scope="session")
