@@ -18,13 +18,9 @@ from photozhpc.workers.signals import signals_held_back
 
 # A socket's path has at most 107 bytes; the fork server of multiprocessing has the longest name.
 _MAX_SOCKET_FOLDER = 107 - len("/listener-01234567")
-
-
 # What workers need on a CPU.
 PRELOAD = ("photozhpc.catalog.worker",)
 SERVER_ENVIRONMENT = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical", **WORKER_ENVIRONMENT}
-
-
 _imported: frozenset[str] = frozenset()  # by the server that runs, for workers of Dask
 
 
