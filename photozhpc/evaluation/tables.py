@@ -77,7 +77,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
         f"truth       {tables_text(evaluation.truth)}: {evaluation.n_truth} galaxies with "
         f"{evaluation.z_kind} redshifts",
         f"compared    {len(evaluation.matched.z_ref_N)} sources"
-        + _unless_zero("; {} more have no photoz", evaluation.n_without_photoz),
+        + _unless_zero("; {} more without photoz", evaluation.n_without_photoz),
     ]
     if evaluation.band:
         lines.append(
