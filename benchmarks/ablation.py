@@ -48,8 +48,6 @@ RECIPE = "recipe"
 NO_FLUXES = {"aperture_radii_arcsec": [], "total": False}
 NO_FLUXES |= {"seen_by_heads": False, "expert_networks": 0}
 ATTO = {"encoder": "convnext_atto", "layer_scale": 0.1, "crop": 32}
-STUDENT = {"method": "pita", "batch_size": 256, "label_repeat": 1, "epochs": 30}
-STUDENT |= {"loss": {"contrastive_weight": 0.0, "colour_weight": 0.0}}
 LOSSES = {"contrastive_weight": 0.1, "colour_weight": 1.0}
 # As many labelled images in all as the recipe sees: 5 times as often in a fifth of the epochs.
 UNLABELLED = {"method": "pita", "batch_size": 256}
@@ -74,8 +72,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "colour loss": UNLABELLED | {"loss": {"contrastive_weight": 0.0, "colour_weight": 1.0}},
     "contrastive loss": UNLABELLED | {"loss": {"contrastive_weight": 0.1, "colour_weight": 0.0}},
     "both losses": UNLABELLED | {"loss": LOSSES},
-    "student": STUDENT,
-    "student, both losses": merged(STUDENT, {"loss": LOSSES}),
     "0.4 x epochs": {},
     "2 x epochs": {},
     "no dimming": {"augment": {"dimming": 0.0}},
@@ -104,10 +100,7 @@ def configured(options: argparse.Namespace, name: str, labels: int, seed: int) -
     fraction = min(1.0, labels / len(read_labels(store, "train", seed)))
     epochs = round(recipe.epochs * EPOCHS.get(name, 1))
     raw = merged(raw, CHANGES[name])
-    if name.startswith("student"):
-        teacher = options.work / run_name(RECIPE, labels, seed) / "model.safetensors"
-        raw["teacher"] = str(teacher)
-    elif raw["method"] == "pita":
+    if raw["method"] == "pita":
         share = epochs / LABEL_REPEAT
         raw |= {"label_repeat": LABEL_REPEAT, "epochs": round(share)}
         raw["label_repeat"] = round(epochs / raw["epochs"])

@@ -17,7 +17,7 @@ the photometry' is the density MLP on all true redshifts that --truth has of --s
 
 --ours takes finished trainings, as folders or model files; NAME=FOLDER names one. Their labels and
 seeds are read from the model files. Of a training with labels: all that is not calibrated
-(`two_stages.py`) the densities are compared as they are.
+(`by_labels.py`) the densities are compared as they are.
 
 Each (method, labels, seed) is kept in a file in --work, and not made again: the command continues
 where it was stopped, several can run side by side with different --methods or --seeds, and another

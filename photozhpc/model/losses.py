@@ -64,7 +64,6 @@ def density_loss(
     position_B: Tensor,
     sigma: float,
     count: float | None = None,
-    taught_BK: Tensor | None = None,
 ) -> Tensor:
     """Return the cross-entropy of smoothed labels, a mean over labelled sources and heads.
 
@@ -72,13 +71,9 @@ def density_loss(
         position_B: of the labels along the bins, 0 to 1; NaN = unlabelled.
         sigma: of the Gaussian by which a label counts in nearby bins, on the same scale.
         count: as in `redshift_loss`.
-        taught_BK: densities that stand for the missing labels; a row with a NaN stands for none.
     """
     labelled_B = torch.isfinite(position_B)
     target_BK = smoothed(position_B.nan_to_num(), logit_BHK.shape[2], sigma)
-    if taught_BK is not None:
-        target_BK = torch.where(labelled_B[:, None], target_BK, taught_BK.nan_to_num())
-        labelled_B = labelled_B | torch.isfinite(taught_BK).all(dim=1)
     entropy_BH = -(target_BK[:, None] * logit_BHK.log_softmax(dim=2)).sum(dim=2)
     total = torch.where(labelled_B, entropy_BH.mean(dim=1), 0.0).sum()
     n = torch.clamp(labelled_B.sum(), min=1) if count is None else (count or 1.0)

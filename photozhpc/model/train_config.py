@@ -105,8 +105,6 @@ class TrainConfig:
             fluxes of a store or a photometric catalogue, see `photometry_fit.train_photometry`;
             "photometry-mlp": the paper's baseline, see `train_photometry.train_photometry_mlp`.
         initial_checkpoint: a self-supervised model file, for "fine-tuned".
-        teacher: a model file whose densities are the targets of the redshift loss on unlabelled
-            images, for "pita" with redshift_task "density"; see `teacher.Teacher`.
         model: the network.
         photometry: the networks of "photometry"; the store gives n_bands and n_apertures.
         point_estimate: of "photometry", see `photometry.PhotometryConfig`.
@@ -144,7 +142,6 @@ class TrainConfig:
     survey: str = ""
     method: Method = "pita"
     initial_checkpoint: str = ""
-    teacher: str = ""
     model: PITAConfig = field(default_factory=PITAConfig)
     photometry: FluxExpertConfig = field(default_factory=FluxExpertConfig)
     point_estimate: Literal["median", "least_risk"] = "least_risk"
@@ -213,9 +210,6 @@ class TrainConfig:
             raise ValueError(
                 "initial_checkpoint is required by method 'fine-tuned' and allowed by no other"
             )
-
-        if self.teacher and (self.method != "pita" or self.model.redshift_task != "density"):
-            raise ValueError("a teacher needs method 'pita' and redshift_task 'density'")
 
     def identity(self) -> str:
         """Return the settings that make two runs the same run, as text."""

@@ -34,7 +34,6 @@ from photozhpc.model.photometry_fit import read_sample
 from photozhpc.model.pita import PITA, KeyEncoder, statistics
 from photozhpc.model.ranks import Ranks
 from photozhpc.model.resnet import LaneNorm
-from photozhpc.model.teacher import Teacher
 from photozhpc.model.torch_file import load_torch_file
 from photozhpc.model.train_config import OTHER_OUT, OptimiserConfig, TrainConfig
 from photozhpc.model.train_photometry import aperture_index
@@ -97,9 +96,6 @@ class Trainer:
         if config.model.fluxes.n_apertures:
             self.fluxes = FluxInput(config.model.fluxes, store.survey)
             _fit_flux_features(self.model, store, config.seed)
-        self.teacher: Teacher | None = None
-        if config.teacher:
-            self.teacher = Teacher(config.teacher, config.model, store, self.device)
         if config.initial_checkpoint:
             _take_encoder(self.model, load_checkpoint(config.initial_checkpoint), store)
         self.keys = KeyEncoder(self.model, config.loss.queue_len, config.loss.momentum)
@@ -196,10 +192,7 @@ class Trainer:
             )
         )
         z_spec_B = torch.from_numpy(batch.z_spec_N)
-        taught_BK = None if self.teacher is None else self.teacher.densities(batch)
         labelled_B = z_spec_B.isfinite()
-        if taught_BK is not None:
-            labelled_B |= taught_BK.isfinite().all(dim=1).cpu()
         counts = [int(labelled_B.sum()), int(colour_BM.isfinite().all(dim=1).sum())]
         n_labels, n_colours = (total / self.ranks.world for total in self.ranks.sum(counts))
         ebv_B = self._send(torch.from_numpy(batch.ebv_N))
@@ -233,7 +226,6 @@ class Trainer:
                 position_B,
                 config.loss.smoothing / log1p_max,
                 n_labels,
-                taught_BK,
             )
         elif config.redshift_weight > 0:
             redshift = redshift_loss(
@@ -437,7 +429,6 @@ class Trainer:
         state = {
             "config": self.config.identity(),
             "store": self.index.fingerprint,
-            "teacher": self._teacher_sha256,
             "model": self.model.state_dict(),
             "keys": self.keys.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -468,11 +459,6 @@ class Trainer:
             )
         if store != self.index.fingerprint:
             raise CheckpointError(f"{path}: belongs to a run on another store; {OTHER_OUT}")
-        if state.get("teacher", "") != self._teacher_sha256:
-            raise CheckpointError(
-                f"{path}: belongs to a run with another teacher than {self.config.teacher} is now; "
-                f"{OTHER_OUT}"
-            )
         try:
             self.model.load_state_dict(state["model"])
             self.keys.load_state_dict(state["keys"])
@@ -490,10 +476,6 @@ class Trainer:
             raise CheckpointError(damaged) from error
         if type(self.step) is not int or not 0 <= self.step <= self.total_steps:
             raise CheckpointError(damaged)
-
-    @property
-    def _teacher_sha256(self) -> str:
-        return "" if self.teacher is None else self.teacher.sha256
 
     def _own_loss_sums(self, loss_sums: list[Any]) -> Tensor:
         """Return this rank's sums of losses; if the number of ranks has changed, their mean."""

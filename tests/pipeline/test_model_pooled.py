@@ -14,7 +14,7 @@ from builders.stores import make_store
 from builders.training import TINY
 from photozhpc.catalog import read_catalog
 from photozhpc.catalog.run import run_inference
-from photozhpc.errors import CheckpointError, ConfigError, StoreError
+from photozhpc.errors import CheckpointError, StoreError
 from photozhpc.model import load_checkpoint, pooling
 from photozhpc.model.calibrate import calibrate
 from photozhpc.model.density import cumulative
@@ -168,52 +168,3 @@ def test_workers_give_it_the_fluxes_of_the_store(
     )
     assert np.isfinite(expected).sum() > 100
     np.testing.assert_allclose(table["photoz"].to_numpy(), expected, rtol=2e-2, atol=2e-3)
-
-
-def test_a_student_learns_from_a_teacher_on_every_image(
-    small_store: CutoutStore, config: TrainConfig, tmp_path: Path
-) -> None:
-    teacher = train(replace(config, epochs=3))
-    taught = replace(
-        config,
-        out=str(tmp_path / "student"),
-        method="pita",
-        teacher=str(teacher),
-        loss=replace(config.loss, contrastive_weight=0.0, colour_weight=0.0),
-        epochs=2,
-    )
-    trainer = Trainer(taught, small_store)
-    block = read_labelled(small_store, "train", config.seed)
-    block.cutout_NCSS[0] = np.nan
-    densities = trainer.teacher.densities(block)
-    assert densities[0].isnan().all()
-    ones = torch.ones(len(block) - 1)
-    torch.testing.assert_close(densities[1:].sum(dim=1), ones, rtol=1e-3, atol=0)
-    assert set(trainer.teacher.kept) == set(block.source_id_N.tolist())
-    fewer = block.take(slice(5, 60))
-    fewer.cutout_NCSS[:] = np.nan  # not looked at again
-    torch.testing.assert_close(trainer.teacher.densities(fewer), densities[5:60], rtol=0, atol=0)
-    batch = next(iter(trainer.batches()))
-    few = trainer.losses(batch)[0][3].item()
-    trainer.teacher = None
-    assert trainer.losses(batch)[0][3].item() != pytest.approx(few, rel=1e-3)
-    train(taught)
-    log = (tmp_path / "student" / "log.jsonl").read_text().splitlines()
-    first, last = (json.loads(line) for line in log)
-    assert last["loss_redshift"] < first["loss_redshift"]
-    train(replace(config, out=str(tmp_path / "other"), epochs=1))
-    teacher.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="another teacher"):
-        train(taught)
-
-
-def test_a_teacher_with_other_bins_is_refused(
-    small_store: CutoutStore, config: TrainConfig, tmp_path: Path
-) -> None:
-    teacher = train(replace(config, epochs=1))
-    model = replace(config.model, density_bins=16)
-    other = replace(config, out=str(tmp_path / "student"), model=model, method="pita")
-    with pytest.raises(ConfigError, match="density_bins 32"):
-        Trainer(replace(other, teacher=str(teacher)), small_store)
-    with pytest.raises(ValueError, match="a teacher needs method 'pita'"):
-        replace(config, teacher=str(teacher))

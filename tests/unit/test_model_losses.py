@@ -109,15 +109,3 @@ def test_density_loss_is_the_cross_entropy_with_a_smoothed_label() -> None:
     assert density_loss(logit, position, sigma, 6).item() == pytest.approx(total / 6, rel=1e-4)
     none = torch.full((4,), math.nan)
     assert density_loss(logit.requires_grad_(), none, sigma).item() == 0
-
-
-def test_a_taught_density_stands_for_a_missing_label() -> None:
-    torch.manual_seed(0)
-    logit, taught = torch.randn(3, 2, 10), torch.rand(3, 10)
-    taught = taught / taught.sum(dim=1, keepdim=True)
-    taught[2, 4] = math.nan
-    position = torch.tensor([0.31, math.nan, math.nan])
-    label = density_loss(logit[:1], position[:1], 0.05)
-    other = -(taught[1] * logit[1].log_softmax(dim=1)).sum(dim=1).mean()
-    found = density_loss(logit, position, 0.05, taught_BK=taught)
-    assert found.item() == pytest.approx((label + other).item() / 2)
