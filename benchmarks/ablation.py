@@ -158,10 +158,9 @@ class Test:
         z_N, z_phot_N, quantile_NQ = z_N[kept_N], z_phot_N[kept_N], quantile_NQ[kept_N]
         dz_N = (z_N - z_phot_N) / (1 + z_N)
         means = {"crps": crps(z_N, pdf_NP[kept_N], np.array(PDF_LEVELS))}
-        for percent, low in ((68, 2), (90, 1), (99, 0)):
-            inside_N = (quantile_NQ[:, low] <= z_N) & (
-                z_N <= quantile_NQ[:, len(LEVEL_Q) - 1 - low]
-            )
+        for percent, low in ((68, 0.16), (90, 0.05), (99, 0.005)):
+            ends_N2 = quantile_NQ[:, [LEVEL_Q.index(low), LEVEL_Q.index(1 - low)]]
+            inside_N = (ends_N2[:, 0] <= z_N) & (z_N <= ends_N2[:, 1])
             means[f"inside_{percent}"] = inside_N.astype(float)
         rng = np.random.default_rng(0)
         errors = bootstrap_errors(dz_N, None, means, n_resamples=N_RESAMPLES, rng=rng)

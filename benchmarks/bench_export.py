@@ -24,7 +24,7 @@ from astropy.io import fits
 from side_by_side import about, finish, parser
 
 from photozhpc.catalog import read_catalog
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, make_table, write_part
+from photozhpc.catalog.photoz_catalog import QUANTILE_LEVELS, make_table, write_part
 from photozhpc.survey import load_survey
 
 PART_LEN = 100_000
@@ -40,7 +40,7 @@ def write_catalogue(folder: Path, n_sources: int) -> None:
         shape = (n, len(survey.bands), len(survey.aperture_radii_arcsec))
         flux_NCR = rng.lognormal(4, 1, shape).astype(np.float32)
         photoz_N = rng.gamma(3, 0.4, n).astype(np.float32)
-        offset_Q = np.linspace(-0.3, 0.3, len(INTERVAL_LEVELS), dtype=np.float32)
+        offset_Q = np.linspace(-0.3, 0.3, len(QUANTILE_LEVELS), dtype=np.float32)
         table = make_table(
             survey,
             source_id_N=start + rng.permutation(n),

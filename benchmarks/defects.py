@@ -32,6 +32,7 @@ from photozhpc.catalog.predict import (
 )
 from photozhpc.files.disk import write_durably
 from photozhpc.model import load_checkpoint
+from photozhpc.model.density import LEVEL_Q
 from photozhpc.model.engine import make_engine
 from photozhpc.mosaic.defects import find_defects
 from photozhpc.store import CutoutStore, Measurements
@@ -76,14 +77,16 @@ class Sky:
     def estimate(self, cutout_NCSS: NDArray, measured: Measurements, rows_N: NDArray) -> dict:
         """Redshift, half of its 68% interval, and what tells of a fault, by name."""
         side = self.engine.side_pix
-        z_N, quantile_NQ, ood_N = self.engine.predict(cutout_NCSS, self.ebv_N[rows_N], measured)
+        prediction = self.engine.predict(cutout_NCSS, self.ebv_N[rows_N], measured)
+        z_N, ood_N = prediction.z_phot_N, prediction.ood_N
+        interval_N2 = prediction.quantile_NQ[:, [LEVEL_Q.index(0.16), LEVEL_Q.index(0.84)]]
         middle_NCSS = np.ascontiguousarray(_middle(cutout_NCSS, side))
         flags_N = photoz_flags(middle_NCSS, side, measured.flags_NC, z_N)
         more_N = image_flags(middle_NCSS, side, self.store.survey, self.comparison.limits_2C)
         return {
             "z": z_N,
-            "interval": quantile_NQ[:, 2:4],
-            "error": (quantile_NQ[:, 3] - quantile_NQ[:, 2]) / 2,
+            "interval": interval_N2,
+            "error": np.diff(interval_N2)[:, 0] / 2,
             "before": (ood_N > 1) | (flags_N != 0),
             "defect": (more_N & PhotozFlag.SHARP_DEFECT) != 0,
             "noise": (more_N & PhotozFlag.OTHER_NOISE) != 0,

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
     table = read_catalog(options.catalogue).to_pandas().set_index("source_id")
-    rows = galaxies(options.truth).join(table, how="inner", rsuffix="_catalogue")
+    rows = galaxies(options.truth).join(table, how="inner", suffixes=("", "_catalogue"))
     rows = rows[np.isfinite(rows["photoz"])]
     z_N = rows["z_true"].to_numpy()
     inside_LN = {

@@ -26,12 +26,11 @@ from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
 from sklearn.neighbors import NearestNeighbors
 
 from photozhpc.metrics import ks_uniform, point_metrics
-from photozhpc.model.density import cdf_at, cumulative, inverse_cdf, least_risk
+from photozhpc.model.density import LEVEL_Q, cdf_at, cumulative, inverse_cdf, least_risk
 from photozhpc.model.density_fit import smoothed
 from photozhpc.model.redshift_grid import grid_cells
 
 N_FOLDS = 3  # of the tuning
-LEVEL_Q = (0.005, 0.05, 0.16, 0.84, 0.95, 0.995)
 # Density of galaxies z from features x_out, of a model fitted to x, z; `seed` and settings follow.
 Fit = Callable[..., NDArray[np.float32]]
 
@@ -210,9 +209,10 @@ def _statistics(
     pit_M, crps_M = grid.pit(result.density_MK, z_M), grid.crps(result.density_MK, z_M)
     quantile_MQ = result.quantile_MQ
     inside = {}
-    for percent, low, i in ((68, 0.16, 2), (90, 0.05, 1), (99, 0.005, 0)):
+    for percent, low in ((68, 0.16), (90, 0.05), (99, 0.005)):
         if quantile_MQ.size:
-            inside[percent] = (quantile_MQ[:, i] <= z_M) & (z_M <= quantile_MQ[:, 5 - i])
+            low_M, high_M = (quantile_MQ[:, LEVEL_Q.index(level)] for level in (low, 1 - low))
+            inside[percent] = (low_M <= z_M) & (z_M <= high_M)
         else:
             inside[percent] = (pit_M > low) & (pit_M < 1 - low)
 

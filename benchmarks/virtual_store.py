@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from photozhpc.catalog import dispatch, predict, run
 from photozhpc.model.density import LEVEL_Q
+from photozhpc.model.prediction import Prediction
 from photozhpc.sources.read import Sources
 from photozhpc.store import CutoutStore
 from photozhpc.store.manifest import own_digest
@@ -64,7 +65,7 @@ class FreeEngine:
     def predict_pdf(self, cutout_NCSS, ebv_N, flux_NCR):
         n = len(cutout_NCSS)
         one = np.ones(n, np.float32)
-        return (one, np.ones((n, len(LEVEL_Q)), np.float32), one), None
+        return Prediction(one, one, one, np.ones((n, len(LEVEL_Q)), np.float32), one), None
 
 
 def create(path: Path, n_sources: int, tile_len: int, shard_len: int) -> CutoutStore:

@@ -29,7 +29,7 @@ except ImportError as error:
     ) from error
 
 from photozhpc.catalog.pdf import PdfPart
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
+from photozhpc.catalog.photoz_catalog import QUANTILE_LEVELS
 from photozhpc.catalog.predict import (
     compare_with_training,
     estimate_flags,
@@ -175,20 +175,24 @@ class PITAEstimator(CatEstimator):
                 flags_B = photoz_flags(cutout_BCSS, side, seen.flags_NC, prediction.z_phot_N)
                 survey, compared = self._store.survey, self._comparison
                 flags_B |= image_flags(cutout_BCSS, side, survey, compared.limits_2C)
-                flags_B |= estimate_flags(*prediction)
+                flags_B |= estimate_flags(
+                    prediction.z_phot_N, prediction.quantile_NQ, prediction.ood_N
+                )
                 star_B = probability_of_stars(seen, survey, compared.point_sources)
                 assert pdf_BP is not None  # the engine was made with pdf="grid"
                 blocks.append((*prediction, pdf_BP, flags_B, star_B))
-        photoz_N, quantile_NQ, ood_N, value_NP, flags_N, star_N = (
+        photoz_N, mean_N, mode_N, quantile_NQ, ood_N, value_NP, flags_N, star_N = (
             np.concatenate(column) for column in zip(*blocks, strict=True)
         )
         lost_N = ~np.isfinite(photoz_N)
         value_NP[lost_N] = 1 / pdf.z_max
-        levels = sorted(INTERVAL_LEVELS.values())
+        levels = sorted(QUANTILE_LEVELS.values())
         ancil = {
             **{name: data[name] for name in ("source_id", "ra", "dec")},
             "photoz": photoz_N,
-            **{name: quantile_NQ[:, levels.index(q)] for name, q in INTERVAL_LEVELS.items()},
+            "photoz_mean": mean_N,
+            "photoz_mode": mode_N,
+            **{name: quantile_NQ[:, levels.index(q)] for name, q in QUANTILE_LEVELS.items()},
             "photoz_ood": ood_N,
             "photoz_flags": flags_N,
             "star_probability": star_N,

@@ -38,13 +38,17 @@ from photozhpc.catalog.votable import with_votable
 from photozhpc.errors import CatalogError, did_you_mean
 from photozhpc.survey import Survey
 
-SCHEMA_VERSION = 4  # 2: intervals and photoz_ood; 3: Kron fluxes; 4: star_probability
+# 2: intervals and photoz_ood; 3: Kron fluxes; 4: star_probability; 5: mean, median, mode, 95%
+SCHEMA_VERSION = 5
 # Column -> quantile, in the order of the columns. The levels are those of model/density.py.
-INTERVAL_LEVELS = {
+QUANTILE_LEVELS = {
+    "photoz_median": 0.5,
     "photoz_low68": 0.16,
     "photoz_high68": 0.84,
     "photoz_low90": 0.05,
     "photoz_high90": 0.95,
+    "photoz_low95": 0.025,
+    "photoz_high95": 0.975,
     "photoz_low99": 0.005,
     "photoz_high99": 0.995,
 }
@@ -115,9 +119,23 @@ def catalog_schema(survey: Survey) -> pa.Schema:
         _field("dec", pa.float64(), "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
         _field("tile_id", pa.string(), "", "meta.id;obs.field", "tile it was measured on"),
         _field("photoz", pa.float32(), "", "src.redshift.phot", "photometric redshift"),
+        _field(
+            "photoz_mean",
+            pa.float32(),
+            "",
+            "src.redshift.phot;stat.mean",
+            "mean of the density of redshift",
+        ),
+        _field(
+            "photoz_mode",
+            pa.float32(),
+            "",
+            "src.redshift.phot",
+            "where the density of redshift is highest, before calibration",
+        ),
         *(
-            _field(name, pa.float32(), "", "stat.error;src.redshift.phot", _interval_text(name))
-            for name in INTERVAL_LEVELS
+            _field(name, pa.float32(), "", *_quantile_about(name, level))
+            for name, level in QUANTILE_LEVELS.items()
         ),
         _field(
             "photoz_ood",
@@ -186,6 +204,8 @@ def make_table(
     photoz_flags_N: NDArray[np.int32],
     flux_NCR: NDArray[np.float32],
     flux_err_NCR: NDArray[np.float32],
+    mean_N: NDArray[np.float32] | None = None,
+    mode_N: NDArray[np.float32] | None = None,
     kron_flux_NC: NDArray[np.float32] | None = None,
     kron_flux_err_NC: NDArray[np.float32] | None = None,
     star_probability_N: NDArray[np.float32] | None = None,
@@ -193,11 +213,10 @@ def make_table(
     """Return one row per source; numbers that are not finite become null.
 
     Args:
-        quantile_NQ: quantiles of the redshift at the levels of INTERVAL_LEVELS, ascending.
-        kron_flux_NC, kron_flux_err_NC, star_probability_N: None: not measured; null.
+        quantile_NQ: quantiles of the redshift at the levels of QUANTILE_LEVELS, ascending.
+        mean_N, mode_N, kron_flux_NC, kron_flux_err_NC, star_probability_N: None: null.
     """
-    if star_probability_N is None:
-        star_probability_N = np.full(len(source_id_N), np.nan, np.float32)
+    unknown_N = np.full(len(source_id_N), np.nan, np.float32)
     if kron_flux_NC is None or kron_flux_err_NC is None:
         kron_flux_NC = kron_flux_err_NC = np.full(flux_NCR.shape[:2], np.nan, np.float32)
     schema = catalog_schema(survey)
@@ -207,13 +226,17 @@ def make_table(
         "dec": dec_N,
         "tile_id": pa.array(tile_id_N, pa.string()),
         "photoz": _null_where_not_finite(photoz_N),
+        "photoz_mean": _null_where_not_finite(unknown_N if mean_N is None else mean_N),
+        "photoz_mode": _null_where_not_finite(unknown_N if mode_N is None else mode_N),
         **{
-            name: _null_where_not_finite(quantile_NQ[:, sorted(INTERVAL_LEVELS.values()).index(q)])
-            for name, q in INTERVAL_LEVELS.items()
+            name: _null_where_not_finite(quantile_NQ[:, sorted(QUANTILE_LEVELS.values()).index(q)])
+            for name, q in QUANTILE_LEVELS.items()
         },
         "photoz_ood": _null_where_not_finite(ood_N),
         "photoz_flags": photoz_flags_N.astype(np.int32),
-        "star_probability": _null_where_not_finite(star_probability_N),
+        "star_probability": _null_where_not_finite(
+            unknown_N if star_probability_N is None else star_probability_N
+        ),
     }
     for c, band in enumerate(survey.bands):
         for r, radius_arcsec in enumerate(survey.aperture_radii_arcsec):
@@ -430,9 +453,14 @@ def _field(name: str, kind: pa.DataType, unit: str, ucd: str, description: str) 
     return pa.field(name, kind, nullable=name not in _NEVER_NULL, metadata=metadata)
 
 
-def _interval_text(name: str) -> str:
-    side = "lower" if "low" in name else "upper"
-    return f"{side} end of the central {name[-2:]}% interval: quantile {INTERVAL_LEVELS[name]:g}"
+def _quantile_about(name: str, level: float) -> tuple[str, str]:
+    """Return the UCD and the description of a quantile."""
+    ucd = "src.redshift.phot;stat."
+    if level == 0.5:
+        return f"{ucd}median", "median of the density of redshift"
+    side = "lower" if level < 0.5 else "upper"
+    text = f"{side} end of the central {name[-2:]}% interval: quantile {level:g}"
+    return f"{ucd}{'min' if level < 0.5 else 'max'}", text
 
 
 _NEVER_NULL = ("source_id", "ra", "dec", "tile_id", "photoz_flags")

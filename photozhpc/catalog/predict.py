@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from photozhpc.catalog.pdf import check_part_and_pdf, make_pdf_table, pdf_path, write_pdf_part
 from photozhpc.catalog.photoz_catalog import (
-    INTERVAL_LEVELS,
     PhotozFlag,
     catalog_schema,
     make_table,
@@ -233,13 +232,13 @@ def _part_tables(
     store: CutoutStore | FluxTable, part: Part, engine: "AnyEngine", comparison: Comparison
 ) -> tuple[pa.Table, pa.Table | None]:
     """Return the rows of the catalogue, and those of p(z) if the engine gives it."""
+    from photozhpc.model.prediction import Prediction
+
     sources = _concatenated([store.read_sources(key) for key in part.shards])
     measured = _concatenated([store.read_measurements(key) for key in part.shards])
     if len(sources) != part.n_rows:
         raise StoreError(f"{store.path}: the store changed during the run; run infer again")
-    photoz_N = np.empty(part.n_rows, dtype=np.float32)
-    quantile_NQ = np.empty((part.n_rows, len(INTERVAL_LEVELS)), dtype=np.float32)
-    ood_N = np.empty(part.n_rows, dtype=np.float32)
+    whole = Prediction.unknown(part.n_rows)
     flags_N = np.empty(part.n_rows, dtype=np.int32)
     side = min(engine.side_pix, store.cutout_size)
     block_len = max(engine.batch_size, MIN_BLOCK_LEN)
@@ -248,18 +247,19 @@ def _part_tables(
     for rows, cutout_BCSS in _blocks(store, part, side, block_len):
         block = measured.take(rows)
         prediction, pdf_BP = engine.predict_pdf(cutout_BCSS, sources.ebv_N[rows], block)
-        photoz_N[rows], quantile_NQ[rows], ood_N[rows] = prediction
+        for column, values in zip(whole, prediction, strict=True):
+            column[rows] = values
         if pdf_BP is not None:
             value_NP[rows] = pdf_BP
         if side and isinstance(store, CutoutStore):
-            flags_N[rows] = photoz_flags(cutout_BCSS, side, block.flags_NC, photoz_N[rows])
+            flags_N[rows] = photoz_flags(cutout_BCSS, side, block.flags_NC, prediction.z_phot_N)
             flags_N[rows] |= image_flags(cutout_BCSS, side, store.survey, comparison.limits_2C)
         else:
-            flags_N[rows] = photometry_flags(block, photoz_N[rows])
-    flags_N |= estimate_flags(photoz_N, quantile_NQ, ood_N)
+            flags_N[rows] = photometry_flags(block, prediction.z_phot_N)
+    flags_N |= estimate_flags(whole.z_phot_N, whole.quantile_NQ, whole.ood_N)
     pdf_table = None
     if pdf is not None:
-        value_NP[~np.isfinite(photoz_N)] = np.nan
+        value_NP[~np.isfinite(whole.z_phot_N)] = np.nan
         pdf_table = make_pdf_table(pdf.form, pdf.axis_P, pdf.z_max, sources.source_id_N, value_NP)
     table = make_table(
         store.survey,
@@ -267,9 +267,11 @@ def _part_tables(
         ra_N=sources.ra_N,
         dec_N=sources.dec_N,
         tile_id_N=np.repeat([key.tile_id for key in part.shards], part.shard_lengths),
-        photoz_N=photoz_N,
-        quantile_NQ=quantile_NQ,
-        ood_N=ood_N,
+        photoz_N=whole.z_phot_N,
+        mean_N=whole.mean_N,
+        mode_N=whole.mode_N,
+        quantile_NQ=whole.quantile_NQ,
+        ood_N=whole.ood_N,
         photoz_flags_N=flags_N,
         flux_NCR=measured.flux_NCR,
         flux_err_NCR=measured.flux_err_NCR,

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
+from photozhpc.catalog.photoz_catalog import QUANTILE_LEVELS
 from photozhpc.errors import CatalogError
 from photozhpc.metrics import pit
 
-QUANTILES = sorted(INTERVAL_LEVELS, key=INTERVAL_LEVELS.__getitem__)
-LEVEL_Q = np.array([INTERVAL_LEVELS[name] for name in QUANTILES])
+QUANTILES = sorted(QUANTILE_LEVELS, key=QUANTILE_LEVELS.__getitem__)
+LEVEL_Q = np.array([QUANTILE_LEVELS[name] for name in QUANTILES])
 _APERTURE_ARCSEC = 0.4
 _FLUX = re.compile(r"aper(\d+)_(.+)_flux")
 _TOTAL_FLUX = re.compile(r"kron_(.+)_flux")

@@ -9,7 +9,7 @@ from typing import Any
 
 from photozhpc import __version__
 from photozhpc.catalog.notes import PART_FOLDER
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
+from photozhpc.catalog.photoz_catalog import QUANTILE_LEVELS
 from photozhpc.evaluation.evaluate import Estimate, Evaluation, Group
 from photozhpc.evaluation.figure_style import drawn, save_png_and_pdf
 from photozhpc.evaluation.figures import figures_of
@@ -61,7 +61,7 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
         "without_photoz": evaluation.n_without_photoz,
         "without_magnitude": evaluation.n_without_mag,
         "magnitude": {"band": evaluation.band, "from": evaluation.mag_origin},
-        "intervals": INTERVAL_LEVELS if evaluation.has_intervals else None,
+        "intervals": QUANTILE_LEVELS if evaluation.has_intervals else None,
         "global_gaussian": asdict(evaluation.gaussian),
         "shifted_gaussian": asdict(evaluation.shifted_gaussian),
         "overall": groups.pop("overall")[0],

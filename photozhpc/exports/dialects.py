@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
+from photozhpc.catalog.photoz_catalog import QUANTILE_LEVELS
 from photozhpc.catalog.votable import table_description, with_votable
 from photozhpc.errors import ConfigError, did_you_mean
 
@@ -63,6 +63,9 @@ DIALECTS: dict[str, Dialect | None] = {
             "ra": "coord_ra",
             "dec": "coord_dec",
             "photoz": "pita_z_best",
+            "photoz_mean": "pita_z_mean",
+            "photoz_median": "pita_z_median",
+            "photoz_mode": "pita_z_mode",
             "photoz_ood": "pita_z_ood",
             "photoz_flags": "pita_z_flags",
             "star_probability": "pita_z_star_probability",
@@ -77,6 +80,9 @@ DIALECTS: dict[str, Dialect | None] = {
             "ra": "right_ascension",
             "dec": "declination",
             "photoz": "phz_best",
+            "photoz_mean": "phz_mean",
+            "photoz_median": "phz_median",
+            "photoz_mode": "phz_mode_1",
             "photoz_ood": "phz_ood",
             "photoz_flags": "phz_flags",
             "star_probability": "phz_star_probability",
@@ -128,7 +134,7 @@ def translate(table: pa.Table, dialect: Dialect | None) -> pa.Table:
 
 def translated(name: str, dialect: Dialect) -> str:
     """Return a column's name in a dialect; a column that the dialect lacks keeps its name."""
-    if name in INTERVAL_LEVELS:
+    if QUANTILE_LEVELS.get(name, 0.5) != 0.5:  # an end of an interval
         return dialect.interval(name[len("photoz_") : -2], name[-2:])
     if match := _FLUX.fullmatch(name):
         radius_arcsec = None if match["kron"] else int(match["radius"]) / 10

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from photozhpc.catalog.notes import RunNotes
 from photozhpc.catalog.part_file import read_footer
 from photozhpc.catalog.pdf import PdfPart, pdf_parts, pdf_path, read_noted_pdf_part
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, catalog_parts, read_part
+from photozhpc.catalog.photoz_catalog import QUANTILE_LEVELS, catalog_parts, read_part
 from photozhpc.errors import CatalogError, ConfigError
 from photozhpc.exports.rows import Exported
 from photozhpc.files.disk import disk_error, replacing
@@ -25,8 +25,8 @@ from photozhpc.model.redshift_grid import redshift_grid
 
 SUFFIX = ".hdf5"  # qp and RAIL know the format by it
 _CHUNK_ROWS = 4096
-_ANCIL = (*("source_id", "ra", "dec", "photoz"), *INTERVAL_LEVELS, *("photoz_ood", "photoz_flags"))
-_FURTHER = ("star_probability",)  # older catalogues have none
+_ANCIL = ("source_id", "ra", "dec", "photoz", "photoz_ood", "photoz_flags")
+_FURTHER = ("photoz_mean", "photoz_mode", *QUANTILE_LEVELS, "star_probability")  # of later versions
 
 
 def export_qp(catalog: str | Path, out: str | Path) -> Exported:

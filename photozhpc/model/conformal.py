@@ -108,7 +108,7 @@ def level_table(
     Args:
         shape: labels that the smooth map is fitted to.
         conformal: others, for the quantiles of the mapped PIT.
-        level_Q: nominal probabilities, ascending: half of them below the median, half above.
+        level_Q: nominal probabilities, ascending.
     """
     smooth = fit_smooth_map(shape)
     mapped = Labels(
@@ -118,9 +118,10 @@ def level_table(
     )
     level_GQ = np.array([[conformal_level(mapped, b, level) for level in level_Q] for b in knot_G])
     # Each level has its own window; make outer intervals contain the inner ones.
-    half = len(level_Q) // 2
-    level_GQ[:, :half] = np.minimum.accumulate(level_GQ[:, half - 1 :: -1], axis=1)[:, ::-1]
-    level_GQ[:, half:] = np.maximum.accumulate(level_GQ[:, half:], axis=1)
+    lower = np.flatnonzero(np.array(level_Q) <= 0.5)[::-1]
+    upper = np.flatnonzero(np.array(level_Q) >= 0.5)
+    level_GQ[:, lower] = np.minimum.accumulate(level_GQ[:, lower], axis=1)
+    level_GQ[:, upper] = np.maximum.accumulate(level_GQ[:, upper], axis=1)
     return smooth.invert(level_GQ, knot_G[:, None])
 
 

@@ -7,19 +7,26 @@ to have this share of the labels below it (see model/calibrate.py).
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
 from photozhpc.model.mlp import MLP
 
-# Central intervals of 68, 90 and 99%: photoz_low99, low90, low68, high68, high90, high99.
-LEVEL_Q = (0.005, 0.05, 0.16, 0.84, 0.95, 0.995)
+# The ends of the central intervals of 68, 90, 95 and 99%, and the median.
+LEVEL_Q = (0.005, 0.025, 0.05, 0.16, 0.5, 0.84, 0.95, 0.975, 0.995)
+FIRST_LEVEL_Q = (0.005, 0.05, 0.16, 0.84, 0.95, 0.995)  # of model files that have only these
 N_KNOTS = 24  # brightnesses at which the calibration is tabulated
 # Probability that is spread evenly over all redshifts: a cumulative distribution that increases
 # everywhere can be inverted, also in its tails.
 FLOOR = 1e-3
+_EDGE = 1e-9  # levels are at least this far from 0 and 1, where probits are infinite
 RISK_WIDTH = 0.15  # of `least_risk`, from which errors count as outliers
 
 
@@ -59,6 +66,26 @@ class Calibration(nn.Module):
         quantile_BQ = torch.expm1(inverse_cdf(cdf_BE, level_BQ) * self.log1p_max)
         return quantile_BQ.cummax(dim=1).values  # expm1 need not be monotonic to the last bit
 
+    def mean(self, cdf_BE: Tensor, brightness_B: Tensor) -> Tensor:
+        """Return the mean redshift (B,) of the calibrated density."""
+        level_BQ = interpolate(brightness_B, self.knot_G, self.level_GQ)
+        level_BL = F.pad(F.pad(level_BQ, (1, 0)), (0, 1), value=1.0)
+        nominal_L = level_BL.new_tensor([0.0, *LEVEL_Q, 1.0])
+        mass_BK = calibrated(cdf_BE, level_BL, nominal_L).diff(dim=1)
+        position_K = (torch.arange(self.n_bins, device=cdf_BE.device) + 0.5) / self.n_bins
+        return mass_BK @ torch.expm1(position_K * self.log1p_max)
+
+    def mode(self, density_BK: Tensor) -> Tensor:
+        """Return the redshift (B,) where the density per unit of redshift is highest.
+
+        It is that of the uncalibrated density: the calibration has steps at its levels.
+        """
+        position_K = (torch.arange(self.n_bins, device=density_BK.device) + 0.5) / self.n_bins
+        per_z_BK = density_BK * torch.exp(-position_K * self.log1p_max)
+        at_B1 = per_z_BK.argmax(dim=1, keepdim=True).clamp(1, self.n_bins - 2)
+        position_B = (at_B1 + 0.5 + vertex(per_z_BK, at_B1)).squeeze(1) / self.n_bins
+        return torch.expm1(position_B * self.log1p_max)
+
     def median(self, cdf_BE: Tensor) -> Tensor:
         """Return the median redshift (B,) of the uncalibrated density."""
         half_B1 = torch.full_like(cdf_BE[:, :1], 0.5)
@@ -75,6 +102,14 @@ class Calibration(nn.Module):
         """
         distance_B = ((latent_BD - self.latent_mean_D) @ self.whitening_DD).norm(dim=1)
         return distance_B / self.usual_distance
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        key = f"{prefix}level_GQ"
+        level_GQ = state_dict.get(key)
+        if level_GQ is not None and level_GQ.shape[1:] == (len(FIRST_LEVEL_Q),):
+            levels = levels_between(level_GQ.cpu().double().numpy(), FIRST_LEVEL_Q, LEVEL_Q)
+            state_dict[key] = torch.from_numpy(levels).to(level_GQ)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class Uncertainty(Calibration):
@@ -157,11 +192,15 @@ def least_risk(density_BK: Tensor, z_max: float) -> Tensor:
     loss_KG = 1 - 1 / (1 + (dz_KG / RISK_WIDTH).square())
     risk_BG = density_BK.double() @ loss_KG
     at_B1 = risk_BG.argmin(dim=1, keepdim=True).clamp(1, n_bins - 2)
-    left_B1, best_B1, right_B1 = (risk_BG.gather(1, at_B1 + step) for step in (-1, 0, 1))
-    # The vertex of the parabola through three points.
-    bend_B1 = (left_B1 - 2 * best_B1 + right_B1).clamp(min=1e-12)
-    shift_B1 = ((left_B1 - right_B1) / (2 * bend_B1)).clamp(-1, 1)
+    shift_B1 = vertex(-risk_BG, at_B1)
     return torch.expm1((at_B1 + 0.5 + shift_B1).squeeze(1) / n_bins * log1p_max).float()
+
+
+def vertex(value_BK: Tensor, at_B1: Tensor) -> Tensor:
+    """Return where the parabola through a value and its neighbours is highest, -1 to 1 bins."""
+    left_B1, best_B1, right_B1 = (value_BK.gather(1, at_B1 + step) for step in (-1, 0, 1))
+    bend_B1 = (2 * best_B1 - left_B1 - right_B1).clamp(min=1e-12)
+    return ((right_B1 - left_B1) / (2 * bend_B1)).clamp(-1, 1)
 
 
 def pooled(density_BK: Tensor, expert_BK: Tensor, share: Tensor | float) -> Tensor:
@@ -203,6 +242,39 @@ def inverse_cdf(cdf_BE: Tensor, level_BQ: Tensor) -> Tensor:
     bin_BQ = bin_BQ.clamp(0, n_bins - 1)
     low_BQ, high_BQ = cdf_BE.gather(1, bin_BQ), cdf_BE.gather(1, bin_BQ + 1)
     return (bin_BQ + ((level_BQ - low_BQ) / (high_BQ - low_BQ)).clamp(0, 1)) / n_bins
+
+
+def calibrated(cdf_BE: Tensor, level_BL: Tensor, nominal_L: Tensor) -> Tensor:
+    """Return the calibrated cumulative distribution (B, E) where the raw one is cdf_BE.
+
+    Args:
+        level_BL: levels of the raw distribution at which the calibrated one is nominal_L, 0 to 1;
+            it is linear between them.
+    """
+    right_BE = torch.searchsorted(level_BL.contiguous(), cdf_BE, right=True)
+    right_BE = right_BE.clamp(1, level_BL.shape[1] - 1)
+    low_BE, high_BE = level_BL.gather(1, right_BE - 1), level_BL.gather(1, right_BE)
+    share_BE = ((cdf_BE - low_BE) / (high_BE - low_BE).clamp(min=1e-12)).clamp(0, 1)
+    left_BE = nominal_L[right_BE - 1]
+    cdf_BE = left_BE + share_BE * (nominal_L[right_BE] - left_BE)
+    # The whole distribution lies between the first and the last, also where a level is 0 or 1.
+    first_B1, last_B1 = torch.zeros_like(cdf_BE[:, :1]), torch.ones_like(cdf_BE[:, :1])
+    return torch.cat([first_B1, cdf_BE[:, 1:-1], last_B1], dim=1).cummax(dim=1).values
+
+
+def levels_between(
+    level_GQ: NDArray[np.float64], nominal_Q: Sequence[float], nominal_P: Sequence[float]
+) -> NDArray[np.float64]:
+    """Return level_GP, the raw levels of nominal_P, from those of nominal_Q.
+
+    Linear in probits, like `conformal.SmoothMap`, which shaped them; at nominal_Q they are
+    level_GQ.
+    """
+    probit_P, probit_Q = ndtri(nominal_P), ndtri(nominal_Q)
+    raw_GQ = ndtri(np.clip(level_GQ, _EDGE, 1 - _EDGE))
+    level_GP = ndtr(np.array([np.interp(probit_P, probit_Q, raw_Q) for raw_Q in raw_GQ]))
+    level_GP[:, np.searchsorted(nominal_P, nominal_Q)] = level_GQ
+    return level_GP
 
 
 def interpolate(x_B: Tensor, knot_G: Tensor, value_GQ: Tensor) -> Tensor:

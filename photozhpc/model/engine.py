@@ -13,7 +13,6 @@ from photozhpc.errors import CheckpointError, ConfigError
 from photozhpc.model.augment import centre_crop
 from photozhpc.model.checkpoint import Checkpoint
 from photozhpc.model.compiled import compiled_forward
-from photozhpc.model.density import LEVEL_Q
 from photozhpc.model.forward import Forward
 from photozhpc.model.pdf import INTERVAL_INDEX, CalibratedPdf, PdfForm
 from photozhpc.model.photometry import FluxInput, PhotometryModel
@@ -135,11 +134,7 @@ class Engine:
             inputs += self.fluxes(measured)
         n = len(cutout_NCSS)
         unusable_N = ~usable(cutout_NCSS, self.side_pix)
-        prediction = Prediction(
-            np.empty(n, np.float32),
-            np.empty((n, len(LEVEL_Q)), np.float32),
-            np.empty(n, np.float32),
-        )
+        prediction = Prediction.unknown(n)
         pdf = self.pdf
         pdf_NP = None if pdf is None else np.empty((n, len(pdf.axis_P)), np.float32)
         columns = [*prediction] if pdf_NP is None else [*prediction, pdf_NP]
@@ -207,12 +202,8 @@ class PhotometryMLPEngine:
             ebv_N: Galactic E(B-V), magnitudes.
         """
         flux_NC = measured.flux_NCR[:, :, self.aperture]
-        n = len(flux_NC)
-        return Prediction(
-            self.model.predict(flux_NC, ebv_N),
-            np.full((n, len(LEVEL_Q)), np.nan, np.float32),
-            np.full(n, np.nan, np.float32),
-        )
+        unknown = Prediction.unknown(len(flux_NC))
+        return unknown._replace(z_phot_N=self.model.predict(flux_NC, ebv_N))
 
     def predict_pdf(
         self, cutout_NCSS: NDArray, ebv_N: NDArray, measured: Measurements

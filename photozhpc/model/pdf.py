@@ -1,9 +1,8 @@
 """p(z) of sources: the density behind the catalogue's intervals, as quantiles or on a grid.
 
-The calibration gives the level of the density at which to read each of the catalogue's six
-quantiles (model/density.py). Between the six, the level is linear in probits, like the smooth map
-that shaped it (`conformal.SmoothMap`). The result is one calibrated distribution, and the
-intervals are part of it.
+The calibration gives the level of the density at which to read each of the catalogue's quantiles
+(model/density.py). Between them, the level is linear in probits. The result is one calibrated
+distribution, and the intervals are part of it.
 """
 
 import math
@@ -12,20 +11,25 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
-from photozhpc.model.density import LEVEL_Q, Calibration, interpolate, inverse_cdf
+from photozhpc.model.density import (
+    LEVEL_Q,
+    Calibration,
+    calibrated,
+    interpolate,
+    inverse_cdf,
+    levels_between,
+)
 from photozhpc.model.redshift_grid import grid_cells, redshift_grid
 
 PdfForm = Literal["quantiles", "grid"]
 # The levels of the catalogue's intervals, and others that resolve the shape.
 PDF_LEVELS = (
-    *(0.005, 0.01, 0.02, 0.05, 0.1, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
-    *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.84, 0.9, 0.95, 0.98, 0.99, 0.995),
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
+    *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.84, 0.9, 0.95, 0.975, 0.99, 0.995),
 )
 INTERVAL_INDEX = tuple(PDF_LEVELS.index(level) for level in LEVEL_Q)
-_EDGE = 1e-9  # levels are at least this far from 0 and 1, where probits are infinite
 
 
 class CalibratedPdf(nn.Module):
@@ -54,7 +58,8 @@ class CalibratedPdf(nn.Module):
         self.log1p_max = calibration.log1p_max
         self.z_max = round(math.expm1(calibration.log1p_max), 12)  # 4, not 3.9999999999999996
         self.axis_P = np.array(PDF_LEVELS)
-        level_GP = levels_between(calibration.level_GQ.cpu().double().numpy())
+        level_GQ = calibration.level_GQ.cpu().double().numpy()
+        level_GP = levels_between(level_GQ, LEVEL_Q, PDF_LEVELS)
         if form == "grid":
             level_GP = np.pad(level_GP, ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1)))
             self.axis_P = redshift_grid(self.z_max)
@@ -82,31 +87,6 @@ class CalibratedPdf(nn.Module):
         if self.form == "quantiles":
             quantile_BP = torch.expm1(inverse_cdf(cdf_BE, level_BP) * self.log1p_max)
             return quantile_BP.cummax(dim=1).values  # as Uncertainty.quantiles
-        return self.calibrated(cdf_BE, level_BP).diff(dim=1) / self.width_P
-
-    def calibrated(self, cdf_BE: Tensor, level_BL: Tensor) -> Tensor:
-        """Return the calibrated cumulative distribution at the borders of the grid's cells.
-
-        Args:
-            level_BL: levels of `cdf_BE` at which the calibrated distribution is `calibrated_L`.
-        """
         low_BE, high_BE = cdf_BE[:, self.bin_E], cdf_BE[:, self.bin_E + 1]
-        raw_BE = low_BE + self.share_E * (high_BE - low_BE)
-        right_BE = torch.searchsorted(level_BL.contiguous(), raw_BE, right=True)
-        right_BE = right_BE.clamp(1, level_BL.shape[1] - 1)
-        low_BE, high_BE = level_BL.gather(1, right_BE - 1), level_BL.gather(1, right_BE)
-        share_BE = ((raw_BE - low_BE) / (high_BE - low_BE).clamp(min=1e-12)).clamp(0, 1)
-        left_BE = self.calibrated_L[right_BE - 1]
-        cdf_BE = left_BE + share_BE * (self.calibrated_L[right_BE] - left_BE)
-        # The whole distribution lies on the grid, also where a level is 0 or 1.
-        first_B1, last_B1 = torch.zeros_like(cdf_BE[:, :1]), torch.ones_like(cdf_BE[:, :1])
-        return torch.cat([first_B1, cdf_BE[:, 1:-1], last_B1], dim=1).cummax(dim=1).values
-
-
-def levels_between(level_GQ: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return level_GP, the levels at which to read PDF_LEVELS; at LEVEL_Q they are `level_GQ`."""
-    probit_P, nominal_Q = ndtri(PDF_LEVELS), ndtri(LEVEL_Q)
-    probit_GQ = ndtri(np.clip(level_GQ, _EDGE, 1 - _EDGE))
-    level_GP = ndtr(np.array([np.interp(probit_P, nominal_Q, probit_Q) for probit_Q in probit_GQ]))
-    level_GP[:, list(INTERVAL_INDEX)] = level_GQ
-    return level_GP
+        border_BE = low_BE + self.share_E * (high_BE - low_BE)
+        return calibrated(border_BE, level_BP, self.calibrated_L).diff(dim=1) / self.width_P

@@ -66,8 +66,8 @@ class PhotometryModel(nn.Module):
         flux_err_BCR: Tensor,
         ebv_B: Tensor,
         pdf: CalibratedPdf | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return z_phot_B, quantile_BQ, ood_B and p(z).
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Return z_phot_B, mean_B, mode_B, quantile_BQ, ood_B (see `pita.Estimate`) and p(z).
 
         Of a source that lacks a flux which every training source has, ood_B is at least
         UNUSUAL_OOD: its interval is not to be trusted.
@@ -89,6 +89,8 @@ class PhotometryModel(nn.Module):
         lacks_B = self.expert.features.lacks_usual(flux_BCR)
         return (
             z_phot_B,
+            self.calibration.mean(cdf_BE, brightness_B),
+            self.calibration.mode(density_BK),
             self.calibration.quantiles(cdf_BE, brightness_B),
             ood_B.where(~lacks_B, ood_B.clamp(min=UNUSUAL_OOD)),
             None if pdf is None else pdf(cdf_BE, brightness_B),

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from photozhpc.model.density import LEVEL_Q
 from photozhpc.model.pdf import CalibratedPdf, PdfForm
 from photozhpc.model.photometry import FluxInput, PhotometryModel, enough_bands
 from photozhpc.model.prediction import Prediction
@@ -50,11 +49,7 @@ class PhotometryEngine:
         """
         flux_NCR, err_NCR = self.input(measured)
         n = len(flux_NCR)
-        prediction = Prediction(
-            np.empty(n, np.float32),
-            np.empty((n, len(LEVEL_Q)), np.float32),
-            np.empty(n, np.float32),
-        )
+        prediction = Prediction.unknown(n)
         pdf_NP = None
         if self.pdf is not None:
             pdf_NP = np.empty((n, len(self.pdf.axis_P)), np.float32)

@@ -58,11 +58,14 @@ class Estimate(NamedTuple):
     """The results of inference for B images; NaN where the model does not give them.
 
     Attributes:
+        mean_B, mode_B: of the density, see `Calibration`.
         quantile_BQ: redshifts below which the truth lies with probability density.LEVEL_Q.
         ood_B: distance to the training images, 1 = their 99th percentile.
     """
 
     z_phot_B: Tensor
+    mean_B: Tensor
+    mode_B: Tensor
     quantile_BQ: Tensor
     ood_B: Tensor
 
@@ -197,13 +200,15 @@ class PITA(nn.Module):
             if self.uncertainty is None:
                 nan_B = torch.full_like(latent_BD[:, 0], torch.nan)
                 nan_BQ = nan_B[:, None].expand(-1, len(LEVEL_Q))
-                return Estimate(self.redshift(input_BF), nan_BQ, nan_B), None
+                return Estimate(self.redshift(input_BF), nan_B, nan_B, nan_BQ, nan_B), None
             density_BK = self.density(input_BF, self.expert_density(fluxes))
             cdf_BE, brightness_B = cumulative(density_BK), self.brightness(linear_BCHW)
             estimate = Estimate(
                 self.redshift(input_BF)
                 if point_estimate == "heads"
                 else self.point(density_BK, cdf_BE, point_estimate),
+                self.uncertainty.mean(cdf_BE, brightness_B),
+                self.uncertainty.mode(density_BK),
                 self.uncertainty.quantiles(cdf_BE, brightness_B),
                 self.uncertainty.ood(latent_BD),
             )

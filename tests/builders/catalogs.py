@@ -64,7 +64,7 @@ def write_catalogue(folder: Path) -> Path:
             dec_N=dec_N,
             tile_id_N=np.full(n, f"tile-{'x' * index}"),
             photoz_N=photoz_N,
-            quantile_NQ=photoz_N[:, None] + np.linspace(-0.3, 0.3, 6, dtype=np.float32),
+            quantile_NQ=photoz_N[:, None] + np.linspace(-0.3, 0.3, 9, dtype=np.float32),
             ood_N=np.full(n, 0.5, np.float32),
             photoz_flags_N=np.where(np.isnan(photoz_N), 8, 0),
             flux_NCR=flux_NCR,

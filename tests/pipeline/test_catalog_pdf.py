@@ -22,7 +22,7 @@ from builders.stores import SURVEY, make_store
 from photozhpc.catalog import read_catalog, read_pdf
 from photozhpc.catalog import run as run_module
 from photozhpc.catalog.pdf import make_pdf_table, read_pdf_part
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
+from photozhpc.catalog.photoz_catalog import QUANTILE_LEVELS
 from photozhpc.catalog.run import run_inference
 from photozhpc.catalog.verify import verify_catalog
 from photozhpc.cli import main
@@ -39,7 +39,7 @@ from photozhpc.model.redshift_grid import GRID_STEP, grid_cells, redshift_grid
 
 FORMS = ("quantiles", "grid")
 TILES = {"a": 150, "off-tile": 3}
-SIX = list(INTERVAL_INDEX)
+NINE = list(INTERVAL_INDEX)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def test_both_forms_agree_with_numpy(seed, kind):
     rng = np.random.default_rng(seed)
     n_bins, z_max = int(rng.integers(3, 200)), float(rng.uniform(0.5, 6))
     uncertainty = fitted(np.tile(LEVEL_Q, (24, 1)), n_bins, z_max)
-    level_GQ = np.sort(rng.uniform(0.001, 0.999, (24, 6)), axis=1)
+    level_GQ = np.sort(rng.uniform(0.001, 0.999, (24, len(LEVEL_Q))), axis=1)
     if kind == "ends":  # too few labels: the whole range of redshifts
-        level_GQ[:, 0], level_GQ[:, 5] = 0, 1
+        level_GQ[:, 0], level_GQ[:, -1] = 0, 1
     if kind == "ties":
         level_GQ[:, 1] = level_GQ[:, 0]
     uncertainty.level_GQ.copy_(torch.from_numpy(level_GQ))
@@ -103,7 +103,7 @@ def test_both_forms_agree_with_numpy(seed, kind):
     knot = rng.integers(0, 24, 5)
     brightness_B = uncertainty.knot_G[knot]
     quantile_BP = CalibratedPdf(uncertainty, "quantiles")(cdf_BE, brightness_B).numpy()
-    assert np.array_equal(quantile_BP[:, SIX], uncertainty.quantiles(cdf_BE, brightness_B).numpy())
+    assert np.array_equal(quantile_BP[:, NINE], uncertainty.quantiles(cdf_BE, brightness_B).numpy())
     assert (np.diff(quantile_BP, axis=1) >= 0).all()
     grid = CalibratedPdf(uncertainty, "grid")
     density_BP = grid(cdf_BE, brightness_B).numpy()
@@ -114,7 +114,7 @@ def test_both_forms_agree_with_numpy(seed, kind):
     for b in range(5):
         probit_Q = norm.ppf(np.clip(level_GQ[knot[b]], 1e-9, 1 - 1e-9))
         raw_P = norm.cdf(np.interp(norm.ppf(PDF_LEVELS), norm.ppf(LEVEL_Q), probit_Q))
-        raw_P[SIX] = level_GQ[knot[b]]
+        raw_P[NINE] = level_GQ[knot[b]]
         cdf_E = cdf_BE[b].double().numpy()
         expected = np.expm1(np.interp(raw_P, cdf_E, edge_E))
         # Where there is hardly any probability the last digit of a level is a step in redshift.
@@ -156,11 +156,11 @@ def test_p_of_z_lies_beside_the_catalogue_row_by_row(runs, form):
     assert 0 < lost.sum() < len(lost)
     assert np.array_equal(np.isnan(value_NP).all(axis=1), lost)
     assert np.isfinite(value_NP[~lost]).all()
-    columns = np.stack([table[name].to_numpy() for name in INTERVAL_LEVELS], axis=1)
-    by_level = columns[:, np.argsort(list(INTERVAL_LEVELS.values()))]
+    columns = np.stack([table[name].to_numpy() for name in QUANTILE_LEVELS], axis=1)
+    by_level = columns[:, np.argsort(list(QUANTILE_LEVELS.values()))]
     if form == "quantiles":
         assert last.axis_P.tolist() == list(PDF_LEVELS)
-        assert np.array_equal(value_NP[:, SIX], by_level, equal_nan=True)
+        assert np.array_equal(value_NP[:, NINE], by_level, equal_nan=True)
         assert (np.diff(value_NP[~lost], axis=1) >= 0).all()
         return
     assert (value_NP[~lost] >= 0).all()

@@ -22,7 +22,7 @@ from builders.stores import SHARD_LEN, SIZE, SURVEY, make_store
 from photozhpc.catalog import PhotozFlag, dispatch, read_catalog
 from photozhpc.catalog import run as run_module
 from photozhpc.catalog.notes import read_notes
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS
+from photozhpc.catalog.photoz_catalog import QUANTILE_LEVELS
 from photozhpc.catalog.predict import (
     check_fit,
     load_engine,
@@ -65,11 +65,13 @@ def test_the_catalogue_equals_a_plain_loop_over_the_store(store, checkpoint, und
     assert np.array_equal(table["source_id"].to_numpy(), np.concatenate(ids))
     assert table["tile_id"].to_pylist() == tiles
     photoz = table["photoz"].to_numpy()
-    z_phot, quantile, ood = map(np.concatenate, zip(*predictions, strict=True))
+    z_phot, mean, mode, quantile, ood = map(np.concatenate, zip(*predictions, strict=True))
     np.testing.assert_allclose(photoz, z_phot, rtol=2e-2, atol=2e-3)
-    columns = np.stack([table[name].to_numpy() for name in INTERVAL_LEVELS], axis=1)
-    by_level = columns[:, np.argsort(list(INTERVAL_LEVELS.values()))]
+    columns = np.stack([table[name].to_numpy() for name in QUANTILE_LEVELS], axis=1)
+    by_level = columns[:, np.argsort(list(QUANTILE_LEVELS.values()))]
     np.testing.assert_allclose(by_level, quantile, rtol=2e-2, atol=2e-3)
+    np.testing.assert_allclose(table["photoz_mean"].to_numpy(), mean, rtol=2e-2, atol=2e-3)
+    np.testing.assert_allclose(table["photoz_mode"].to_numpy(), mode, rtol=2e-2, atol=2e-3)
     np.testing.assert_allclose(table["photoz_ood"].to_numpy(), ood, rtol=2e-2, atol=2e-3)
     assert np.isfinite(columns[np.isfinite(photoz)]).all()
     assert (np.diff(by_level[np.isfinite(photoz)], axis=1) >= 0).all()

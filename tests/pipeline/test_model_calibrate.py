@@ -106,17 +106,20 @@ def test_only_the_uncertainty_changes_and_the_seed_settles_it(
 def test_a_calibrated_model_says_the_same_from_its_file(
     fitted, checkpoint: Path, small_store: CutoutStore
 ) -> None:
-    z_phot, quantile, ood = predict(checkpoint, small_store)
-    good = np.isfinite(z_phot)
+    found = predict(checkpoint, small_store)
+    good = np.isfinite(found.z_phot_N)
     assert good.sum() > 50
-    assert np.isfinite(quantile[good]).all()
-    assert np.isfinite(ood[good]).all()
-    assert (np.diff(quantile[good], axis=1) >= 0).all()
-    assert np.isnan(quantile[~good]).all()
+    for column in found:
+        assert np.isfinite(column[good]).all()
+        assert np.isnan(column[~good]).all()
+    quantile = found.quantile_NQ[good]
+    assert (np.diff(quantile, axis=1) >= 0).all()
+    assert ((quantile[:, 0] < found.mean_N[good]) & (found.mean_N[good] < quantile[:, -1])).all()
+    assert ((found.mode_N[good] > 0) & (found.mode_N[good] < 4)).all()
     engine = Engine(replace(load_checkpoint(checkpoint), model=fitted[0]), batch_size=64)
     key = small_store.shards()[0]
     direct = engine.predict(small_store.read_cutouts(key), small_store.read_sources(key).ebv_N)
-    for from_file, value in zip((z_phot, quantile, ood), direct, strict=True):
+    for from_file, value in zip(found, direct, strict=True):
         np.testing.assert_array_equal(from_file[: len(value)], value)
 
 

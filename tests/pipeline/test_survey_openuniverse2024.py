@@ -19,7 +19,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from photozhpc.catalog.photoz_catalog import (
-    INTERVAL_LEVELS,
+    QUANTILE_LEVELS,
     make_table,
     part_name,
     write_part,
@@ -216,7 +216,7 @@ def test_the_truth_is_joined_on_galaxy_id(
 ) -> None:
     known = truth.set_index("galaxy_id")["redshift"]
     (tmp_path / "catalog").mkdir()
-    levels = np.array(sorted(INTERVAL_LEVELS.values()))
+    levels = np.array(sorted(QUANTILE_LEVELS.values()))
     for number, key in enumerate(store.shards()):
         sources, measured = store.read_sources(key), store.read_measurements(key)
         z_N = known.loc[sources.source_id_N].to_numpy()

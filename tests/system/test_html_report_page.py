@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from builders.catalogs import ALONE
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, PhotozFlag
+from photozhpc.catalog.photoz_catalog import QUANTILE_LEVELS, PhotozFlag
 from photozhpc.catalog.run import run_inference
 from photozhpc.cli import main
 from photozhpc.evaluation.evaluate import Estimate
@@ -167,10 +167,10 @@ def test_the_stack_and_its_band_are_those_of_draws_from_the_pdfs(run, rows):
     scan = scan_catalog(sorted(run.glob("catalog/*.parquet")))
     mean, sigma = stacked_nz(scan)
     rng = np.random.default_rng(3)
-    names = sorted(INTERVAL_LEVELS, key=lambda name: INTERVAL_LEVELS[name])
+    names = sorted(QUANTILE_LEVELS, key=lambda name: QUANTILE_LEVELS[name])
     from scipy.stats import norm
 
-    knot = norm.ppf([INTERVAL_LEVELS[name] for name in names])
+    knot = norm.ppf([QUANTILE_LEVELS[name] for name in names])
     quantile = rows[names].dropna().to_numpy(np.float64)
     draws = []
     for _ in range(400):
@@ -266,7 +266,7 @@ def test_without_its_store_and_as_a_folder_of_parts(copy, tmp_path):
 @pytest.mark.parametrize("n", [1, 40])
 def test_no_redshift_at_all(copy, tmp_path, n):
     found = pq.read_table(next(copy.glob("catalog/*.parquet"))).slice(0, n)
-    for name in ("photoz", *INTERVAL_LEVELS, "photoz_ood"):
+    for name in ("photoz", *QUANTILE_LEVELS, "photoz_ood"):
         null = pa.nulls(len(found), pa.float32())
         found = found.set_column(found.schema.get_field_index(name), name, null)
     page = write_report(one_file(tmp_path / "null", found)).read_text("utf-8")
@@ -284,7 +284,7 @@ def test_one_row(copy, tmp_path):
 @pytest.mark.parametrize("z", [0.0, 20.0])
 def test_all_redshifts_alike(copy, tmp_path, z):
     found = pq.read_table(next(copy.glob("catalog/*.parquet")))
-    for name in ("photoz", *INTERVAL_LEVELS):
+    for name in ("photoz", *QUANTILE_LEVELS):
         same = pa.array(np.full(len(found), z, "f4"))
         found = found.set_column(found.schema.get_field_index(name), name, same)
     page = write_report(one_file(tmp_path / "same", found)).read_text("utf-8")

@@ -58,7 +58,7 @@ def make_run(out: Path, checkpoint: str = "one") -> Path:
             dec_N=rng.uniform(-90, 90, N),
             tile_id_N=np.full(N, "t"),
             photoz_N=photoz_N,
-            quantile_NQ=photoz_N[:, None] + np.linspace(-0.3, 0.3, 6, dtype=np.float32),
+            quantile_NQ=photoz_N[:, None] + np.linspace(-0.3, 0.3, 9, dtype=np.float32),
             ood_N=np.ones(N, np.float32),
             photoz_flags_N=np.zeros(N, np.int32),
             flux_NCR=flux_NCR.astype(np.float32),

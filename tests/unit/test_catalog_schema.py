@@ -17,7 +17,7 @@ from astropy.table import Table
 
 from photozhpc.catalog import PhotozFlag, catalog_schema, read_catalog
 from photozhpc.catalog.photoz_catalog import (
-    INTERVAL_LEVELS,
+    QUANTILE_LEVELS,
     check_part,
     flux_column,
     make_table,
@@ -48,7 +48,7 @@ def table(seed: int = 0) -> pa.Table:
         dec_N=rng.uniform(-90, 90, N),
         tile_id_N=np.full(N, "t"),
         photoz_N=photoz_N,
-        quantile_NQ=photoz_N[:, None] + np.linspace(-0.3, 0.3, 6, dtype=np.float32),
+        quantile_NQ=photoz_N[:, None] + np.linspace(-0.3, 0.3, 9, dtype=np.float32),
         ood_N=np.where(np.isnan(photoz_N), np.nan, 0.5).astype(np.float32),
         photoz_flags_N=np.where(np.isnan(photoz_N), 8, 0),
         flux_NCR=flux_NCR,
@@ -69,12 +69,14 @@ def part(tmp_path):
 def test_columns_are_those_of_the_roman_source_catalogue():
     names = catalog_schema(SURVEY).names
     assert names[:5] == ["source_id", "ra", "dec", "tile_id", "photoz"]
-    assert names[5:11] == [f"photoz_{side}{p}" for p in (68, 90, 99) for side in ("low", "high")]
-    assert names[11:14] == ["photoz_ood", "photoz_flags", "star_probability"]
-    assert names[14:16] == ["aper01_f062_flux", "aper01_f062_flux_err"]
+    assert names[5:8] == ["photoz_mean", "photoz_mode", "photoz_median"]
+    ends = [f"photoz_{side}{p}" for p in (68, 90, 95, 99) for side in ("low", "high")]
+    assert names[8:16] == ends
+    assert names[16:19] == ["photoz_ood", "photoz_flags", "star_probability"]
+    assert names[19:21] == ["aper01_f062_flux", "aper01_f062_flux_err"]
     assert names[-4:-2] == ["aper16_f158_flux", "aper16_f158_flux_err"]
     assert names[-2:] == ["kron_f158_flux", "kron_f158_flux_err"]
-    assert len(names) == 14 + 2 * 4 * (5 + 1)
+    assert len(names) == 19 + 2 * 4 * (5 + 1)
     types = {field.name: str(field.type) for field in catalog_schema(SURVEY)}
     assert types["source_id"] == "int64"
     assert types["ra"] == types["dec"] == "double"
@@ -84,15 +86,19 @@ def test_columns_are_those_of_the_roman_source_catalogue():
 def test_each_interval_column_holds_its_quantile():
     expected = {
         "photoz_low99": -0.3,
-        "photoz_low90": -0.18,
-        "photoz_low68": -0.06,
-        "photoz_high68": 0.06,
-        "photoz_high90": 0.18,
+        "photoz_low95": -0.225,
+        "photoz_low90": -0.15,
+        "photoz_low68": -0.075,
+        "photoz_median": 0.0,
+        "photoz_high68": 0.075,
+        "photoz_high90": 0.15,
+        "photoz_high95": 0.225,
         "photoz_high99": 0.3,
     }
     rows, schema = table(), catalog_schema(SURVEY)
-    assert tuple(sorted(INTERVAL_LEVELS.values())) == LEVEL_Q
-    levels = {"low99": "0.005", "low90": "0.05", "low68": "0.16", "high68": "0.84"}
+    assert tuple(sorted(QUANTILE_LEVELS.values())) == LEVEL_Q
+    levels = {"low99": "0.005", "low95": "0.025", "low90": "0.05", "low68": "0.16"}
+    levels |= {"high68": "0.84", "median": "median of"}
     for name, offset in expected.items():
         shift_N = rows[name].to_numpy() - rows["photoz"].to_numpy()
         np.testing.assert_allclose(shift_N[np.isfinite(shift_N)], offset, atol=1e-6)
@@ -149,11 +155,12 @@ def test_astropy_reads_units_and_ucds_from_the_votable(part):
     assert ucds["aper01_f158_flux_err"] == "stat.error;phot.flux;em.IR.H"
     assert ucds["kron_f158_flux"] == "phot.flux;em.IR.H"
     assert ucds["kron_f158_flux_err"] == "stat.error;phot.flux;em.IR.H"
-    assert ucds["photoz_low68"] == ucds["photoz_high99"] == "stat.error;src.redshift.phot"
+    assert ucds["photoz_low68"] == ucds["photoz_low99"] == "src.redshift.phot;stat.min"
+    assert ucds["photoz_high95"] == "src.redshift.phot;stat.max"
     assert [field.datatype for field in fields[:5]] == [
         *("long", "double", "double", "char", "float")
     ]
-    assert [field.datatype for field in fields[11:13]] == ["float", "int"]
+    assert [field.datatype for field in fields[16:18]] == ["float", "int"]
     flags = next(field.description for field in fields if field.name == "photoz_flags")
     assert all(f"{flag.value} {flag.name}" in flags for flag in PhotozFlag)
 

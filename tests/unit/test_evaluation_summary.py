@@ -65,7 +65,7 @@ def run(tmp_path) -> RunSummary:
             dec_N=np.zeros(n),
             tile_id_N=np.full(n, "t"),
             photoz_N=photoz_N[rows],
-            quantile_NQ=np.full((n, 6), np.nan, np.float32),
+            quantile_NQ=np.full((n, 9), np.nan, np.float32),
             ood_N=np.full(n, np.nan, np.float32),
             photoz_flags_N=np.zeros(n, np.int32),
             flux_NCR=flux_NCR[rows],

@@ -18,6 +18,7 @@ from photozhpc.model.conformal import (
     level_table,
 )
 from photozhpc.model.density import (
+    FIRST_LEVEL_Q,
     FLOOR,
     LEVEL_Q,
     N_KNOTS,
@@ -138,7 +139,7 @@ def test_conformal_levels_are_weighted_quantiles_of_the_nearest_labels(seed, n, 
     window = max(WINDOW_LABELS, round(n * WINDOW_SHARE), round(TAIL_LABELS / min(q, 1 - q)))
     near = np.argsort(np.abs(labels.brightness_N - 0.3))[:window]
     pit, weight = labels.pit_N[near], labels.weight_N[near]
-    if q > 0.5:
+    if q >= 0.5:
         expected = slow_upper_level(pit, weight, q)
     else:
         expected = 1 - slow_upper_level(1 - pit, weight, 1 - q)
@@ -154,11 +155,13 @@ def test_a_few_labels_give_intervals_that_are_too_wide_not_too_narrow() -> None:
             labels = Labels(rng.random(n) ** 2, np.zeros(n), np.ones(n))
             above.append([conformal_level(labels, 0.0, q) for q in LEVEL_Q])
         share = np.sqrt(np.array(above)).mean(axis=0)  # P(PIT < level) of PIT = u^2
-        assert (share[:3] <= np.array(LEVEL_Q[:3]) + 0.004).all()
-        assert (share[3:] >= np.array(LEVEL_Q[3:]) - 0.004).all()
+        assert (share[:4] <= np.array(LEVEL_Q[:4]) + 0.004).all()
+        assert (share[4:] >= np.array(LEVEL_Q[4:]) - 0.004).all()
     alone = level_table(*[Labels(np.array([0.4]), np.array([1.0]), np.ones(1))] * 2,
                         np.arange(3.0), LEVEL_Q)  # fmt: skip
-    assert (alone == [0, 0, 0, 1, 1, 1]).all()
+    assert (alone[:, :4] == 0).all()
+    assert (alone[:, 5:] == 1).all()
+    assert ((alone[:, 4] > 0) & (alone[:, 4] < 1)).all()
 
 
 def test_the_smooth_map_finds_the_distortion_it_is_made_of() -> None:
@@ -181,12 +184,14 @@ def test_the_smooth_map_finds_the_distortion_it_is_made_of() -> None:
 
 def coverage(pit: np.ndarray, level_NQ: np.ndarray) -> np.ndarray:
     return np.array(
-        [np.mean((pit > level_NQ[:, q]) & (pit < level_NQ[:, 5 - q])) for q in (2, 1, 0)]
+        [np.mean((pit > level_NQ[:, q]) & (pit < level_NQ[:, -1 - q])) for q in (3, 2, 0)]
     )
 
 
 def at_knots(table: np.ndarray, knot: np.ndarray, brightness: np.ndarray) -> np.ndarray:
-    return np.stack([np.interp(brightness, knot, table[:, q]) for q in range(6)], axis=1)
+    return np.stack(
+        [np.interp(brightness, knot, table[:, q]) for q in range(table.shape[1])], axis=1
+    )
 
 
 def test_weights_undo_the_selection_of_the_labels() -> None:
@@ -277,8 +282,8 @@ def test_intervals_hold_their_share_in_every_bin_where_raw_ones_do_not(synthetic
     raw = np.tile(LEVEL_Q, (len(new), 1))
     nominal, worst_raw = np.array([0.68, 0.90, 0.99]), 0.0
     inside = [
-        (known["z_new"] >= quantile[:, q]) & (known["z_new"] <= quantile[:, 5 - q])
-        for q in (2, 1, 0)
+        (known["z_new"] >= quantile[:, q]) & (known["z_new"] <= quantile[:, -1 - q])
+        for q in (3, 2, 0)
     ]
     assert np.abs(np.mean(inside, axis=1) - nominal).max() < 0.02
     for low in np.arange(-1, 1, 0.25):
@@ -360,3 +365,19 @@ def test_least_risk_is_in_the_most_probable_peak() -> None:
     risk_B = (density_BK.T * (1 - 1 / (1 + (dz_KB / 0.15) ** 2))).sum(axis=0)
     np.testing.assert_allclose(risk_B, least_B, rtol=2e-3)
     assert abs(found_B[0] - 0.5) < 0.05
+
+
+def test_a_model_file_with_fewer_levels_keeps_its_intervals() -> None:
+    """Of the intervals that were calibrated, none changes; the others are between them."""
+    first = [LEVEL_Q.index(level) for level in FIRST_LEVEL_Q]
+    old = {name: t.clone() for name, t in Uncertainty(5, 3, (8,), 2, 50, 6.0).state_dict().items()}
+    old["level_GQ"] = torch.rand(N_KNOTS, len(FIRST_LEVEL_Q)).sort(dim=1).values
+    uncertainty = Uncertainty(5, 3, (8,), 2, 50, 6.0)
+    uncertainty.load_state_dict(dict(old))
+    assert torch.equal(uncertainty.level_GQ[:, first], old["level_GQ"])
+    assert (uncertainty.level_GQ.diff(dim=1) >= 0).all()
+    even = torch.tensor(FIRST_LEVEL_Q).expand(N_KNOTS, -1)
+    uncertainty.load_state_dict(old | {"level_GQ": even})
+    torch.testing.assert_close(uncertainty.level_GQ, torch.tensor(LEVEL_Q).expand(N_KNOTS, -1))
+    uncertainty.load_state_dict(old | {"level_GQ": even * torch.nan})
+    assert uncertainty.level_GQ.isnan().all()

@@ -86,11 +86,11 @@ def test_the_estimate_is_each_step_in_numpy(stretch: str) -> None:
     uncertainty = network.uncertainty
     assert uncertainty is not None
     uncertainty.knot_G.copy_(torch.linspace(-1, 3, N_KNOTS))
-    uncertainty.level_GQ.copy_(torch.rand(N_KNOTS, 6).sort(dim=1).values)
+    uncertainty.level_GQ.copy_(torch.rand(N_KNOTS, len(LEVEL_Q)).sort(dim=1).values)
     uncertainty.usual_distance.fill_(2.0)
     image = 3 * torch.randn(5, 4, 32, 32)
     with torch.inference_mode():
-        z_phot, quantile, ood = network.estimate(image)
+        z_phot, mean, mode, quantile, ood = network.estimate(image)
         latent, signal = network.features(image)
         inputs = network.redshift_input(latent, signal)
         densities = [head(inputs).softmax(dim=1).double().numpy() for head in uncertainty.heads]
@@ -103,13 +103,19 @@ def test_the_estimate_is_each_step_in_numpy(stretch: str) -> None:
     edge = np.expm1(np.linspace(0, np.log1p(3.0), 31))
     for row in range(5):
         density = (1 - FLOOR) * np.mean([d[row] for d in densities], axis=0) + FLOOR / 30
-        cdf = np.concatenate([[0], np.cumsum(density)])
-        for q in range(6):
+        cdf, levels = np.concatenate([[0], np.cumsum(density)]), []
+        for q in range(len(LEVEL_Q)):
             level = np.interp(
                 brightness[row], uncertainty.knot_G.numpy(), uncertainty.level_GQ[:, q].numpy()
             )
             expected = np.expm1(np.interp(level, cdf, np.log1p(edge)))
             assert quantile[row, q].item() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+            levels.append(level)
+        middle = np.expm1((np.arange(30) + 0.5) / 30 * np.log1p(3.0))
+        mass = np.diff(np.interp(cdf, [0, *levels, 1], [0, *LEVEL_Q, 1]))
+        assert mean[row].item() == pytest.approx(mass @ middle, rel=1e-3)
+        best = np.argmax(density / (1 + middle))
+        assert edge[best] - 0.1 < mode[row].item() < edge[best + 1] + 0.1
     np.testing.assert_allclose(ood, np.linalg.norm(latent, axis=1) / 2, rtol=1e-5)
 
 
@@ -117,7 +123,7 @@ def test_heads_that_see_fluxes_are_pooled_with_the_expert() -> None:
     torch.manual_seed(4)
     network = PITA(POOLED).eval()
     network.expert_share.fill_(0.3)
-    network.uncertainty.level_GQ.copy_(torch.tensor(LEVEL_Q).expand(N_KNOTS, 6))
+    network.uncertainty.level_GQ.copy_(torch.tensor(LEVEL_Q).expand(N_KNOTS, len(LEVEL_Q)))
     network.uncertainty.usual_distance.fill_(1.0)
     image, fluxes = torch.randn(5, 4, 17, 17), fluxes_of(5)
     with torch.inference_mode():
@@ -228,9 +234,8 @@ def test_the_engine_is_prepare_then_the_model(model: PITA, tmp_path) -> None:
     cutout[4, 2] = np.nan
     cutout[5, :, :5] = np.nan
     ebv = rng.uniform(0, 0.1, 10)
-    z_phot, quantile, ood = Engine(checkpoint, batch_size=4, precision=torch.float32).predict(
-        cutout, ebv
-    )
+    engine = Engine(checkpoint, batch_size=4, precision=torch.float32)
+    found = engine.predict(cutout, ebv)
     image = prepare(
         torch.from_numpy(cutout),
         torch.from_numpy(ebv).float(),
@@ -241,10 +246,9 @@ def test_the_engine_is_prepare_then_the_model(model: PITA, tmp_path) -> None:
     )
     expected = model(image).z_phot_B.detach().numpy()
     expected[3:5] = np.nan
-    np.testing.assert_allclose(z_phot, expected, rtol=1e-4, atol=1e-5)
-    assert quantile.shape == (10, 6)
-    assert np.isnan(quantile).all()  # TINY has no density heads
-    assert np.isnan(ood).all()
+    np.testing.assert_allclose(found.z_phot_N, expected, rtol=1e-4, atol=1e-5)
+    assert found.quantile_NQ.shape == (10, len(LEVEL_Q))
+    assert all(np.isnan(column).all() for column in found[1:])  # TINY has no density heads
     assert usable(cutout, 32).tolist() == [True] * 3 + [False] * 2 + [True] * 5
     with pytest.raises(ConfigError, match="no CUDA device"):
         Engine(checkpoint, "cuda")

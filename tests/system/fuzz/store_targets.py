@@ -11,7 +11,7 @@ from harness import AS_IT_SAYS, REFUSED, Damage, Target, digest
 from mutate import mangle, mutate_json, mutate_jsonl
 
 from photozhpc.catalog import read_catalog
-from photozhpc.catalog.photoz_catalog import INTERVAL_LEVELS, make_table, write_part
+from photozhpc.catalog.photoz_catalog import QUANTILE_LEVELS, make_table, write_part
 from photozhpc.catalog.run_folder import ModelKey, RunFolder, append_line, note_part, plan_parts
 from photozhpc.catalog.status import describe, status_of
 from photozhpc.catalog.verify import verify_catalog
@@ -167,7 +167,7 @@ class Catalogue(Target):
                 dec_N=np.concatenate([s.dec_N for s in sources]),
                 tile_id_N=np.repeat([key.tile_id for key in part.shards], part.shard_lengths),
                 photoz_N=rng.uniform(0, 3, n).astype(np.float32),
-                quantile_NQ=np.ones((n, len(INTERVAL_LEVELS)), np.float32),
+                quantile_NQ=np.ones((n, len(QUANTILE_LEVELS)), np.float32),
                 ood_N=np.ones(n, np.float32),
                 photoz_flags_N=np.zeros(n, np.int32),
                 flux_NCR=np.concatenate([m.flux_NCR for m in measured]),
