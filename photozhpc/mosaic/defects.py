@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-MIN_SNR = 4.2  # of what is sharp
+MIN_SNR = 5.2  # of what is sharp
 MIN_EXCESS = 2.3  # of what no colour explains, in units of its error
-MAX_COLOUR = 2.5  # flux in one band over that of every other; a magnitude
+MAX_COLOUR = 2.1  # flux in one band over that of every other; 0.8 magnitudes
 # A galaxy's core may be peaked in one band and flat in another: there its light counts as well.
 SMOOTH_SHARE = 0.1
 # The sharpest PSF is that much narrower than the survey's: Gaussians approximate it.
