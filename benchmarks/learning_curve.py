@@ -1,14 +1,14 @@
-"""Does a training still improve? The weights of its epochs on an unseen sky.
+"""Would more epochs help? Finished runs of different lengths on an unseen sky.
 
-    python benchmarks/learning_curve.py --weights 'epochs/*.safetensors' --test STORE \
+    python benchmarks/learning_curve.py --runs RUN ... --test STORE \
         --truth 'SKY/*_truth.parquet' [--process-hours N] --save
 
-The files are copies of a run's last.safetensors, named by their epoch: the moving average of the
-weights, without the second expert, which is fitted at the end. The metrics are of all galaxies.
+Each run has its whole schedule of learning rates; an epoch in the middle of a longer one has not.
+Of each, last.safetensors is used: the moving average of the weights, without the second expert,
+which is fitted at the end. The metrics are of all galaxies.
 """
 
 import argparse
-import glob
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +30,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", required=True, help="glob of EPOCH.safetensors")
+    parser.add_argument("--runs", required=True, nargs="+", type=Path)
     parser.add_argument("--test", required=True)
     parser.add_argument("--truth", nargs="+", required=True)
-    parser.add_argument("--process-hours", type=float, help="that both stages took, by the clock")
+    parser.add_argument("--process-hours", type=float, help="of the longest, by the clock")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -42,8 +42,10 @@ def main() -> None:
     id_N = np.concatenate([store.read_sources(key).source_id_N for key in keys])
     z_N = galaxies(options.truth)["z_true"].reindex(id_N).to_numpy()
     epochs = {}
-    for path in sorted(map(Path, glob.glob(options.weights)), key=lambda path: int(path.stem)):
-        model = load_checkpoint(path).pita.eval()
+    for path in options.runs:
+        checkpoint = load_checkpoint(path / "last.safetensors")
+        model = checkpoint.pita.eval()
+        length = checkpoint.training["config"]["epochs"]
         pick = FluxInput(model.config.fluxes, store.survey)
         parts = []
         for key in keys:
@@ -55,12 +57,12 @@ def main() -> None:
         density_NK = np.concatenate(parts)
         kept_N = np.isfinite(z_N) & np.isfinite(density_NK[:, 0])
         metrics = point_metrics(z_N[kept_N], GRID.least_risk(density_NK[kept_N]))
-        epochs[path.stem] = {
+        epochs[length] = {
             "nmad": metrics.nmad,
             "outliers_percent": 100 * metrics.outlier_fraction,
             "crps": float(GRID.crps(density_NK[kept_N], z_N[kept_N]).mean()),
         }
-        print(path.stem, epochs[path.stem], flush=True)
+        print(length, epochs[length], flush=True)
     result = about("learning_curve", "torch", galaxies=int(kept_N.sum()))
     result |= {"process_hours": options.process_hours, "epochs": epochs}
     finish(result, options.save)

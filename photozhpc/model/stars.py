@@ -72,6 +72,8 @@ def find_point_sources(flux_NCR: NDArray, flux_err_NCR: NDArray) -> PointSources
     k_N, error_N = extension(flux_NCR, flux_err_NCR, found)
     share = 0.1
     measured_N = np.isfinite(k_N)
+    if not measured_N.any():
+        return None
     for _ in range(100):  # expectation maximisation
         p_N = _probability(k_N[measured_N], error_N[measured_N], share)
         share = float(np.clip(p_N.mean(), *_SHARES))
