@@ -1,6 +1,6 @@
 """How the engine's arithmetic changes the redshifts of the bundled model, on an unseen sky.
 
-    photozhpc simulate --survey roman-sim --out sky --tiles 16 --seed 4242
+    photozhpc simulate --survey roman-sim --out sky --tiles 20 --seed 7808
     photozhpc extract --survey roman-sim --mosaics sky --store store
     python benchmarks/bench_precision.py store 'sky/*_truth.parquet' [--save]
 

@@ -29,12 +29,12 @@ def throughput_section() -> str:
 
     if inference := load("inference"):
         if use := inference.get("utilisation"):
-            what = f"inference, disk to disk, {FIRST}"
+            what = "inference, disk to disk, bundled model"
             against = "the engine on images in memory"
             row(what + ", compiled", against, "0.90", use["compiled"]["utilisation"], "inference")
             row(what + ", eager", against, "0.90", use["eager"]["utilisation"], "inference")
         if "cold" in inference:
-            what = "inference, the same compiled, store not in the system's memory"
+            what = f"inference, compiled, {FIRST}, store not in the system's memory"
             row(
                 what,
                 "the engine on images in memory",
@@ -48,7 +48,7 @@ def throughput_section() -> str:
             row(what, "pita-z's scripts", "4.0", value, "inference")
         for name, threads in inference.get("forward", {}).items():
             if name.endswith("_threads"):
-                what = f"forward pass, {FIRST}, {name[0]} thread{'s' * (name[0] != '1')}"
+                what = f"forward pass, bundled model, {name[0]} thread{'s' * (name[0] != '1')}"
                 for kind in ("_compiled", ""):
                     value = threads[f"times_eager_float32{kind}"]
                     label = what + (", compiled" if kind else ", eager")
@@ -57,7 +57,7 @@ def throughput_section() -> str:
             peak = inference["memory"]["peak_mb"]
             sizes = " to ".join(f"{int(n):.0e}" for n in peak)
             row(
-                f"peak memory of a worker, {sizes} sources",
+                f"peak memory of a worker, {FIRST}, {sizes} sources",
                 "the smallest",
                 "1.05, 1500 MB",
                 f"{inference['memory']['largest_over_smallest']:.3f}, {max(peak.values()):.0f} MB",

@@ -1,6 +1,10 @@
 """Finds the mosaics of a survey, tile by tile, and checks that they suit it."""
 
 import os
+import re
+from collections.abc import Collection
+from dataclasses import replace
+from itertools import takewhile
 
 from photozhpc.errors import MosaicError
 from photozhpc.files.objects import AnyPath, is_remote, list_files, location
@@ -83,9 +87,40 @@ def find_mosaics(
         raise MosaicError(
             f"{where}: none of {len(files)} file names matches survey '{survey.name}' "
             f"({' or '.join(names_of(survey.mosaic_pattern))}, bands "
-            f"{' '.join(survey.band_names)}); choose another --survey, or correct mosaic_pattern"
+            f"{' '.join(survey.band_names)}); choose another --survey, or correct "
+            f"mosaic_pattern{_suggestion([file.name for file in without_siblings(files)], survey)}"
         )
     return tile_mosaics
+
+
+def _suggestion(names: list[str], survey: Survey) -> str:
+    """Return ': "PATTERN" would match N files' for names with a band in them; "" if none fits.
+
+    Where the names differ, but for the band, is the tile.
+    """
+    bands = sorted([*survey.band_names, *survey.band_aliases], key=len, reverse=True)
+    band = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, bands))})(?![^\W_])", re.IGNORECASE)
+    masked = {band.sub("{band}", name) for name in names if len(band.findall(name)) == 1}
+    if not masked:
+        return ""
+    start = _same(masked)
+    end = _same([name[: len(start) - 1 : -1] if start else name[::-1] for name in masked])[::-1]
+    pattern = start
+    if len(masked) > 1:  # whole words: sim0020 and sim0021 differ by more than a digit
+        start, end = re.sub(r"[^\W_]*$", "", start), re.sub(r"^[^\W_]*", "", end)
+        pattern = f"{start}{{tile}}{end}"
+    try:
+        better = replace(survey, mosaic_pattern=pattern)
+    except ValueError:
+        return ""
+    n = sum(better.match_mosaic(name) is not None for name in names)
+    return f': "{pattern}" would match {n} of them' if n and pattern.count("{band}") == 1 else ""
+
+
+def _same(names: Collection[str]) -> str:
+    """Return with what all names begin."""
+    places = takewhile(lambda place: len(set(place)) == 1, zip(*names, strict=False))
+    return "".join(place[0] for place in places)
 
 
 def check_pixel_scale(tile_id: str, pixel_scale_arcsec: float, survey: Survey) -> None:

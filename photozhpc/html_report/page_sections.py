@@ -164,8 +164,8 @@ def redshifts(scan: CatalogScan, accuracy: Accuracy) -> list[Plot]:
         )
         caption += (
             f" Blue: the sum of the PDFs of {chosen} {scan.n_intervals:,} sources with intervals; "
-            f"a PDF goes through the nine quantiles, linear in the probit of the level. The band is "
-            f"the scatter (1σ) of the counts if each redshift were drawn independently from its "
+            f"a PDF goes through the nine quantiles, linear in the probit of the level. The band "
+            f"is the scatter (1σ) of the counts if each redshift were drawn independently from its "
             f"own PDF, without cosmic variance and errors of the model."
         )
     else:

@@ -1,6 +1,7 @@
 """Mosaics to a store: every source once, on the right tile, with the right pixels."""
 
 import io
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +204,32 @@ def test_what_is_not_there_is_named(small_sky: Path, tmp_path: Path) -> None:
         find_mosaics(small_sky, load_survey("candels"))
     with pytest.raises(SourceListError, match="pass --sources"):
         find_source_lists(tmp_path, SURVEY)
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["cosmos_F160W_sci.fits", "cosmos_f125w_sci.fits"], "cosmos_{band}_sci.fits"),
+        (["t1-f160w.fits", "t1-f125w.fits", "t22-f160w.fits"], "{tile}-{band}.fits"),
+        (["a_f160w_x_01.fits", "a_f160w_x_02.fits", "readme"], "a_{band}_x_{tile}.fits"),
+        (["f160w/deep", "g_f125w.fits", "g_f125w_wht.fits"], "g_{band}.fits"),
+        (["image1.fits", "image2.fits"], None),
+        (["f160w_1.fits", "2_f160w.fits"], None),
+        (["sub{a}_f160w.fits"], None),
+    ],
+)
+def test_a_pattern_is_suggested_where_none_matches(
+    names: list[str], pattern: str | None, tmp_path: Path
+) -> None:
+    survey = replace(load_survey("candels"), mosaic_pattern="other_{tile}_{band}.fits")
+    for name in names:
+        (tmp_path / name.replace("/", "")).write_bytes(b"")
+    with pytest.raises(MosaicError, match="choose another --survey") as error:
+        find_mosaics(tmp_path, survey)
+    found = re.search(r'mosaic_pattern: "(.*)" would match \d of them$', str(error.value))
+    assert (found and found[1]) == pattern
+    if pattern is not None:
+        assert find_mosaics(tmp_path, replace(survey, mosaic_pattern=pattern))
 
 
 def test_rounding_steps_are_powers_of_two_below_two_hundredths_of_the_noise() -> None:
