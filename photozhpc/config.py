@@ -104,7 +104,10 @@ def _on_base(
     if not isinstance(base, str):
         raise ConfigError(f"{where}: base: expected a name or a path, got {_shown(base)}")
     bundled = bundled_configs(*KINDS)
-    below = bundled[base] if base in bundled else folder / config_path(base, *KINDS)
+    try:
+        below = bundled[base] if base in bundled else folder / config_path(base, *KINDS)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: base: {error}") from None
     if below.resolve() in above:
         raise ConfigError(f"{where}: base: '{base}' is based on this file")
     return _merged(_load_yaml(below, above), document)

@@ -12,6 +12,7 @@ import torch
 from builders.models import noise_images, tiny_checkpoint
 from photozhpc.model import compiled as compiled_module
 from photozhpc.model import load_checkpoint
+from photozhpc.model.density import LEVEL_Q
 from photozhpc.model.engine import Engine
 
 
@@ -40,12 +41,13 @@ def test_compiled_code_is_made_once_and_gives_the_same(model_file, images, compi
     assert engine.is_compiled
     (package,) = compiler.glob("*.pt2")
     made_at = package.stat().st_mtime_ns
-    z_phot, quantile, ood = engine.predict(*images)
+    found = engine.predict(*images)
+    z_phot = found.z_phot_N
     np.testing.assert_allclose(z_phot, eager.z_phot_N, rtol=0.02, atol=0.01)
     assert np.isnan(z_phot[7])
-    assert quantile.shape == (150, 6)
-    assert np.isnan(quantile).all()  # the density heads were not fitted
-    assert np.isnan(ood).all()
+    assert found.quantile_NQ.shape == (150, len(LEVEL_Q))
+    assert np.isnan(found.quantile_NQ).all()  # the density heads were not fitted
+    assert np.isnan(found.ood_N).all()
     again = Engine(load_checkpoint(model_file), batch_size=64, compiled=True)
     np.testing.assert_array_equal(again.predict(*images).z_phot_N, z_phot)
     assert package.stat().st_mtime_ns == made_at

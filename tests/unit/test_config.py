@@ -274,6 +274,7 @@ def test_a_bundled_configuration_is_a_base_by_its_name(tmp_path) -> None:
     ("base", "words"),
     [
         ("[1]", "base: expected a name or a path"),
+        ("roman-sims", r"mine\.yaml: base: unknown configuration 'roman-sims'"),
         ("mine.yaml", "is based on this file"),
         ("other.yaml", "is based on this file"),
         ("gone.yaml", "gone.yaml: no such config file"),
