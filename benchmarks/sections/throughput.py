@@ -48,7 +48,7 @@ def throughput_section() -> str:
             row(what, "pita-z's scripts", "4.0", value, "inference")
         for name, threads in inference.get("forward", {}).items():
             if name.endswith("_threads"):
-                what = f"forward pass, bundled model, {name[0]} thread{'s' * (name[0] != '1')}"
+                what = f"forward pass, {FIRST}, {name[0]} thread{'s' * (name[0] != '1')}"
                 for kind in ("_compiled", ""):
                     value = threads[f"times_eager_float32{kind}"]
                     label = what + (", compiled" if kind else ", eager")
