@@ -42,6 +42,7 @@ class Calibration(nn.Module):
 
     knot_G: Tensor
     level_GQ: Tensor
+    nominal_L: Tensor
     latent_mean_D: Tensor
     whitening_DD: Tensor
     usual_distance: Tensor
@@ -52,6 +53,9 @@ class Calibration(nn.Module):
         self.log1p_max = math.log1p(z_max)
         self.register_buffer("knot_G", torch.linspace(0, 1, N_KNOTS))
         self.register_buffer("level_GQ", torch.full((N_KNOTS, len(LEVEL_Q)), torch.nan))
+        # On the CPU even for a model on the device "meta", because no file contains it.
+        nominal_L = torch.tensor([0.0, *LEVEL_Q, 1.0], device="cpu")
+        self.register_buffer("nominal_L", nominal_L, persistent=False)
         self.register_buffer("latent_mean_D", torch.zeros(n_latent))
         self.register_buffer("whitening_DD", torch.eye(n_latent))
         self.register_buffer("usual_distance", torch.tensor(torch.nan))
@@ -70,8 +74,7 @@ class Calibration(nn.Module):
         """Return the mean redshift (B,) of the calibrated density."""
         level_BQ = interpolate(brightness_B, self.knot_G, self.level_GQ)
         level_BL = F.pad(F.pad(level_BQ, (1, 0)), (0, 1), value=1.0)
-        nominal_L = level_BL.new_tensor([0.0, *LEVEL_Q, 1.0])
-        mass_BK = calibrated(cdf_BE, level_BL, nominal_L).diff(dim=1)
+        mass_BK = calibrated(cdf_BE, level_BL, self.nominal_L).diff(dim=1)
         position_K = (torch.arange(self.n_bins, device=cdf_BE.device) + 0.5) / self.n_bins
         return mass_BK @ torch.expm1(position_K * self.log1p_max)
 

@@ -49,6 +49,11 @@ def test_a_store_without_a_crowd_of_stars_gives_none():
     assert np.isnan(star_probability(flux_NCR, err_NCR, None)).all()
 
 
+def test_fluxes_without_errors_give_no_crowd():
+    flux_NCR, err_NCR = fluxes(400, 2000)[:2]
+    assert find_point_sources(flux_NCR, np.zeros_like(err_NCR)) is None
+
+
 def test_a_faint_source_has_the_share_of_stars_and_an_unmeasured_one_has_none():
     known = PointSources(tuple(RATIO), MIN_SCATTER, 0.05)
     flux_NCR, err_NCR = fluxes(4, 0)
